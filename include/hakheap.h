@@ -1,0 +1,396 @@
+/**
+ * @file hakheap.h
+ * @brief Embeddable, instance-based heaps: one `hak_heap_t` per subsystem, tenant or query.
+ *
+ * A heap owns its memory (2 MiB SuperSlabs) and its caches (magazines, one set per heap and CPU). Any
+ * thread may allocate from any heap at any time and any thread may free; no call needs a per-thread
+ * set-up, and nothing is left behind when a thread ends. A heap can be flushed, trimmed, measured, reset
+ * and destroyed on its own while the rest of the program runs. malloc is never replaced.
+ *
+ * **Errors.** Calls that return a pointer return NULL and set `errno`. Control calls return 0 or an errno
+ * value and leave `errno` alone, as do free, flush and trim. A call that is a bug of the caller (a foreign
+ * pointer, a double free, a block freed into the wrong heap) prints one line that begins with
+ * `hakheap: <CODE>:` on standard error and calls `abort()`. Where memory is refused, every existing block
+ * and all state are as they were.
+ *
+ * **Thread-safety.** Every function may be called from every thread at any time unless its description says
+ * otherwise. The one rule is that whoever destroys or resets a heap does so after every other call that
+ * names the heap or frees one of its blocks.
+ *
+ * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must not call
+ * this library.
+ *
+ * **Signals.** free never waits and may be called from a signal handler. malloc in a handler that has
+ * interrupted this library in the same thread may return NULL with `errno` EDEADLK; it never deadlocks.
+ */
+#ifndef HAKHEAP_H
+#define HAKHEAP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** Major version of this header. */
+#define HAK_VERSION_MAJOR 0
+/** Minor version of this header. */
+#define HAK_VERSION_MINOR 1
+/** Patch version of this header. */
+#define HAK_VERSION_PATCH 0
+/** The version of this header as one number: major * 10000 + minor * 100 + patch. */
+#define HAK_VERSION (HAK_VERSION_MAJOR * 10000 + HAK_VERSION_MINOR * 100 + HAK_VERSION_PATCH)
+
+/** @cond internal */
+#if defined(__GNUC__)
+#define HAK_API __attribute__((visibility("default")))
+#define HAK_NODISCARD __attribute__((warn_unused_result))
+#define HAK_MALLOC __attribute__((malloc))
+#define HAK_ALLOC_SIZE(...) __attribute__((alloc_size(__VA_ARGS__)))
+#define HAK_ALLOC_ALIGN(n) __attribute__((alloc_align(n)))
+#else
+#define HAK_API
+#define HAK_NODISCARD
+#define HAK_MALLOC
+#define HAK_ALLOC_SIZE(...)
+#define HAK_ALLOC_ALIGN(n)
+#endif
+/** @endcond */
+
+/** An instance heap. Created by hak_heap_create(), owned by the caller until hak_heap_destroy(). */
+typedef struct hak_heap hak_heap_t;
+
+/** How much a heap checks. Chosen at create; heaps of different levels live side by side. */
+typedef enum hak_level {
+    /** What the environment variable HAKHEAP_LEVEL names (fast, checked), else HAK_LEVEL_FAST. */
+    HAK_LEVEL_DEFAULT = 0,
+    /** Foreign, misaligned and wrong-heap pointers, and frees of memory already given back, are always caught. */
+    HAK_LEVEL_FAST = 1,
+    /** FAST, and every double free, write after free, interior pointer and wrong free_sized. */
+    HAK_LEVEL_CHECKED = 2,
+    /** Reserved: hak_heap_create() refuses it with ENOTSUP. */
+    HAK_LEVEL_HARDENED = 3
+} hak_level_t;
+
+/** What a heap is created with. Initialise with #HAK_HEAP_CONFIG_INIT, then set fields. */
+typedef struct hak_heap_config {
+    /** Size of this struct in bytes. Set by #HAK_HEAP_CONFIG_INIT. */
+    size_t struct_size;
+    /** Name used in every report and error line; copied, cut to 31 bytes. NULL: "unnamed". */
+    const char *name;
+    /** What to check on every call. */
+    hak_level_t level;
+    /** Must be 0. */
+    uint32_t flags;
+    /**
+     * Bytes that all of the heap's magazines (hot, spare and cold) together may hold free. 0: the environment
+     * variable HAKHEAP_CACHE_BYTES, else 4 MiB. At most 1 GiB.
+     */
+    size_t cache_bytes;
+    /**
+     * Bytes of freed large mappings that the heap may keep for reuse. 0: the environment variable
+     * HAKHEAP_LARGE_CACHE_BYTES, else 32 MiB. At most 64 GiB.
+     */
+    size_t large_cache_bytes;
+} hak_heap_config_t;
+
+/** A config of defaults, for this version of the struct. */
+#define HAK_HEAP_CONFIG_INIT {sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0}
+
+/**
+ * Creates a heap.
+ * @param config what to create, or NULL for defaults; read during the call only.
+ * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or value that this
+ *         version does not know), ENOTSUP (HAK_LEVEL_HARDENED), ENOMEM (the system refused memory).
+ */
+HAK_API HAK_NODISCARD hak_heap_t *hak_heap_create(const hak_heap_config_t *config);
+
+/**
+ * Destroys a heap and every block in it. Takes time that follows the number of SuperSlabs and large blocks,
+ * not the number of blocks.
+ * @param heap the heap. Every other call that names it or frees one of its blocks must have happened before.
+ * @return 0; EINVAL (NULL, or a heap that is already destroyed).
+ */
+HAK_API int hak_heap_destroy(hak_heap_t *heap);
+
+/**
+ * Frees every block of a heap at once and keeps the heap.
+ * @param heap the heap. No other call on it or its blocks may run at the same time.
+ * @return 0; EINVAL (NULL, or a destroyed heap).
+ */
+HAK_API int hak_heap_reset(hak_heap_t *heap);
+
+/**
+ * Allocates a block aligned to 16 bytes, with undefined content.
+ * @param heap the heap.
+ * @param size bytes; 0 gives a unique block that can be freed.
+ * @return the block, owned by the caller; NULL and `errno`: EINVAL (NULL or destroyed heap), ENOMEM (no memory, or
+ *         a size that no system could map), EDEADLK (called from a signal handler that interrupted this library).
+ */
+HAK_API HAK_NODISCARD void *hak_heap_malloc(hak_heap_t *heap, size_t size) HAK_MALLOC HAK_ALLOC_SIZE(2);
+
+/**
+ * Allocates a block of `count * size` zero bytes, aligned to 16 bytes.
+ * @param heap the heap.
+ * @param count number of elements.
+ * @param size bytes an element.
+ * @return as hak_heap_malloc(); a product that overflows gives NULL and ENOMEM.
+ */
+HAK_API HAK_NODISCARD void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size) HAK_MALLOC
+    HAK_ALLOC_SIZE(2, 3);
+
+/**
+ * Changes the size of a block, moving it where that is needed.
+ * @param heap the heap that `ptr` belongs to.
+ * @param ptr the block, or NULL for hak_heap_malloc().
+ * @param size the size in bytes; 0 gives a minimal block, never a hidden free.
+ * @return the block, which replaces `ptr`; on failure NULL and `errno` as hak_heap_malloc(), and `ptr` is still
+ *         whole and still the caller's. Content up to the smaller size is kept.
+ */
+HAK_API HAK_NODISCARD void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size) HAK_ALLOC_SIZE(3);
+
+/**
+ * Allocates a block with a given alignment.
+ * @param heap the heap.
+ * @param alignment a power of two, in bytes; may be larger than a page or a SuperSlab.
+ * @param size bytes; need not be a multiple of `alignment`.
+ * @return as hak_heap_malloc(); an alignment that is no power of two gives NULL and EINVAL.
+ */
+HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size) HAK_MALLOC
+    HAK_ALLOC_SIZE(3) HAK_ALLOC_ALIGN(2);
+
+/**
+ * Frees a block. Never waits, preserves `errno`.
+ * @param heap the heap that the block came from; anything else aborts with code WRONG_HEAP, FOREIGN, INTERIOR,
+ *        DOUBLE_FREE or DESTROYED.
+ * @param ptr the block, or NULL.
+ */
+HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
+
+/**
+ * Frees a block whose size the caller knows. Never waits, preserves `errno`.
+ * @param heap the heap that the block came from.
+ * @param ptr the block, or NULL.
+ * @param size the size it was last asked for by malloc, calloc or realloc (for hak_heap_aligned_alloc(): rounded up
+ *        to its alignment). In CHECKED heaps a size that this block cannot have aborts with code SIZE.
+ */
+HAK_API void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size);
+
+/**
+ * Frees a block of whatever heap. Never waits, preserves `errno`.
+ * @param ptr a block of any heap, or NULL; any other pointer aborts.
+ */
+HAK_API void hak_free(void *ptr);
+
+/**
+ * How many bytes of a block may be used.
+ * @param ptr the start of a live block of any heap.
+ * @return bytes, at least what was asked for; 0 for NULL and for every pointer that is in no heap. Never faults.
+ */
+HAK_API size_t hak_usable_size(const void *ptr);
+
+/**
+ * The usable size that a request would get, for callers that grow buffers.
+ * @param size bytes.
+ * @return bytes, at least `size`; `size` itself where no heap could serve it.
+ */
+HAK_API size_t hak_good_size(size_t size);
+
+/**
+ * The heap that a pointer belongs to.
+ * @param ptr any value at all.
+ * @return the heap that owns the memory at `ptr`; NULL for a foreign pointer. Never faults, never reads at `ptr`.
+ */
+HAK_API hak_heap_t *hak_heap_of(const void *ptr);
+
+/**
+ * Returns every cached block of a heap, on every CPU, to its slab. Synchronous; other threads may allocate and free
+ * meanwhile. Blocks that another thread holds in the middle of a call are not reached. Preserves `errno`.
+ * @param heap the heap.
+ * @return bytes moved from caches to slabs; 0 where there was nothing, where heap is NULL or destroyed, or where the
+ *         kernel refused the fence (then hak_last_error() is HAK_ERROR_FENCE and nothing has changed).
+ */
+HAK_API size_t hak_heap_flush(hak_heap_t *heap);
+
+/**
+ * hak_heap_flush() for one size class.
+ * @param heap the heap.
+ * @param size_class an index below hak_size_class_count(); others move nothing.
+ * @return as hak_heap_flush().
+ */
+HAK_API size_t hak_heap_flush_class(hak_heap_t *heap, unsigned size_class);
+
+/**
+ * Flushes a heap, then returns free memory to the operating system. Other threads may use the heap meanwhile.
+ * Preserves `errno`.
+ * @param heap the heap.
+ * @param keep_bytes how many bytes of free memory the heap may keep for itself.
+ * @return bytes returned to the operating system; 0 also where heap is NULL or destroyed, or where the fence was
+ *         refused (hak_last_error() is HAK_ERROR_FENCE).
+ */
+HAK_API size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes);
+
+/**
+ * Returns to the operating system what destroyed, reset and trimmed heaps left in the process-wide reserve.
+ * @return bytes returned.
+ */
+HAK_API size_t hak_reserve_trim(void);
+
+/** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap, never negative or above
+ *  `committed_bytes` otherwise. */
+typedef struct hak_heap_stats {
+    /** Size of this struct in bytes; set by the caller, and no more than that is written. */
+    size_t struct_size;
+    /** Blocks in the program's hands, by usable size. */
+    size_t live_bytes;
+    /** Number of such blocks. */
+    size_t live_blocks;
+    /** Free blocks in hot magazines. */
+    size_t hot_bytes;
+    /** Free blocks in spare magazines. */
+    size_t spare_bytes;
+    /** Free blocks in cold chains. */
+    size_t cold_bytes;
+    /** Free blocks on remote lists. */
+    size_t remote_bytes;
+    /** Freed large mappings kept for reuse. */
+    size_t large_cached_bytes;
+    /** Free memory in slabs and SuperSlabs that has been used before. */
+    size_t free_bytes;
+    /** Memory in slabs and SuperSlabs that nobody has written since it came from the system. */
+    size_t untouched_bytes;
+    /** The allocator's own records for this heap. */
+    size_t metadata_bytes;
+    /** Readable and writable memory the heap holds: the sum of all the above. */
+    size_t committed_bytes;
+    /** The highest `committed_bytes` so far. */
+    size_t peak_bytes;
+    /** Address space the heap holds. */
+    size_t mapped_bytes;
+    /** SuperSlabs the heap owns. */
+    size_t superslabs;
+    /** SuperSlabs kept in use only by cached blocks; zero after a flush. */
+    size_t phantom_superslabs;
+    /** Live large blocks. */
+    size_t large_blocks;
+    /** Their bytes, part of `live_bytes`. */
+    size_t large_bytes;
+} hak_heap_stats_t;
+
+/**
+ * Measures a heap. Walks slabs and cached chains without stopping other threads.
+ * @param heap the heap.
+ * @param out receives the figures; `out->struct_size` must be set.
+ * @return 0; EINVAL (NULL, destroyed heap, or a struct size smaller than its first field).
+ */
+HAK_API int hak_heap_stats(const hak_heap_t *heap, hak_heap_stats_t *out);
+
+/** Figures of one size class of one heap. Sizes are numbers of blocks. */
+typedef struct hak_class_stats {
+    /** Size of this struct in bytes; set by the caller, and no more than that is written. */
+    size_t struct_size;
+    /** Bytes a block. */
+    size_t block_bytes;
+    /** Slabs of this class. */
+    size_t slabs;
+    /** Blocks in the program's hands. */
+    size_t live_blocks;
+    /** Free blocks in hot magazines. */
+    size_t hot_blocks;
+    /** Free blocks in spare magazines. */
+    size_t spare_blocks;
+    /** Free blocks in cold chains. */
+    size_t cold_blocks;
+    /** Free blocks on the remote list. */
+    size_t remote_blocks;
+    /** Free blocks in slabs that have been used before. */
+    size_t free_blocks;
+    /** Blocks in slabs that nobody has written since the slab was made. */
+    size_t untouched_blocks;
+} hak_class_stats_t;
+
+/**
+ * Measures one size class of a heap.
+ * @param heap the heap.
+ * @param size_class an index below hak_size_class_count().
+ * @param out receives the figures; `out->struct_size` must be set.
+ * @return 0; EINVAL as hak_heap_stats(), or an unknown class.
+ */
+HAK_API int hak_heap_class_stats(const hak_heap_t *heap, unsigned size_class, hak_class_stats_t *out);
+
+/** @return the number of size classes. */
+HAK_API unsigned hak_size_class_count(void);
+
+/**
+ * @param size_class an index below hak_size_class_count().
+ * @return bytes a block; 0 for an unknown class.
+ */
+HAK_API size_t hak_size_class_bytes(unsigned size_class);
+
+/**
+ * @param size bytes.
+ * @return the class that serves `size`, or hak_size_class_count() where blocks of that size have no class.
+ */
+HAK_API unsigned hak_size_class_of(size_t size);
+
+/**
+ * Proves a heap sound: walks every slab, magazine, chain and large block, finds each block exactly once and compares
+ * the sums with the counts the heap keeps. Other threads that use the heap wait meanwhile.
+ * @param heap the heap.
+ * @return 0; EFAULT after a line on standard error that says what is wrong; EINVAL (NULL or destroyed heap); ENOMEM
+ *         (no memory for the walk); EAGAIN (the kernel refused the fence).
+ */
+HAK_API int hak_heap_check(const hak_heap_t *heap);
+
+/**
+ * Receives a piece of report text.
+ * @param ctx what was given to hak_heap_report().
+ * @param text the text, not terminated, valid during the call only.
+ * @param length its length in bytes.
+ * @return 0 to go on; anything else ends the report.
+ */
+typedef int (*hak_write_fn)(void *ctx, const char *text, size_t length);
+
+/**
+ * Writes the state of a heap as aligned text: totals, classes in use and, in builds with COUNTERS=1, the counters of
+ * refill stages, the free pipeline and early returns. Allocates nothing; holds no lock while `write` runs.
+ * @param heap the heap.
+ * @param write receives the text in pieces.
+ * @param ctx passed to `write`.
+ * @return 0; EINVAL (NULL or destroyed heap, NULL write); ECANCELED (`write` did not return 0).
+ */
+HAK_API int hak_heap_report(const hak_heap_t *heap, hak_write_fn write, void *ctx);
+
+/** Why the calling thread's last call that failed did so, more exactly than `errno` can say. */
+typedef enum hak_error {
+    HAK_ERROR_NONE = 0,   /**< Nothing has failed. */
+    HAK_ERROR_ARGUMENT,   /**< A NULL or destroyed heap, or an argument out of its range. */
+    HAK_ERROR_SIZE,       /**< A size, product or alignment beyond the address space. */
+    HAK_ERROR_RESERVE,    /**< The system refused address space. */
+    HAK_ERROR_COMMIT,     /**< The system refused memory. */
+    HAK_ERROR_PURGE,      /**< The system refused to take memory back; it is still counted. */
+    HAK_ERROR_FENCE,      /**< The system refused membarrier; nothing was flushed. */
+    HAK_ERROR_REENTERED   /**< A signal handler interrupted this library and called it. */
+} hak_error_t;
+
+/** @return why the calling thread's last failed call failed. Thread-local; a call that succeeds does not reset it. */
+HAK_API hak_error_t hak_last_error(void);
+
+/**
+ * @param error a value of hak_last_error().
+ * @return a sentence in English; static.
+ */
+HAK_API const char *hak_error_text(hak_error_t error);
+
+/** @return #HAK_VERSION of the library that is running. */
+HAK_API int hak_version(void);
+
+/** @return how magazines are reached in this process: "mm_cid", "cpu_id" or "locked"; static. */
+HAK_API const char *hak_percpu_mode(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,439 @@
+/* hakheap level 9: api - the exported functions: class lookup, pop or push, else a ladder */
+#include <errno.h>
+
+#include "gate.h"
+#include "hakheap.h"
+#include "heap.h"
+#include "ladder.h"
+#include "os.h"
+#include "report.h"
+#include "tls.h"
+#include "validate.h"
+
+/* ---- malloc ---- */
+
+static void *fail(hak_error_t why, int error)
+{
+    hak_tls.last_error = why;
+    errno = error;
+    return NULL;
+}
+
+/* A size that no request may have; tested before any rounding, by every entry point. */
+HAK_INLINE bool too_large(size_t size) { return size > (size_t)PTRDIFF_MAX - 2 * SUPERSLAB; }
+
+static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+{
+    if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX) return refill_block(heap, sizeclass_of(size));
+    if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
+    return refill_large(heap, size, alignment, zeroed);
+}
+
+/* Everything but the pop. */
+static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+{
+    if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
+    if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
+    if (gate_enter(true) != GATE_IN) {
+        counter_add(&heap->counters, early_reentered, 1);
+        return fail(HAK_ERROR_REENTERED, EDEADLK);
+    }
+    int before = errno;
+    void *ptr = allocate_inside(heap, size, alignment, zeroed);
+    errno = ptr ? before : ENOMEM;
+    gate_leave();
+    return ptr;
+}
+
+/* The pop behind every allocation of a small block; NULL: a miss. */
+HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
+{
+    block_t *block;
+    chain_t link;
+    if (HAK_UNLIKELY(!section_pop(&heap->percpu, hot, &block, &link))) return NULL;
+    uint64_t key = heap->key;
+    if (key) {
+        if (HAK_UNLIKELY(!block_is_sealed(block, link, key)))
+            block_corrupt(&heap->guard, "malloc", block, size_classes[hot / sizeof(magazine_t)].bytes);
+        block_unseal(block);
+    }
+    counter_add(&heap->counters, refill_hot, 1);
+    return block;
+}
+
+static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
+{
+    bool zeroed;
+    if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
+        void *ptr = pop(heap, PERCPU_HOT(sizeclass_of(size)));
+        if (HAK_LIKELY(ptr)) return ptr;
+    }
+    return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
+}
+
+HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
+{
+    if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
+    void *ptr = pop(heap, PERCPU_HOT(sizeclass_lookup(size)));
+    if (HAK_LIKELY(ptr)) return ptr;
+    bool zeroed;
+    return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
+}
+
+void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes)) return heap ? fail(HAK_ERROR_SIZE, ENOMEM) : fail(HAK_ERROR_ARGUMENT, EINVAL);
+    if (bytes <= SMALL_MAX) {
+        void *ptr = hak_heap_malloc(heap, bytes);
+        return ptr ? memset(ptr, 0, bytes) : NULL;
+    }
+    bool zeroed = false;
+    void *ptr = malloc_slow(heap, bytes, BLOCK_ALIGN, &zeroed);
+    return ptr && !zeroed ? memset(ptr, 0, bytes) : ptr;
+}
+
+/* A size whose class has blocks at multiples of `alignment`: slabs start at a multiple of a granule, so every multiple of
+ * it will do; the next power of two always is one. */
+static size_t aligned_size(size_t alignment, size_t size)
+{
+    size_t rounded = hak_round_up(size ? size : 1, alignment);
+    while (rounded <= SMALL_MAX && size_classes[sizeclass_of(rounded)].bytes % alignment)
+        rounded = size_classes[sizeclass_of(rounded)].bytes + 1;
+    return rounded;
+}
+
+void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
+{
+    if (!heap || alignment == 0 || (alignment & (alignment - 1))) return fail(HAK_ERROR_ARGUMENT, EINVAL);
+    if (too_large(size) || too_large(alignment)) return fail(HAK_ERROR_SIZE, ENOMEM);
+    if (alignment <= BLOCK_ALIGN) return hak_heap_malloc(heap, size);
+    if (alignment <= GRANULE && size <= SMALL_MAX) {
+        size_t wanted = aligned_size(alignment, size);
+        if (wanted <= SMALL_MAX) return hak_heap_malloc(heap, wanted);
+    }
+    bool zeroed;
+    return malloc_slow(heap, hak_max(size, 1), alignment, &zeroed);
+}
+
+/* ---- free ---- */
+
+/* Everything but the push: not a small block of this heap, or its magazine is full, stopped or not yet made. */
+static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr, const char *operation)
+{
+    if (!ptr) return;
+    int before = errno;
+    block_id_t id = validate_block(heap, ptr, operation);
+    heap = id.heap;
+    if (id.kind != KIND_SMALL) {
+        counter_add(&heap->counters, early_wrong_owner, 1);
+        validate_free_big(&id, ptr);
+    }
+    gate_entry_t entry = gate_enter(false);
+    if (entry == GATE_REENTERED) counter_add(&heap->counters, early_reentered, 1);
+    if (entry == GATE_CLOSED) counter_add(&heap->counters, early_gate, 1);
+    if (id.kind != KIND_SMALL) drain_big(heap, ptr, entry != GATE_IN);
+    else if (entry != GATE_IN) drain_remote(heap, id.class, ptr);
+    else drain_block(heap, id.class, ptr);
+    if (entry == GATE_IN) gate_leave();
+    errno = before;
+}
+
+/*
+ * The push behind every free of a small block, its owner known. False: the slow path has to look. CHECKED heaps test two
+ * things first: that the address is a block's start, and that the block does not carry the seal of a free one.
+ */
+HAK_INLINE bool push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
+{
+    uint64_t key = heap->key;
+    size_t hot = entry_slot(mine);
+    bool pushed;
+    if (key) {
+        const block_t *block = ptr;
+        unsigned class = entry_code(mine);
+        if (HAK_UNLIKELY(class >= CLASS_COUNT)) return false;
+        if (HAK_UNLIKELY(!sizeclass_divides(size_classes[class].divisor, entry_offset(mine, rotated)))) return false;
+        if (HAK_UNLIKELY(block_is_sealed(block, block->link, key))) return false;
+        pushed = section_push_sealed(&heap->percpu, hot, ptr, key);
+    } else {
+        pushed = section_push(&heap->percpu, hot, ptr);
+    }
+    if (pushed) counter_add(&heap->counters, tls_sll, 1);
+    return pushed;
+}
+
+HAK_HOT void hak_heap_free(hak_heap_t *heap, void *ptr)
+{
+    uint64_t rotated = registry_rotate(ptr);
+    if (HAK_LIKELY(heap)) {
+        entry_t mine = registry_entry(rotated) ^ heap->owner;
+        if (HAK_LIKELY(mine >> ENTRY_OWNER_SHIFT == 0 && push(heap, mine, rotated, ptr))) return;
+    } else if (ptr) {
+        hak_fatal(&(hak_fault_t){.code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
+    }
+    free_slow(heap, ptr, "free");
+}
+
+HAK_HOT void hak_free(void *ptr)
+{
+    uint64_t rotated = registry_rotate(ptr);
+    entry_t entry = registry_entry(rotated);
+    hak_heap_t *heap = entry_heap(entry);
+    if (HAK_LIKELY(heap && entry_code(entry) < CLASS_COUNT) && push(heap, entry ^ heap->owner, rotated, ptr)) return;
+    free_slow(NULL, ptr, "free");
+}
+
+void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
+{
+    if (ptr && heap && heap->key) {
+        block_id_t id = validate_block(heap, ptr, "free_sized");
+        /* realloc leaves a block where it is down to half of it, so a size in that range may be true. */
+        if (size > id.usable || (size < id.usable / 2 && hak_good_size(size) != id.usable))
+            hak_fatal(&(hak_fault_t){.code = "SIZE",
+                                     .operation = "free_sized",
+                                     .ptr = ptr,
+                                     .heap = heap->guard.name,
+                                     .class_bytes = id.usable,
+                                     .words = "no block of the given size lies here"});
+    }
+    hak_heap_free(heap, ptr);
+}
+
+/* ---- realloc ---- */
+
+/* Grows or shrinks a large block by moving its pages; NULL: the caller copies. */
+static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
+{
+    if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
+    size_t bytes = hak_round_up(size, HAK_PAGE);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    large_t *large = id->large;
+    size_t held = large->bytes;
+    char *base = bytes == held ? large->base : large_remap(large, bytes);
+    if (base) {
+        large->base = base;
+        large->bytes = bytes;
+        heap->large.live_bytes += bytes - held;
+        if (bytes > held) heap_charge(heap, bytes - held);
+        else heap_uncharge(heap, held - bytes);
+    }
+    lock_release(&heap->lock, RANK_HEAP);
+    gate_leave();
+    return base;
+}
+
+void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
+{
+    if (!ptr) return hak_heap_malloc(heap, size);
+    if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
+    block_id_t id = validate_block(heap, ptr, "realloc");
+    if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
+    if (size <= id.usable && size >= id.usable / 2) return ptr;
+    if (id.kind == KIND_LARGE) {
+        void *moved = realloc_large(heap, &id, size);
+        if (moved) return moved;
+    }
+    void *fresh = hak_heap_malloc(heap, size);
+    if (!fresh) return NULL;
+    memcpy(fresh, ptr, hak_min(size, id.usable));
+    hak_heap_free(heap, ptr);
+    return fresh;
+}
+
+/* ---- What a pointer is ---- */
+
+size_t hak_usable_size(const void *ptr)
+{
+    block_id_t id;
+    return ptr && validate_find(ptr, &id) ? id.usable : 0;
+}
+
+hak_heap_t *hak_heap_of(const void *ptr)
+{
+    block_id_t id;
+    return validate_find(ptr, &id) ? id.heap : NULL;
+}
+
+size_t hak_good_size(size_t size)
+{
+    if (size <= SMALL_MAX) return size_classes[sizeclass_of(size)].bytes;
+    if (size <= MID_MAX) return hak_round_up(size, GRANULE);
+    return too_large(size) ? size : hak_round_up(size, HAK_PAGE);
+}
+
+unsigned hak_size_class_count(void) { return CLASS_COUNT; }
+size_t hak_size_class_bytes(unsigned size_class) { return size_class < CLASS_COUNT ? size_classes[size_class].bytes : 0; }
+unsigned hak_size_class_of(size_t size) { return size <= SMALL_MAX ? sizeclass_of(size) : CLASS_COUNT; }
+
+/* ---- Control ---- */
+
+/* Enters for a control call: 0, EINVAL, or EDEADLK in a handler that interrupted a slow path. */
+static int control_enter(const hak_heap_t *heap)
+{
+    if (!heap || !heap_is_valid(heap)) {
+        hak_tls.last_error = HAK_ERROR_ARGUMENT;
+        return EINVAL;
+    }
+    if (gate_enter(true) == GATE_IN) return 0;
+    hak_tls.last_error = HAK_ERROR_REENTERED;
+    return EDEADLK;
+}
+
+hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
+{
+    if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
+    int before = errno;
+    int error = 0;
+    hak_heap_t *heap = heap_create(config, &error);
+    gate_leave();
+    errno = heap ? before : error;
+    return heap;
+}
+
+int hak_heap_destroy(hak_heap_t *heap)
+{
+    int before = errno;
+    int error = control_enter(heap);
+    if (!error) {
+        uint64_t alive = HEAP_MAGIC ^ (uintptr_t)heap;
+        /* Of two that destroy the same heap, one wins the word. */
+        if (cas_acquire(&heap->magic, &alive, 0)) trim_destroy(heap);
+        else error = EINVAL;
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
+int hak_heap_reset(hak_heap_t *heap)
+{
+    int before = errno;
+    int error = control_enter(heap);
+    if (!error) {
+        trim_reset(heap);
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
+static size_t flush_classes(hak_heap_t *heap, unsigned first, unsigned end)
+{
+    int before = errno;
+    size_t bytes = 0;
+    if (control_enter(heap) == 0) {
+        trim_flush(heap, first, end, &bytes);
+        gate_leave();
+    }
+    errno = before;
+    return bytes;
+}
+
+size_t hak_heap_flush(hak_heap_t *heap) { return flush_classes(heap, 0, CLASS_COUNT); }
+
+size_t hak_heap_flush_class(hak_heap_t *heap, unsigned size_class)
+{
+    return size_class < CLASS_COUNT ? flush_classes(heap, size_class, size_class + 1) : 0;
+}
+
+size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes)
+{
+    int before = errno;
+    size_t bytes = 0;
+    if (control_enter(heap) == 0) {
+        trim_heap(heap, keep_bytes, &bytes);
+        gate_leave();
+    }
+    errno = before;
+    return bytes;
+}
+
+size_t hak_reserve_trim(void)
+{
+    int before = errno;
+    size_t bytes = 0;
+    if (gate_enter(true) == GATE_IN) {
+        bytes = reserve_trim(NULL) + nursery_trim() + meta_trim();
+        gate_leave();
+    }
+    errno = before;
+    return bytes;
+}
+
+/* The library changes nothing that a caller of these can see; what it locks is not part of the heap's value. */
+static hak_heap_t *writable(const hak_heap_t *heap) { return (hak_heap_t *)(uintptr_t)heap; }
+
+int hak_heap_stats(const hak_heap_t *heap, hak_heap_stats_t *out)
+{
+    if (!out || out->struct_size < sizeof out->struct_size) return EINVAL;
+    int before = errno;
+    int error = control_enter(heap);
+    if (!error) {
+        hak_heap_stats_t stats;
+        report_stats(writable(heap), &stats);
+        stats.struct_size = out->struct_size;
+        memcpy(out, &stats, hak_min(out->struct_size, sizeof stats));
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
+int hak_heap_class_stats(const hak_heap_t *heap, unsigned size_class, hak_class_stats_t *out)
+{
+    if (!out || out->struct_size < sizeof out->struct_size || size_class >= CLASS_COUNT) return EINVAL;
+    int before = errno;
+    int error = control_enter(heap);
+    if (!error) {
+        hak_class_stats_t stats;
+        report_class(writable(heap), size_class, &stats);
+        stats.struct_size = out->struct_size;
+        memcpy(out, &stats, hak_min(out->struct_size, sizeof stats));
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
+int hak_heap_check(const hak_heap_t *heap)
+{
+    int before = errno;
+    int error = control_enter(heap);
+    if (!error) {
+        error = validate_heap(writable(heap));
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
+int hak_heap_report(const hak_heap_t *heap, hak_write_fn write, void *ctx)
+{
+    if (!heap || !heap_is_valid(heap) || !write) return EINVAL;
+    int before = errno;
+    int error = report_write(heap, write, ctx);
+    errno = before;
+    return error;
+}
+
+/* ---- Words ---- */
+
+hak_error_t hak_last_error(void) { return (hak_error_t)hak_tls.last_error; }
+
+const char *hak_error_text(hak_error_t error)
+{
+    switch (error) {
+    case HAK_ERROR_NONE: return "nothing has failed";
+    case HAK_ERROR_ARGUMENT: return "a NULL or destroyed heap, or an argument out of its range";
+    case HAK_ERROR_SIZE: return "a size, product or alignment beyond the address space";
+    case HAK_ERROR_RESERVE: return "the system refused address space";
+    case HAK_ERROR_COMMIT: return "the system refused memory";
+    case HAK_ERROR_PURGE: return "the system refused to take memory back";
+    case HAK_ERROR_FENCE: return "the system refused membarrier; nothing was flushed";
+    case HAK_ERROR_REENTERED: return "a signal handler interrupted the library and called it";
+    }
+    return "unknown error";
+}
+
+int hak_version(void) { return HAK_VERSION; }
+const char *hak_percpu_mode(void) { return percpu_mode_name(percpu_site.mode); }

@@ -1,0 +1,61 @@
+/* hakheap level 5: cold - the array, the list and the budget */
+#include "cold.h"
+
+static chain_t remove_at(cold_t *cold, uint32_t at)
+{
+    chain_t chain = cold->chain[at];
+    cold->count--;
+    cold->blocks -= (uint32_t)chain_count(chain);
+    memmove(&cold->chain[at], &cold->chain[at + 1], (cold->count - at) * sizeof cold->chain[0]);
+    memmove(&cold->cpu[at], &cold->cpu[at + 1], (cold->count - at) * sizeof cold->cpu[0]);
+    return chain;
+}
+
+chain_t cold_put(cold_t *cold, chain_t chain, unsigned cpu)
+{
+    chain_t overflow = cold->count == COLD_CHAINS ? remove_at(cold, 0) : 0;
+    cold->chain[cold->count] = chain;
+    cold->cpu[cold->count] = (uint16_t)cpu;
+    cold->count++;
+    cold->blocks += (uint32_t)chain_count(chain);
+    return overflow;
+}
+
+chain_t cold_take(cold_t *cold, unsigned cpu)
+{
+    if (cold->count == 0) return 0;
+    for (uint32_t at = cold->count; at-- > 0;)
+        if (cold->cpu[at] == (uint16_t)cpu) return remove_at(cold, at);
+    return remove_at(cold, 0);
+}
+
+void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t bytes)
+{
+    block_t *tail = chain_block(chain);
+    for (chain_t next; (next = block_next((uintptr_t)tail << CHAIN_SHIFT, guard, "free", bytes)) != 0;)
+        tail = chain_block(next);
+    add_relaxed(&remote->blocks, chain_count(chain));
+    chain_t head = load_relaxed(&remote->head);
+    do {
+        tail->link = head;
+        if (guard->key) tail->seal = head ^ guard->key ^ (uintptr_t)tail;
+        /* Release: pairs with the exchange in remote_take, which then reads these blocks' words. */
+    } while (!cas_release(&remote->head, &head, chain));
+}
+
+chain_t remote_take(remote_t *remote)
+{
+    if (load_relaxed(&remote->head) == 0) return 0;
+    return exchange_acquire(&remote->head, 0);
+}
+
+void remote_taken(remote_t *remote, size_t blocks) { sub_relaxed(&remote->blocks, blocks); }
+
+bool budget_take(budget_t *budget, size_t bytes)
+{
+    int64_t room = load_relaxed(&budget->room);
+    do {
+        if (room < (int64_t)bytes) return false;
+    } while (!cas_relaxed(&budget->room, &room, room - (int64_t)bytes));
+    return true;
+}

@@ -1,0 +1,53 @@
+/* hakheap level 5: cold - chains that the CPUs of a heap share: the budget, cold chains, the remote list */
+#ifndef HAK_COLD_H
+#define HAK_COLD_H
+
+#include "block.h"
+
+/*
+ * Role: the second level of the two-level magazine. Callers: ladders, validate, report. Memory: the array is given by the
+ * caller. A free block's two words are both taken (link and seal), so chains are not linked through blocks: their words
+ * stand in a bounded array, each with the CPU that it came from. A CPU takes its own chains first and steals the oldest of
+ * another's last: blocks smaller than a cache line that wander between CPUs share lines.
+ *
+ * cold_*: lock: the class's. remote_*: lock-free. budget_*: atomic.
+ * Invariant: blocks == sum of chain_count(chain[i]), i < count.
+ */
+enum { COLD_CHAINS = 16 };
+
+typedef struct cold {
+    chain_t chain[COLD_CHAINS]; /* oldest first */
+    uint16_t cpu[COLD_CHAINS];
+    uint32_t count;
+    uint32_t blocks;
+} cold_t;
+
+/* Adds a chain. Returns the oldest one where the array is full, else the empty chain. */
+chain_t cold_put(cold_t *cold, chain_t chain, unsigned cpu);
+/* The newest chain of `cpu`, else the oldest of all, else the empty chain. */
+chain_t cold_take(cold_t *cold, unsigned cpu);
+
+/*
+ * The remote list: blocks whose class lock was busy, so that a free never waits. Push by compare-and-swap; taken whole by
+ * exchange, never popped one by one, so a block that comes back meanwhile (ABA) does no harm. Only addresses of its chain
+ * words mean anything: the counts are those of the chains it was made of.
+ */
+typedef struct remote {
+    _Atomic chain_t head;
+    _Atomic size_t blocks;
+} remote_t;
+
+void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t bytes);
+/* The whole list, ended by a link without an address. */
+chain_t remote_take(remote_t *remote);
+void remote_taken(remote_t *remote, size_t blocks);
+
+/* Bytes that a heap's magazines may still take for themselves. */
+typedef struct budget {
+    _Atomic int64_t room;
+} budget_t;
+
+bool budget_take(budget_t *budget, size_t bytes);
+HAK_INLINE void budget_put(budget_t *budget, size_t bytes) { add_relaxed(&budget->room, (int64_t)bytes); }
+
+#endif

@@ -1,0 +1,321 @@
+/* hakheap level 7: heap - create, destroy, records, runs of granules */
+#include "heap.h"
+
+#include <errno.h>
+#include <pthread.h>
+
+#include "gate.h"
+#include "os.h"
+#include "tls.h"
+
+/* ---- Process ---- */
+
+static struct {
+    pthread_once_t once;
+    bool ready;
+    uint64_t key;
+    _Atomic uint64_t serial; /* relaxed: only its being different each time matters */
+} process = {.once = PTHREAD_ONCE_INIT};
+
+static void in_child(void)
+{
+    /* The child has the parent's registrations; asking again costs nothing where it has. */
+    (void)os->fence_register();
+}
+
+static void start_process(void)
+{
+    os_random(&process.key, sizeof process.key);
+    percpu_start_process(os_environment("HAKHEAP_RSEQ"));
+    os_pin_module(&process);
+    process.ready = gate_start_process(in_child);
+}
+
+/* ---- Figures ---- */
+
+void heap_charge(hak_heap_t *heap, size_t bytes)
+{
+    size_t now = add_relaxed(&heap->committed, bytes) + bytes;
+    size_t peak = load_relaxed(&heap->peak);
+    while (now > peak && !cas_relaxed(&heap->peak, &peak, now)) {}
+}
+
+static void charge_records(hak_heap_t *heap, size_t bytes)
+{
+    add_relaxed(&heap->metadata, bytes);
+    heap_charge(heap, bytes);
+}
+
+static void uncharge_records(hak_heap_t *heap, size_t bytes)
+{
+    sub_relaxed(&heap->metadata, bytes);
+    heap_uncharge(heap, bytes);
+}
+
+/* ---- Create ---- */
+
+enum { COLOURS = (HAK_PAGE - (int)sizeof(struct hak_heap)) / HAK_LINE };
+
+static hak_heap_t *place(char *page)
+{
+    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % COLOURS;
+    hak_heap_t *heap = (hak_heap_t *)(void *)(page + colour * HAK_LINE);
+    heap->room[0] = page;
+    heap->room_end[0] = (char *)heap;
+    heap->room[1] = (char *)(heap + 1);
+    heap->room_end[1] = page + HAK_PAGE;
+    return heap;
+}
+
+hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
+{
+    settings_t settings;
+    hak_tls.last_error = HAK_ERROR_ARGUMENT;
+    if ((*error = options_read(config, &settings)) != 0) return NULL;
+    pthread_once(&process.once, start_process);
+    *error = ENOMEM;
+    hak_tls.last_error = HAK_ERROR_COMMIT;
+    if (!process.ready) return NULL;
+    bool zeroed;
+    char *page = meta_take(1, &zeroed, &hak_tls.last_error);
+    if (!page) return NULL;
+    if (!zeroed) memset(page, 0, HAK_PAGE);
+    hak_heap_t *heap = place(page);
+    heap->settings = settings;
+    heap->guard.name = heap->settings.name;
+    if (settings.level == HAK_LEVEL_CHECKED) heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
+    heap->key = heap->guard.key;
+    heap->owner = entry_owner_bits(heap);
+    heap->large.cache_limit = settings.large_cache_bytes;
+    store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
+    percpu_init(&heap->percpu);
+    heap->percpu.idle = &heap->first_area;
+    charge_records(heap, HAK_PAGE);
+    /* Release: pairs with the acquire in heap_is_valid. */
+    store_release(&heap->magic, HEAP_MAGIC ^ (uintptr_t)heap);
+    return heap;
+}
+
+bool heap_is_valid(const hak_heap_t *heap)
+{
+    if ((uintptr_t)heap % HAK_LINE || entry_code(registry_lookup(heap)) != CODE_META) return false;
+    hak_heap_t *at = (hak_heap_t *)(uintptr_t)heap;
+    size_t in_page = (uintptr_t)heap % HAK_PAGE;
+    return in_page + sizeof *heap <= HAK_PAGE && load_acquire(&at->magic) == (HEAP_MAGIC ^ (uintptr_t)heap);
+}
+
+/* ---- Records ---- */
+
+static void *from_room(hak_heap_t *heap, size_t bytes)
+{
+    for (int i = 0; i < 2; i++) {
+        char *at = heap->room[i];
+        if ((size_t)(heap->room_end[i] - at) < bytes) continue;
+        heap->room[i] = at + bytes;
+        return at;
+    }
+    return NULL;
+}
+
+void *heap_record(hak_heap_t *heap, size_t bytes)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    bytes = hak_round_up(bytes, HAK_LINE);
+    void *at = from_room(heap, bytes);
+    if (at) return at;
+    size_t pages = (bytes + HAK_LINE + HAK_PAGE - 1) / HAK_PAGE;
+    bool zeroed;
+    hak_tls.last_error = HAK_ERROR_COMMIT;
+    char *page = meta_take(pages, &zeroed, &hak_tls.last_error);
+    if (!page) return NULL;
+    if (!zeroed) memset(page, 0, pages * HAK_PAGE);
+    charge_records(heap, pages * HAK_PAGE);
+    meta_page_t *header = (meta_page_t *)(void *)page;
+    *header = (meta_page_t){heap->pages, pages};
+    heap->pages = header;
+    int smaller = heap->room_end[0] - heap->room[0] > heap->room_end[1] - heap->room[1];
+    heap->room[smaller] = page + HAK_LINE;
+    heap->room_end[smaller] = page + pages * HAK_PAGE;
+    return from_room(heap, bytes);
+}
+
+class_state_t *heap_class(hak_heap_t *heap, unsigned class)
+{
+    class_state_t *state = heap_class_made(heap, class);
+    if (HAK_LIKELY(state)) return state;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    state = load_relaxed(&heap->classes[class]);
+    if (!state && (state = heap_record(heap, sizeof *state)) != NULL) {
+        state->class = class;
+        /* Release: pairs with the acquire in heap_class_made. */
+        store_release(&heap->classes[class], state);
+    }
+    lock_release(&heap->lock, RANK_HEAP);
+    return state;
+}
+
+/* ---- Granules ---- */
+
+static const size_t granule_records = DESCRIPTOR_BYTES + sizeof(entry_t);
+static const size_t superslab_records = SUPERSLAB_GRANULES * (DESCRIPTOR_BYTES + sizeof(entry_t)) + sizeof(superslab_t);
+
+static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
+{
+    if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS || granules > NURSERY_GRANULES) return (run_t){0};
+    run_t run = nursery_take(granules, &hak_tls.last_error);
+    if (!run.ss) return run;
+    heap->nursery[heap->nursery_count] = superslab_granule(run.ss, run.first);
+    heap->nursery_granules[heap->nursery_count++] = (uint16_t)granules;
+    heap_charge(heap, granules * (size_t)GRANULE);
+    charge_records(heap, granules * granule_records);
+    return run;
+}
+
+static void forget_nursery_run(hak_heap_t *heap, uint32_t at)
+{
+    size_t granules = heap->nursery_granules[at];
+    heap->nursery[at] = heap->nursery[--heap->nursery_count];
+    heap->nursery_granules[at] = heap->nursery_granules[heap->nursery_count];
+    heap_uncharge(heap, granules * GRANULE);
+    uncharge_records(heap, granules * granule_records);
+}
+
+static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned alignment)
+{
+    run_t run = superslab_take(&heap->superslabs, granules, alignment);
+    if (run.ss) return run;
+    superslab_t *ss = reserve_take(false, &hak_tls.last_error);
+    if (!ss) return run;
+    counter_add(&heap->counters, refill_fresh_superslab, 1);
+    superslab_set_add(&heap->superslabs, ss);
+    heap_charge(heap, SUPERSLAB);
+    charge_records(heap, superslab_records);
+    return superslab_take(&heap->superslabs, granules, alignment);
+}
+
+run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigned code)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    run_t run = alignment == 1 ? take_from_nursery(heap, granules) : (run_t){0};
+    if (!run.ss) run = take_from_superslabs(heap, granules, alignment);
+    if (run.ss) registry_set_run(superslab_granule(run.ss, run.first), granules, heap, code);
+    return run;
+}
+
+void heap_put_superslab(hak_heap_t *heap, superslab_t *ss)
+{
+    superslab_set_remove(&heap->superslabs, ss);
+    registry_set_run(ss->base, SUPERSLAB_GRANULES, heap, CODE_RELEASED);
+    heap_uncharge(heap, SUPERSLAB);
+    uncharge_records(heap, superslab_records);
+    reserve_put(ss, heap);
+}
+
+size_t heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, size_t pages, bool purge)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    char *start = superslab_granule(run.ss, run.first);
+    registry_set_run(start, granules, heap, CODE_RELEASED);
+    if (!run.ss->shared) {
+        superslab_put(&heap->superslabs, run, granules, pages);
+        /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every call. */
+        if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1) heap_put_superslab(heap, run.ss);
+        return 0;
+    }
+    uint32_t at = 0;
+    while (heap->nursery[at] != start) at++;
+    forget_nursery_run(heap, at);
+    size_t purged = purge ? superslab_purge_run(run, granules, pages) : 0;
+    if (!purge) heap->nursery_given = true;
+    nursery_put(run, granules, purge ? 0 : pages);
+    return purged * HAK_PAGE;
+}
+
+/* ---- Everything at once ---- */
+
+static void empty_nursery(hak_heap_t *heap)
+{
+    while (heap->nursery_count) {
+        char *start = heap->nursery[0];
+        unsigned granules = heap->nursery_granules[0];
+        superslab_t *ss = registry_superslab(start);
+        run_t run = {ss, superslab_index(ss, start)};
+        bool mid = entry_code(registry_lookup(start)) == CODE_MID;
+        size_t pages = mid ? granules * GRANULE_PAGES : slab_pages(superslab_descriptor(ss, run.first));
+        forget_nursery_run(heap, 0);
+        registry_set_run(start, granules, NULL, CODE_DEAD);
+        nursery_put(run, granules, pages);
+    }
+}
+
+static void empty_superslabs(hak_heap_t *heap)
+{
+    for (superslab_t *ss; (ss = heap->superslabs.all) != NULL;) {
+        superslab_set_remove(&heap->superslabs, ss);
+        superslab_clear(ss);
+        registry_set_run(ss->base, SUPERSLAB_GRANULES, NULL, CODE_DEAD);
+        heap_uncharge(heap, SUPERSLAB);
+        uncharge_records(heap, superslab_records);
+        reserve_put(ss, NULL);
+    }
+}
+
+/* Where the kernel refuses to unmap, the pages go and the address space stays. */
+static void empty_large(hak_heap_t *heap)
+{
+    large_set_t *set = &heap->large;
+    for (large_t *large; (large = set->live) != NULL; large_cache(set, large)) large_remove(set, large);
+    for (large_t *large; (large = large_evict(set, 0)) != NULL;) {
+        if (!large_unmap(large->base, large->bytes)) {
+            registry_set_range(large->base, large->bytes, LARGE_RELEASED);
+            (void)os->purge(large->base, large->bytes);
+        }
+        heap_uncharge(heap, large->bytes);
+        large->next = set->unused;
+        set->unused = large;
+    }
+    set->mids = NULL;
+    set->mid_blocks = set->mid_bytes = 0;
+}
+
+static void empty_caches(hak_heap_t *heap)
+{
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+        area_t *area = heap->percpu.areas[i];
+        if (area) memset(area, 0, offsetof(area_t, busy));
+    }
+    for (unsigned class = 0; class < CLASS_COUNT; class++) {
+        class_state_t *state = heap_class_made(heap, class);
+        if (!state) continue;
+        state->slabs = (slab_set_t){0};
+        store_relaxed(&state->remote.head, 0);
+        store_relaxed(&state->remote.blocks, 0);
+        if (state->cold) state->cold->count = state->cold->blocks = 0;
+    }
+    store_relaxed(&heap->deferred, NULL);
+    store_relaxed(&heap->budget.room, (int64_t)heap->settings.cache_bytes);
+}
+
+void heap_empty(hak_heap_t *heap)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    empty_nursery(heap);
+    empty_superslabs(heap);
+    empty_large(heap);
+    empty_caches(heap);
+}
+
+void heap_destroy(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    empty_nursery(heap);
+    empty_superslabs(heap);
+    empty_large(heap);
+    lock_release(&heap->lock, RANK_HEAP);
+    for (meta_page_t *page = heap->pages; page;) {
+        meta_page_t *next = page->next;
+        meta_put(page, page->pages);
+        page = next;
+    }
+    meta_put((void *)((uintptr_t)heap & ~(uintptr_t)(HAK_PAGE - 1)), 1);
+}

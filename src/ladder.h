@@ -1,0 +1,54 @@
+/* hakheap level 8: ladder - the three ladders: refill, drain, trim */
+#ifndef HAK_LADDER_H
+#define HAK_LADDER_H
+
+#include "heap.h"
+
+/*
+ * Role: the data flow. Each rung asks one layer; a layer that has nothing returns none, and one that overflows returns
+ * the overflow. Callers: api, inside the gate (gate.h).
+ *
+ *   refill   hot > spare > cold > remote > slab > fresh slab > fresh SuperSlab
+ *   drain    hot > spare > cold > slab > SuperSlab > reserve;  a busy lock: remote list
+ *   trim     areas > fence > cold, remote > slabs > SuperSlabs > kernel
+ */
+
+/* ---- refill: NULL and hak_last_error() where memory is refused ---- */
+void *refill_block(hak_heap_t *heap, unsigned class);
+void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed);
+void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed);
+
+/* The running CPU's area and index; made where there is none. NULL where the thread must go without. */
+area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait);
+/* Lets a class's magazines on this area hold more, inside the heap's budget. */
+void refill_grow_limit(hak_heap_t *heap, area_t *area, unsigned class);
+
+/* ---- drain: a free whose magazine was full. Never waits. ---- */
+void drain_block(hak_heap_t *heap, unsigned class, void *ptr);
+/* The same from a signal handler or during a fork: only the remote list, or the deferred list, is touched. */
+void drain_remote(hak_heap_t *heap, unsigned class, void *ptr);
+/* Mid and large blocks, by now marked as freed. `deferred`: only note it, for whoever next holds the HEAP lock. */
+void drain_big(hak_heap_t *heap, void *ptr, bool deferred);
+/* What was noted; lock: HEAP. */
+void drain_deferred(hak_heap_t *heap);
+
+/* A chain to the cold level, or further down. */
+void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);
+/* Returns the first `most` blocks of a chain to their slabs; lock: CLASS. Returns what is left of the chain. */
+chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most);
+/* Takes the remote list into the slabs; lock: CLASS. Returns blocks. */
+size_t drain_remote_list(hak_heap_t *heap, class_state_t *state);
+/* Gives a slab without blocks outside back; lock: CLASS. False: may not wait and HEAP is busy. */
+bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may_wait);
+
+/* ---- trim ---- */
+
+/* Returns cached blocks of classes [first, end) to their slabs. False: fence refused, nothing moved. */
+bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes);
+bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes);
+/* Everything gone at once; the heap stays. */
+void trim_reset(hak_heap_t *heap);
+/* Everything gone, the heap too. */
+void trim_destroy(hak_heap_t *heap);
+
+#endif

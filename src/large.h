@@ -1,0 +1,79 @@
+/* hakheap level 4: large - blocks that are a run of granules (mid) or a mapping of their own (large) */
+#ifndef HAK_LARGE_H
+#define HAK_LARGE_H
+
+#include "registry.h"
+#include "superslab.h"
+
+/*
+ * Role: the records of blocks too big for a slab. Callers: the ladders, validate, report. Memory: a mid block's record is
+ * the descriptor of its first granule; a large block's is given by the heap. Lock: HEAP, except where a call says so.
+ *
+ *   mid    (32 KiB, 1 MiB]   a run of granules in a SuperSlab; the granule table knows it
+ *   large  above, or aligned beyond 1 MiB: a mapping that starts at a multiple of 2 MiB, so that no two share a slot of
+ *          the range table:  gib_t.range[2 MiB slot] -> large_t of the block that covers it
+ *
+ * Freed mappings are kept for reuse, oldest out first, within a number and a budget; mremap moves pages, not bytes.
+ */
+typedef struct mid {
+    struct mid *next;
+    struct mid *prev;
+    char *start;
+    size_t bytes;      /* usable */
+    unsigned granules;
+} mid_t;
+
+_Static_assert(sizeof(mid_t) <= DESCRIPTOR_BYTES, "it lies in a descriptor");
+
+typedef enum large_state { LARGE_LIVE = 1, LARGE_FREED } large_state_t;
+
+typedef struct large {
+    struct large *next;
+    struct large *prev;
+    void *heap;             /* const while the record is used */
+    char *base;
+    size_t bytes;           /* mapped and usable */
+    _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
+} large_t;
+
+/* Stands in the range table where a large block was: names a second free. */
+#define LARGE_RELEASED ((large_t *)(uintptr_t)SUPERSLAB)
+
+enum { LARGE_CACHED = 16 };
+
+typedef struct large_set {
+    mid_t *mids;
+    size_t mid_blocks, mid_bytes;
+    large_t *live;
+    size_t live_blocks, live_bytes;
+    large_t *cached, *oldest; /* newest first */
+    size_t cached_blocks, cached_bytes;
+    size_t cache_limit;       /* const */
+    large_t *unused;          /* records without a block, by next */
+} large_set_t;
+
+/* The record of the large block that a pointer lies in; NULL where there is none. Any thread, no lock; reads the record
+ * only, which stays readable for ever. */
+large_t *large_find(const void *ptr);
+
+void mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes);
+void mid_remove(large_set_t *set, mid_t *mid);
+mid_t *mid_of(entry_t entry, const void *ptr);
+
+/* ---- Mappings; no lock needed ---- */
+char *large_map(size_t bytes, size_t alignment);
+bool large_unmap(char *base, size_t bytes);
+/* Grows or shrinks where it is, or moves the pages; NULL: refused, nothing has changed. Lock: HEAP. */
+char *large_remap(large_t *large, size_t bytes);
+
+/* ---- The set ---- */
+void large_add(large_set_t *set, large_t *large, void *heap, char *base, size_t bytes);
+void large_remove(large_set_t *set, large_t *large);
+/* The cached mapping that wastes least, made live again; NULL where none is within a quarter of the size. */
+large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment);
+/* Puts a record that large_remove took into the cache. */
+void large_cache(large_set_t *set, large_t *large);
+/* The oldest cached mapping, taken out, where the cache is above its number or `limit` bytes; else NULL. */
+large_t *large_evict(large_set_t *set, size_t limit);
+
+#endif

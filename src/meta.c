@@ -1,0 +1,143 @@
+/* hakheap level 5: meta - a bitmap of pages for each SuperSlab of records */
+#include "meta.h"
+
+#include "os.h"
+#include "registry.h"
+#include "reserve.h"
+
+enum { PAGES = SUPERSLAB / HAK_PAGE, WORDS = PAGES / 64 };
+
+/* Lives where a SuperSlab's slab descriptors would. lock: META. */
+typedef struct meta {
+    struct meta *next;
+    char *base;
+    size_t free_pages;
+    size_t hint;           /* no word before this one has a free page */
+    uint64_t free[WORDS];
+    uint64_t touched[WORDS]; /* written since they came from the kernel */
+} meta_t;
+
+_Static_assert(sizeof(meta_t) <= SUPERSLAB_GRANULES * DESCRIPTOR_BYTES, "it fits where descriptors would be");
+
+static struct {
+    hak_lock_t lock; /* rank META; guards all below */
+    meta_t *all;
+    size_t free_touched;
+} metas;
+
+static bool get_bit(const uint64_t *bits, size_t i) { return bits[i / 64] >> (i % 64) & 1; }
+static void flip_bit(uint64_t *bits, size_t i) { bits[i / 64] ^= 1ull << (i % 64); }
+
+/* The first of `pages` free neighbours, or PAGES. */
+static size_t find(meta_t *meta, size_t pages)
+{
+    while (meta->hint < WORDS && !meta->free[meta->hint]) meta->hint++;
+    size_t have = 0;
+    for (size_t i = meta->hint * 64; i < PAGES; i++) {
+        if (have == 0 && i % 64 == 0 && !meta->free[i / 64]) {
+            i += 63;
+            continue;
+        }
+        have = get_bit(meta->free, i) ? have + 1 : 0;
+        if (have == pages) return i + 1 - pages;
+    }
+    return PAGES;
+}
+
+static meta_t *grow(uint32_t *refused)
+{
+    superslab_t *ss = reserve_take(true, refused);
+    if (!ss) return NULL;
+    meta_t *meta = (meta_t *)(void *)ss->descriptors;
+    *meta = (meta_t){.base = ss->base, .free_pages = PAGES, .next = metas.all};
+    memset(meta->free, 0xff, sizeof meta->free);
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
+        for (unsigned page = 0; page < ss->touched[g]; page++) flip_bit(meta->touched, g * GRANULE_PAGES + page);
+    }
+    metas.free_touched += ss->free_touched;
+    registry_set_run(ss->base, SUPERSLAB_GRANULES, NULL, CODE_META);
+    metas.all = meta;
+    return meta;
+}
+
+static void *take_from(meta_t *meta, size_t pages, bool *zeroed)
+{
+    if (meta->free_pages < pages) return NULL;
+    size_t first = find(meta, pages);
+    if (first == PAGES) return NULL;
+    *zeroed = true;
+    for (size_t i = first; i < first + pages; i++) {
+        flip_bit(meta->free, i);
+        if (get_bit(meta->touched, i)) {
+            *zeroed = false;
+            metas.free_touched--;
+        } else {
+            flip_bit(meta->touched, i);
+        }
+    }
+    meta->free_pages -= pages;
+    return meta->base + first * HAK_PAGE;
+}
+
+void *meta_take(size_t pages, bool *zeroed, uint32_t *refused)
+{
+    if (pages > PAGES) return NULL;
+    lock_acquire(&metas.lock, RANK_META);
+    void *at = NULL;
+    for (meta_t *meta = metas.all; meta && !at; meta = meta->next) at = take_from(meta, pages, zeroed);
+    if (!at) {
+        meta_t *meta = grow(refused);
+        if (meta) at = take_from(meta, pages, zeroed);
+    }
+    lock_release(&metas.lock, RANK_META);
+    return at;
+}
+
+/* Purges free touched pages, neighbours in one call. */
+static size_t purge(meta_t *meta)
+{
+    size_t purged = 0;
+    for (size_t i = 0; i < PAGES;) {
+        size_t end = i;
+        while (end < PAGES && get_bit(meta->free, end) && get_bit(meta->touched, end)) end++;
+        if (end > i && os->purge(meta->base + i * HAK_PAGE, (end - i) * HAK_PAGE)) {
+            for (size_t k = i; k < end; k++) flip_bit(meta->touched, k);
+            purged += end - i;
+        }
+        i = end + 1;
+    }
+    metas.free_touched -= purged;
+    return purged;
+}
+
+static size_t trim_locked(void)
+{
+    size_t pages = 0;
+    for (meta_t *meta = metas.all; meta; meta = meta->next) pages += purge(meta);
+    return pages;
+}
+
+void meta_put(void *at, size_t pages)
+{
+    lock_acquire(&metas.lock, RANK_META);
+    superslab_t *ss = registry_superslab(at);
+    meta_t *meta = (meta_t *)(void *)ss->descriptors;
+    size_t first = (size_t)((char *)at - meta->base) / HAK_PAGE;
+    for (size_t i = first; i < first + pages; i++) {
+        hak_assert(!get_bit(meta->free, i));
+        flip_bit(meta->free, i);
+    }
+    meta->free_pages += pages;
+    meta->hint = hak_min(meta->hint, first / 64);
+    metas.free_touched += pages;
+    if (metas.free_touched > META_TOUCHED) trim_locked();
+    lock_release(&metas.lock, RANK_META);
+}
+
+size_t meta_trim(void)
+{
+    lock_acquire(&metas.lock, RANK_META);
+    size_t pages = trim_locked();
+    lock_release(&metas.lock, RANK_META);
+    return pages * HAK_PAGE;
+}

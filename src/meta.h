@@ -1,0 +1,19 @@
+/* hakheap level 5: meta - pages for the library's own records: heaps, areas, class records */
+#ifndef HAK_META_H
+#define HAK_META_H
+
+#include "superslab.h"
+
+/*
+ * Role: 4 KiB pages, one or a few neighbours at a time, in SuperSlabs of their own whose granules are registered with
+ * CODE_META. A pointer into them may always be read, so a value that claims to be a heap can be tested. Callers: heap.
+ * Thread-safe; lock of rank META. Pages come zeroed only where meta_take says so.
+ */
+enum { META_TOUCHED = 1024 /* free pages kept with their content, 4 MiB; more are purged */ };
+
+void *meta_take(size_t pages, bool *zeroed, uint32_t *refused);
+void meta_put(void *at, size_t pages);
+/* Purges all free pages. Returns bytes. */
+size_t meta_trim(void);
+
+#endif

@@ -1,0 +1,32 @@
+/* hakheap level 2: options - one row for each option: field, default, range, environment name */
+#ifndef HAK_OPTIONS_H
+#define HAK_OPTIONS_H
+
+#include "base.h"
+#include "hakheap.h"
+
+/*
+ * Role: turns a caller's config into settings, or refuses it. Callers: heap.
+ *
+ * X(field, default, lowest, highest, environment name, what it is). A field that is 0 takes the environment's number,
+ * where that is one in range, else the default.
+ */
+#define OPTIONS(X)                                                                                                  \
+    X(cache_bytes, 4 * HAK_MIB, 1, HAK_GIB, "HAKHEAP_CACHE_BYTES", "bytes all magazines of a heap may hold")        \
+    X(large_cache_bytes, 32 * HAK_MIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES", "bytes of freed large mappings kept")
+
+enum { NAME_BYTES = 32 };
+
+typedef struct settings {
+    char name[NAME_BYTES];
+    hak_level_t level; /* FAST or CHECKED */
+    size_t cache_bytes;
+    size_t large_cache_bytes;
+} settings_t;
+
+/* 0, EINVAL or ENOTSUP. `config` may be NULL. */
+int options_read(const hak_heap_config_t *config, settings_t *out);
+/* Whether the first `struct_size` bytes are a struct this version understands: long enough, and zero beyond what it knows. */
+bool options_struct_is_known(const void *of, size_t struct_size, size_t least, size_t known);
+
+#endif

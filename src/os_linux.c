@@ -1,0 +1,144 @@
+/* hakheap level 2: os - the Linux side of the table */
+#define _GNU_SOURCE
+#include "os.h"
+
+#include <dlfcn.h>
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef AT_RSEQ_FEATURE_SIZE
+#define AT_RSEQ_FEATURE_SIZE 27
+#endif
+
+enum { PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE };
+
+static void *map_pages(size_t bytes, int protection)
+{
+    void *at = mmap(NULL, bytes, protection, PRIVATE, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+/*
+ * Maps more than is wanted and unmaps the ends. Where the kernel refuses to split the mapping, the whole of it goes
+ * back: the caller sees one refusal. Addresses from 2^47 on are refused; the registry has no place for them.
+ */
+static void *map_aligned(size_t bytes, size_t alignment, int protection)
+{
+    if (alignment <= HAK_PAGE) alignment = HAK_PAGE;
+    if (bytes > SIZE_MAX / 2 || alignment > SIZE_MAX / 4) return NULL;
+    size_t slack = alignment - HAK_PAGE;
+    char *raw = map_pages(bytes + slack, protection);
+    if (!raw) return NULL;
+    char *at = (char *)hak_round_up((uintptr_t)raw, alignment);
+    size_t head = (size_t)(at - raw);
+    size_t tail = slack - head;
+    bool fits = (uintptr_t)at + bytes <= (uintptr_t)1 << 47;
+    if (fits && tail && munmap(at + bytes, tail) != 0) fits = false;
+    else if (fits) tail = 0;
+    if (fits && head && munmap(raw, head) != 0) fits = false;
+    else if (fits) return at;
+    munmap(raw, head + bytes + tail);
+    return NULL;
+}
+
+static void *kernel_reserve(size_t bytes, size_t alignment)
+{
+    void *at = map_aligned(bytes, alignment, PROT_NONE);
+    /* Resident memory follows what is used, not what huge pages round it up to; given once for the whole range.
+     * A kernel without huge pages refuses the advice, which changes nothing. */
+    if (at) madvise(at, bytes, MADV_NOHUGEPAGE);
+    return at;
+}
+
+static bool kernel_commit(void *at, size_t bytes) { return mprotect(at, bytes, PROT_READ | PROT_WRITE) == 0; }
+static bool kernel_purge(void *at, size_t bytes) { return madvise(at, bytes, MADV_DONTNEED) == 0; }
+
+static void *kernel_map(size_t bytes, size_t alignment)
+{
+    return map_aligned(bytes, alignment, PROT_READ | PROT_WRITE);
+}
+
+static bool kernel_unmap(void *at, size_t bytes) { return munmap(at, bytes) == 0; }
+
+static bool kernel_resize(void *at, size_t bytes, size_t wanted)
+{
+    if ((uintptr_t)at + wanted > (uintptr_t)1 << 47) return false;
+    return mremap(at, bytes, wanted, 0) != MAP_FAILED;
+}
+
+static bool kernel_move(void *from, size_t bytes, void *to, size_t wanted)
+{
+    return mremap(from, bytes, wanted, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED;
+}
+
+static bool kernel_fence_register(void)
+{
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0;
+}
+
+static bool kernel_fence(void) { return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0; }
+
+const os_table_t os_kernel = {
+    .reserve = kernel_reserve,
+    .commit = kernel_commit,
+    .purge = kernel_purge,
+    .map = kernel_map,
+    .unmap = kernel_unmap,
+    .resize = kernel_resize,
+    .move = kernel_move,
+    .fence_register = kernel_fence_register,
+    .fence = kernel_fence,
+};
+
+const os_table_t *os = &os_kernel;
+
+unsigned os_cpu(void)
+{
+    int cpu = sched_getcpu();
+    return cpu < 0 ? 0 : (unsigned)cpu;
+}
+
+void os_yield(void) { sched_yield(); }
+
+void os_random(void *out, size_t bytes)
+{
+    if (getrandom(out, bytes, GRND_NONBLOCK) == (ssize_t)bytes) return;
+    /* Before the kernel's pool is ready: the loader's 16 random bytes and the clock. */
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    const unsigned char *loader = (const unsigned char *)getauxval(AT_RANDOM);
+    for (size_t i = 0; i < bytes; i++)
+        ((unsigned char *)out)[i] = (unsigned char)((loader ? loader[i % 16] : 0) ^ (now.tv_nsec >> (8 * (i % 4))));
+}
+
+bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature)
+{
+#ifdef SYS_rseq
+    return syscall(SYS_rseq, area, bytes, 0, signature) == 0;
+#else
+    (void)area, (void)bytes, (void)signature;
+    return false;
+#endif
+}
+
+size_t os_rseq_feature_size(void)
+{
+    size_t bytes = getauxval(AT_RSEQ_FEATURE_SIZE);
+    return bytes ? bytes : 20;
+}
+
+const char *os_environment(const char *name) { return secure_getenv(name); }
+
+void os_pin_module(const void *symbol)
+{
+    Dl_info info;
+    if (dladdr(symbol, &info) && info.dli_fname)
+        (void)!dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+}

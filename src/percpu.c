@@ -1,0 +1,310 @@
+/* hakheap level 6: percpu - choosing the mode, areas, and the locked twin */
+#include "percpu.h"
+
+#include "os.h"
+
+#ifdef __GLIBC__
+/* Weak: a C library before glibc 2.35 has neither. */
+extern const ptrdiff_t __rseq_offset __attribute__((weak));
+extern const unsigned int __rseq_size __attribute__((weak));
+#endif
+
+_Static_assert(offsetof(magazine_t, limit) == 8, "sections know the limit's place");
+_Static_assert(sizeof(magazine_t) == 16, "a slot is 16 bytes");
+_Static_assert(offsetof(area_t, hot) == 0, "sections use slots as offsets");
+
+const area_t zero_area;
+percpu_site_t percpu_site;
+
+/* ---- Process and thread ---- */
+
+/*
+ * Where the C library registers no rseq area, each thread registers this one at its first miss. Its cpu_id starts
+ * negative, so that sections miss until the kernel writes it.
+ */
+typedef union own_rseq {
+    struct {
+        uint32_t cpu_id_start;
+        _Atomic uint32_t cpu_id;
+    };
+    char bytes[RSEQ_BYTES];
+} __attribute__((aligned(RSEQ_BYTES))) own_rseq_t;
+
+_Static_assert(offsetof(own_rseq_t, cpu_id) == RSEQ_CPU_ID, "the kernel's layout");
+
+enum { UNREGISTERED = UINT32_MAX, REFUSED = UINT32_MAX - 1 };
+
+static _Thread_local own_rseq_t own_rseq __attribute__((tls_model("initial-exec"))) = {{0, UNREGISTERED}};
+
+static bool own_register(void)
+{
+    if (load_relaxed(&own_rseq.cpu_id) == REFUSED) return false;
+    if (os_rseq_register(&own_rseq, RSEQ_BYTES, RSEQ_SIGNATURE)) return true;
+    store_relaxed(&own_rseq.cpu_id, (uint32_t)REFUSED); /* somebody else has registered this thread */
+    return false;
+}
+
+#if PERCPU_SECTIONS
+static char *thread_pointer(void)
+{
+    char *at;
+    __asm__("movq %%fs:0,%0" : "=r"(at));
+    return at;
+}
+#else
+static char *thread_pointer(void) { return __builtin_thread_pointer(); }
+#endif
+
+/* A field of the thread's rseq area, which the kernel writes when it likes. */
+static int thread_field(ptrdiff_t offset) { return (int)load_relaxed((_Atomic uint32_t *)(void *)(thread_pointer() + offset)); }
+
+/* Finds the thread's rseq area. Returns how many bytes of it are registered; 0: none. */
+static size_t find_rseq(void)
+{
+#ifdef __GLIBC__
+    if (&__rseq_offset && &__rseq_size && __rseq_size) {
+        percpu_site.rseq = __rseq_offset;
+        /* glibc before 2.40 says 20 or 32 and registers 32 bytes; later ones say what the kernel maintains. */
+        return hak_max(__rseq_size, RSEQ_BYTES);
+    }
+#endif
+    percpu_site.own = true;
+    percpu_site.rseq = (char *)&own_rseq - thread_pointer();
+    return own_register() ? RSEQ_BYTES : 0;
+}
+
+static percpu_mode_t choose(const char *wish)
+{
+    bool locked = wish && (strcmp(wish, "0") == 0 || strcmp(wish, "locked") == 0);
+    bool by_cpu = wish && strcmp(wish, "cpu") == 0;
+    /* Sections address the thread's rseq area before they test its cpu_id, so the place is found in every mode. */
+    size_t registered = PERCPU_SECTIONS ? find_rseq() : 0;
+    if (locked || !registered || !os->fence_register() || thread_field(percpu_site.rseq + RSEQ_CPU_ID) < 0)
+        return PERCPU_LOCKED;
+    size_t end_of_mm_cid = RSEQ_MM_CID + sizeof(uint32_t);
+    if (by_cpu || os_rseq_feature_size() < end_of_mm_cid || registered < end_of_mm_cid) return PERCPU_CPU_ID;
+    return PERCPU_MM_CID;
+}
+
+void percpu_start_process(const char *wish)
+{
+    percpu_site.mode = choose(wish);
+    percpu_site.index = percpu_site.rseq + (percpu_site.mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
+}
+
+const char *percpu_mode_name(percpu_mode_t mode)
+{
+    static const char *const names[] = {[PERCPU_LOCKED] = "locked", [PERCPU_CPU_ID] = "cpu_id", [PERCPU_MM_CID] = "mm_cid"};
+    return names[mode];
+}
+
+int percpu_index(void)
+{
+    if (percpu_site.mode == PERCPU_LOCKED) return (int)os_cpu();
+    if (thread_field(percpu_site.rseq + RSEQ_CPU_ID) < 0 && !(percpu_site.own && own_register())) return PERCPU_NONE;
+    return thread_field(percpu_site.index);
+}
+
+/* ---- Areas ---- */
+
+#define STOPPED ((area_t *)(uintptr_t)&zero_area) /* read-only memory: nothing is ever stored there */
+
+/*
+ * Release, table before counts: a section, or the twin, that reads the longer count reads the longer table. A section
+ * that still uses the shorter table is restarted by the next fence like any other.
+ */
+static void publish(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, uint32_t capacity)
+{
+    percpu->areas = areas;
+    store_release(&percpu->table, table);
+    store_release(&percpu->capacity, capacity);
+    store_release(&percpu->count, percpu_site.mode == PERCPU_LOCKED ? 0 : capacity);
+}
+
+void percpu_init(percpu_t *percpu)
+{
+    for (int i = 0; i < PERCPU_INLINE; i++) {
+        store_relaxed(&percpu->inline_table[i], STOPPED);
+        percpu->inline_areas[i] = NULL;
+    }
+    percpu->idle = NULL;
+    publish(percpu, percpu->inline_table, percpu->inline_areas, PERCPU_INLINE);
+}
+
+void percpu_grow(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, uint32_t capacity)
+{
+    uint32_t held = load_relaxed(&percpu->capacity);
+    area_t *_Atomic *shorter = load_relaxed(&percpu->table);
+    for (uint32_t i = 0; i < capacity; i++) {
+        areas[i] = i < held ? percpu->areas[i] : NULL;
+        store_relaxed(&table[i], i < held ? load_relaxed(&shorter[i]) : STOPPED);
+    }
+    publish(percpu, table, areas, capacity);
+}
+
+area_t *percpu_area(const percpu_t *percpu, unsigned index)
+{
+    return index < load_relaxed(&percpu->capacity) ? percpu->areas[index] : NULL;
+}
+
+area_t *percpu_running(percpu_t *percpu, unsigned index)
+{
+    /* Acquire, count before table: pairs with publish. */
+    if (index >= load_acquire(&percpu->capacity)) return NULL;
+    area_t *area = load_acquire(&load_acquire(&percpu->table)[index]);
+    return area == STOPPED ? NULL : area;
+}
+
+static void start(percpu_t *percpu, unsigned index)
+{
+    /* Release: pairs with the section's load (address dependency) and the twin's acquire in locked_enter. */
+    store_release(&load_relaxed(&percpu->table)[index], percpu->areas[index]);
+}
+
+void percpu_adopt(percpu_t *percpu, unsigned index, area_t *area)
+{
+    hak_assert(index < load_relaxed(&percpu->capacity) && !percpu->areas[index]);
+    percpu->areas[index] = area;
+    start(percpu, index);
+}
+
+/* The twin's try-lock, which a halt holds from halt to restart. Release pairs with acquire. */
+static bool busy_try(area_t *area)
+{
+    uint32_t idle = 0;
+    return cas_acquire(&area->busy, &idle, 1u);
+}
+static void busy_leave(area_t *area) { store_release(&area->busy, 0u); }
+
+void percpu_halt(percpu_t *percpu)
+{
+    area_t *_Atomic *table = load_relaxed(&percpu->table);
+    for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) {
+        store_release(&table[i], STOPPED);
+        if (percpu_site.mode != PERCPU_LOCKED || !percpu->areas[i]) continue;
+        while (!busy_try(percpu->areas[i])) os_yield();
+    }
+}
+
+bool percpu_fence(void) { return percpu_site.mode == PERCPU_LOCKED || os->fence(); }
+
+void percpu_restart(percpu_t *percpu, unsigned index)
+{
+    if (!percpu->areas[index]) return;
+    start(percpu, index);
+    if (percpu_site.mode == PERCPU_LOCKED) busy_leave(percpu->areas[index]);
+}
+
+void percpu_restart_all(percpu_t *percpu)
+{
+    for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) percpu_restart(percpu, i);
+}
+
+void percpu_retire(percpu_t *percpu, unsigned index)
+{
+    area_t *area = percpu->areas[index];
+    if (!area) return;
+    percpu->areas[index] = NULL;
+    area->next = percpu->idle;
+    percpu->idle = area;
+    if (percpu_site.mode == PERCPU_LOCKED) busy_leave(area);
+}
+
+bool percpu_is_empty(const percpu_t *percpu)
+{
+    for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) {
+        const area_t *area = percpu->areas[i];
+        if (!area) continue;
+        for (unsigned class = 0; class < CLASS_COUNT; class++)
+            if (load_relaxed(&area->hot[class].word) | load_relaxed(&area->spare[class])) return false;
+    }
+    return true;
+}
+
+/* ---- The locked twin ---- */
+
+/* The running CPU's area, its try-lock held; NULL where it is busy, stopped or missing: the caller goes without. */
+static area_t *locked_enter(percpu_t *percpu)
+{
+    unsigned index = os_cpu();
+    area_t *area = percpu_running(percpu, index);
+    if (!area || !busy_try(area)) return NULL;
+    /* A halt may have come and gone in between, and the area to another CPU. */
+    if (percpu_running(percpu, index) == area) return area;
+    busy_leave(area);
+    return NULL;
+}
+
+static _Atomic chain_t *word_at(area_t *area, size_t word) { return (_Atomic chain_t *)(void *)((char *)area + word); }
+
+static bool locked_pop(percpu_t *percpu, size_t hot, block_t **block, chain_t *link)
+{
+    area_t *area = locked_enter(percpu);
+    if (!area) return false;
+    _Atomic chain_t *word = word_at(area, hot);
+    *block = chain_block(load_relaxed(word));
+    if (*block) {
+        *link = (*block)->link;
+        store_relaxed(word, *link);
+    }
+    busy_leave(area);
+    return *block != NULL;
+}
+
+static bool locked_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
+{
+    area_t *area = locked_enter(percpu);
+    if (!area) return false;
+    _Atomic chain_t *word = word_at(area, hot);
+    bool room = chain_count(load_relaxed(word)) < load_relaxed(&area->hot[hot / sizeof(magazine_t)].limit);
+    if (room) store_relaxed(word, block_push(load_relaxed(word), ptr, key));
+    busy_leave(area);
+    return room;
+}
+
+static chain_t locked_take(percpu_t *percpu, size_t word)
+{
+    area_t *area = locked_enter(percpu);
+    if (!area) return 0;
+    chain_t chain = load_relaxed(word_at(area, word));
+    store_relaxed(word_at(area, word), 0);
+    busy_leave(area);
+    return chain;
+}
+
+static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t chain)
+{
+    area_t *area = locked_enter(percpu);
+    if (!area) return false;
+    bool room = !load_relaxed(word_at(area, word)) && load_relaxed(&area->hot[hot / sizeof(magazine_t)].limit);
+    if (room) store_relaxed(word_at(area, word), chain);
+    busy_leave(area);
+    return room;
+}
+
+/* ---- In every mode ---- */
+
+bool percpu_pop(percpu_t *percpu, size_t hot, block_t **block, chain_t *link)
+{
+    if (percpu_site.mode == PERCPU_LOCKED) return locked_pop(percpu, hot, block, link);
+    return section_pop(percpu, hot, block, link);
+}
+
+bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
+{
+    if (percpu_site.mode == PERCPU_LOCKED) return locked_push(percpu, hot, ptr, key);
+    return key ? section_push_sealed(percpu, hot, ptr, key) : section_push(percpu, hot, ptr);
+}
+
+chain_t percpu_take(percpu_t *percpu, size_t word)
+{
+    if (percpu_site.mode == PERCPU_LOCKED) return locked_take(percpu, word);
+    return section_take(percpu, word);
+}
+
+bool percpu_install(percpu_t *percpu, unsigned class, size_t word, chain_t chain)
+{
+    size_t hot = PERCPU_HOT(class);
+    if (percpu_site.mode == PERCPU_LOCKED) return locked_install(percpu, hot, word, chain);
+    return section_install(percpu, hot, word, chain);
+}

@@ -1,0 +1,118 @@
+/* hakheap level 6: percpu - a heap's hot and spare magazines, one area a CPU, reached without a lock */
+#ifndef HAK_PERCPU_H
+#define HAK_PERCPU_H
+
+#include "block.h"
+#include "registry.h"
+
+/*
+ * Role: the hot level of the two-level magazine. Callers: api (pop, push) and the ladders (the rest). Memory: areas and
+ * tables are given by the heap and live as long as it. Lock: AREAS of the heap, for everything but the five operations.
+ *
+ *   percpu.table --> [ area of index 0 | area of index 1 | ... ]   index: mm_cid, or the CPU's number
+ *                       |                  |
+ *                       v                  v
+ *                     area_t             zero_area   (not yet made, or stopped)
+ *     hot[slot]   = { word, limit }   16 bytes: pop and push touch one line
+ *     spare[slot] = word              a second chain: alternating at a boundary reaches no lock (Bonwick's
+ *                                     "previous" magazine; Bonwick and Adams, USENIX 2001)
+ *
+ * The five operations (pop, push, take, install, fence) are Linux restartable sequences: a thread that is preempted,
+ * migrated or signalled inside one starts it again, so between its first instruction and its one committing store it is
+ * alone with the area of the CPU it runs on (rseq(2); Desnoyers' librseq; tcmalloc's "Restartable Sequence Mechanism").
+ * The locked twin (sanitizers, valgrind, other architectures, HAKHEAP_RSEQ=0) does the same with a try-lock in each area.
+ *
+ * An area of zeros is empty and full at once: limit 0 refuses every push and install, word 0 every pop and take. The
+ * read-only zero_area is therefore the start state and the stopped state.
+ *
+ * To stop: store zero_area in the table, fence; every section that had read the old pointer has restarted, and the
+ * areas belong to who holds the lock. Words are written by sections with plain aligned stores (which are atomic on
+ * x86-64), and by the lock's holder while stopped.
+ *
+ * Where the thread has no rseq (cpu_id < 0) or its index is beyond the table, every operation misses.
+ */
+typedef struct magazine {
+    _Atomic chain_t word;
+    _Atomic uint64_t limit; /* blocks; written by the slow path of any thread, read by push and install */
+} magazine_t;
+
+typedef struct area {
+    magazine_t hot[SLOT_COUNT];
+    _Atomic chain_t spare[CLASS_COUNT];
+    _Atomic uint32_t busy; /* the locked twin's try-lock */
+    _Atomic uint32_t victim; /* relaxed: where the next class that gives up its limit is looked for */
+    struct area *next;     /* lock: AREAS; list of areas without a CPU */
+} area_t;
+
+enum { PERCPU_INLINE = 4, PERCPU_NONE = -1 };
+
+typedef struct percpu {
+    area_t *_Atomic *_Atomic table; /* what sections load; replaced by a longer copy, never freed before the heap */
+    _Atomic uint32_t count;         /* of table, for sections; 0 where the twin serves */
+    _Atomic uint32_t capacity;      /* of table and areas; written under lock: AREAS, read by the twin */
+    area_t *_Atomic inline_table[PERCPU_INLINE];
+    area_t **areas;                 /* lock: AREAS; the area of each index, stopped or not; NULL: none */
+    area_t *idle;                   /* lock: AREAS; areas without a CPU */
+    area_t *inline_areas[PERCPU_INLINE];
+} percpu_t;
+
+typedef enum percpu_mode { PERCPU_LOCKED, PERCPU_CPU_ID, PERCPU_MM_CID } percpu_mode_t;
+
+/* Of the process; const after percpu_start_process. */
+typedef struct percpu_site {
+    ptrdiff_t rseq;  /* from the thread pointer to the thread's struct rseq */
+    ptrdiff_t index; /* from the thread pointer to the field that is the index */
+    percpu_mode_t mode;
+    bool own;        /* the library registers threads itself */
+} percpu_site_t;
+
+extern percpu_site_t percpu_site;
+extern const area_t zero_area;
+
+/* Chooses the mode; once a process, before the first heap. `wish`: NULL, "0", "cpu" or "mm_cid". */
+void percpu_start_process(const char *wish);
+const char *percpu_mode_name(percpu_mode_t mode);
+
+void percpu_init(percpu_t *percpu);
+
+/* Byte offsets into an area, which is how sections name a magazine. */
+#define PERCPU_HOT(class)   ((size_t)(class) * sizeof(magazine_t))
+#define PERCPU_SPARE(class) (offsetof(area_t, spare) + (size_t)(class) * sizeof(chain_t))
+
+/* The sections, or twins that always miss. */
+#include "percpu_rseq.h"
+
+/* ---- The operations in every mode, for the ladders. `word` is PERCPU_HOT or PERCPU_SPARE of the class. ---- */
+
+bool percpu_pop(percpu_t *percpu, size_t hot, block_t **block, chain_t *link);
+bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
+chain_t percpu_take(percpu_t *percpu, size_t word);
+/* A chain into an empty magazine; false where it is not empty, or its area is stopped or missing. */
+bool percpu_install(percpu_t *percpu, unsigned class, size_t word, chain_t chain);
+
+/* The index of the running thread, PERCPU_NONE where it can use no magazine. Registers the thread where that is ours. */
+int percpu_index(void);
+
+/* The area that sections of this index reach now; NULL where it is stopped or missing. Any thread, no lock. */
+area_t *percpu_running(percpu_t *percpu, unsigned index);
+
+/* ---- Areas; lock: AREAS ---- */
+
+/* The area of an index; NULL where there is none, or the index is beyond the table. */
+area_t *percpu_area(const percpu_t *percpu, unsigned index);
+/* Moves to longer tables; both have `capacity` entries and are given to the heap's lifetime. */
+void percpu_grow(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, uint32_t capacity);
+/* Gives an index its area, zeroed but for its limits, and starts it. */
+void percpu_adopt(percpu_t *percpu, unsigned index, area_t *area);
+/* Halts all areas; after percpu_fence or, in the twin, at once, they belong to the caller. */
+void percpu_halt(percpu_t *percpu);
+/* One fence for any number of halted heaps. False: refused, and the halted may only be restarted. */
+bool percpu_fence(void);
+void percpu_restart(percpu_t *percpu, unsigned index);
+void percpu_restart_all(percpu_t *percpu);
+/* Takes a halted area from its index, for another to adopt. */
+void percpu_retire(percpu_t *percpu, unsigned index);
+/* Whether every word of every area reads empty, without stopping anybody. */
+bool percpu_is_empty(const percpu_t *percpu);
+
+#endif

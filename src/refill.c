@@ -1,0 +1,225 @@
+/* hakheap level 8: refill - the ladder of an allocation miss */
+#include "ladder.h"
+#include "os.h"
+#include "tls.h"
+
+/*
+ * Magazine sizes. A class starts with a handful of blocks and doubles at each miss that reached a lock, up to MOST_BYTES
+ * or MOST_BLOCKS, as long as the heap's budget has room; the budget is charged for hot and spare alike. Where it has
+ * none, another class of the same area gives up half of what it has (the "stealing" of tcmalloc's thread caches).
+ */
+enum { MOST_BYTES = 64 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS = 4, STEAL_TRIES = 8 };
+
+static uint64_t most_blocks(unsigned class)
+{
+    size_t fits = MOST_BYTES / size_classes[class].bytes;
+    return hak_max(LEAST_BLOCKS, hak_min(fits, MOST_BLOCKS));
+}
+
+/* Relaxed: a limit orders nothing; a section reads the one or the other. Both magazines of the class are charged. */
+static bool set_limit(area_t *area, unsigned class, uint64_t from, uint64_t to)
+{
+    return atomic_compare_exchange_strong_explicit(&area->hot[class].limit, &from, to, memory_order_relaxed,
+                                                   memory_order_relaxed);
+}
+
+static size_t limit_bytes(unsigned class, uint64_t blocks) { return 2 * blocks * size_classes[class].bytes; }
+
+static void steal_limits(hak_heap_t *heap, area_t *area, unsigned for_class)
+{
+    for (int tries = 0; tries < STEAL_TRIES; tries++) {
+        unsigned victim = add_relaxed(&area->victim, 1u) % CLASS_COUNT;
+        uint64_t limit = load_relaxed(&area->hot[victim].limit);
+        if (victim == for_class || limit <= LEAST_BLOCKS) continue;
+        if (set_limit(area, victim, limit, limit / 2)) budget_put(&heap->budget, limit_bytes(victim, limit - limit / 2));
+    }
+}
+
+void refill_grow_limit(hak_heap_t *heap, area_t *area, unsigned class)
+{
+    uint64_t limit = load_relaxed(&area->hot[class].limit);
+    uint64_t most = most_blocks(class);
+    uint64_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
+    if (wanted > most) wanted = most;
+    if (wanted <= limit) return;
+    size_t bytes = limit_bytes(class, wanted - limit);
+    if (!budget_take(&heap->budget, bytes)) {
+        steal_limits(heap, area, class);
+        if (!budget_take(&heap->budget, bytes)) return;
+    }
+    if (!set_limit(area, class, limit, wanted)) budget_put(&heap->budget, bytes);
+}
+
+/* ---- The running CPU's area ---- */
+
+static bool grow_table(hak_heap_t *heap, unsigned index)
+{
+    uint32_t capacity = load_relaxed(&heap->percpu.capacity);
+    if (index < capacity) return true;
+    while (capacity <= index) capacity *= 2;
+    area_t *_Atomic *table = heap_record(heap, capacity * sizeof *table);
+    area_t **areas = heap_record(heap, capacity * sizeof *areas);
+    if (!table || !areas) return false;
+    percpu_grow(&heap->percpu, table, areas, capacity);
+    return true;
+}
+
+static area_t *make_area(hak_heap_t *heap, unsigned index)
+{
+    percpu_t *percpu = &heap->percpu;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    area_t *area = NULL;
+    if (grow_table(heap, index)) {
+        area = percpu->idle;
+        if (area) percpu->idle = area->next;
+        else area = heap_record(heap, sizeof *area);
+    }
+    lock_release(&heap->lock, RANK_HEAP);
+    if (area) percpu_adopt(percpu, index, area);
+    return area;
+}
+
+area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait)
+{
+    *index = percpu_index();
+    if (*index < 0) {
+        counter_add(&heap->counters, early_no_rseq, 1);
+        return NULL;
+    }
+    area_t *area = percpu_running(&heap->percpu, (unsigned)*index);
+    if (HAK_LIKELY(area)) return area;
+    if (!may_wait && !lock_try(&heap->areas_lock, RANK_AREAS)) return NULL;
+    if (may_wait) lock_acquire(&heap->areas_lock, RANK_AREAS);
+    area = percpu_area(&heap->percpu, (unsigned)*index);
+    if (area) counter_add(&heap->counters, early_stopped, 1);
+    else counter_add(&heap->counters, early_no_area, 1);
+    if (!area) area = make_area(heap, (unsigned)*index);
+    lock_release(&heap->areas_lock, RANK_AREAS);
+    return area;
+}
+
+/* ---- Small blocks ---- */
+
+static bool fresh_slab(hak_heap_t *heap, class_state_t *state)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    drain_deferred(heap);
+    run_t run = heap_take_run(heap, size_classes[state->class].granules, 1, state->class);
+    lock_release(&heap->lock, RANK_HEAP);
+    if (!run.ss) return false;
+    counter_add(&heap->counters, refill_fresh_slab, 1);
+    slab_add(&state->slabs, run, state->class);
+    return true;
+}
+
+/* The rungs below the areas. */
+static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want)
+{
+    lock_acquire(&state->lock, RANK_CLASS);
+    chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
+    if (chain) {
+        counter_add(&heap->counters, refill_cold, 1);
+        budget_put(&heap->budget, chain_count(chain) * size_classes[state->class].bytes);
+    } else {
+        if (drain_remote_list(heap, state)) counter_add(&heap->counters, refill_remote, 1);
+        chain = slab_take(&state->slabs, state->class, want, &heap->guard);
+        if (!chain && fresh_slab(heap, state)) chain = slab_take(&state->slabs, state->class, want, &heap->guard);
+        if (chain) counter_add(&heap->counters, refill_slab, 1);
+    }
+    lock_release(&state->lock, RANK_CLASS);
+    return chain;
+}
+
+/* The newest block of a chain is the caller's; the rest becomes the hot magazine, or wherever there is room. */
+static void *hand_out(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
+{
+    unsigned class = state->class;
+    block_t *block = chain_block(chain);
+    chain_t rest = block_next(chain, &heap->guard, "malloc", size_classes[class].bytes);
+    if (heap->key) block_unseal(block);
+    if (rest && !percpu_install(&heap->percpu, class, PERCPU_HOT(class), rest) &&
+        !percpu_install(&heap->percpu, class, PERCPU_SPARE(class), rest))
+        drain_chain(heap, state, rest, index, true);
+    return block;
+}
+
+void *refill_block(hak_heap_t *heap, unsigned class)
+{
+    class_state_t *state = heap_class(heap, class);
+    if (!state) return NULL;
+    int index;
+    area_t *area = refill_area(heap, &index, true);
+    block_t *block;
+    chain_t link;
+    if (percpu_pop(&heap->percpu, PERCPU_HOT(class), &block, &link)) {
+        counter_add(&heap->counters, refill_hot, 1);
+        if (heap->key) {
+            if (!block_is_sealed(block, link, heap->key))
+                block_corrupt(&heap->guard, "malloc", block, size_classes[class].bytes);
+            block_unseal(block);
+        }
+        return block;
+    }
+    counter_add(&heap->counters, early_empty, 1);
+    chain_t chain = percpu_take(&heap->percpu, PERCPU_SPARE(class));
+    if (chain) {
+        counter_add(&heap->counters, refill_spare, 1);
+    } else {
+        if (area) refill_grow_limit(heap, area, class);
+        uint64_t limit = area ? load_relaxed(&area->hot[class].limit) : 0;
+        chain = take_shared(heap, state, index, hak_max(1, limit / 2));
+    }
+    return chain ? hand_out(heap, state, chain, index) : NULL;
+}
+
+/* ---- Mid and large blocks ---- */
+
+void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+{
+    counter_add(&heap->counters, early_mid, 1);
+    unsigned granules = (unsigned)((size + GRANULE - 1) / GRANULE);
+    unsigned places = (unsigned)hak_max(1, alignment / GRANULE);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    drain_deferred(heap);
+    run_t run = heap_take_run(heap, granules, places, CODE_MID);
+    if (run.ss) {
+        *zeroed = superslab_run_is_clean(run, granules);
+        mid_add(&heap->large, run, granules, (size_t)granules * GRANULE);
+    }
+    lock_release(&heap->lock, RANK_HEAP);
+    return run.ss ? superslab_granule(run.ss, run.first) : NULL;
+}
+
+static large_t *take_record(hak_heap_t *heap)
+{
+    large_t *large = heap->large.unused;
+    if (large) heap->large.unused = large->next;
+    else large = heap_record(heap, sizeof *large);
+    return large;
+}
+
+void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+{
+    counter_add(&heap->counters, early_large, 1);
+    size_t bytes = hak_round_up(size, HAK_PAGE);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    drain_deferred(heap);
+    large_t *large = large_reuse(&heap->large, bytes, hak_max(alignment, SUPERSLAB));
+    large_t *record = large ? NULL : take_record(heap);
+    lock_release(&heap->lock, RANK_HEAP);
+    *zeroed = !large;
+    if (large) return large->base;
+    if (!record) return NULL;
+    char *base = large_map(bytes, alignment);
+    if (!base) hak_tls.last_error = HAK_ERROR_COMMIT;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    if (base) {
+        large_add(&heap->large, record, heap, base, bytes);
+        heap_charge(heap, bytes);
+    } else {
+        record->next = heap->large.unused;
+        heap->large.unused = record;
+    }
+    lock_release(&heap->lock, RANK_HEAP);
+    return base;
+}

@@ -1,0 +1,111 @@
+/* hakheap level 3: registry - pointer -> owner, class and block run; the table that every free trusts */
+#ifndef HAK_REGISTRY_H
+#define HAK_REGISTRY_H
+
+#include "sizeclass.h"
+
+/*
+ * Role: decides for any 64-bit value whether it lies in a heap, in which one, and in blocks of which class, without
+ * touching it or any header. Callers: api, ladders, validate. Memory: one dense table for each GiB of address space that
+ * holds anything of ours, mapped when needed and kept for ever, so a lookup can never fault.
+ *
+ *   pointer   63    47 46           30 29            14 13       4 3    0
+ *            +--------+---------------+----------------+----------+------+
+ *            | 0 else | GiB           | granule        | offset   | 0    |
+ *            |foreign | registry_top  | gib_t.entry    | in 16 B  |      |
+ *            +--------+---------------+----------------+----------+------+
+ *   Rotated right by 4, one comparison with 2^43 tests the high bits and the alignment at once.
+ *
+ *   entry     63                        20 19 18 17      10 9        2 1 0
+ *            +----------------------------+-----+----------+----------+---+
+ *            | owner: heap address / 64   |  0  | granules | class    | 0 |
+ *            |                            |     | before   | code     |   |
+ *            +----------------------------+-----+----------+----------+---+
+ *   Entry xor owner is below 2^20 exactly for the owner's granules; the class code * 4 is then the byte offset of the
+ *   class's slot / 4, and "granules before" leads to the start of the run.
+ *
+ * Thread-safety: entries are written by who holds the run (from taking it until giving it back) and read by anyone.
+ * A reader that races with a writer holds a pointer into a run that is being given back: a bug of the caller,
+ * which is named by whichever entry is read.
+ */
+enum {
+    GIB_SHIFT = 30,
+    GIB_GRANULES = 1 << (GIB_SHIFT - GRANULE_SHIFT),
+    GIB_SUPERSLABS = 1 << (GIB_SHIFT - SUPERSLAB_SHIFT),
+    ADDRESS_BITS = 47,
+    ENTRY_CLASS_SHIFT = 2,
+    ENTRY_BACK_SHIFT = 10,
+    ENTRY_OWNER_SHIFT = 20,
+};
+
+/* Class codes: the size classes, then what is no size class. Codes up to SLOT_COUNT have a slot in every area. */
+enum {
+    CODE_MID = CLASS_COUNT,  /* a run of granules that is one block */
+    CODE_RELEASED,           /* given back by the owner; the owner may still hold stale pointers */
+    SLOT_COUNT,
+    CODE_DEAD = SLOT_COUNT,  /* given back by a heap that was reset or destroyed; owner 0 */
+    CODE_META,               /* the library's own records; owner 0 */
+};
+
+typedef uint64_t entry_t;
+
+struct superslab;
+struct large;
+
+typedef struct gib {
+    _Atomic entry_t entry[GIB_GRANULES];
+    struct superslab *_Atomic superslab[GIB_SUPERSLABS]; /* NULL: not ours */
+    struct large *_Atomic range[GIB_SUPERSLABS];         /* the large block that covers these 2 MiB; see large.h */
+} gib_t;
+
+extern gib_t *_Atomic registry_top[1 << (ADDRESS_BITS - GIB_SHIFT)];
+
+/* The pointer rotated: below 2^43 where it is aligned to 16 and in the user half. */
+HAK_INLINE uint64_t registry_rotate(const void *ptr) { return (uint64_t)(uintptr_t)ptr >> 4 | (uint64_t)(uintptr_t)ptr << 60; }
+
+/* The entry for a rotated pointer; 0 where nothing of ours is near. One branch for each way not to be ours. */
+HAK_INLINE entry_t registry_entry(uint64_t rotated)
+{
+    if (HAK_UNLIKELY(rotated >> (ADDRESS_BITS - 4))) return 0;
+    /* Acquire: pairs with the release in registry_cover; the table is zeroed before it is linked. */
+    gib_t *gib = load_acquire(&registry_top[rotated >> (GIB_SHIFT - 4)]);
+    if (HAK_UNLIKELY(!gib)) return 0;
+    /* Relaxed: the pointer itself came from who wrote the entry, through whatever handed the block over. */
+    return load_relaxed(&gib->entry[rotated >> (GRANULE_SHIFT - 4) & (GIB_GRANULES - 1)]);
+}
+
+/* The entry for any pointer, aligned or not. */
+HAK_INLINE entry_t registry_lookup(const void *ptr)
+{
+    return registry_entry(registry_rotate((const void *)((uintptr_t)ptr & ~(uintptr_t)15)));
+}
+
+HAK_INLINE entry_t entry_owner_bits(const void *heap) { return (uint64_t)(uintptr_t)heap << (ENTRY_OWNER_SHIFT - 6); }
+HAK_INLINE void *entry_heap(entry_t entry) { return (void *)(uintptr_t)(entry >> ENTRY_OWNER_SHIFT << 6); }
+HAK_INLINE unsigned entry_code(entry_t entry) { return (unsigned)(entry >> ENTRY_CLASS_SHIFT) & 0xff; }
+HAK_INLINE unsigned entry_back(entry_t entry) { return (unsigned)(entry >> ENTRY_BACK_SHIFT) & 0xff; }
+/* The byte offset of the class's slot in an area, from an entry whose owner bits are gone. */
+HAK_INLINE size_t entry_slot(entry_t entry) { return (entry & 0x3fc) * 4; }
+/* A rotated pointer's distance from the start of its run, in 16 bytes. */
+HAK_INLINE uint32_t entry_offset(entry_t entry, uint64_t rotated)
+{
+    return (uint32_t)((entry & 0x3fc00) + (rotated & 0x3ff));
+}
+HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
+{
+    return (void *)(((uintptr_t)ptr & ~(uintptr_t)(GRANULE - 1)) - (uintptr_t)entry_back(entry) * GRANULE);
+}
+
+/* Makes the tables for a range. False where the system refuses memory; what was made stays, harmless. */
+bool registry_cover(const void *base, size_t bytes);
+/* Writes the entries of a run. `heap` NULL: no owner. */
+void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code);
+/* Marks a run of one block as given back; false where it was already. Of two that free it, one succeeds. */
+bool registry_release(const void *start);
+struct superslab *registry_superslab(const void *ptr);
+void registry_set_superslab(const void *base, struct superslab *superslab);
+/* The record that covers the 2 MiB of ptr, a tombstone, or NULL. */
+struct large *registry_range(const void *ptr);
+void registry_set_range(const void *base, size_t bytes, struct large *large);
+
+#endif

@@ -1,0 +1,198 @@
+/* hakheap level 4: reserve - reservations, the reserve of empty SuperSlabs, the nursery */
+#include "reserve.h"
+
+#include "hakheap.h"
+#include "os.h"
+#include "registry.h"
+
+/* A reservation's records: mapped beside it, never unmapped. */
+typedef struct records {
+    superslab_t superslab[GIB_SUPERSLABS];
+    char descriptors[GIB_SUPERSLABS][SUPERSLAB_GRANULES * DESCRIPTOR_BYTES] __attribute__((aligned(HAK_PAGE)));
+} records_t;
+
+static struct {
+    hak_lock_t lock;          /* rank RESERVE; guards all below */
+    char *next, *end;         /* the newest reservation's SuperSlabs that nobody has had yet */
+    superslab_t *next_record;
+    char (*next_descriptors)[SUPERSLAB_GRANULES * DESCRIPTOR_BYTES];
+    superslab_t *dirty, *clean; /* lists by `next` */
+    superslab_set_t nursery;
+    size_t dirty_count, clean_count;
+    size_t reservations, reserved_bytes;
+} reserve;
+
+/* 1 GiB, or as much as the system grants: address space may be limited (RLIMIT_AS, cgroups, overcommit mode 2). */
+static bool reserve_more(void)
+{
+    for (size_t bytes = HAK_GIB; bytes >= 2 * (size_t)SUPERSLAB; bytes /= 4) {
+        size_t count = bytes / SUPERSLAB;
+        size_t record_bytes = offsetof(records_t, descriptors) + count * sizeof(((records_t *)0)->descriptors[0]);
+        char *base = os->reserve(bytes, SUPERSLAB);
+        if (!base) continue;
+        records_t *records = os->map(record_bytes, 0);
+        if (records && registry_cover(base, bytes)) {
+            reserve.next = base;
+            reserve.end = base + bytes;
+            reserve.next_record = records->superslab;
+            reserve.next_descriptors = records->descriptors;
+            reserve.reservations++;
+            reserve.reserved_bytes += bytes;
+            return true;
+        }
+        if (records) os->unmap(records, record_bytes);
+        os->unmap(base, bytes);
+    }
+    return false;
+}
+
+/* The next SuperSlab that nobody has had yet. */
+static superslab_t *fresh_superslab(uint32_t *refused)
+{
+    if (reserve.next == reserve.end && !reserve_more()) {
+        *refused = HAK_ERROR_RESERVE;
+        return NULL;
+    }
+    if (!os->commit(reserve.next, SUPERSLAB)) {
+        *refused = HAK_ERROR_COMMIT;
+        return NULL;
+    }
+    superslab_t *ss = reserve.next_record++;
+    superslab_init(ss, reserve.next, *reserve.next_descriptors++);
+    reserve.next += SUPERSLAB;
+    registry_set_superslab(ss->base, ss);
+    return ss;
+}
+
+static superslab_t *take_locked(bool shared, uint32_t *refused)
+{
+    superslab_t *ss = reserve.dirty;
+    if (ss) {
+        reserve.dirty = ss->next;
+        reserve.dirty_count--;
+    } else if ((ss = reserve.clean) != NULL) {
+        reserve.clean = ss->next;
+        reserve.clean_count--;
+    } else if (!(ss = fresh_superslab(refused))) {
+        return NULL;
+    }
+    ss->shared = shared;
+    return ss;
+}
+
+superslab_t *reserve_take(bool shared, uint32_t *refused)
+{
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    superslab_t *ss = take_locked(shared, refused);
+    lock_release(&reserve.lock, RANK_RESERVE);
+    return ss;
+}
+
+/* Purges an empty SuperSlab that is in no set, its descriptors too. Returns pages. */
+static size_t purge_empty(superslab_t *ss)
+{
+    superslab_set_t alone = {.free_touched = ss->free_touched};
+    size_t pages = superslab_purge(&alone, ss, SIZE_MAX);
+    (void)os->purge(ss->descriptors, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES); /* refused: they stay, unused */
+    return pages;
+}
+
+static void put_locked(superslab_t *ss)
+{
+    hak_assert(superslab_is_empty(ss));
+    if (ss->free_touched && reserve.dirty_count >= RESERVE_DIRTY) purge_empty(ss);
+    if (ss->free_touched) {
+        ss->next = reserve.dirty;
+        reserve.dirty = ss;
+        reserve.dirty_count++;
+    } else {
+        ss->next = reserve.clean;
+        reserve.clean = ss;
+        reserve.clean_count++;
+    }
+}
+
+void reserve_put(superslab_t *ss, const void *giver)
+{
+    ss->giver = giver;
+    /* A SuperSlab that comes back without touched pages needs no descriptors either. */
+    if (!ss->free_touched) purge_empty(ss);
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    put_locked(ss);
+    lock_release(&reserve.lock, RANK_RESERVE);
+}
+
+run_t nursery_take(unsigned granules, uint32_t *refused)
+{
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    run_t run = superslab_take(&reserve.nursery, granules, 1);
+    if (!run.ss) {
+        superslab_t *ss = take_locked(true, refused);
+        if (ss) {
+            superslab_set_add(&reserve.nursery, ss);
+            run = superslab_take(&reserve.nursery, granules, 1);
+        }
+    }
+    lock_release(&reserve.lock, RANK_RESERVE);
+    return run;
+}
+
+static size_t purge_nursery(void)
+{
+    size_t pages = 0;
+    for (superslab_t *ss = reserve.nursery.all; ss; ss = ss->set_next)
+        if (ss->free_touched) pages += superslab_purge(&reserve.nursery, ss, SIZE_MAX);
+    return pages;
+}
+
+void nursery_put(run_t run, unsigned granules, size_t pages)
+{
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    superslab_put(&reserve.nursery, run, granules, pages);
+    if (superslab_is_empty(run.ss) && reserve.nursery.empty > 1) {
+        superslab_set_remove(&reserve.nursery, run.ss);
+        put_locked(run.ss);
+    }
+    if (reserve.nursery.free_touched > NURSERY_TOUCHED) purge_nursery();
+    lock_release(&reserve.lock, RANK_RESERVE);
+}
+
+size_t reserve_trim(const void *giver)
+{
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    size_t pages = 0;
+    superslab_t *list = reserve.dirty;
+    reserve.dirty = NULL;
+    reserve.dirty_count = 0;
+    while (list) {
+        superslab_t *ss = list;
+        list = ss->next;
+        if (!giver || ss->giver == giver) pages += purge_empty(ss);
+        put_locked(ss);
+    }
+    lock_release(&reserve.lock, RANK_RESERVE);
+    return pages * HAK_PAGE;
+}
+
+size_t nursery_trim(void)
+{
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    size_t pages = purge_nursery();
+    lock_release(&reserve.lock, RANK_RESERVE);
+    return pages * HAK_PAGE;
+}
+
+reserve_stats_t reserve_stats(void)
+{
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    reserve_stats_t stats = {
+        .reservations = reserve.reservations,
+        .reserved_bytes = reserve.reserved_bytes,
+        .dirty_superslabs = reserve.dirty_count,
+        .clean_superslabs = reserve.clean_count,
+        .nursery_superslabs = reserve.nursery.count,
+        .nursery_touched_bytes = reserve.nursery.free_touched * HAK_PAGE,
+    };
+    lock_release(&reserve.lock, RANK_RESERVE);
+    return stats;
+}

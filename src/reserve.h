@@ -1,0 +1,49 @@
+/* hakheap level 4: reserve - the process's SuperSlabs: reservations, the bounded reserve, the nursery */
+#ifndef HAK_RESERVE_H
+#define HAK_RESERVE_H
+
+#include "superslab.h"
+
+/*
+ * Role: where SuperSlabs come from and go to. Callers: meta, ladders. Thread-safe; one process-wide lock of rank RESERVE.
+ *
+ *   kernel --reserve()--> reservation (PROT_NONE, up to 1 GiB) --commit--> SuperSlab --> a heap's set
+ *                                                                  ^          |  |
+ *                                        dirty (bounded) or clean reserve <---+  +--> nursery, metadata
+ *
+ * A reservation is never unmapped, so a lookup can never fault on what was once ours. The reserve keeps SuperSlabs that
+ * heaps gave back: at most RESERVE_DIRTY with their pages, the others purged.
+ *
+ * The nursery is a set of SuperSlabs that many small heaps share, granule by granule: a heap with one block costs one page
+ * and its share of a page-table page, not a SuperSlab.
+ */
+enum {
+    RESERVE_DIRTY = 8,            /* SuperSlabs kept with their pages: 16 MiB */
+    NURSERY_TOUCHED = 16 * 256,   /* touched free pages the nursery keeps: 16 MiB */
+};
+
+/* A SuperSlab of the caller's own, all granules free, registered; NULL where the system refuses. Sets *refused. */
+superslab_t *reserve_take(bool shared, uint32_t *refused);
+/* Gives an empty SuperSlab back; `giver` may later trim what it gave. */
+void reserve_put(superslab_t *ss, const void *giver);
+
+/* Runs of the nursery. Release as superslab_put; the caller has written the registry's entries. */
+run_t nursery_take(unsigned granules, uint32_t *refused);
+void nursery_put(run_t run, unsigned granules, size_t pages);
+
+/* Purges what `giver` left in the reserve; NULL: all of it. Returns bytes. */
+size_t reserve_trim(const void *giver);
+/* Purges what the nursery holds free. Returns bytes. */
+size_t nursery_trim(void);
+
+typedef struct reserve_stats {
+    size_t reservations;
+    size_t reserved_bytes;
+    size_t dirty_superslabs;
+    size_t clean_superslabs;
+    size_t nursery_superslabs;
+    size_t nursery_touched_bytes;
+} reserve_stats_t;
+reserve_stats_t reserve_stats(void);
+
+#endif

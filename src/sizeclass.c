@@ -1,0 +1,23 @@
+/* hakheap level 1: sizeclass - the table of classes */
+#include "sizeclass.h"
+
+#define DIVISOR(bytes) ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))
+#define ROW(bytes, granules) {bytes, DIVISOR(bytes), (granules) * GRANULE / (bytes), granules},
+
+const size_class_t size_classes[CLASS_COUNT] = {SIZE_CLASSES(ROW)};
+
+/* A slab holds 8 blocks or more and leaves at most a sixteenth over. */
+#define FITS(bytes, granules)                                                                 \
+    _Static_assert((granules) * GRANULE / (bytes) >= 8, "a slab holds at least 8 blocks");    \
+    _Static_assert((granules) * GRANULE % (bytes) * 16 <= (granules) * GRANULE, "at most 1/16 over"); \
+    _Static_assert((bytes) % BLOCK_ALIGN == 0, "blocks are aligned");
+SIZE_CLASSES(FITS)
+
+#define TWO(class) class, class
+#define FOUR(class) TWO(class), TWO(class)
+const uint8_t size_class_lookup[LOOKUP_MAX / BLOCK_ALIGN + 1] = {
+    0,        0,        1,        2,        3,        4,        5,        6,        7,        8,
+    9,        10,       11,       12,       13,       14,       15,       TWO(16),  TWO(17),  TWO(18),
+    TWO(19),  TWO(20),  TWO(21),  TWO(22),  TWO(23),  FOUR(24), FOUR(25), FOUR(26), FOUR(27), FOUR(28),
+    FOUR(29), FOUR(30), FOUR(31),
+};

@@ -1,0 +1,71 @@
+/* hakheap level 1: sizeclass - request size -> class -> block size, slab size, divisor */
+#ifndef HAK_SIZECLASS_H
+#define HAK_SIZECLASS_H
+
+#include "base.h"
+
+/*
+ * Role: all arithmetic on sizes. Pure; no state.
+ *
+ * Classes: steps of 16 bytes to 128, then 8 per doubling to 32 KiB, so a block wastes at most 12.5 % of what was
+ * asked for (the scheme of jemalloc, with 8 instead of 4 per doubling). A class is a number; slot = class * 16 is its
+ * place in an area of magazines.
+ *
+ * A slab of a class is `granules` of 16 KiB: the fewest that hold 8 blocks and leave at most 1/16 over.
+ */
+enum {
+    GRANULE_SHIFT = 14,
+    GRANULE = 1 << GRANULE_SHIFT,
+    SUPERSLAB_SHIFT = 21,
+    SUPERSLAB = 1 << SUPERSLAB_SHIFT,
+    SUPERSLAB_GRANULES = SUPERSLAB / GRANULE,
+    BLOCK_ALIGN = 16,
+    CLASS_COUNT = 72,
+    SMALL_MAX = 32 * 1024,    /* the largest block that lives in a slab */
+    MID_MAX = SUPERSLAB / 2,  /* the largest block that lives in a run of granules of its own */
+    LOOKUP_MAX = 1024,        /* sizes up to here are looked up, larger ones computed */
+};
+
+/* X(block bytes, granules a slab) in the order of the classes. */
+#define SIZE_CLASSES(X) \
+    X(16, 1) X(32, 1) X(48, 1) X(64, 1) X(80, 1) X(96, 1) X(112, 1) X(128, 1) X(144, 1) X(160, 1) X(176, 1) \
+    X(192, 1) X(208, 1) X(224, 1) X(240, 1) X(256, 1) X(288, 1) X(320, 1) X(352, 1) X(384, 1) X(416, 1)     \
+    X(448, 1) X(480, 1) X(512, 1) X(576, 1) X(640, 1) X(704, 1) X(768, 1) X(832, 1) X(896, 1) X(960, 1)     \
+    X(1024, 1) X(1152, 1) X(1280, 1) X(1408, 1) X(1536, 1) X(1664, 2) X(1792, 1) X(1920, 1) X(2048, 1)      \
+    X(2304, 2) X(2560, 2) X(2816, 2) X(3072, 2) X(3328, 3) X(3584, 2) X(3840, 2) X(4096, 2) X(4608, 3)      \
+    X(5120, 3) X(5632, 4) X(6144, 3) X(6656, 5) X(7168, 4) X(7680, 4) X(8192, 4) X(9216, 6) X(10240, 5)     \
+    X(11264, 7) X(12288, 6) X(13312, 9) X(14336, 7) X(15360, 8) X(16384, 8) X(18432, 9) X(20480, 10)        \
+    X(22528, 11) X(24576, 12) X(26624, 13) X(28672, 14) X(30720, 15) X(32768, 16)
+
+typedef struct size_class {
+    uint32_t bytes;    /* a block */
+    uint32_t divisor;  /* ceil(2^32 / (bytes / 16)): see sizeclass_divides */
+    uint16_t blocks;   /* in a slab */
+    uint16_t granules; /* in a slab */
+} size_class_t;
+
+extern const size_class_t size_classes[CLASS_COUNT];
+extern const uint8_t size_class_lookup[LOOKUP_MAX / BLOCK_ALIGN + 1];
+
+/* The class of a size up to LOOKUP_MAX. */
+HAK_INLINE unsigned sizeclass_lookup(size_t size)
+{
+    return size_class_lookup[(size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
+}
+
+/* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */
+HAK_INLINE unsigned sizeclass_of(size_t size)
+{
+    if (size <= 128) return size == 0 ? 0 : (unsigned)(size - 1) / 16;
+    unsigned top = 63u - (unsigned)__builtin_clzll(size - 1);
+    return (top - 6) * 8 + (unsigned)((size - 1) >> (top - 3)) - 8;
+}
+
+/*
+ * Whether an offset, in units of 16 bytes from the start of a slab, is a block's start: n * ceil(2^32 / d), modulo 2^32,
+ * stays below that divisor exactly where d divides n (Lemire, Kaser, Kurz: "Faster remainder by direct computation",
+ * 2019; exact here because n < 2^14 and d <= 2^11). The divisor of d = 1 is 2^32, stored as 0: always true.
+ */
+HAK_INLINE bool sizeclass_divides(uint32_t divisor, uint32_t n) { return n * divisor <= divisor - 1; }
+
+#endif

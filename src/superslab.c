@@ -1,0 +1,233 @@
+/* hakheap level 3: superslab - bitmaps of granules and bins of SuperSlabs */
+#include "superslab.h"
+
+#include "os.h"
+
+typedef unsigned __int128 bits_t;
+
+static bits_t free_bits(const superslab_t *ss) { return (bits_t)ss->free[1] << 64 | ss->free[0]; }
+static bits_t run_bits(unsigned first, unsigned granules)
+{
+    bits_t ones = granules == 128 ? ~(bits_t)0 : ((bits_t)1 << granules) - 1;
+    return ones << first;
+}
+static void set_free_bits(superslab_t *ss, bits_t bits)
+{
+    ss->free[0] = (uint64_t)bits;
+    ss->free[1] = (uint64_t)(bits >> 64);
+}
+
+/* A bit for each place where `granules` free neighbours begin: runs of 2n are two runs of n. */
+static bits_t run_starts(bits_t bits, unsigned granules)
+{
+    unsigned have = 1;
+    while (bits && have < granules) {
+        unsigned step = have * 2 <= granules ? have : granules - have;
+        bits &= bits >> step;
+        have += step;
+    }
+    return bits;
+}
+
+/* 0: nothing free; k: 2^(k-1) neighbours are free somewhere, 2^k nowhere. */
+static uint8_t bin_of(const superslab_t *ss)
+{
+    bits_t bits = free_bits(ss);
+    uint8_t bin = 0;
+    for (unsigned have = 1; bits; have *= 2) {
+        bin++;
+        if (have == SUPERSLAB_GRANULES) break;
+        bits &= bits >> have;
+    }
+    return bin;
+}
+
+static unsigned lowest(bits_t bits)
+{
+    uint64_t low = (uint64_t)bits;
+    return low ? (unsigned)__builtin_ctzll(low) : 64u + (unsigned)__builtin_ctzll((uint64_t)(bits >> 64));
+}
+
+void superslab_init(superslab_t *ss, char *base, char *descriptors)
+{
+    *ss = (superslab_t){.base = base, .descriptors = descriptors, .free_granules = SUPERSLAB_GRANULES};
+    set_free_bits(ss, ~(bits_t)0);
+}
+
+bool superslab_is_valid(const superslab_t *ss)
+{
+    unsigned bits = (unsigned)(__builtin_popcountll(ss->free[0]) + __builtin_popcountll(ss->free[1]));
+    uint32_t touched = 0;
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++)
+        if (free_bits(ss) >> g & 1) touched += ss->touched[g];
+    return bits == ss->free_granules && touched == ss->free_touched;
+}
+
+/* ---- Sets ---- */
+
+static void bin_insert(superslab_set_t *set, superslab_t *ss)
+{
+    ss->bin = bin_of(ss);
+    superslab_t **head = &set->bin[ss->bin];
+    ss->prev = NULL;
+    ss->next = *head;
+    if (*head) (*head)->prev = ss;
+    *head = ss;
+}
+
+static void bin_remove(superslab_set_t *set, superslab_t *ss)
+{
+    if (ss->prev) ss->prev->next = ss->next;
+    else set->bin[ss->bin] = ss->next;
+    if (ss->next) ss->next->prev = ss->prev;
+}
+
+void superslab_set_add(superslab_set_t *set, superslab_t *ss)
+{
+    bin_insert(set, ss);
+    ss->set_prev = NULL;
+    ss->set_next = set->all;
+    if (set->all) set->all->set_prev = ss;
+    set->all = ss;
+    set->count++;
+    set->empty += superslab_is_empty(ss);
+    set->free_touched += ss->free_touched;
+}
+
+void superslab_set_remove(superslab_set_t *set, superslab_t *ss)
+{
+    bin_remove(set, ss);
+    if (ss->set_prev) ss->set_prev->set_next = ss->set_next;
+    else set->all = ss->set_next;
+    if (ss->set_next) ss->set_next->set_prev = ss->set_prev;
+    set->count--;
+    set->empty -= superslab_is_empty(ss);
+    set->free_touched -= ss->free_touched;
+}
+
+/* ---- Runs ---- */
+
+static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned granules, bool give)
+{
+    uint32_t pages = 0;
+    for (unsigned g = first; g < first + granules; g++) pages += ss->touched[g];
+    set->empty -= superslab_is_empty(ss);
+    bits_t run = run_bits(first, granules);
+    if (give) {
+        hak_assert((free_bits(ss) & run) == 0);
+        set_free_bits(ss, free_bits(ss) | run);
+        ss->free_granules += granules;
+        ss->free_touched += pages;
+        set->free_touched += pages;
+    } else {
+        hak_assert((free_bits(ss) & run) == run);
+        set_free_bits(ss, free_bits(ss) & ~run);
+        ss->free_granules -= granules;
+        ss->free_touched -= pages;
+        set->free_touched -= pages;
+    }
+    set->empty += superslab_is_empty(ss);
+    if (bin_of(ss) != ss->bin) {
+        bin_remove(set, ss);
+        bin_insert(set, ss);
+    }
+}
+
+/* A bit at each multiple of `alignment`. */
+static bits_t aligned_places(unsigned alignment)
+{
+    bits_t places = 1;
+    for (unsigned have = alignment; have < SUPERSLAB_GRANULES; have *= 2) places |= places << have;
+    return places;
+}
+
+run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment)
+{
+    enum { TRIES = 4 }; /* per bin; only bins whose SuperSlabs may be too fragmented need more than one */
+    bits_t places = aligned_places(alignment);
+    unsigned bin = 32u - (unsigned)__builtin_clz(granules);
+    for (; bin < SUPERSLAB_BINS; bin++) {
+        int tries = TRIES;
+        for (superslab_t *ss = set->bin[bin]; ss && tries; ss = ss->next, tries--) {
+            bits_t starts = run_starts(free_bits(ss), granules) & places;
+            if (!starts) continue;
+            unsigned first = lowest(starts);
+            mark(set, ss, first, granules, false);
+            return (run_t){ss, first};
+        }
+    }
+    return (run_t){0};
+}
+
+void superslab_put(superslab_set_t *set, run_t run, unsigned granules, size_t pages)
+{
+    for (unsigned g = run.first; g < run.first + granules && pages; g++) {
+        size_t here = hak_min(pages, GRANULE_PAGES);
+        run.ss->touched[g] = (uint8_t)hak_max(run.ss->touched[g], here);
+        pages -= here;
+    }
+    mark(set, run.ss, run.first, granules, true);
+}
+
+bool superslab_run_is_clean(run_t run, unsigned granules)
+{
+    for (unsigned g = run.first; g < run.first + granules; g++)
+        if (run.ss->touched[g]) return false;
+    return true;
+}
+
+/* ---- Purge ---- */
+
+/* Purges from granule `first` on as far as whole touched granules follow each other. Returns granules passed. */
+static unsigned purge_neighbours(superslab_t *ss, unsigned first, unsigned end, size_t *purged)
+{
+    size_t pages = 0;
+    unsigned g = first;
+    while (g < end) {
+        pages += ss->touched[g];
+        if (ss->touched[g++] < GRANULE_PAGES) break;
+    }
+    if (pages && os->purge(superslab_granule(ss, first), pages * HAK_PAGE)) {
+        memset(&ss->touched[first], 0, g - first);
+        *purged += pages;
+    }
+    return g - first;
+}
+
+size_t superslab_purge_run(run_t run, unsigned granules, size_t pages)
+{
+    size_t purged = 0;
+    unsigned end = run.first + granules;
+    for (unsigned g = run.first; g < end; g++) {
+        size_t here = hak_min(pages, GRANULE_PAGES);
+        run.ss->touched[g] = (uint8_t)hak_max(run.ss->touched[g], here);
+        pages -= here;
+    }
+    for (unsigned g = run.first; g < end;) g += purge_neighbours(run.ss, g, end, &purged);
+    return purged;
+}
+
+size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
+{
+    size_t purged = 0;
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES && purged < pages;) {
+        unsigned end = g;
+        while (end < SUPERSLAB_GRANULES && free_bits(ss) >> end & 1) end++;
+        while (g < end && purged < pages) g += purge_neighbours(ss, g, end, &purged);
+        if (g == end) g++;
+    }
+    ss->free_touched -= (uint32_t)purged;
+    set->free_touched -= purged;
+    return purged;
+}
+
+void superslab_clear(superslab_t *ss)
+{
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
+        if (free_bits(ss) >> g & 1) continue;
+        ss->touched[g] = GRANULE_PAGES;
+        ss->free_touched += GRANULE_PAGES;
+    }
+    set_free_bits(ss, ~(bits_t)0);
+    ss->free_granules = SUPERSLAB_GRANULES;
+}

@@ -1,0 +1,92 @@
+/* hakheap level 3: superslab - 2 MiB of granules: which are free, which were touched, and sets of SuperSlabs */
+#ifndef HAK_SUPERSLAB_H
+#define HAK_SUPERSLAB_H
+
+#include "sizeclass.h"
+
+/*
+ * Role: finds runs of granules. A set is a heap's SuperSlabs, the nursery, or those that hold metadata. Callers:
+ * reserve, meta, heap, ladders. Memory: the records lie out of line, beside the reservation. No lock of its own: who
+ * owns a set holds the set's lock around every call.
+ *
+ *   SuperSlab, 2 MiB aligned
+ *   +--------+--------+--------+-- --+--------+
+ *   |granule |granule |granule |     |granule |   128 of 16 KiB; a run is 1 or more neighbours
+ *   +--------+--------+--------+-- --+--------+
+ *
+ * Sets keep SuperSlabs in bins by the largest power of two of free neighbours, so a run is found without a search, the
+ * smallest hole that surely fits first and untouched SuperSlabs last.
+ *
+ * Pages that were ever written since they came from the kernel are a prefix of each granule: touched[g] of them. That is
+ * what a purge returns, and what tells zeroed memory from used memory.
+ *
+ * Invariant: free_granules == bits in free; free_touched == sum of touched[g] over free g.
+ */
+enum {
+    GRANULE_PAGES = GRANULE / HAK_PAGE,
+    DESCRIPTOR_BYTES = 64, /* a slab's descriptor; slab.h asserts that it fits */
+    SUPERSLAB_BINS = 9,    /* none free, then the largest free run is >= 1, 2, 4, ... 128 granules */
+};
+
+typedef struct superslab {
+    char *base;               /* const */
+    char *descriptors;        /* const: SUPERSLAB_GRANULES of DESCRIPTOR_BYTES, written by slab and meta */
+    struct superslab *next;   /* lock: the set's; in its bin, or on a list of the reserve */
+    struct superslab *prev;
+    struct superslab *set_next; /* lock: the set's; all of the set */
+    struct superslab *set_prev;
+    uint64_t free[2];         /* lock: the set's; a bit for each free granule */
+    uint32_t free_granules;   /* lock: the set's */
+    uint32_t free_touched;    /* lock: the set's; pages */
+    uint8_t bin;              /* lock: the set's */
+    bool shared;              /* lock: the set's; the nursery's or metadata, in no heap's set */
+    const void *giver;        /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
+    int64_t tally;            /* lock: the heap's; scratch of statistics */
+    uint8_t touched[SUPERSLAB_GRANULES]; /* of free granules: lock: the set's; else the run's owner */
+} superslab_t;
+
+typedef struct superslab_set {
+    superslab_t *bin[SUPERSLAB_BINS];
+    superslab_t *all;
+    size_t count;
+    size_t empty;        /* SuperSlabs with all granules free */
+    size_t free_touched; /* pages, over the set */
+} superslab_set_t;
+
+HAK_INLINE bool superslab_is_empty(const superslab_t *ss) { return ss->free_granules == SUPERSLAB_GRANULES; }
+HAK_INLINE char *superslab_granule(const superslab_t *ss, unsigned granule) { return ss->base + (size_t)granule * GRANULE; }
+HAK_INLINE unsigned superslab_index(const superslab_t *ss, const void *ptr)
+{
+    return (unsigned)((size_t)((const char *)ptr - ss->base) / GRANULE);
+}
+HAK_INLINE void *superslab_descriptor(const superslab_t *ss, unsigned granule)
+{
+    return ss->descriptors + (size_t)granule * DESCRIPTOR_BYTES;
+}
+
+/* Makes a record of an empty SuperSlab whose pages nobody has touched. */
+void superslab_init(superslab_t *ss, char *base, char *descriptors);
+bool superslab_is_valid(const superslab_t *ss);
+
+void superslab_set_add(superslab_set_t *set, superslab_t *ss);
+void superslab_set_remove(superslab_set_t *set, superslab_t *ss);
+
+typedef struct run {
+    superslab_t *ss; /* NULL: none */
+    unsigned first;  /* granule */
+} run_t;
+
+/* Takes neighbours, the first at a multiple of `alignment` granules (a power of two). */
+run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment);
+/* Gives a run back. `pages` of it, from its start, may have been written. */
+void superslab_put(superslab_set_t *set, run_t run, unsigned granules, size_t pages);
+/* Frees all granules of a SuperSlab that is in no set; any page of a run may have been written. */
+void superslab_clear(superslab_t *ss);
+/* Whether no page of a run was ever written. */
+bool superslab_run_is_clean(run_t run, unsigned granules);
+/* Purges the touched pages of one run that is in use. Returns pages; those that the kernel refuses stay counted. */
+size_t superslab_purge_run(run_t run, unsigned granules, size_t pages);
+/* Purges the touched free pages of a SuperSlab, neighbours in one call, until `pages` are gone. Returns pages. */
+size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
+
+#endif

@@ -1,0 +1,206 @@
+/* hakheap level 8: trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs, SuperSlabs to the kernel */
+#include "ladder.h"
+#include "tls.h"
+
+/* ---- Areas: halt, one fence, take the words, restart, and only then return the blocks ---- */
+
+enum { STOLEN = 512, AT_ONCE = 32 /* blocks returned before the class lock is dropped */ };
+
+typedef struct stolen {
+    size_t count;
+    chain_t chain[STOLEN];
+    uint8_t class[STOLEN];
+} stolen_t;
+
+static void steal_word(stolen_t *stolen, unsigned class, _Atomic chain_t *word)
+{
+    /* Relaxed: the area is halted and fenced, so only this thread touches it. */
+    chain_t chain = load_relaxed(word);
+    if (!chain) return;
+    store_relaxed(word, 0);
+    stolen->chain[stolen->count] = chain;
+    stolen->class[stolen->count++] = (uint8_t)class;
+}
+
+static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
+{
+    for (size_t i = 0; i < stolen->count; i++) {
+        class_state_t *state = heap_class_made(heap, stolen->class[i]);
+        chain_t chain = stolen->chain[i];
+        *bytes += chain_count(chain) * size_classes[state->class].bytes;
+        while (chain) {
+            lock_acquire(&state->lock, RANK_CLASS);
+            chain = drain_to_slabs(heap, state, chain, AT_ONCE);
+            lock_release(&state->lock, RANK_CLASS);
+        }
+    }
+    stolen->count = 0;
+}
+
+/* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but its bytes. */
+static void retire_area(hak_heap_t *heap, unsigned index)
+{
+    area_t *area = heap->percpu.areas[index];
+    for (unsigned class = 0; class < CLASS_COUNT; class++) {
+        uint64_t limit = atomic_exchange_explicit(&area->hot[class].limit, 0, memory_order_relaxed);
+        budget_put(&heap->budget, 2 * limit * size_classes[class].bytes);
+    }
+    percpu_retire(&heap->percpu, index);
+}
+
+static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
+{
+    percpu_t *percpu = &heap->percpu;
+    stolen_t stolen = {.count = 0};
+    lock_acquire(&heap->areas_lock, RANK_AREAS);
+    bool fenced = true;
+    if (!percpu_is_empty(percpu)) {
+        percpu_halt(percpu);
+        fenced = percpu_fence();
+        if (!fenced) percpu_restart_all(percpu);
+        for (unsigned index = 0; fenced && index < load_relaxed(&percpu->capacity); index++) {
+            area_t *area = percpu_area(percpu, index);
+            if (!area) continue;
+            /* Many CPUs' words may not fit: then some blocks go back while the last areas still wait. */
+            if (stolen.count + 2 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
+            for (unsigned class = first; class < end; class++) {
+                steal_word(&stolen, class, &area->hot[class].word);
+                steal_word(&stolen, class, &area->spare[class]);
+            }
+            if (retire) retire_area(heap, index);
+            else percpu_restart(percpu, index);
+        }
+    }
+    lock_release(&heap->areas_lock, RANK_AREAS);
+    return_stolen(heap, &stolen, bytes);
+    if (!fenced) hak_tls.last_error = HAK_ERROR_FENCE;
+    return fenced;
+}
+
+/* ---- Cold chains and remote lists ---- */
+
+static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
+{
+    size_t block_bytes = size_classes[state->class].bytes;
+    for (;;) {
+        lock_acquire(&state->lock, RANK_CLASS);
+        chain_t chain = state->cold ? cold_take(state->cold, 0) : 0;
+        budget_put(&heap->budget, chain_count(chain) * block_bytes);
+        *bytes += chain_count(chain) * block_bytes;
+        drain_to_slabs(heap, state, chain, SIZE_MAX);
+        if (!chain) *bytes += drain_remote_list(heap, state) * block_bytes;
+        lock_release(&state->lock, RANK_CLASS);
+        if (!chain) return;
+    }
+}
+
+static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
+{
+    if (!flush_areas(heap, first, end, retire, bytes)) return false;
+    for (unsigned class = first; class < end; class++) {
+        class_state_t *state = heap_class_made(heap, class);
+        if (state) flush_class(heap, state, bytes);
+    }
+    lock_acquire(&heap->lock, RANK_HEAP);
+    drain_deferred(heap);
+    lock_release(&heap->lock, RANK_HEAP);
+    return true;
+}
+
+/* ---- Slabs ---- */
+
+static void retire_empty_slabs(hak_heap_t *heap, unsigned first, unsigned end)
+{
+    for (unsigned class = first; class < end; class++) {
+        class_state_t *state = heap_class_made(heap, class);
+        if (!state) continue;
+        lock_acquire(&state->lock, RANK_CLASS);
+        for (slab_t *slab; (slab = slab_empty(&state->slabs)) != NULL;) drain_retire(heap, state, slab, true);
+        lock_release(&state->lock, RANK_CLASS);
+    }
+}
+
+bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes)
+{
+    if (!flush(heap, first, end, false, bytes)) return false;
+    retire_empty_slabs(heap, first, end);
+    return true;
+}
+
+/* ---- Memory to the kernel; lock: HEAP ---- */
+
+static size_t free_touched(hak_heap_t *heap)
+{
+    return heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
+}
+
+static size_t trim_large(hak_heap_t *heap, size_t target)
+{
+    large_set_t *set = &heap->large;
+    size_t returned = 0;
+    while (returned < target && set->oldest) {
+        large_t *large = large_evict(set, set->cached_bytes - 1);
+        if (!large_unmap(large->base, large->bytes)) {
+            hak_tls.last_error = HAK_ERROR_PURGE;
+            large_cache(set, large);
+            break;
+        }
+        returned += large->bytes;
+        heap_uncharge(heap, large->bytes);
+        large->next = set->unused;
+        set->unused = large;
+    }
+    return returned;
+}
+
+static size_t trim_superslabs(hak_heap_t *heap, size_t target, bool give_empty)
+{
+    superslab_set_t *set = &heap->superslabs;
+    size_t returned = 0;
+    for (superslab_t *ss = set->all, *next; ss; ss = next) {
+        next = ss->set_next;
+        if (returned < target) returned += superslab_purge(set, ss, (target - returned) / HAK_PAGE) * HAK_PAGE;
+        if (superslab_is_empty(ss) && give_empty) heap_put_superslab(heap, ss);
+    }
+    if (returned < target && set->free_touched) hak_tls.last_error = HAK_ERROR_PURGE;
+    return returned;
+}
+
+bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
+{
+    size_t flushed = 0;
+    if (!flush(heap, 0, CLASS_COUNT, true, &flushed)) return false;
+    retire_empty_slabs(heap, 0, CLASS_COUNT);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t held = free_touched(heap);
+    size_t target = held > keep ? held - keep : 0;
+    size_t returned = trim_large(heap, target);
+    if (returned < target) returned += trim_superslabs(heap, target - returned, keep == 0);
+    else if (keep == 0) trim_superslabs(heap, 0, true);
+    bool nursery = heap->nursery_given && keep == 0;
+    if (nursery) heap->nursery_given = false;
+    lock_release(&heap->lock, RANK_HEAP);
+    /* What the heap gave to the process before is still resident, and its to return. */
+    if (keep == 0) returned += reserve_trim(heap);
+    if (nursery) returned += nursery_trim();
+    *bytes = returned;
+    return true;
+}
+
+void trim_reset(hak_heap_t *heap)
+{
+    lock_acquire(&heap->areas_lock, RANK_AREAS);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    drain_deferred(heap);
+    heap_empty(heap);
+    lock_release(&heap->lock, RANK_HEAP);
+    lock_release(&heap->areas_lock, RANK_AREAS);
+}
+
+void trim_destroy(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    drain_deferred(heap);
+    lock_release(&heap->lock, RANK_HEAP);
+    heap_destroy(heap);
+}

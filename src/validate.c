@@ -1,0 +1,340 @@
+/* hakheap level 8: validate - what a pointer is, and the walk that proves a heap sound */
+#include "validate.h"
+
+#include <errno.h>
+
+#include "ladder.h"
+#include "os.h"
+#include "tls.h"
+
+/* ---- Pointers ---- */
+
+static _Noreturn HAK_COLD void bad_pointer(const char *code, const char *operation, const void *ptr,
+                                           const hak_heap_t *heap, size_t bytes, const char *words)
+{
+    hak_fatal(&(hak_fault_t){.code = code,
+                             .operation = operation,
+                             .ptr = ptr,
+                             .heap = heap ? heap->guard.name : NULL,
+                             .class_bytes = bytes,
+                             .words = words});
+}
+
+_Noreturn void validate_double_free(hak_heap_t *heap, const void *ptr, size_t bytes, const char *operation)
+{
+    bad_pointer("DOUBLE_FREE", operation, ptr, heap, bytes, "the block is free already");
+}
+
+bool validate_find(const void *ptr, block_id_t *out)
+{
+    entry_t entry = registry_lookup(ptr);
+    unsigned code = entry_code(entry);
+    *out = (block_id_t){.entry = entry, .heap = entry_heap(entry)};
+    if (out->heap && code < CLASS_COUNT) {
+        out->kind = KIND_SMALL;
+        out->class = code;
+        out->usable = size_classes[code].bytes;
+        return true;
+    }
+    if (out->heap && code == CODE_MID) {
+        out->kind = KIND_MID;
+        out->usable = mid_of(entry, ptr)->bytes;
+        return true;
+    }
+    out->large = entry ? NULL : large_find(ptr);
+    if (!out->large) return false;
+    out->kind = KIND_LARGE;
+    out->heap = out->large->heap;
+    out->usable = out->large->bytes;
+    return true;
+}
+
+/* What is known of a pointer that is in no live block. */
+static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, const char *operation)
+{
+    entry_t entry = registry_lookup(ptr);
+    large_t *range = registry_range(ptr);
+    bool was_large = range == LARGE_RELEASED ? (uintptr_t)ptr % SUPERSLAB == 0 : range && range->base == ptr;
+    if (was_large || entry_code(entry) == CODE_RELEASED)
+        bad_pointer("DOUBLE_FREE", operation, ptr, heap, 0, "the block was freed and its memory given back");
+    if (entry_code(entry) == CODE_DEAD)
+        bad_pointer("DESTROYED", operation, ptr, heap, 0, "the heap of this block was reset or destroyed");
+    bad_pointer("FOREIGN", operation, ptr, heap, 0, "no heap has this address");
+}
+
+static bool is_start(const block_id_t *id, const void *ptr)
+{
+    if ((uintptr_t)ptr % BLOCK_ALIGN) return false;
+    if (id->kind == KIND_LARGE) return ptr == id->large->base;
+    if (id->kind == KIND_MID) return ptr == entry_run_start(id->entry, ptr);
+    if (!id->heap->key) return true;
+    return sizeclass_divides(size_classes[id->class].divisor, entry_offset(id->entry, registry_rotate(ptr)));
+}
+
+block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operation)
+{
+    block_id_t id;
+    if (!validate_find(ptr, &id)) not_a_block(heap, ptr, operation);
+    if (heap && id.heap != heap)
+        hak_fatal(&(hak_fault_t){.code = "WRONG_HEAP",
+                                 .operation = operation,
+                                 .ptr = ptr,
+                                 .heap = heap_is_valid(heap) ? heap->guard.name : NULL,
+                                 .other = id.heap->guard.name,
+                                 .class_bytes = id.usable,
+                                 .words = "the block belongs to heap"});
+    if (!is_start(&id, ptr))
+        bad_pointer("INTERIOR", operation, ptr, id.heap, id.usable, "the address is not the start of a block");
+    const block_t *block = ptr;
+    if (id.kind == KIND_SMALL && id.heap->key && block_is_sealed(block, block->link, id.heap->key))
+        validate_double_free(id.heap, ptr, id.usable, operation);
+    return id;
+}
+
+void validate_free_big(const block_id_t *id, void *ptr)
+{
+    uint32_t live = LARGE_LIVE;
+    bool first = id->kind == KIND_MID ? registry_release(ptr)
+                                      : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
+    if (!first) validate_double_free(id->heap, ptr, id->usable, "free");
+}
+
+/* ---- The whole heap. Halted, with every lock of it held, in the order of the ranks. ---- */
+
+typedef struct walk {
+    hak_heap_t *heap;
+    uint64_t *bits; /* a bit for each block of each slab: found free */
+    size_t live_bytes, cached_bytes, free_bytes, untouched_bytes;
+    size_t shared_granules;
+    int error;
+} walk_t;
+
+static void wrong(walk_t *walk, const void *ptr, size_t bytes, const char *words)
+{
+    if (!walk->error)
+        hak_complain(&(hak_fault_t){.code = "CORRUPT",
+                                    .operation = "check",
+                                    .ptr = ptr,
+                                    .heap = walk->heap->guard.name,
+                                    .class_bytes = bytes,
+                                    .words = words});
+    walk->error = EFAULT;
+}
+
+static bool find_once(walk_t *walk, slab_t *slab, const void *ptr)
+{
+    size_t at = (size_t)((const char *)ptr - slab->start) / size_classes[slab->class].bytes;
+    uint64_t *word = &walk->bits[slab->scratch + at / 64];
+    bool before = *word >> (at % 64) & 1;
+    *word |= 1ull << (at % 64);
+    return !before;
+}
+
+/* Follows a chain, or a remote list (`counted` false: its counts mean nothing). Returns blocks. Ends on cycles, because
+ * no block may be found twice. */
+static size_t walk_chain(walk_t *walk, unsigned class, chain_t chain, bool counted)
+{
+    hak_heap_t *heap = walk->heap;
+    size_t bytes = size_classes[class].bytes;
+    size_t blocks = 0;
+    for (chain_t at = chain; chain_block(at); blocks++) {
+        block_t *block = chain_block(at);
+        entry_t entry = registry_lookup(block);
+        if (entry_heap(entry) != heap || entry_code(entry) != class) {
+            wrong(walk, block, bytes, "a chain leads out of its class");
+            return blocks;
+        }
+        slab_t *slab = slab_of(entry, block);
+        if (!slab_has(slab, block)) {
+            wrong(walk, block, bytes, "a chain leads to an address that is no block");
+            return blocks;
+        }
+        if (!find_once(walk, slab, block)) {
+            wrong(walk, block, bytes, "a free block was found twice");
+            return blocks;
+        }
+        if (heap->key && !block_is_sealed(block, block->link, heap->key)) {
+            wrong(walk, block, bytes, "a free block was written to");
+            return blocks;
+        }
+        if (counted && chain_count(at) != chain_count(chain) - blocks) {
+            wrong(walk, block, bytes, "a chain does not have as many blocks as it counts");
+            return blocks;
+        }
+        at = block->link;
+    }
+    if (counted && blocks != chain_count(chain)) wrong(walk, chain_block(chain), bytes, "a chain is shorter than it counts");
+    return blocks;
+}
+
+static void check_run(walk_t *walk, const char *start, unsigned granules, unsigned code)
+{
+    for (unsigned g = 0; g < granules; g++) {
+        entry_t entry = registry_lookup(start + (size_t)g * GRANULE);
+        if (entry_heap(entry) != walk->heap || entry_code(entry) != code || entry_back(entry) != g)
+            wrong(walk, start, 0, "the granule table disagrees with a run");
+    }
+    superslab_t *ss = registry_superslab(start);
+    if (ss->shared) walk->shared_granules += granules;
+    else ss->tally += granules;
+}
+
+static void check_slab(walk_t *walk, slab_t *slab, unsigned class, unsigned bin, slab_set_t *sum)
+{
+    const size_class_t *sizes = &size_classes[class];
+    if (slab->class != class || slab->bin != bin || slab->carved > sizes->blocks)
+        wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
+    check_run(walk, slab->start, sizes->granules, class);
+    size_t free_blocks = walk_chain(walk, class, slab->free, true);
+    sum->slabs++;
+    sum->carved += slab->carved;
+    sum->outside += slab->carved - free_blocks;
+    walk->free_bytes += free_blocks * sizes->bytes;
+    walk->untouched_bytes += (size_t)sizes->granules * GRANULE - (size_t)slab->carved * sizes->bytes;
+}
+
+/* Blocks of a class that no chain and no freelist has: the program's. Counted bit by bit. */
+static size_t unfound(const walk_t *walk, const slab_t *slab)
+{
+    size_t found = 0;
+    for (size_t i = 0; i < slab->carved; i += 64) {
+        uint64_t word = walk->bits[slab->scratch + i / 64];
+        if (slab->carved - i < 64) word &= (1ull << (slab->carved - i)) - 1;
+        found += (size_t)__builtin_popcountll(word);
+    }
+    return slab->carved - found;
+}
+
+static void check_class(walk_t *walk, class_state_t *state)
+{
+    hak_heap_t *heap = walk->heap;
+    unsigned class = state->class;
+    size_t bytes = size_classes[class].bytes;
+    slab_set_t sum = {.slabs = 0};
+    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
+        for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) check_slab(walk, slab, class, bin, &sum);
+    if (sum.slabs != state->slabs.slabs || sum.carved != state->slabs.carved || sum.outside != state->slabs.outside)
+        wrong(walk, state, bytes, "a class's counts disagree with its slabs");
+    size_t cached = 0;
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+        area_t *area = percpu_area(&heap->percpu, i);
+        if (!area) continue;
+        cached += walk_chain(walk, class, load_relaxed(&area->hot[class].word), true);
+        cached += walk_chain(walk, class, load_relaxed(&area->spare[class]), true);
+    }
+    for (uint32_t i = 0; state->cold && i < state->cold->count; i++)
+        cached += walk_chain(walk, class, state->cold->chain[i], true);
+    size_t listed = walk_chain(walk, class, load_acquire(&state->remote.head), false);
+    if (listed > load_relaxed(&state->remote.blocks)) wrong(walk, state, bytes, "a remote list is longer than it counts");
+    cached += listed;
+    size_t live = 0;
+    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
+        for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) live += unfound(walk, slab);
+    if (live + cached != sum.outside) wrong(walk, state, bytes, "cached blocks and live blocks are not all blocks");
+    walk->cached_bytes += cached * bytes;
+    walk->live_bytes += live * bytes;
+}
+
+static void check_large(walk_t *walk, const large_t *large, large_state_t state)
+{
+    for (size_t at = 0; at < large->bytes; at += SUPERSLAB)
+        if (registry_range(large->base + at) != large) wrong(walk, large->base, large->bytes, "the range table disagrees");
+    if (load_relaxed(&large->state) != state || large->heap != walk->heap)
+        wrong(walk, large->base, large->bytes, "a large block's record is damaged");
+    *(state == LARGE_LIVE ? &walk->live_bytes : &walk->cached_bytes) += large->bytes;
+}
+
+static void check_big(walk_t *walk)
+{
+    large_set_t *set = &walk->heap->large;
+    size_t mids = 0, live = 0, cached = 0;
+    for (mid_t *mid = set->mids; mid; mid = mid->next, mids++) {
+        check_run(walk, mid->start, mid->granules, CODE_MID);
+        walk->live_bytes += mid->bytes;
+        if (mids > set->mid_blocks) break;
+    }
+    for (large_t *large = set->live; large && live <= set->live_blocks; large = large->next, live++)
+        check_large(walk, large, LARGE_LIVE);
+    for (large_t *large = set->cached; large && cached <= set->cached_blocks; large = large->next, cached++)
+        check_large(walk, large, LARGE_FREED);
+    if (mids != set->mid_blocks || live != set->live_blocks || cached != set->cached_blocks)
+        wrong(walk, set, 0, "mid and large blocks are not as many as counted");
+}
+
+static void check_superslabs(walk_t *walk)
+{
+    hak_heap_t *heap = walk->heap;
+    size_t count = 0, shared = 0;
+    for (superslab_t *ss = heap->superslabs.all; ss && count <= heap->superslabs.count; ss = ss->set_next, count++) {
+        if (!superslab_is_valid(ss) || ss->shared) wrong(walk, ss->base, 0, "a SuperSlab's record is damaged");
+        if (ss->tally != SUPERSLAB_GRANULES - (int64_t)ss->free_granules)
+            wrong(walk, ss->base, 0, "granules in use are in no slab");
+        walk->free_bytes += (size_t)ss->free_touched * HAK_PAGE;
+        walk->untouched_bytes += (size_t)ss->free_granules * GRANULE - (size_t)ss->free_touched * HAK_PAGE;
+    }
+    if (count != heap->superslabs.count) wrong(walk, heap, 0, "SuperSlabs are not as many as counted");
+    for (uint32_t i = 0; i < heap->nursery_count; i++) shared += heap->nursery_granules[i];
+    if (shared != walk->shared_granules) wrong(walk, heap, 0, "granules of the nursery are in no slab");
+}
+
+/* Gives each slab its bits. Returns words. */
+static size_t number_slabs(hak_heap_t *heap)
+{
+    size_t words = 0;
+    for (unsigned class = 0; class < CLASS_COUNT; class++) {
+        class_state_t *state = heap_class_made(heap, class);
+        for (unsigned bin = 0; state && bin < SLAB_BINS; bin++)
+            for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) {
+                slab->scratch = (uint32_t)words;
+                words += (size_t)(size_classes[class].blocks + 63) / 64;
+            }
+    }
+    return words;
+}
+
+static int walk_all(hak_heap_t *heap)
+{
+    walk_t walk = {.heap = heap};
+    size_t bytes = hak_round_up((number_slabs(heap) + 1) * sizeof *walk.bits, HAK_PAGE);
+    walk.bits = os->map(bytes, 0);
+    if (!walk.bits) {
+        hak_tls.last_error = HAK_ERROR_COMMIT;
+        return ENOMEM;
+    }
+    for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) ss->tally = 0;
+    for (unsigned class = 0; class < CLASS_COUNT; class++) {
+        class_state_t *state = heap_class_made(heap, class);
+        if (state) check_class(&walk, state);
+    }
+    check_big(&walk);
+    check_superslabs(&walk);
+    size_t sum = walk.live_bytes + walk.cached_bytes + walk.free_bytes + walk.untouched_bytes +
+                 load_relaxed(&heap->metadata);
+    if (sum != load_relaxed(&heap->committed))
+        wrong(&walk, heap, 0, "live + cached + free + untouched + metadata is not what is committed");
+    os->unmap(walk.bits, bytes);
+    return walk.error;
+}
+
+int validate_heap(hak_heap_t *heap)
+{
+    lock_acquire(&heap->areas_lock, RANK_AREAS);
+    percpu_halt(&heap->percpu);
+    int error = percpu_fence() ? 0 : EAGAIN;
+    if (error) {
+        hak_tls.last_error = HAK_ERROR_FENCE;
+    } else {
+        class_state_t *held[CLASS_COUNT] = {NULL};
+        for (unsigned class = 0; class < CLASS_COUNT; class++)
+            if ((held[class] = heap_class_made(heap, class)) != NULL) lock_acquire_next(&held[class]->lock, RANK_CLASS);
+        lock_acquire(&heap->lock, RANK_HEAP);
+        drain_deferred(heap);
+        error = walk_all(heap);
+        lock_release(&heap->lock, RANK_HEAP);
+        for (unsigned class = CLASS_COUNT; class-- > 0;)
+            if (held[class]) lock_release_next(&held[class]->lock);
+    }
+    percpu_restart_all(&heap->percpu);
+    lock_release(&heap->areas_lock, RANK_AREAS);
+    return error;
+}
