@@ -30,7 +30,7 @@ static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bo
 }
 
 /* Everything but the pop. */
-static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
@@ -45,6 +45,18 @@ static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alig
     return ptr;
 }
 
+/* The slow twins of the pop are called last, so that the fast path needs no stack. */
+static HAK_NOINLINE void *malloc_missed(hak_heap_t *heap, size_t size)
+{
+    bool zeroed;
+    return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
+}
+
+static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *block)
+{
+    block_corrupt(&heap->guard, "malloc", block, hak_usable_size(block));
+}
+
 /* The pop behind every allocation of a small block; NULL: a miss. */
 HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
 {
@@ -53,8 +65,7 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
     if (HAK_UNLIKELY(!section_pop(&heap->percpu, hot, &block, &link))) return NULL;
     uint64_t key = heap->key;
     if (key) {
-        if (HAK_UNLIKELY(!block_is_sealed(block, link, key)))
-            block_corrupt(&heap->guard, "malloc", block, size_classes[hot / sizeof(magazine_t)].bytes);
+        if (HAK_UNLIKELY(!block_is_sealed(block, link, key))) malloc_corrupt(heap, block);
         block_unseal(block);
     }
     counter_add(&heap->counters, refill_hot, 1);
@@ -63,12 +74,11 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
 
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
-    bool zeroed;
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
         void *ptr = pop(heap, PERCPU_HOT(sizeclass_of(size)));
         if (HAK_LIKELY(ptr)) return ptr;
     }
-    return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
+    return malloc_missed(heap, size);
 }
 
 HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
@@ -76,8 +86,7 @@ HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
     void *ptr = pop(heap, PERCPU_HOT(sizeclass_lookup(size)));
     if (HAK_LIKELY(ptr)) return ptr;
-    bool zeroed;
-    return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
+    return malloc_missed(heap, size);
 }
 
 void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
@@ -119,11 +128,11 @@ void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
 /* ---- free ---- */
 
 /* Everything but the push: not a small block of this heap, or its magazine is full, stopped or not yet made. */
-static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr, const char *operation)
+static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
 {
     if (!ptr) return;
     int before = errno;
-    block_id_t id = validate_block(heap, ptr, operation);
+    block_id_t id = validate_block(heap, ptr, "free");
     heap = id.heap;
     if (id.kind != KIND_SMALL) {
         counter_add(&heap->counters, early_wrong_owner, 1);
@@ -147,31 +156,25 @@ HAK_INLINE bool push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr
 {
     uint64_t key = heap->key;
     size_t hot = entry_slot(mine);
-    bool pushed;
-    if (key) {
-        const block_t *block = ptr;
-        unsigned class = entry_code(mine);
-        if (HAK_UNLIKELY(class >= CLASS_COUNT)) return false;
-        if (HAK_UNLIKELY(!sizeclass_divides(size_classes[class].divisor, entry_offset(mine, rotated)))) return false;
-        if (HAK_UNLIKELY(block_is_sealed(block, block->link, key))) return false;
-        pushed = section_push_sealed(&heap->percpu, hot, ptr, key);
-    } else {
-        pushed = section_push(&heap->percpu, hot, ptr);
-    }
-    if (pushed) counter_add(&heap->counters, tls_sll, 1);
-    return pushed;
+    if (!key) return section_push(&heap->percpu, hot, ptr);
+    const block_t *block = ptr;
+    if (HAK_UNLIKELY(!sizeclass_divides(*entry_divisor(mine), entry_offset(mine, rotated)))) return false;
+    if (HAK_UNLIKELY(block_is_sealed(block, block->link, key))) return false;
+    return section_push_sealed(&heap->percpu, hot, ptr, key);
+}
+
+static HAK_COLD void free_without_heap(const void *ptr)
+{
+    if (ptr) hak_fatal(&(hak_fault_t){.code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
 }
 
 HAK_HOT void hak_heap_free(hak_heap_t *heap, void *ptr)
 {
     uint64_t rotated = registry_rotate(ptr);
-    if (HAK_LIKELY(heap)) {
-        entry_t mine = registry_entry(rotated) ^ heap->owner;
-        if (HAK_LIKELY(mine >> ENTRY_OWNER_SHIFT == 0 && push(heap, mine, rotated, ptr))) return;
-    } else if (ptr) {
-        hak_fatal(&(hak_fault_t){.code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
-    }
-    free_slow(heap, ptr, "free");
+    if (HAK_UNLIKELY(!heap)) return free_without_heap(ptr);
+    entry_t mine = registry_entry(rotated) ^ heap->owner;
+    if (HAK_LIKELY(entry_is_owned(mine) && push(heap, mine, rotated, ptr))) counter_add(&heap->counters, tls_sll, 1);
+    else free_slow(heap, ptr);
 }
 
 HAK_HOT void hak_free(void *ptr)
@@ -179,8 +182,9 @@ HAK_HOT void hak_free(void *ptr)
     uint64_t rotated = registry_rotate(ptr);
     entry_t entry = registry_entry(rotated);
     hak_heap_t *heap = entry_heap(entry);
-    if (HAK_LIKELY(heap && entry_code(entry) < CLASS_COUNT) && push(heap, entry ^ heap->owner, rotated, ptr)) return;
-    free_slow(NULL, ptr, "free");
+    bool small = heap && entry_code(entry) < CLASS_COUNT;
+    if (HAK_LIKELY(small && push(heap, entry ^ heap->owner, rotated, ptr))) counter_add(&heap->counters, tls_sll, 1);
+    else free_slow(NULL, ptr);
 }
 
 void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
@@ -436,4 +440,8 @@ const char *hak_error_text(hak_error_t error)
 }
 
 int hak_version(void) { return HAK_VERSION; }
-const char *hak_percpu_mode(void) { return percpu_mode_name(percpu_site.mode); }
+const char *hak_percpu_mode(void)
+{
+    heap_start_process();
+    return percpu_mode_name(percpu_site.mode);
+}

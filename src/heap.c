@@ -31,6 +31,12 @@ static void start_process(void)
     process.ready = gate_start_process(in_child);
 }
 
+bool heap_start_process(void)
+{
+    pthread_once(&process.once, start_process);
+    return process.ready;
+}
+
 /* ---- Figures ---- */
 
 void heap_charge(hak_heap_t *heap, size_t bytes)
@@ -72,10 +78,9 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     settings_t settings;
     hak_tls.last_error = HAK_ERROR_ARGUMENT;
     if ((*error = options_read(config, &settings)) != 0) return NULL;
-    pthread_once(&process.once, start_process);
     *error = ENOMEM;
     hak_tls.last_error = HAK_ERROR_COMMIT;
-    if (!process.ready) return NULL;
+    if (!heap_start_process()) return NULL;
     bool zeroed;
     char *page = meta_take(1, &zeroed, &hak_tls.last_error);
     if (!page) return NULL;

@@ -83,6 +83,8 @@ struct hak_heap {
 _Static_assert(offsetof(struct hak_heap, percpu) + offsetof(percpu_t, areas) <= HAK_LINE, "hot fields share a line");
 _Static_assert(sizeof(struct hak_heap) + 8 * HAK_LINE <= HAK_PAGE || HAK_COUNTERS, "a page, with room for colours");
 
+/* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused the handlers. */
+bool heap_start_process(void);
 hak_heap_t *heap_create(const hak_heap_config_t *config, int *error);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
 bool heap_is_valid(const hak_heap_t *heap);

@@ -36,12 +36,11 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
     "5: leaq 3b(%%rip),%[area]\n movq %[area],%%fs:8(%[rseq])\n"                                \
     "1: cmpl $0,%%fs:4(%[rseq])\n js 6b\n"                                                      \
     " movl %%fs:(%[index]),%k[result]\n"                                                        \
-    " cmpl %c[count](%[percpu]),%k[result]\n jae 6b\n"                                          \
-    " movq %c[table](%[percpu]),%[area]\n movq (%[area],%[result],8),%[area]\n"
+    " cmpl %[count],%k[result]\n jae 6b\n"                                                      \
+    " movq %[table],%[area]\n movq (%[area],%[result],8),%[area]\n"
 
 #define RSEQ_INPUTS(p)                                                                          \
-    [percpu] "r"(p), [rseq] "r"(percpu_site.rseq), [index] "r"(percpu_site.index),              \
-        [count] "i"(offsetof(percpu_t, count)), [table] "i"(offsetof(percpu_t, table))
+    [rseq] "r"(percpu_site.rseq), [index] "r"(percpu_site.index), [count] "m"((p)->count), [table] "m"((p)->table)
 
 /* Pop: load the word, load the newest block's link, store it back. */
 HAK_INLINE bool section_pop(percpu_t *percpu, size_t hot, block_t **block, chain_t *link)

@@ -7,6 +7,9 @@ _Static_assert(CODE_META <= 0xff, "codes have eight bits");
 _Static_assert(SUPERSLAB_GRANULES <= 0x100, "granules before have eight bits");
 _Static_assert(CODE_MID * 4 * 4 == CODE_MID * 16, "a slot is 16 bytes");
 
+#define DIVISOR(bytes, granules) SIZECLASS_DIVISOR(bytes),
+const uint32_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR)};
+
 gib_t *_Atomic registry_top[1 << (ADDRESS_BITS - GIB_SHIFT)];
 static hak_lock_t registry_lock; /* rank REGISTRY: who makes a table */
 

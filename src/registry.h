@@ -58,6 +58,9 @@ typedef struct gib {
     struct large *_Atomic range[GIB_SUPERSLABS];         /* the large block that covers these 2 MiB; see large.h */
 } gib_t;
 
+/* By code. What is no size class has 0: everything passes, and is refused by its slot, whose limit stays 0. */
+extern const uint32_t registry_divisors[SLOT_COUNT];
+
 extern gib_t *_Atomic registry_top[1 << (ADDRESS_BITS - GIB_SHIFT)];
 
 /* The pointer rotated: below 2^43 where it is aligned to 16 and in the user half. */
@@ -84,6 +87,13 @@ HAK_INLINE entry_t entry_owner_bits(const void *heap) { return (uint64_t)(uintpt
 HAK_INLINE void *entry_heap(entry_t entry) { return (void *)(uintptr_t)(entry >> ENTRY_OWNER_SHIFT << 6); }
 HAK_INLINE unsigned entry_code(entry_t entry) { return (unsigned)(entry >> ENTRY_CLASS_SHIFT) & 0xff; }
 HAK_INLINE unsigned entry_back(entry_t entry) { return (unsigned)(entry >> ENTRY_BACK_SHIFT) & 0xff; }
+/* Of an entry xor the owner bits of a heap: whether it is that heap's. */
+HAK_INLINE bool entry_is_owned(entry_t mine) { return mine < (entry_t)1 << ENTRY_OWNER_SHIFT; }
+/* The divisor of the class (see sizeclass_divides), for codes that have a slot; reached without a shift. */
+HAK_INLINE const uint32_t *entry_divisor(entry_t mine)
+{
+    return (const uint32_t *)(const void *)((const char *)registry_divisors + (mine & 0x3fc));
+}
 /* The byte offset of the class's slot in an area, from an entry whose owner bits are gone. */
 HAK_INLINE size_t entry_slot(entry_t entry) { return (entry & 0x3fc) * 4; }
 /* A rotated pointer's distance from the start of its run, in 16 bytes. */

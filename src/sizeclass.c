@@ -1,8 +1,7 @@
 /* hakheap level 1: sizeclass - the table of classes */
 #include "sizeclass.h"
 
-#define DIVISOR(bytes) ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))
-#define ROW(bytes, granules) {bytes, DIVISOR(bytes), (granules) * GRANULE / (bytes), granules},
+#define ROW(bytes, granules) {bytes, SIZECLASS_DIVISOR(bytes), (granules) * GRANULE / (bytes), granules},
 
 const size_class_t size_classes[CLASS_COUNT] = {SIZE_CLASSES(ROW)};
 

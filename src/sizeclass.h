@@ -37,9 +37,12 @@ enum {
     X(11264, 7) X(12288, 6) X(13312, 9) X(14336, 7) X(15360, 8) X(16384, 8) X(18432, 9) X(20480, 10)        \
     X(22528, 11) X(24576, 12) X(26624, 13) X(28672, 14) X(30720, 15) X(32768, 16)
 
+/* ceil(2^32 / (bytes / 16)): see sizeclass_divides. */
+#define SIZECLASS_DIVISOR(bytes) ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))
+
 typedef struct size_class {
     uint32_t bytes;    /* a block */
-    uint32_t divisor;  /* ceil(2^32 / (bytes / 16)): see sizeclass_divides */
+    uint32_t divisor;  /* SIZECLASS_DIVISOR */
     uint16_t blocks;   /* in a slab */
     uint16_t granules; /* in a slab */
 } size_class_t;

@@ -1,0 +1,41 @@
+/* mimalloc as a global allocator. Its heaps (version 2) belong to one thread each, so they cannot run this workload. */
+#ifndef HAK_BENCH_ADAPTER_H
+#define HAK_BENCH_ADAPTER_H
+
+#include "adapter_global.h"
+
+#include <mimalloc.h>
+#include <stdio.h>
+
+static inline const char *alloc_name(void) { return "mimalloc"; }
+static inline const char *alloc_symbol(void) { return "mi_malloc"; }
+static inline const char *alloc_library(void) { return "libmimalloc"; }
+
+/* mi_version() is major * 100 + minor * 10 + patch. */
+static inline void alloc_version(char *text, size_t size)
+{
+    int version = mi_version();
+    snprintf(text, size, "%d.%d.%d", version / 100, version / 10 % 10, version % 10);
+}
+
+static inline void *alloc_malloc(alloc_heap_t *heap, size_t size)
+{
+    (void)heap;
+    return mi_malloc(size);
+}
+
+static inline void alloc_free(alloc_heap_t *heap, void *block)
+{
+    (void)heap;
+    mi_free(block);
+}
+
+/* Collecting with force is mimalloc's flush and trim in one. */
+static inline void alloc_flush(alloc_heap_t *heap) { (void)heap; }
+static inline void alloc_trim(alloc_heap_t *heap)
+{
+    (void)heap;
+    mi_collect(true);
+}
+
+#endif

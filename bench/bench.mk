@@ -1,0 +1,61 @@
+# The benchmark programs: one build/bench/larson-<adapter> for each allocator, all against shared libraries.
+#
+#   make -f bench/bench.mk                build those whose allocator is installed (from the project's root)
+#   make -f bench/bench.mk peers          print the adapters of the peers that are installed
+#   make -f bench/bench.mk compiler       print the compiler and its flags
+#   make -f bench/bench.mk build/bench/larson-system
+#
+# build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
+
+BENCH := build/bench
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+CFLAGS ?= -O2 -g
+BENCH_WARNINGS := -Wall -Wextra -Wundef -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+BENCH_COMPILE := $(CC) -std=gnu11 $(CFLAGS) $(BENCH_WARNINGS) -pthread -Iinclude
+
+# Peers: a header that only the peer has, and its library. --no-as-needed keeps a library whose malloc is all we use.
+PEERS := mimalloc jemalloc jemalloc_arena tcmalloc
+header_mimalloc := mimalloc.h
+header_jemalloc := jemalloc/jemalloc.h
+header_jemalloc_arena := $(header_jemalloc)
+header_tcmalloc := gperftools/malloc_extension_c.h
+libs_mimalloc := -Wl,--no-as-needed -lmimalloc
+libs_jemalloc := -Wl,--no-as-needed -ljemalloc
+libs_jemalloc_arena := $(libs_jemalloc)
+libs_tcmalloc := -Wl,--no-as-needed -ltcmalloc_minimal
+libs_hakheap := build/libhakheap.so -Wl,-rpath,'$$ORIGIN/..'
+
+# $(call installed,peer): "peer" where a program that includes its header links with its library, else nothing.
+installed = $(shell echo 'int main(void) { return 0; }' | \
+    $(CC) -x c -include $(header_$1) - -o /dev/null $(libs_$1) 2>/dev/null && echo $1)
+PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
+
+.DELETE_ON_ERROR:
+.PHONY: bench-programs peers compiler bench-always
+bench-programs: $(BENCH)/larson-hakheap $(BENCH)/larson-system
+	@$(MAKE) --no-print-directory -f bench/bench.mk $(PEERS_INSTALLED:%=$(BENCH)/larson-%)
+
+peers:
+	@echo $(PEERS_INSTALLED)
+
+compiler:
+	@echo "$$($(CC) --version | head -n 1) $(CFLAGS)"
+
+# Changes only when the compile command does, so that another compiler or other flags rebuild everything.
+$(BENCH)/command: bench-always
+	@mkdir -p $(@D)
+	@echo '$(BENCH_COMPILE)' | cmp -s - $@ || echo '$(BENCH_COMPILE)' > $@
+
+$(BENCH)/larson-%: bench/larson.c bench/adapter_%.h $(BENCH)/command
+	@mkdir -p $(@D)
+	$(BENCH_COMPILE) -MMD -MP -MF $@.d -MT $@ -DADAPTER='"adapter_$*.h"' bench/larson.c -o $@ $(libs_$*) -ldl
+
+$(BENCH)/larson-hakheap: build/libhakheap.so
+
+-include $(wildcard $(BENCH)/*.d)
+
+$(BENCH)/footprint: bench/footprint.c bench/harness.h build/libhakheap.so $(BENCH)/command
+	@mkdir -p $(@D)
+	$(BENCH_COMPILE) bench/footprint.c -o $@ $(libs_hakheap) -ldl
