@@ -24,7 +24,7 @@ HAK_INLINE bool too_large(size_t size) { return size > (size_t)PTRDIFF_MAX - 2 *
 
 static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
-    if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX) return refill_block(heap, sizeclass_of(size));
+    if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX) return refill_block(heap, heap_class_of(heap, size));
     if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
     return refill_large(heap, size, alignment, zeroed);
 }
@@ -75,7 +75,7 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop(heap, PERCPU_HOT(sizeclass_of(size)));
+        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)));
         if (HAK_LIKELY(ptr)) return ptr;
     }
     return malloc_missed(heap, size);
@@ -84,7 +84,7 @@ static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
-    void *ptr = pop(heap, PERCPU_HOT(sizeclass_lookup(size)));
+    void *ptr = pop(heap, PERCPU_HOT(sizeclass_lookup(load_relaxed(&heap->lookup), size)));
     if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed(heap, size);
 }

@@ -109,6 +109,13 @@ typedef struct hak_lock {
 bool lock_try(hak_lock_t *lock, lock_rank_t rank);
 void lock_acquire(hak_lock_t *lock, lock_rank_t rank);
 void lock_release(hak_lock_t *lock, lock_rank_t rank);
+/* Waits only where the caller may; false: the lock is busy. */
+HAK_INLINE bool lock_enter(hak_lock_t *lock, lock_rank_t rank, bool may_wait)
+{
+    if (!may_wait) return lock_try(lock, rank);
+    lock_acquire(lock, rank);
+    return true;
+}
 /* For check, which holds every class lock of one heap at once: same rank, in the order of the class index. */
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank);
 void lock_release_next(hak_lock_t *lock);

@@ -7,14 +7,14 @@
 
 bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may_wait)
 {
-    if (may_wait) lock_acquire(&heap->lock, RANK_HEAP);
-    else if (!lock_try(&heap->lock, RANK_HEAP)) return false;
+    if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
     run_t run = slab_run(slab);
-    size_t pages = slab_pages(slab);
+    pages_t pages = slab_pages(slab);
     slab_remove(&state->slabs, slab);
-    heap_put_run(heap, run, size_classes[state->class].granules, pages, false);
+    bool gone = heap_put_run(heap, run, size_classes[state->class].granules, pages, may_wait);
+    if (!gone) slab_restore(&state->slabs, slab);
     lock_release(&heap->lock, RANK_HEAP);
-    return true;
+    return gone;
 }
 
 chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most)
@@ -71,9 +71,7 @@ static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, i
 
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait)
 {
-    if (may_wait) {
-        lock_acquire(&state->lock, RANK_CLASS);
-    } else if (!lock_try(&state->lock, RANK_CLASS)) {
+    if (!lock_enter(&state->lock, RANK_CLASS, may_wait)) {
         counter_add(&heap->counters, ss_remote, chain_count(chain));
         remote_push(&state->remote, chain, &heap->guard, size_classes[state->class].bytes);
         return;
@@ -93,7 +91,7 @@ void drain_block(hak_heap_t *heap, unsigned class, void *ptr)
     size_t hot = PERCPU_HOT(class);
     int index;
     area_t *area = refill_area(heap, &index, false);
-    if (area && !load_relaxed(&area->hot[class].limit)) refill_grow_limit(heap, area, class);
+    if (area && !load_relaxed(&area->hot[class].limit)) refill_grow_limit(heap, area, state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);
         return;
@@ -104,7 +102,7 @@ void drain_block(hak_heap_t *heap, unsigned class, void *ptr)
     if (full && !percpu_install(percpu, class, PERCPU_SPARE(class), full)) {
         older = percpu_take(percpu, PERCPU_SPARE(class));
         if (!percpu_install(percpu, class, PERCPU_SPARE(class), full)) drain_chain(heap, state, full, index, false);
-        if (area) refill_grow_limit(heap, area, class);
+        if (area) refill_grow_limit(heap, area, state);
     }
     if (!percpu_push(percpu, hot, ptr, heap->key)) drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
     if (older) drain_chain(heap, state, older, index, false);
@@ -119,13 +117,25 @@ void drain_remote(hak_heap_t *heap, unsigned class, void *ptr)
 
 /* ---- Mid and large blocks ---- */
 
-static void free_mid(hak_heap_t *heap, mid_t *mid)
+/* Notes a block for whoever next holds the HEAP lock. Its memory is the library's, so the list runs through it. */
+static void defer(hak_heap_t *heap, void *ptr)
+{
+    void *head = load_relaxed(&heap->deferred);
+    do *(void **)ptr = head;
+    while (!cas_release(&heap->deferred, &head, ptr));
+}
+
+/* Where the process's lock is busy, the block is noted again. */
+static void free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
 {
     superslab_t *ss = registry_superslab(mid->start);
     run_t run = {ss, superslab_index(ss, mid->start)};
     unsigned granules = mid->granules;
+    size_t bytes = mid->bytes;
     mid_remove(&heap->large, mid);
-    heap_put_run(heap, run, granules, (size_t)granules * GRANULE_PAGES, false);
+    if (heap_put_run(heap, run, granules, PAGES_ALL, may_wait)) return;
+    mid_add(&heap->large, run, granules, bytes);
+    defer(heap, superslab_granule(run.ss, run.first));
 }
 
 /* Unmaps what the cache has no room for. What the kernel refuses to unmap stays cached, and counted. */
@@ -146,33 +156,31 @@ static void free_large(hak_heap_t *heap, large_t *large)
     }
 }
 
-static void free_big(hak_heap_t *heap, void *ptr)
+static void free_big(hak_heap_t *heap, void *ptr, bool may_wait)
 {
     entry_t entry = registry_lookup(ptr);
-    if (entry) free_mid(heap, mid_of(entry, ptr));
+    if (entry) free_mid(heap, mid_of(entry, ptr), may_wait);
     else free_large(heap, registry_range(ptr));
 }
 
-void drain_deferred(hak_heap_t *heap)
+void drain_deferred(hak_heap_t *heap, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
     if (HAK_LIKELY(!load_relaxed(&heap->deferred))) return;
-    /* Acquire: pairs with the release in drain_big. */
+    /* Acquire: pairs with the release in defer. */
     for (void *ptr = exchange_acquire(&heap->deferred, NULL), *next; ptr; ptr = next) {
         next = *(void **)ptr;
-        free_big(heap, ptr);
+        free_big(heap, ptr, may_wait);
     }
 }
 
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
 {
     if (deferred || !lock_try(&heap->lock, RANK_HEAP)) {
-        void *head = load_relaxed(&heap->deferred);
-        do *(void **)ptr = head;
-        while (!cas_release(&heap->deferred, &head, ptr));
+        defer(heap, ptr);
         return;
     }
-    drain_deferred(heap);
-    free_big(heap, ptr);
+    drain_deferred(heap, false);
+    free_big(heap, ptr, false);
     lock_release(&heap->lock, RANK_HEAP);
 }

@@ -62,6 +62,8 @@ static void uncharge_records(hak_heap_t *heap, size_t bytes)
 
 enum { COLOURS = (HAK_PAGE - (int)sizeof(struct hak_heap)) / HAK_LINE };
 
+enum { RECORD_COLOURS = 8 };
+
 static hak_heap_t *place(char *page)
 {
     size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % COLOURS;
@@ -91,6 +93,7 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     if (settings.level == HAK_LEVEL_CHECKED) heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
+    store_relaxed(&heap->lookup, classes_coarse);
     heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
@@ -139,7 +142,10 @@ void *heap_record(hak_heap_t *heap, size_t bytes)
     *header = (meta_page_t){heap->pages, pages};
     heap->pages = header;
     int smaller = heap->room_end[0] - heap->room[0] > heap->room_end[1] - heap->room[1];
-    heap->room[smaller] = page + HAK_LINE;
+    /* The same records of many heaps must not all fall in the same cache sets: see place(). */
+    size_t spare = pages * HAK_PAGE - HAK_LINE - bytes;
+    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % (hak_min(spare, RECORD_COLOURS * HAK_LINE) / HAK_LINE + 1);
+    heap->room[smaller] = page + HAK_LINE + colour * HAK_LINE;
     heap->room_end[smaller] = page + pages * HAK_PAGE;
     return from_room(heap, bytes);
 }
@@ -171,6 +177,7 @@ static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
     if (!run.ss) return run;
     heap->nursery[heap->nursery_count] = superslab_granule(run.ss, run.first);
     heap->nursery_granules[heap->nursery_count++] = (uint16_t)granules;
+    if (heap->nursery_count == COARSE_RUNS) store_relaxed(&heap->lookup, classes_fine);
     heap_charge(heap, granules * (size_t)GRANULE);
     charge_records(heap, granules * granule_records);
     return run;
@@ -193,6 +200,7 @@ static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned 
     if (!ss) return run;
     counter_add(&heap->counters, refill_fresh_superslab, 1);
     superslab_set_add(&heap->superslabs, ss);
+    store_relaxed(&heap->lookup, classes_fine);
     heap_charge(heap, SUPERSLAB);
     charge_records(heap, superslab_records);
     return superslab_take(&heap->superslabs, granules, alignment);
@@ -207,33 +215,45 @@ run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, uns
     return run;
 }
 
-void heap_put_superslab(hak_heap_t *heap, superslab_t *ss)
+bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
 {
     superslab_set_remove(&heap->superslabs, ss);
+    /* The entries first: once in the reserve, the SuperSlab may be another heap's at once. */
     registry_set_run(ss->base, SUPERSLAB_GRANULES, heap, CODE_RELEASED);
+    if (!reserve_put(ss, heap, may_wait)) {
+        superslab_set_add(&heap->superslabs, ss);
+        return false;
+    }
     heap_uncharge(heap, SUPERSLAB);
     uncharge_records(heap, superslab_records);
-    reserve_put(ss, heap);
+    return true;
 }
 
-size_t heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, size_t pages, bool purge)
+static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
 {
-    hak_assert(lock_is_held(&heap->lock));
     char *start = superslab_granule(run.ss, run.first);
+    entry_t entry = registry_lookup(start);
     registry_set_run(start, granules, heap, CODE_RELEASED);
-    if (!run.ss->shared) {
-        superslab_put(&heap->superslabs, run, granules, pages);
-        /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every call. */
-        if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1) heap_put_superslab(heap, run.ss);
-        return 0;
+    if (!nursery_put(run, granules, pages, may_wait)) {
+        registry_set_run(start, granules, heap, entry_code(entry));
+        return false;
     }
     uint32_t at = 0;
     while (heap->nursery[at] != start) at++;
     forget_nursery_run(heap, at);
-    size_t purged = purge ? superslab_purge_run(run, granules, pages) : 0;
-    if (!purge) heap->nursery_given = true;
-    nursery_put(run, granules, purge ? 0 : pages);
-    return purged * HAK_PAGE;
+    heap->nursery_given = true;
+    return true;
+}
+
+bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    if (run.ss->shared) return put_nursery_run(heap, run, granules, pages, may_wait);
+    registry_set_run(superslab_granule(run.ss, run.first), granules, heap, CODE_RELEASED);
+    superslab_put(&heap->superslabs, run, granules, pages);
+    /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every call. */
+    if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1) (void)heap_put_superslab(heap, run.ss, may_wait);
+    return true;
 }
 
 /* ---- Everything at once ---- */
@@ -246,10 +266,10 @@ static void empty_nursery(hak_heap_t *heap)
         superslab_t *ss = registry_superslab(start);
         run_t run = {ss, superslab_index(ss, start)};
         bool mid = entry_code(registry_lookup(start)) == CODE_MID;
-        size_t pages = mid ? granules * GRANULE_PAGES : slab_pages(superslab_descriptor(ss, run.first));
+        pages_t pages = mid ? PAGES_ALL : slab_pages(superslab_descriptor(ss, run.first));
         forget_nursery_run(heap, 0);
         registry_set_run(start, granules, NULL, CODE_DEAD);
-        nursery_put(run, granules, pages);
+        nursery_put(run, granules, pages, true);
     }
 }
 
@@ -261,7 +281,7 @@ static void empty_superslabs(hak_heap_t *heap)
         registry_set_run(ss->base, SUPERSLAB_GRANULES, NULL, CODE_DEAD);
         heap_uncharge(heap, SUPERSLAB);
         uncharge_records(heap, superslab_records);
-        reserve_put(ss, NULL);
+        reserve_put(ss, NULL, true);
     }
 }
 

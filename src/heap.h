@@ -28,6 +28,7 @@
 enum {
     NURSERY_RUNS = 40,     /* runs a heap takes from the nursery before it takes SuperSlabs */
     NURSERY_GRANULES = 16, /* longest such run */
+    COARSE_RUNS = 16,      /* runs with which a heap uses the coarse classes */
 };
 
 /* One size class of one heap; made when the class is first used. */
@@ -48,7 +49,8 @@ struct hak_heap {
     /* ---- line 0: every call ---- */
     entry_t owner;   /* const: what the registry's entries of this heap begin with */
     uint64_t key;    /* const: guard.key, here for its line */
-    percpu_t percpu; /* its first 48 bytes are what sections read */
+    const uint8_t *_Atomic lookup; /* relaxed: coarse, then fine for ever; either serves at any time */
+    percpu_t percpu; /* its first 40 bytes are what sections read */
 
     /* ---- every slow path ---- */
     guard_t guard;                               /* const */
@@ -89,6 +91,12 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
 bool heap_is_valid(const hak_heap_t *heap);
 
+/* The class that serves a size up to SMALL_MAX in this heap now. */
+HAK_INLINE unsigned heap_class_of(const hak_heap_t *heap, size_t size)
+{
+    return size <= LOOKUP_MAX ? sizeclass_lookup(load_relaxed(&heap->lookup), size) : sizeclass_of(size);
+}
+
 /* Zeroed memory for the heap's lifetime; lock: HEAP. NULL and hak_last_error() where refused. */
 void *heap_record(hak_heap_t *heap, size_t bytes);
 /* The record of a class, made where there is none; NULL where memory is refused. */
@@ -100,11 +108,10 @@ HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned class
 
 /* ---- Granules; lock: HEAP. The registry's entries are the heap's business, in these two. ---- */
 run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigned code);
-/* Gives a run back; with `purge`, its pages to the kernel first. Returns bytes purged. */
-size_t heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, size_t pages, bool purge);
-
-/* Gives an empty SuperSlab back to the reserve. */
-void heap_put_superslab(hak_heap_t *heap, superslab_t *ss);
+/* Gives a run back. False: may not wait, and the process's lock is busy; nothing has changed. */
+bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait);
+/* Gives an empty SuperSlab back to the reserve; false as heap_put_run. */
+bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait);
 
 /* All that a heap holds, given back at once: every block of it is gone. Destroy and reset. */
 void heap_empty(hak_heap_t *heap);

@@ -21,7 +21,7 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
 /* The running CPU's area and index; made where there is none. NULL where the thread must go without. */
 area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait);
 /* Lets a class's magazines on this area hold more, inside the heap's budget. */
-void refill_grow_limit(hak_heap_t *heap, area_t *area, unsigned class);
+void refill_grow_limit(hak_heap_t *heap, area_t *area, const class_state_t *state);
 
 /* ---- drain: a free whose magazine was full. Never waits. ---- */
 void drain_block(hak_heap_t *heap, unsigned class, void *ptr);
@@ -30,7 +30,7 @@ void drain_remote(hak_heap_t *heap, unsigned class, void *ptr);
 /* Mid and large blocks, by now marked as freed. `deferred`: only note it, for whoever next holds the HEAP lock. */
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred);
 /* What was noted; lock: HEAP. */
-void drain_deferred(hak_heap_t *heap);
+void drain_deferred(hak_heap_t *heap, bool may_wait);
 
 /* A chain to the cold level, or further down. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);

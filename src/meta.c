@@ -51,9 +51,8 @@ static meta_t *grow(uint32_t *refused)
     meta_t *meta = (meta_t *)(void *)ss->descriptors;
     *meta = (meta_t){.base = ss->base, .free_pages = PAGES, .next = metas.all};
     memset(meta->free, 0xff, sizeof meta->free);
-    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
-        for (unsigned page = 0; page < ss->touched[g]; page++) flip_bit(meta->touched, g * GRANULE_PAGES + page);
-    }
+    for (unsigned page = 0; page < PAGES; page++)
+        if (ss->touched[page / GRANULE_PAGES] >> (page % GRANULE_PAGES) & 1) flip_bit(meta->touched, page);
     metas.free_touched += ss->free_touched;
     registry_set_run(ss->base, SUPERSLAB_GRANULES, NULL, CODE_META);
     metas.all = meta;

@@ -44,7 +44,7 @@ typedef struct area {
     struct area *next;     /* lock: AREAS; list of areas without a CPU */
 } area_t;
 
-enum { PERCPU_INLINE = 4, PERCPU_NONE = -1 };
+enum { PERCPU_INLINE = 3, PERCPU_NONE = -1 };
 
 typedef struct percpu {
     area_t *_Atomic *_Atomic table; /* what sections load; replaced by a longer copy, never freed before the heap */

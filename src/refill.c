@@ -8,12 +8,14 @@
  * or MOST_BLOCKS, as long as the heap's budget has room; the budget is charged for hot and spare alike. Where it has
  * none, another class of the same area gives up half of what it has (the "stealing" of tcmalloc's thread caches).
  */
-enum { MOST_BYTES = 64 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS = 4, STEAL_TRIES = 8 };
+enum { MOST_BYTES = 64 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS = 4, SHARE = 4, STEAL_TRIES = 8 };
 
-static uint64_t most_blocks(unsigned class)
+static uint64_t most_blocks(const class_state_t *state)
 {
-    size_t fits = MOST_BYTES / size_classes[class].bytes;
-    return hak_max(LEAST_BLOCKS, hak_min(fits, MOST_BLOCKS));
+    size_t fits = hak_min(MOST_BYTES / size_classes[state->class].bytes, MOST_BLOCKS);
+    /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
+    size_t share = load_relaxed(&state->slabs.outside) / SHARE;
+    return hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
 }
 
 /* Relaxed: a limit orders nothing; a section reads the one or the other. Both magazines of the class are charged. */
@@ -35,10 +37,11 @@ static void steal_limits(hak_heap_t *heap, area_t *area, unsigned for_class)
     }
 }
 
-void refill_grow_limit(hak_heap_t *heap, area_t *area, unsigned class)
+void refill_grow_limit(hak_heap_t *heap, area_t *area, const class_state_t *state)
 {
+    unsigned class = state->class;
     uint64_t limit = load_relaxed(&area->hot[class].limit);
-    uint64_t most = most_blocks(class);
+    uint64_t most = most_blocks(state);
     uint64_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
     if (wanted > most) wanted = most;
     if (wanted <= limit) return;
@@ -64,10 +67,10 @@ static bool grow_table(hak_heap_t *heap, unsigned index)
     return true;
 }
 
-static area_t *make_area(hak_heap_t *heap, unsigned index)
+static area_t *make_area(hak_heap_t *heap, unsigned index, bool may_wait)
 {
     percpu_t *percpu = &heap->percpu;
-    lock_acquire(&heap->lock, RANK_HEAP);
+    if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return NULL;
     area_t *area = NULL;
     if (grow_table(heap, index)) {
         area = percpu->idle;
@@ -88,12 +91,11 @@ area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait)
     }
     area_t *area = percpu_running(&heap->percpu, (unsigned)*index);
     if (HAK_LIKELY(area)) return area;
-    if (!may_wait && !lock_try(&heap->areas_lock, RANK_AREAS)) return NULL;
-    if (may_wait) lock_acquire(&heap->areas_lock, RANK_AREAS);
+    if (!lock_enter(&heap->areas_lock, RANK_AREAS, may_wait)) return NULL;
     area = percpu_area(&heap->percpu, (unsigned)*index);
     if (area) counter_add(&heap->counters, early_stopped, 1);
     else counter_add(&heap->counters, early_no_area, 1);
-    if (!area) area = make_area(heap, (unsigned)*index);
+    if (!area) area = make_area(heap, (unsigned)*index, may_wait);
     lock_release(&heap->areas_lock, RANK_AREAS);
     return area;
 }
@@ -103,7 +105,7 @@ area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait)
 static bool fresh_slab(hak_heap_t *heap, class_state_t *state)
 {
     lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap);
+    drain_deferred(heap, true);
     run_t run = heap_take_run(heap, size_classes[state->class].granules, 1, state->class);
     lock_release(&heap->lock, RANK_HEAP);
     if (!run.ss) return false;
@@ -165,7 +167,7 @@ void *refill_block(hak_heap_t *heap, unsigned class)
     if (chain) {
         counter_add(&heap->counters, refill_spare, 1);
     } else {
-        if (area) refill_grow_limit(heap, area, class);
+        if (area) refill_grow_limit(heap, area, state);
         uint64_t limit = area ? load_relaxed(&area->hot[class].limit) : 0;
         chain = take_shared(heap, state, index, hak_max(1, limit / 2));
     }
@@ -180,7 +182,7 @@ void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
     unsigned granules = (unsigned)((size + GRANULE - 1) / GRANULE);
     unsigned places = (unsigned)hak_max(1, alignment / GRANULE);
     lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap);
+    drain_deferred(heap, true);
     run_t run = heap_take_run(heap, granules, places, CODE_MID);
     if (run.ss) {
         *zeroed = superslab_run_is_clean(run, granules);
@@ -203,7 +205,7 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
     counter_add(&heap->counters, early_large, 1);
     size_t bytes = hak_round_up(size, HAK_PAGE);
     lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap);
+    drain_deferred(heap, true);
     large_t *large = large_reuse(&heap->large, bytes, hak_max(alignment, SUPERSLAB));
     large_t *record = large ? NULL : take_record(heap);
     lock_release(&heap->lock, RANK_HEAP);

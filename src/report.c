@@ -26,9 +26,9 @@ void report_class(hak_heap_t *heap, unsigned class, hak_class_stats_t *out)
     out->cold_blocks = state->cold ? state->cold->blocks : 0;
     out->remote_blocks = load_relaxed(&state->remote.blocks);
     out->slabs = state->slabs.slabs;
-    out->free_blocks = state->slabs.carved - state->slabs.outside;
+    out->free_blocks = state->slabs.carved - load_relaxed(&state->slabs.outside);
     out->untouched_blocks = state->slabs.slabs * size_classes[class].blocks - state->slabs.carved;
-    size_t outside = state->slabs.outside;
+    size_t outside = load_relaxed(&state->slabs.outside);
     lock_release(&state->lock, RANK_CLASS);
     lock_release(&heap->areas_lock, RANK_AREAS);
     /* Magazines moved while they were read: the caches get what the slabs say is outside, in the order of the ladder. */

@@ -97,29 +97,36 @@ static size_t purge_empty(superslab_t *ss)
     return pages;
 }
 
+static void list_dirty(superslab_t *ss)
+{
+    ss->next = reserve.dirty;
+    reserve.dirty = ss;
+    reserve.dirty_count++;
+}
+
+static void list_clean(superslab_t *ss)
+{
+    ss->next = reserve.clean;
+    reserve.clean = ss;
+    reserve.clean_count++;
+}
+
 static void put_locked(superslab_t *ss)
 {
     hak_assert(superslab_is_empty(ss));
-    if (ss->free_touched && reserve.dirty_count >= RESERVE_DIRTY) purge_empty(ss);
-    if (ss->free_touched) {
-        ss->next = reserve.dirty;
-        reserve.dirty = ss;
-        reserve.dirty_count++;
-    } else {
-        ss->next = reserve.clean;
-        reserve.clean = ss;
-        reserve.clean_count++;
-    }
+    /* A SuperSlab that comes back without touched pages needs no descriptors either. */
+    if (!ss->free_touched || reserve.dirty_count >= RESERVE_DIRTY) purge_empty(ss);
+    if (ss->free_touched) list_dirty(ss);
+    else list_clean(ss);
 }
 
-void reserve_put(superslab_t *ss, const void *giver)
+bool reserve_put(superslab_t *ss, const void *giver, bool may_wait)
 {
+    if (!lock_enter(&reserve.lock, RANK_RESERVE, may_wait)) return false;
     ss->giver = giver;
-    /* A SuperSlab that comes back without touched pages needs no descriptors either. */
-    if (!ss->free_touched) purge_empty(ss);
-    lock_acquire(&reserve.lock, RANK_RESERVE);
     put_locked(ss);
     lock_release(&reserve.lock, RANK_RESERVE);
+    return true;
 }
 
 run_t nursery_take(unsigned granules, uint32_t *refused)
@@ -145,9 +152,9 @@ static size_t purge_nursery(void)
     return pages;
 }
 
-void nursery_put(run_t run, unsigned granules, size_t pages)
+bool nursery_put(run_t run, unsigned granules, pages_t pages, bool may_wait)
 {
-    lock_acquire(&reserve.lock, RANK_RESERVE);
+    if (!lock_enter(&reserve.lock, RANK_RESERVE, may_wait)) return false;
     superslab_put(&reserve.nursery, run, granules, pages);
     if (superslab_is_empty(run.ss) && reserve.nursery.empty > 1) {
         superslab_set_remove(&reserve.nursery, run.ss);
@@ -155,6 +162,7 @@ void nursery_put(run_t run, unsigned granules, size_t pages)
     }
     if (reserve.nursery.free_touched > NURSERY_TOUCHED) purge_nursery();
     lock_release(&reserve.lock, RANK_RESERVE);
+    return true;
 }
 
 size_t reserve_trim(const void *giver)
@@ -168,7 +176,8 @@ size_t reserve_trim(const void *giver)
         superslab_t *ss = list;
         list = ss->next;
         if (!giver || ss->giver == giver) pages += purge_empty(ss);
-        put_locked(ss);
+        if (ss->free_touched) list_dirty(ss);
+        else list_clean(ss);
     }
     lock_release(&reserve.lock, RANK_RESERVE);
     return pages * HAK_PAGE;

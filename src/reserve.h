@@ -24,12 +24,12 @@ enum {
 
 /* A SuperSlab of the caller's own, all granules free, registered; NULL where the system refuses. Sets *refused. */
 superslab_t *reserve_take(bool shared, uint32_t *refused);
-/* Gives an empty SuperSlab back; `giver` may later trim what it gave. */
-void reserve_put(superslab_t *ss, const void *giver);
+/* Gives an empty SuperSlab back; `giver` may later trim what it gave. False: may not wait, and the lock is busy. */
+bool reserve_put(superslab_t *ss, const void *giver, bool may_wait);
 
-/* Runs of the nursery. Release as superslab_put; the caller has written the registry's entries. */
+/* Runs of the nursery. Put as superslab_put, with the registry's entries written before; false as reserve_put. */
 run_t nursery_take(unsigned granules, uint32_t *refused);
-void nursery_put(run_t run, unsigned granules, size_t pages);
+bool nursery_put(run_t run, unsigned granules, pages_t pages, bool may_wait);
 
 /* Purges what `giver` left in the reserve; NULL: all of it. Returns bytes. */
 size_t reserve_trim(const void *giver);

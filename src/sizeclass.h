@@ -48,12 +48,19 @@ typedef struct size_class {
 } size_class_t;
 
 extern const size_class_t size_classes[CLASS_COUNT];
-extern const uint8_t size_class_lookup[LOOKUP_MAX / BLOCK_ALIGN + 1];
 
-/* The class of a size up to LOOKUP_MAX. */
-HAK_INLINE unsigned sizeclass_lookup(size_t size)
+/*
+ * Classes by size up to LOOKUP_MAX. A heap reads one of two tables: all classes, or only those at 2^k and 1.5 * 2^k. A heap
+ * with few blocks in each class pays for pages and TLB entries, not for bytes: the coarse table gives it 12 slabs in place
+ * of 32.
+ */
+typedef uint8_t class_lookup_t[LOOKUP_MAX / BLOCK_ALIGN + 1];
+extern const class_lookup_t classes_fine;
+extern const class_lookup_t classes_coarse;
+
+HAK_INLINE unsigned sizeclass_lookup(const uint8_t *lookup, size_t size)
 {
-    return size_class_lookup[(size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
+    return lookup[(size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
 }
 
 /* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */

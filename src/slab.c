@@ -10,6 +10,12 @@ static uint8_t bin_of(const slab_t *slab)
     return (uint8_t)(BIN_HIGH + (outside * 4 < blocks * 3) + (outside * 2 < blocks) + (outside * 4 < blocks));
 }
 
+/* Only the lock's holder writes, so a load and a store will do. */
+static void add_outside(slab_set_t *set, ptrdiff_t blocks)
+{
+    store_relaxed(&set->outside, load_relaxed(&set->outside) + (size_t)blocks);
+}
+
 /* At the head where its address is the lowest of the two, else behind the head. */
 static void bin_insert(slab_set_t *set, slab_t *slab)
 {
@@ -45,17 +51,51 @@ run_t slab_run(const slab_t *slab)
     return (run_t){ss, superslab_index(ss, slab->start)};
 }
 
-size_t slab_pages(const slab_t *slab)
+/* The pages that blocks [first, end) lie in; neither of them wraps around. */
+static pages_t pages_of(const slab_t *slab, size_t first, size_t end)
 {
-    return ((size_t)slab->carved * size_classes[slab->class].bytes + HAK_PAGE - 1) / HAK_PAGE;
+    size_t bytes = size_classes[slab->class].bytes;
+    if (first == end) return 0;
+    size_t page = first * bytes / HAK_PAGE;
+    size_t count = (end * bytes + HAK_PAGE - 1) / HAK_PAGE - page;
+    return (count == 64 ? PAGES_ALL : ((pages_t)1 << count) - 1) << page;
+}
+
+pages_t slab_pages(const slab_t *slab)
+{
+    size_t blocks = size_classes[slab->class].blocks;
+    size_t end = (size_t)slab->origin + slab->carved;
+    if (end <= blocks) return pages_of(slab, slab->origin, end);
+    return pages_of(slab, slab->origin, blocks) | pages_of(slab, 0, end - blocks);
+}
+
+/* Spread over the pages of the slab and over the lines of half a page, by the slab's address. */
+static uint16_t origin_of(const char *start, unsigned class)
+{
+    const size_class_t *sizes = &size_classes[class];
+    uint64_t mixed = ((uintptr_t)start >> GRANULE_SHIFT) * 0x9e3779b97f4a7c15ull;
+    size_t page = (mixed >> 32) % (sizes->granules * (size_t)(GRANULE / HAK_PAGE));
+    size_t line = (mixed >> 48) % (HAK_PAGE / 2 / HAK_LINE);
+    size_t origin = (page * HAK_PAGE + line * HAK_LINE) / sizes->bytes;
+    /* Whole cache lines are carved at a time, so the first block begins one. */
+    if (sizes->bytes < HAK_LINE) origin &= ~(size_t)3;
+    return (uint16_t)(origin < sizes->blocks ? origin : 0);
 }
 
 void slab_add(slab_set_t *set, run_t run, unsigned class)
 {
     slab_t *slab = superslab_descriptor(run.ss, run.first);
-    *slab = (slab_t){.start = superslab_granule(run.ss, run.first), .class = (uint8_t)class, .bin = BIN_EMPTY};
+    char *start = superslab_granule(run.ss, run.first);
+    *slab = (slab_t){.start = start, .origin = origin_of(start, class), .class = (uint8_t)class, .bin = BIN_EMPTY};
     bin_insert(set, slab);
     set->slabs++;
+}
+
+void slab_restore(slab_set_t *set, slab_t *slab)
+{
+    bin_insert(set, slab);
+    set->slabs++;
+    set->carved += slab->carved;
 }
 
 void slab_remove(slab_set_t *set, slab_t *slab)
@@ -65,23 +105,34 @@ void slab_remove(slab_set_t *set, slab_t *slab)
     set->carved -= slab->carved;
 }
 
-/* Blocks whose first byte lies before the end of the page where carving begins, and at least a cache line of them. */
-static size_t carvable(const slab_t *slab, size_t want)
+/* The index of the block that is carved next. */
+static size_t next_index(const slab_t *slab)
 {
-    const size_class_t *class = &size_classes[slab->class];
-    size_t at = (size_t)slab->carved * class->bytes;
-    size_t in_page = (hak_round_up(at + 1, HAK_PAGE) - at + class->bytes - 1) / class->bytes;
-    if (class->bytes < HAK_LINE) want = hak_round_up(slab->carved + want, 4) - slab->carved;
-    return hak_min(hak_min(want, in_page), class->blocks - slab->carved);
+    size_t at = (size_t)slab->origin + slab->carved;
+    size_t blocks = size_classes[slab->class].blocks;
+    return at < blocks ? at : at - blocks;
+}
+
+/* Blocks whose first byte lies before the end of the page where carving begins, up to the last block of the slab, and
+ * whole cache lines of them where several blocks share one. */
+static size_t carvable(const slab_t *slab, size_t index, size_t want)
+{
+    const size_class_t *sizes = &size_classes[slab->class];
+    size_t at = index * sizes->bytes;
+    size_t in_page = (hak_round_up(at + 1, HAK_PAGE) - at + sizes->bytes - 1) / sizes->bytes;
+    if (sizes->bytes < HAK_LINE) want = hak_round_up(want, 4);
+    size_t left = hak_min(sizes->blocks - index, (size_t)sizes->blocks - slab->carved);
+    return hak_min(hak_min(want, in_page), left);
 }
 
 /* Lowest address on top, so that a program walks memory upwards. */
 static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, uint64_t key)
 {
-    size_t count = carvable(slab, want);
+    size_t index = next_index(slab);
+    size_t count = carvable(slab, index, want);
     size_t bytes = size_classes[slab->class].bytes;
-    for (size_t i = count; i-- > 0;) chain = block_push(chain, slab->start + (slab->carved + i) * bytes, key);
-    slab->carved += (uint32_t)count;
+    for (size_t i = count; i-- > 0;) chain = block_push(chain, slab->start + (index + i) * bytes, key);
+    slab->carved = (uint16_t)(slab->carved + count);
     set->carved += count;
     return chain;
 }
@@ -118,7 +169,7 @@ chain_t slab_take(slab_set_t *set, unsigned class, size_t want, const guard_t *g
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
         chain = listed ? take_listed(slab, chain, want, guard) : carve(set, slab, chain, want - before, guard->key);
-        set->outside += chain_count(chain) - before;
+        add_outside(set, (ptrdiff_t)(chain_count(chain) - before));
         rebin(set, slab);
         if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */
     }
@@ -130,7 +181,10 @@ bool slab_has(const slab_t *slab, const void *ptr)
 {
     const size_class_t *class = &size_classes[slab->class];
     size_t offset = (size_t)((const char *)ptr - slab->start);
-    return offset % class->bytes == 0 && offset / class->bytes < slab->carved;
+    size_t index = offset / class->bytes;
+    if (offset % class->bytes || index >= class->blocks) return false;
+    size_t carved_as = index >= slab->origin ? index - slab->origin : index + class->blocks - slab->origin;
+    return carved_as < slab->carved;
 }
 
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
@@ -150,7 +204,7 @@ bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
                                  .class_bytes = size_classes[slab->class].bytes,
                                  .words = "every block of its slab is free already"});
     slab->free = block_push(slab->free, ptr, guard->key);
-    set->outside--;
+    add_outside(set, -1);
     rebin(set, slab);
     return slab->bin == BIN_EMPTY;
 }

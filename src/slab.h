@@ -10,11 +10,15 @@
  * Role: the blocks of one size class of one heap that are in no cache. Callers: the ladders, validate, report. Memory:
  * descriptors lie beside the SuperSlab, none of it in the slab itself. Lock: the class's, around every call.
  *
- *   slab   start                                       start + granules * 16 KiB
- *         +------+------+------+------+-----------------+----+
- *         | block| block| block| block|  never touched  |rest|
- *         +------+------+------+------+-----------------+----+
- *          <------- carved ---------->
+ *   slab   start        origin                         start + granules * 16 KiB
+ *         +------------+------+------+------+------------+----+
+ *         |            | block| block| block|            |rest|
+ *         +------------+------+------+------+------------+----+
+ *          never touched <---- carved ------> never touched        carving wraps around at the last block
+ *
+ * The origin differs from slab to slab (Bonwick's slab colouring, USENIX 1994): slabs start at multiples of 16 KiB, and
+ * the few blocks of many small heaps would all fall in the same cache sets. It costs nothing, because no bytes are set
+ * aside for it, and lies in the first half of a page, so that few blocks still touch one page.
  *
  * Carving stops at the end of a page, so a page is touched only when a block in it is wanted. Slabs sit in bins by how full
  * they are; blocks come from the fullest first, and within a bin from low addresses before high ones where two are
@@ -37,7 +41,8 @@ typedef struct slab {
     struct slab *prev;
     char *start;       /* const while the slab lives */
     chain_t free;      /* freelist */
-    uint32_t carved;   /* blocks */
+    uint16_t carved;   /* blocks */
+    uint16_t origin;   /* const while the slab lives: index of the block that was carved first */
     uint32_t scratch;  /* check's: where this slab's bits begin, in words */
     uint8_t bin;
     uint8_t class;     /* const while the slab lives */
@@ -48,7 +53,7 @@ _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
 typedef struct slab_set {
     slab_t *bin[SLAB_BINS];
     size_t slabs;
-    size_t outside;    /* blocks live or cached */
+    _Atomic size_t outside; /* blocks live or cached; written under the lock, read by who sizes magazines */
     size_t carved;     /* blocks, over all slabs */
 } slab_set_t;
 
@@ -64,10 +69,12 @@ HAK_INLINE slab_t *slab_of(entry_t entry, const void *ptr)
 
 /* The run of a slab, and the pages of it that may have been written. */
 run_t slab_run(const slab_t *slab);
-size_t slab_pages(const slab_t *slab);
+pages_t slab_pages(const slab_t *slab);
 
 void slab_add(slab_set_t *set, run_t run, unsigned class);
 void slab_remove(slab_set_t *set, slab_t *slab);
+/* Undoes slab_remove. */
+void slab_restore(slab_set_t *set, slab_t *slab);
 /* A chain of up to `want` blocks, more only to fill a cache line; the empty chain where no slab has one. */
 chain_t slab_take(slab_set_t *set, unsigned class, size_t want, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */

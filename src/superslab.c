@@ -17,6 +17,8 @@ static void set_free_bits(superslab_t *ss, bits_t bits)
     ss->free[1] = (uint64_t)(bits >> 64);
 }
 
+static uint32_t page_count(uint8_t bits) { return (uint32_t)__builtin_popcount(bits); }
+
 /* A bit for each place where `granules` free neighbours begin: runs of 2n are two runs of n. */
 static bits_t run_starts(bits_t bits, unsigned granules)
 {
@@ -59,7 +61,7 @@ bool superslab_is_valid(const superslab_t *ss)
     unsigned bits = (unsigned)(__builtin_popcountll(ss->free[0]) + __builtin_popcountll(ss->free[1]));
     uint32_t touched = 0;
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++)
-        if (free_bits(ss) >> g & 1) touched += ss->touched[g];
+        if (free_bits(ss) >> g & 1) touched += page_count(ss->touched[g]);
     return bits == ss->free_granules && touched == ss->free_touched;
 }
 
@@ -110,7 +112,7 @@ void superslab_set_remove(superslab_set_t *set, superslab_t *ss)
 static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned granules, bool give)
 {
     uint32_t pages = 0;
-    for (unsigned g = first; g < first + granules; g++) pages += ss->touched[g];
+    for (unsigned g = first; g < first + granules; g++) pages += page_count(ss->touched[g]);
     set->empty -= superslab_is_empty(ss);
     bits_t run = run_bits(first, granules);
     if (give) {
@@ -159,13 +161,17 @@ run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment
     return (run_t){0};
 }
 
-void superslab_put(superslab_set_t *set, run_t run, unsigned granules, size_t pages)
+static void note_pages(run_t run, unsigned granules, pages_t pages)
 {
-    for (unsigned g = run.first; g < run.first + granules && pages; g++) {
-        size_t here = hak_min(pages, GRANULE_PAGES);
-        run.ss->touched[g] = (uint8_t)hak_max(run.ss->touched[g], here);
-        pages -= here;
+    for (unsigned g = 0; g < granules; g++) {
+        run.ss->touched[run.first + g] |= (uint8_t)(pages & ALL_TOUCHED);
+        if (g * GRANULE_PAGES < 64 - GRANULE_PAGES) pages >>= GRANULE_PAGES;
     }
+}
+
+void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages)
+{
+    note_pages(run, granules, pages);
     mark(set, run.ss, run.first, granules, true);
 }
 
@@ -178,43 +184,36 @@ bool superslab_run_is_clean(run_t run, unsigned granules)
 
 /* ---- Purge ---- */
 
-/* Purges from granule `first` on as far as whole touched granules follow each other. Returns granules passed. */
-static unsigned purge_neighbours(superslab_t *ss, unsigned first, unsigned end, size_t *purged)
+static bool page_is_touched(const superslab_t *ss, size_t page)
 {
-    size_t pages = 0;
-    unsigned g = first;
-    while (g < end) {
-        pages += ss->touched[g];
-        if (ss->touched[g++] < GRANULE_PAGES) break;
-    }
-    if (pages && os->purge(superslab_granule(ss, first), pages * HAK_PAGE)) {
-        memset(&ss->touched[first], 0, g - first);
-        *purged += pages;
-    }
-    return g - first;
+    return ss->touched[page / GRANULE_PAGES] >> (page % GRANULE_PAGES) & 1;
 }
 
-size_t superslab_purge_run(run_t run, unsigned granules, size_t pages)
+/* Purges the touched pages in [page, end), at most `most`, neighbours in one call. Returns pages. */
+static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most)
 {
     size_t purged = 0;
-    unsigned end = run.first + granules;
-    for (unsigned g = run.first; g < end; g++) {
-        size_t here = hak_min(pages, GRANULE_PAGES);
-        run.ss->touched[g] = (uint8_t)hak_max(run.ss->touched[g], here);
-        pages -= here;
+    while (page < end && purged < most) {
+        size_t first = page;
+        while (page < end && page - first < most - purged && page_is_touched(ss, page)) page++;
+        if (page == first) {
+            page++;
+            continue;
+        }
+        if (!os->purge(ss->base + first * HAK_PAGE, (page - first) * HAK_PAGE)) continue;
+        purged += page - first;
+        for (size_t at = first; at < page; at++)
+            ss->touched[at / GRANULE_PAGES] &= (uint8_t)~(1u << (at % GRANULE_PAGES));
     }
-    for (unsigned g = run.first; g < end;) g += purge_neighbours(run.ss, g, end, &purged);
     return purged;
 }
 
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
 {
     size_t purged = 0;
-    for (unsigned g = 0; g < SUPERSLAB_GRANULES && purged < pages;) {
-        unsigned end = g;
-        while (end < SUPERSLAB_GRANULES && free_bits(ss) >> end & 1) end++;
-        while (g < end && purged < pages) g += purge_neighbours(ss, g, end, &purged);
-        if (g == end) g++;
+    for (unsigned g = 0, end; g < SUPERSLAB_GRANULES && purged < pages; g = end + 1) {
+        for (end = g; end < SUPERSLAB_GRANULES && free_bits(ss) >> end & 1;) end++;
+        purged += purge_pages(ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged);
     }
     ss->free_touched -= (uint32_t)purged;
     set->free_touched -= purged;
@@ -225,7 +224,7 @@ void superslab_clear(superslab_t *ss)
 {
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
         if (free_bits(ss) >> g & 1) continue;
-        ss->touched[g] = GRANULE_PAGES;
+        ss->touched[g] = ALL_TOUCHED;
         ss->free_touched += GRANULE_PAGES;
     }
     set_free_bits(ss, ~(bits_t)0);

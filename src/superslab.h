@@ -17,13 +17,14 @@
  * Sets keep SuperSlabs in bins by the largest power of two of free neighbours, so a run is found without a search, the
  * smallest hole that surely fits first and untouched SuperSlabs last.
  *
- * Pages that were ever written since they came from the kernel are a prefix of each granule: touched[g] of them. That is
- * what a purge returns, and what tells zeroed memory from used memory.
+ * A bit for each page says whether it may have been written since it came from the kernel: touched[g], four pages a
+ * granule. That is what a purge returns, and what tells zeroed memory from used memory.
  *
- * Invariant: free_granules == bits in free; free_touched == sum of touched[g] over free g.
+ * Invariant: free_granules == bits in free; free_touched == bits in touched[g] over free g.
  */
 enum {
     GRANULE_PAGES = GRANULE / HAK_PAGE,
+    ALL_TOUCHED = (1 << GRANULE_PAGES) - 1,
     DESCRIPTOR_BYTES = 64, /* a slab's descriptor; slab.h asserts that it fits */
     SUPERSLAB_BINS = 9,    /* none free, then the largest free run is >= 1, 2, 4, ... 128 granules */
 };
@@ -42,7 +43,7 @@ typedef struct superslab {
     bool shared;              /* lock: the set's; the nursery's or metadata, in no heap's set */
     const void *giver;        /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
     int64_t tally;            /* lock: the heap's; scratch of statistics */
-    uint8_t touched[SUPERSLAB_GRANULES]; /* of free granules: lock: the set's; else the run's owner */
+    uint8_t touched[SUPERSLAB_GRANULES]; /* page bits; of free granules: lock: the set's; else the run's owner */
 } superslab_t;
 
 typedef struct superslab_set {
@@ -76,16 +77,18 @@ typedef struct run {
     unsigned first;  /* granule */
 } run_t;
 
+/* The pages of a run that may have been written, a bit each from its start; pages beyond 64 go with the last four. */
+typedef uint64_t pages_t;
+#define PAGES_ALL (~(pages_t)0)
+
 /* Takes neighbours, the first at a multiple of `alignment` granules (a power of two). */
 run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment);
-/* Gives a run back. `pages` of it, from its start, may have been written. */
-void superslab_put(superslab_set_t *set, run_t run, unsigned granules, size_t pages);
+/* Gives a run back. */
+void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages);
 /* Frees all granules of a SuperSlab that is in no set; any page of a run may have been written. */
 void superslab_clear(superslab_t *ss);
 /* Whether no page of a run was ever written. */
 bool superslab_run_is_clean(run_t run, unsigned granules);
-/* Purges the touched pages of one run that is in use. Returns pages; those that the kernel refuses stay counted. */
-size_t superslab_purge_run(run_t run, unsigned granules, size_t pages);
 /* Purges the touched free pages of a SuperSlab, neighbours in one call, until `pages` are gone. Returns pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
 

@@ -102,7 +102,7 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
         if (state) flush_class(heap, state, bytes);
     }
     lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap);
+    drain_deferred(heap, true);
     lock_release(&heap->lock, RANK_HEAP);
     return true;
 }
@@ -160,7 +160,7 @@ static size_t trim_superslabs(hak_heap_t *heap, size_t target, bool give_empty)
     for (superslab_t *ss = set->all, *next; ss; ss = next) {
         next = ss->set_next;
         if (returned < target) returned += superslab_purge(set, ss, (target - returned) / HAK_PAGE) * HAK_PAGE;
-        if (superslab_is_empty(ss) && give_empty) heap_put_superslab(heap, ss);
+        if (superslab_is_empty(ss) && give_empty) heap_put_superslab(heap, ss, true);
     }
     if (returned < target && set->free_touched) hak_tls.last_error = HAK_ERROR_PURGE;
     return returned;
@@ -191,7 +191,7 @@ void trim_reset(hak_heap_t *heap)
 {
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap);
+    drain_deferred(heap, true);
     heap_empty(heap);
     lock_release(&heap->lock, RANK_HEAP);
     lock_release(&heap->areas_lock, RANK_AREAS);
@@ -200,7 +200,7 @@ void trim_reset(hak_heap_t *heap)
 void trim_destroy(hak_heap_t *heap)
 {
     lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap);
+    drain_deferred(heap, true);
     lock_release(&heap->lock, RANK_HEAP);
     heap_destroy(heap);
 }

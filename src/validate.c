@@ -121,6 +121,9 @@ static void wrong(walk_t *walk, const void *ptr, size_t bytes, const char *words
     walk->error = EFAULT;
 }
 
+/* Words of bits for a slab. */
+static size_t bit_words(unsigned class) { return (size_t)(size_classes[class].blocks + 63) / 64; }
+
 static bool find_once(walk_t *walk, slab_t *slab, const void *ptr)
 {
     size_t at = (size_t)((const char *)ptr - slab->start) / size_classes[slab->class].bytes;
@@ -188,20 +191,17 @@ static void check_slab(walk_t *walk, slab_t *slab, unsigned class, unsigned bin,
     size_t free_blocks = walk_chain(walk, class, slab->free, true);
     sum->slabs++;
     sum->carved += slab->carved;
-    sum->outside += slab->carved - free_blocks;
+    store_relaxed(&sum->outside, load_relaxed(&sum->outside) + slab->carved - free_blocks);
     walk->free_bytes += free_blocks * sizes->bytes;
     walk->untouched_bytes += (size_t)sizes->granules * GRANULE - (size_t)slab->carved * sizes->bytes;
 }
 
-/* Blocks of a class that no chain and no freelist has: the program's. Counted bit by bit. */
+/* Blocks of a slab that no chain and no freelist has: the program's. Counted bit by bit; only carved blocks have bits. */
 static size_t unfound(const walk_t *walk, const slab_t *slab)
 {
     size_t found = 0;
-    for (size_t i = 0; i < slab->carved; i += 64) {
-        uint64_t word = walk->bits[slab->scratch + i / 64];
-        if (slab->carved - i < 64) word &= (1ull << (slab->carved - i)) - 1;
-        found += (size_t)__builtin_popcountll(word);
-    }
+    for (size_t word = 0; word < bit_words(slab->class); word++)
+        found += (size_t)__builtin_popcountll(walk->bits[slab->scratch + word]);
     return slab->carved - found;
 }
 
@@ -213,7 +213,8 @@ static void check_class(walk_t *walk, class_state_t *state)
     slab_set_t sum = {.slabs = 0};
     for (unsigned bin = 0; bin < SLAB_BINS; bin++)
         for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) check_slab(walk, slab, class, bin, &sum);
-    if (sum.slabs != state->slabs.slabs || sum.carved != state->slabs.carved || sum.outside != state->slabs.outside)
+    size_t outside = load_relaxed(&sum.outside);
+    if (sum.slabs != state->slabs.slabs || sum.carved != state->slabs.carved || outside != load_relaxed(&state->slabs.outside))
         wrong(walk, state, bytes, "a class's counts disagree with its slabs");
     size_t cached = 0;
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
@@ -230,7 +231,7 @@ static void check_class(walk_t *walk, class_state_t *state)
     size_t live = 0;
     for (unsigned bin = 0; bin < SLAB_BINS; bin++)
         for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) live += unfound(walk, slab);
-    if (live + cached != sum.outside) wrong(walk, state, bytes, "cached blocks and live blocks are not all blocks");
+    if (live + cached != outside) wrong(walk, state, bytes, "cached blocks and live blocks are not all blocks");
     walk->cached_bytes += cached * bytes;
     walk->live_bytes += live * bytes;
 }
@@ -286,7 +287,7 @@ static size_t number_slabs(hak_heap_t *heap)
         for (unsigned bin = 0; state && bin < SLAB_BINS; bin++)
             for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) {
                 slab->scratch = (uint32_t)words;
-                words += (size_t)(size_classes[class].blocks + 63) / 64;
+                words += bit_words(class);
             }
     }
     return words;
@@ -328,7 +329,7 @@ int validate_heap(hak_heap_t *heap)
         for (unsigned class = 0; class < CLASS_COUNT; class++)
             if ((held[class] = heap_class_made(heap, class)) != NULL) lock_acquire_next(&held[class]->lock, RANK_CLASS);
         lock_acquire(&heap->lock, RANK_HEAP);
-        drain_deferred(heap);
+        drain_deferred(heap, true);
         error = walk_all(heap);
         lock_release(&heap->lock, RANK_HEAP);
         for (unsigned class = CLASS_COUNT; class-- > 0;)
