@@ -14,7 +14,8 @@
  * and all state are as they were.
  *
  * **Thread-safety.** Every function may be called from every thread at any time unless its description says
- * otherwise. The one rule is that whoever destroys or resets a heap does so after every other call that
+ * otherwise. In a signal handler that interrupted this library, in the same thread, control calls return EDEADLK, and
+ * flush and trim 0 (hak_last_error() is HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap does so after every other call that
  * names the heap or frees one of its blocks.
  *
  * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must not call
@@ -191,7 +192,8 @@ HAK_API void hak_free(void *ptr);
 HAK_API size_t hak_usable_size(const void *ptr);
 
 /**
- * The usable size that a request would get, for callers that grow buffers.
+ * The size of the class that serves a request: asking for it costs no more memory than asking for `size`. For
+ * callers that grow buffers. A heap with few blocks may give a larger block than this.
  * @param size bytes.
  * @return bytes, at least `size`; `size` itself where no heap could serve it.
  */
@@ -238,7 +240,7 @@ HAK_API size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes);
 HAK_API size_t hak_reserve_trim(void);
 
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap, never negative or above
- *  `committed_bytes` otherwise. */
+ *  `committed_bytes` otherwise, for `live_bytes`. */
 typedef struct hak_heap_stats {
     /** Size of this struct in bytes; set by the caller, and no more than that is written. */
     size_t struct_size;
@@ -330,7 +332,8 @@ HAK_API size_t hak_size_class_bytes(unsigned size_class);
 
 /**
  * @param size bytes.
- * @return the class that serves `size`, or hak_size_class_count() where blocks of that size have no class.
+ * @return the smallest class that holds `size`, or hak_size_class_count() where blocks of that size have no class. A heap
+ *         with few blocks may serve it from a larger class; hak_usable_size() tells which.
  */
 HAK_API unsigned hak_size_class_of(size_t size);
 

@@ -160,7 +160,10 @@ HAK_INLINE bool push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr
     const block_t *block = ptr;
     if (HAK_UNLIKELY(!sizeclass_divides(*entry_divisor(mine), entry_offset(mine, rotated)))) return false;
     if (HAK_UNLIKELY(block_is_sealed(block, block->link, key))) return false;
-    return section_push_sealed(&heap->percpu, hot, ptr, key);
+    if (HAK_LIKELY(section_push_sealed(&heap->percpu, hot, ptr, key))) return true;
+    /* A section that was restarted may have sealed the block before it found the area stopped. */
+    block_unseal(ptr);
+    return false;
 }
 
 static HAK_COLD void free_without_heap(const void *ptr)
@@ -210,20 +213,15 @@ static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
 {
     if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
     size_t bytes = hak_round_up(size, HAK_PAGE);
-    lock_acquire(&heap->lock, RANK_HEAP);
     large_t *large = id->large;
-    size_t held = large->bytes;
-    char *base = bytes == held ? large->base : large_remap(large, bytes);
-    if (base) {
-        large->base = base;
-        large->bytes = bytes;
-        heap->large.live_bytes += bytes - held;
-        if (bytes > held) heap_charge(heap, bytes - held);
-        else heap_uncharge(heap, held - bytes);
-    }
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t held = large_bytes(large);
+    bool done = large_remap(&heap->large, large, bytes);
+    if (done && bytes > held) heap_charge(heap, bytes - held);
+    if (done && bytes < held) heap_uncharge(heap, held - bytes);
     lock_release(&heap->lock, RANK_HEAP);
     gate_leave();
-    return base;
+    return done ? large_base(large) : NULL;
 }
 
 void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
@@ -285,8 +283,10 @@ static int control_enter(const hak_heap_t *heap)
 
 hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
 {
-    if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
     int before = errno;
+    /* Before the gate: a fork must not find a thread inside that waits for the process to start. */
+    if (!heap_start_process()) return fail(HAK_ERROR_COMMIT, ENOMEM);
+    if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
     int error = 0;
     hak_heap_t *heap = heap_create(config, &error);
     gate_leave();
@@ -374,6 +374,7 @@ int hak_heap_stats(const hak_heap_t *heap, hak_heap_stats_t *out)
     int error = control_enter(heap);
     if (!error) {
         hak_heap_stats_t stats;
+        drain_settle(writable(heap));
         report_stats(writable(heap), &stats);
         stats.struct_size = out->struct_size;
         memcpy(out, &stats, hak_min(out->struct_size, sizeof stats));
@@ -404,6 +405,7 @@ int hak_heap_check(const hak_heap_t *heap)
     int before = errno;
     int error = control_enter(heap);
     if (!error) {
+        drain_settle(writable(heap));
         error = validate_heap(writable(heap));
         gate_leave();
     }

@@ -1,4 +1,4 @@
-/* hakheap level 8: drain - the ladder of a free that found its magazine full */
+/* hakheap level 8: ladder_drain - the ladder of a free that found its magazine full */
 #include "ladder.h"
 #include "os.h"
 #include "tls.h"
@@ -145,12 +145,12 @@ static void free_large(hak_heap_t *heap, large_t *large)
     large_remove(set, large);
     large_cache(set, large);
     for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
-        if (!large_unmap(old->base, old->bytes)) {
+        if (!large_unmap(large_base(old), large_bytes(old))) {
             large_cache(set, old);
             hak_tls.last_error = HAK_ERROR_PURGE;
             return;
         }
-        heap_uncharge(heap, old->bytes);
+        heap_uncharge(heap, large_bytes(old));
         old->next = set->unused;
         set->unused = old;
     }
@@ -172,6 +172,13 @@ void drain_deferred(hak_heap_t *heap, bool may_wait)
         next = *(void **)ptr;
         free_big(heap, ptr, may_wait);
     }
+}
+
+void drain_settle(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    drain_deferred(heap, true);
+    lock_release(&heap->lock, RANK_HEAP);
 }
 
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)

@@ -19,7 +19,7 @@ static struct {
 
 gate_entry_t gate_enter(bool may_wait)
 {
-    if (HAK_UNLIKELY(hak_tls.depth)) return GATE_REENTERED;
+    if (HAK_UNLIKELY(hak_tls.depth | hak_tls.closing)) return GATE_REENTERED;
     hak_tls.depth = 1;
     atomic_signal_fence(memory_order_seq_cst); /* a handler on this thread sees depth before anything is taken */
     for (;;) {
@@ -55,20 +55,22 @@ static void close_gate(void)
     store_ordered(&gate.closed, 1u);
     for (uint32_t at = 0; at < SHARDS; at++)
         while (load_ordered(&gate.shard[at].inside)) os_yield();
+    hak_tls.closing = 1; /* other fork handlers of this thread may call the library: they must not wait for it */
 }
 
 static void open_gate(void)
 {
-    if (hak_tls.depth) return;
+    if (!hak_tls.closing) return;
+    hak_tls.closing = 0;
     store_ordered(&gate.closed, 0u);
     lock_release(&gate.lock, RANK_GATE_CLOSE);
 }
 
-/* Only this thread exists here: counts of threads that were just turning away go, and nobody holds or awaits the lock. */
+/* Only this thread exists here: what others counted goes, and nobody holds or awaits the lock. */
 static void open_in_child(void)
 {
-    if (hak_tls.depth) return;
     for (uint32_t at = 0; at < SHARDS; at++) store_relaxed(&gate.shard[at].inside, 0u);
+    if (hak_tls.depth) store_relaxed(&gate.shard[hak_tls.gate_shard].inside, 1u);
     gate.in_child();
     open_gate();
 }

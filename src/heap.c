@@ -13,6 +13,7 @@
 static struct {
     pthread_once_t once;
     bool ready;
+    _Atomic uint32_t pinned; /* the module stays mapped */
     uint64_t key;
     _Atomic uint64_t serial; /* relaxed: only its being different each time matters */
 } process = {.once = PTHREAD_ONCE_INIT};
@@ -27,13 +28,14 @@ static void start_process(void)
 {
     os_random(&process.key, sizeof process.key);
     percpu_start_process(os_environment("HAKHEAP_RSEQ"));
-    os_pin_module(&process);
     process.ready = gate_start_process(in_child);
 }
 
 bool heap_start_process(void)
 {
     pthread_once(&process.once, start_process);
+    /* Not in the once: the loader's lock may be held by a thread that waits for it in a plugin's constructor. */
+    if (!exchange_acq_rel(&process.pinned, 1u)) os_pin_module(&process);
     return process.ready;
 }
 
@@ -82,7 +84,6 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     if ((*error = options_read(config, &settings)) != 0) return NULL;
     *error = ENOMEM;
     hak_tls.last_error = HAK_ERROR_COMMIT;
-    if (!heap_start_process()) return NULL;
     bool zeroed;
     char *page = meta_take(1, &zeroed, &hak_tls.last_error);
     if (!page) return NULL;
@@ -93,7 +94,6 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     if (settings.level == HAK_LEVEL_CHECKED) heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
-    store_relaxed(&heap->lookup, classes_coarse);
     heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
@@ -177,7 +177,7 @@ static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
     if (!run.ss) return run;
     heap->nursery[heap->nursery_count] = superslab_granule(run.ss, run.first);
     heap->nursery_granules[heap->nursery_count++] = (uint16_t)granules;
-    if (heap->nursery_count == COARSE_RUNS) store_relaxed(&heap->lookup, classes_fine);
+    if (heap->nursery_count == COARSE_RUNS) store_relaxed(&heap->lookup, CLASSES_FINE);
     heap_charge(heap, granules * (size_t)GRANULE);
     charge_records(heap, granules * granule_records);
     return run;
@@ -200,7 +200,7 @@ static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned 
     if (!ss) return run;
     counter_add(&heap->counters, refill_fresh_superslab, 1);
     superslab_set_add(&heap->superslabs, ss);
-    store_relaxed(&heap->lookup, classes_fine);
+    store_relaxed(&heap->lookup, CLASSES_FINE);
     heap_charge(heap, SUPERSLAB);
     charge_records(heap, superslab_records);
     return superslab_take(&heap->superslabs, granules, alignment);
@@ -291,11 +291,11 @@ static void empty_large(hak_heap_t *heap)
     large_set_t *set = &heap->large;
     for (large_t *large; (large = set->live) != NULL; large_cache(set, large)) large_remove(set, large);
     for (large_t *large; (large = large_evict(set, 0)) != NULL;) {
-        if (!large_unmap(large->base, large->bytes)) {
-            registry_set_range(large->base, large->bytes, LARGE_RELEASED);
-            (void)os->purge(large->base, large->bytes);
+        if (!large_unmap(large_base(large), large_bytes(large))) {
+            registry_set_range(large_base(large), large_bytes(large), LARGE_RELEASED);
+            (void)os->purge(large_base(large), large_bytes(large));
         }
-        heap_uncharge(heap, large->bytes);
+        heap_uncharge(heap, large_bytes(large));
         large->next = set->unused;
         set->unused = large;
     }
@@ -309,6 +309,7 @@ static void empty_caches(hak_heap_t *heap)
         area_t *area = heap->percpu.areas[i];
         if (area) memset(area, 0, offsetof(area_t, busy));
     }
+    for (area_t *area = heap->percpu.idle; area; area = area->next) memset(area, 0, offsetof(area_t, busy));
     for (unsigned class = 0; class < CLASS_COUNT; class++) {
         class_state_t *state = heap_class_made(heap, class);
         if (!state) continue;
@@ -332,6 +333,7 @@ void heap_empty(hak_heap_t *heap)
 
 void heap_destroy(hak_heap_t *heap)
 {
+    percpu_close(&heap->percpu);
     lock_acquire(&heap->lock, RANK_HEAP);
     empty_nursery(heap);
     empty_superslabs(heap);

@@ -31,6 +31,8 @@ void drain_remote(hak_heap_t *heap, unsigned class, void *ptr);
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred);
 /* What was noted; lock: HEAP. */
 void drain_deferred(hak_heap_t *heap, bool may_wait);
+/* The same, where the lock is not held: so that figures count no block whose free is done. */
+void drain_settle(hak_heap_t *heap);
 
 /* A chain to the cold level, or further down. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);

@@ -7,10 +7,13 @@ large_t *large_find(const void *ptr)
 {
     large_t *large = registry_range(ptr);
     if (!large || large == LARGE_RELEASED) return NULL;
-    uintptr_t at = (uintptr_t)ptr;
-    bool inside = at >= (uintptr_t)large->base && at - (uintptr_t)large->base < large->bytes;
-    /* A record may be used again while it is read; the slot names it only as long as what was read is true. */
-    return inside && registry_range(ptr) == large && load_relaxed(&large->state) == LARGE_LIVE ? large : NULL;
+    uintptr_t start = (uintptr_t)large_base(large);
+    bool inside = (uintptr_t)ptr >= start && (uintptr_t)ptr - start < large_bytes(large);
+    bool live = load_relaxed(&large->state) == LARGE_LIVE;
+    /* A record may be used again while it is read; the slot names it only as long as what was read is true. Acquire:
+     * the second look comes after the reads above. */
+    atomic_thread_fence(memory_order_acquire);
+    return inside && live && registry_range(ptr) == large ? large : NULL;
 }
 
 void mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes)
@@ -63,41 +66,69 @@ bool large_unmap(char *base, size_t bytes)
     return false;
 }
 
-static char *move(large_t *large, size_t bytes)
+/* Where the kernel refuses, it may or may not have unmapped `to` already, and another thread may have it by now: it is left
+ * alone. It is address space, not memory. */
+static bool move(large_t *large, size_t bytes)
 {
+    char *from = large_base(large);
+    size_t held = large_bytes(large);
     char *to = os->reserve(bytes, SUPERSLAB);
-    if (!to) return NULL;
-    registry_set_range(large->base, large->bytes, LARGE_RELEASED);
-    if (registry_cover(to, bytes) && os->move(large->base, large->bytes, to, bytes)) {
-        registry_set_range(to, bytes, large);
-        return to;
+    if (!to) return false;
+    if (!registry_cover(to, bytes)) {
+        os->unmap(to, bytes);
+        return false;
     }
-    registry_set_range(large->base, large->bytes, large);
-    os->unmap(to, bytes);
-    return NULL;
+    registry_set_range(from, held, LARGE_RELEASED);
+    if (!os->move(from, held, to, bytes)) {
+        registry_set_range(from, held, large);
+        return false;
+    }
+    store_relaxed(&large->base, to);
+    store_relaxed(&large->bytes, bytes);
+    registry_set_range(to, bytes, large);
+    return true;
 }
 
-char *large_remap(large_t *large, size_t bytes)
+/* The tail's slots go first: once unmapped, the tail may be another heap's at once. */
+static bool shrink(large_t *large, size_t bytes)
 {
-    char *base = large->base;
-    if (bytes < large->bytes) {
-        if (!os->resize(base, large->bytes, bytes)) return NULL;
-        char *end = (char *)hak_round_up((uintptr_t)base + bytes, SUPERSLAB);
-        if (end < base + large->bytes) registry_set_range(end, (size_t)(base + large->bytes - end), NULL);
-        return base;
-    }
-    if (!registry_cover(base, bytes) || !os->resize(base, large->bytes, bytes)) return move(large, bytes);
+    char *base = large_base(large);
+    size_t held = large_bytes(large);
+    char *tail = (char *)hak_round_up((uintptr_t)base + bytes, SUPERSLAB);
+    size_t tail_bytes = tail < base + held ? (size_t)(base + held - tail) : 0;
+    registry_set_range(tail, tail_bytes, NULL);
+    store_relaxed(&large->bytes, bytes);
+    if (os->resize(base, held, bytes)) return true;
+    store_relaxed(&large->bytes, held);
+    registry_set_range(tail, tail_bytes, large);
+    return false;
+}
+
+static bool grow(large_t *large, size_t bytes)
+{
+    char *base = large_base(large);
+    if (!registry_cover(base, bytes) || !os->resize(base, large_bytes(large), bytes)) return move(large, bytes);
+    store_relaxed(&large->bytes, bytes);
     registry_set_range(base, bytes, large);
-    return base;
+    return true;
+}
+
+bool large_remap(large_set_t *set, large_t *large, size_t bytes)
+{
+    size_t held = large_bytes(large);
+    if (bytes == held) return true;
+    if (!(bytes < held ? shrink(large, bytes) : grow(large, bytes))) return false;
+    set->live_bytes += bytes - held;
+    return true;
 }
 
 /* ---- The set ---- */
 
 void large_add(large_set_t *set, large_t *large, void *heap, char *base, size_t bytes)
 {
-    large->heap = heap;
-    large->base = base;
-    large->bytes = bytes;
+    store_relaxed(&large->heap, heap);
+    store_relaxed(&large->base, base);
+    store_relaxed(&large->bytes, bytes);
     large->prev = NULL;
     large->next = set->live;
     if (set->live) set->live->prev = large;
@@ -114,7 +145,7 @@ void large_remove(large_set_t *set, large_t *large)
     else set->live = large->next;
     if (large->next) large->next->prev = large->prev;
     set->live_blocks--;
-    set->live_bytes -= large->bytes;
+    set->live_bytes -= large_bytes(large);
 }
 
 static void uncache(large_set_t *set, large_t *large)
@@ -124,19 +155,20 @@ static void uncache(large_set_t *set, large_t *large)
     if (large->next) large->next->prev = large->prev;
     else set->oldest = large->prev;
     set->cached_blocks--;
-    set->cached_bytes -= large->bytes;
+    set->cached_bytes -= large_bytes(large);
 }
 
 large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment)
 {
     large_t *best = NULL;
     for (large_t *at = set->cached; at; at = at->next) {
-        bool fits = at->bytes >= bytes && at->bytes - bytes <= bytes / 4 && (uintptr_t)at->base % alignment == 0;
-        if (fits && (!best || at->bytes < best->bytes)) best = at;
+        size_t held = large_bytes(at);
+        bool fits = held >= bytes && held - bytes <= bytes / 4 && (uintptr_t)large_base(at) % alignment == 0;
+        if (fits && (!best || held < large_bytes(best))) best = at;
     }
     if (!best) return NULL;
     uncache(set, best);
-    large_add(set, best, best->heap, best->base, best->bytes);
+    large_add(set, best, large_heap(best), large_base(best), large_bytes(best));
     return best;
 }
 
@@ -148,7 +180,7 @@ void large_cache(large_set_t *set, large_t *large)
     else set->oldest = large;
     set->cached = large;
     set->cached_blocks++;
-    set->cached_bytes += large->bytes;
+    set->cached_bytes += large_bytes(large);
 }
 
 large_t *large_evict(large_set_t *set, size_t limit)

@@ -30,11 +30,16 @@ typedef enum large_state { LARGE_LIVE = 1, LARGE_FREED } large_state_t;
 typedef struct large {
     struct large *next;
     struct large *prev;
-    void *heap;             /* const while the record is used */
-    char *base;
-    size_t bytes;           /* mapped and usable */
+    void *_Atomic heap;     /* these three are written under the lock and read by large_find without it */
+    char *_Atomic base;
+    _Atomic size_t bytes;   /* mapped and usable */
     _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
 } large_t;
+
+/* Relaxed: large_find proves what it read by the range table; everybody else holds the lock or the block. */
+HAK_INLINE void *large_heap(const large_t *large) { return load_relaxed(&((large_t *)(uintptr_t)large)->heap); }
+HAK_INLINE char *large_base(const large_t *large) { return load_relaxed(&((large_t *)(uintptr_t)large)->base); }
+HAK_INLINE size_t large_bytes(const large_t *large) { return load_relaxed(&((large_t *)(uintptr_t)large)->bytes); }
 
 /* Stands in the range table where a large block was: names a second free. */
 #define LARGE_RELEASED ((large_t *)(uintptr_t)SUPERSLAB)
@@ -63,8 +68,8 @@ mid_t *mid_of(entry_t entry, const void *ptr);
 /* ---- Mappings; no lock needed ---- */
 char *large_map(size_t bytes, size_t alignment);
 bool large_unmap(char *base, size_t bytes);
-/* Grows or shrinks where it is, or moves the pages; NULL: refused, nothing has changed. Lock: HEAP. */
-char *large_remap(large_t *large, size_t bytes);
+/* Grows or shrinks where it is, or moves the pages, and notes it. False: refused, nothing has changed. Lock: HEAP. */
+bool large_remap(large_set_t *set, large_t *large, size_t bytes);
 
 /* ---- The set ---- */
 void large_add(large_set_t *set, large_t *large, void *heap, char *base, size_t bytes);

@@ -1,4 +1,4 @@
-/* hakheap level 2: options - reading a config and the environment */
+/* hakheap level 3: options - reading a config and the environment */
 #include "options.h"
 
 #include <errno.h>

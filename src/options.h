@@ -1,4 +1,4 @@
-/* hakheap level 2: options - one row for each option: field, default, range, environment name */
+/* hakheap level 3: options - one row for each option: field, default, range, environment name */
 #ifndef HAK_OPTIONS_H
 #define HAK_OPTIONS_H
 

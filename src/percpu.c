@@ -131,6 +131,12 @@ void percpu_init(percpu_t *percpu)
     publish(percpu, percpu->inline_table, percpu->inline_areas, PERCPU_INLINE);
 }
 
+void percpu_close(percpu_t *percpu)
+{
+    store_release(&percpu->count, 0u);
+    store_release(&percpu->capacity, 0u);
+}
+
 void percpu_grow(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, uint32_t capacity)
 {
     uint32_t held = load_relaxed(&percpu->capacity);

@@ -74,6 +74,8 @@ void percpu_start_process(const char *wish);
 const char *percpu_mode_name(percpu_mode_t mode);
 
 void percpu_init(percpu_t *percpu);
+/* Every operation misses from now on. For a heap that is going away. */
+void percpu_close(percpu_t *percpu);
 
 /* Byte offsets into an area, which is how sections name a magazine. */
 #define PERCPU_HOT(class)   ((size_t)(class) * sizeof(magazine_t))

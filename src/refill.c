@@ -1,4 +1,4 @@
-/* hakheap level 8: refill - the ladder of an allocation miss */
+/* hakheap level 8: ladder_refill - the ladder of an allocation miss */
 #include "ladder.h"
 #include "os.h"
 #include "tls.h"
@@ -210,7 +210,7 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
     large_t *record = large ? NULL : take_record(heap);
     lock_release(&heap->lock, RANK_HEAP);
     *zeroed = !large;
-    if (large) return large->base;
+    if (large) return large_base(large);
     if (!record) return NULL;
     char *base = large_map(bytes, alignment);
     if (!base) hak_tls.last_error = HAK_ERROR_COMMIT;

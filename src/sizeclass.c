@@ -16,15 +16,13 @@ SIZE_CLASSES(FITS)
 #define FOUR(class) TWO(class), TWO(class)
 #define EIGHT(class) FOUR(class), FOUR(class)
 
-const class_lookup_t classes_fine = {
+const uint8_t size_class_lookup[2 * LOOKUP_ENTRIES] = {
+    /* coarse: 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024 */
+    0,        0,        1,        2,         3,         TWO(5),    TWO(7),    FOUR(11), FOUR(15), EIGHT(19),
+    EIGHT(23), EIGHT(27), EIGHT(27), EIGHT(31), EIGHT(31),
+    /* fine */
     0,        0,        1,        2,        3,        4,        5,        6,        7,        8,
     9,        10,       11,       12,       13,       14,       15,       TWO(16),  TWO(17),  TWO(18),
     TWO(19),  TWO(20),  TWO(21),  TWO(22),  TWO(23),  FOUR(24), FOUR(25), FOUR(26), FOUR(27), FOUR(28),
     FOUR(29), FOUR(30), FOUR(31),
-};
-
-/* 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024 */
-const class_lookup_t classes_coarse = {
-    0,         0,         1,         2,         3,          TWO(5),     TWO(7),
-    FOUR(11),  FOUR(15),  EIGHT(19), EIGHT(23), EIGHT(27), EIGHT(27), EIGHT(31), EIGHT(31),
 };

@@ -54,13 +54,13 @@ extern const size_class_t size_classes[CLASS_COUNT];
  * with few blocks in each class pays for pages and TLB entries, not for bytes: the coarse table gives it 12 slabs in place
  * of 32.
  */
-typedef uint8_t class_lookup_t[LOOKUP_MAX / BLOCK_ALIGN + 1];
-extern const class_lookup_t classes_fine;
-extern const class_lookup_t classes_coarse;
+enum { LOOKUP_ENTRIES = LOOKUP_MAX / BLOCK_ALIGN + 1, CLASSES_COARSE = 0, CLASSES_FINE = LOOKUP_ENTRIES };
+extern const uint8_t size_class_lookup[2 * LOOKUP_ENTRIES];
 
-HAK_INLINE unsigned sizeclass_lookup(const uint8_t *lookup, size_t size)
+/* `table` is CLASSES_COARSE or CLASSES_FINE: an offset, so that a zeroed heap has a valid one. */
+HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size)
 {
-    return lookup[(size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
+    return size_class_lookup[table + (size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
 }
 
 /* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */

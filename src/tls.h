@@ -1,4 +1,4 @@
-/* hakheap level 0: tls - what a call keeps per thread while it runs */
+/* hakheap level 0: base_tls - what a call keeps per thread while it runs */
 #ifndef HAK_TLS_H
 #define HAK_TLS_H
 
@@ -12,6 +12,7 @@ typedef struct hak_tls {
     uint32_t depth;      /* ladders this thread is inside of */
     uint32_t ranks;      /* debug builds: a bit for each lock rank held */
     uint32_t last_error; /* hak_error_t */
+    uint32_t closing;    /* this thread has closed the fork gate */
     uint32_t gate_shard; /* the shard of the fork gate that the running ladder counted itself in */
 } hak_tls_t;
 

@@ -1,4 +1,4 @@
-/* hakheap level 8: trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs, SuperSlabs to the kernel */
+/* hakheap level 8: ladder_trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs, SuperSlabs to the kernel */
 #include "ladder.h"
 #include "tls.h"
 
@@ -101,9 +101,7 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
         class_state_t *state = heap_class_made(heap, class);
         if (state) flush_class(heap, state, bytes);
     }
-    lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap, true);
-    lock_release(&heap->lock, RANK_HEAP);
+    drain_settle(heap);
     return true;
 }
 
@@ -140,13 +138,13 @@ static size_t trim_large(hak_heap_t *heap, size_t target)
     size_t returned = 0;
     while (returned < target && set->oldest) {
         large_t *large = large_evict(set, set->cached_bytes - 1);
-        if (!large_unmap(large->base, large->bytes)) {
+        if (!large_unmap(large_base(large), large_bytes(large))) {
             hak_tls.last_error = HAK_ERROR_PURGE;
             large_cache(set, large);
             break;
         }
-        returned += large->bytes;
-        heap_uncharge(heap, large->bytes);
+        returned += large_bytes(large);
+        heap_uncharge(heap, large_bytes(large));
         large->next = set->unused;
         set->unused = large;
     }
@@ -199,8 +197,6 @@ void trim_reset(hak_heap_t *heap)
 
 void trim_destroy(hak_heap_t *heap)
 {
-    lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap, true);
-    lock_release(&heap->lock, RANK_HEAP);
+    drain_settle(heap);
     heap_destroy(heap);
 }

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 
-#include "ladder.h"
 #include "os.h"
 #include "tls.h"
 
@@ -44,17 +43,18 @@ bool validate_find(const void *ptr, block_id_t *out)
     out->large = entry ? NULL : large_find(ptr);
     if (!out->large) return false;
     out->kind = KIND_LARGE;
-    out->heap = out->large->heap;
-    out->usable = out->large->bytes;
+    out->heap = large_heap(out->large);
+    out->usable = large_bytes(out->large);
     return true;
 }
 
 /* What is known of a pointer that is in no live block. */
 static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, const char *operation)
 {
+    if (heap && !heap_is_valid(heap)) heap = NULL;
     entry_t entry = registry_lookup(ptr);
     large_t *range = registry_range(ptr);
-    bool was_large = range == LARGE_RELEASED ? (uintptr_t)ptr % SUPERSLAB == 0 : range && range->base == ptr;
+    bool was_large = range == LARGE_RELEASED ? (uintptr_t)ptr % SUPERSLAB == 0 : range && large_base(range) == ptr;
     if (was_large || entry_code(entry) == CODE_RELEASED)
         bad_pointer("DOUBLE_FREE", operation, ptr, heap, 0, "the block was freed and its memory given back");
     if (entry_code(entry) == CODE_DEAD)
@@ -65,7 +65,7 @@ static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, co
 static bool is_start(const block_id_t *id, const void *ptr)
 {
     if ((uintptr_t)ptr % BLOCK_ALIGN) return false;
-    if (id->kind == KIND_LARGE) return ptr == id->large->base;
+    if (id->kind == KIND_LARGE) return ptr == large_base(id->large);
     if (id->kind == KIND_MID) return ptr == entry_run_start(id->entry, ptr);
     if (!id->heap->key) return true;
     return sizeclass_divides(size_classes[id->class].divisor, entry_offset(id->entry, registry_rotate(ptr)));
@@ -170,11 +170,13 @@ static size_t walk_chain(walk_t *walk, unsigned class, chain_t chain, bool count
     return blocks;
 }
 
+/* A mid block whose free is under way carries CODE_RELEASED in its first granule, until who frees it gets the lock. */
 static void check_run(walk_t *walk, const char *start, unsigned granules, unsigned code)
 {
     for (unsigned g = 0; g < granules; g++) {
         entry_t entry = registry_lookup(start + (size_t)g * GRANULE);
-        if (entry_heap(entry) != walk->heap || entry_code(entry) != code || entry_back(entry) != g)
+        bool pending = code == CODE_MID && g == 0 && entry_code(entry) == CODE_RELEASED;
+        if (entry_heap(entry) != walk->heap || (entry_code(entry) != code && !pending) || entry_back(entry) != g)
             wrong(walk, start, 0, "the granule table disagrees with a run");
     }
     superslab_t *ss = registry_superslab(start);
@@ -238,11 +240,15 @@ static void check_class(walk_t *walk, class_state_t *state)
 
 static void check_large(walk_t *walk, const large_t *large, large_state_t state)
 {
-    for (size_t at = 0; at < large->bytes; at += SUPERSLAB)
-        if (registry_range(large->base + at) != large) wrong(walk, large->base, large->bytes, "the range table disagrees");
-    if (load_relaxed(&large->state) != state || large->heap != walk->heap)
-        wrong(walk, large->base, large->bytes, "a large block's record is damaged");
-    *(state == LARGE_LIVE ? &walk->live_bytes : &walk->cached_bytes) += large->bytes;
+    char *base = large_base(large);
+    size_t bytes = large_bytes(large);
+    for (size_t at = 0; at < bytes; at += SUPERSLAB)
+        if (registry_range(base + at) != large) wrong(walk, base, bytes, "the range table disagrees");
+    /* A live block whose free is under way is FREED already. */
+    large_state_t marked = (large_state_t)load_relaxed(&large->state);
+    if ((marked != state && marked != LARGE_FREED) || large_heap(large) != walk->heap)
+        wrong(walk, base, bytes, "a large block's record is damaged");
+    *(state == LARGE_LIVE ? &walk->live_bytes : &walk->cached_bytes) += bytes;
 }
 
 static void check_big(walk_t *walk)
@@ -329,7 +335,6 @@ int validate_heap(hak_heap_t *heap)
         for (unsigned class = 0; class < CLASS_COUNT; class++)
             if ((held[class] = heap_class_made(heap, class)) != NULL) lock_acquire_next(&held[class]->lock, RANK_CLASS);
         lock_acquire(&heap->lock, RANK_HEAP);
-        drain_deferred(heap, true);
         error = walk_all(heap);
         lock_release(&heap->lock, RANK_HEAP);
         for (unsigned class = CLASS_COUNT; class-- > 0;)

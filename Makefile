@@ -1,0 +1,205 @@
+# hakheap. `make` needs gcc and make, and gives build/libhakheap.a and build/libhakheap.so; `make help` lists the rest.
+#
+# Every combination of compiler and switches has its own directory, build/<variant>/, and in it a stamp with the whole
+# command line: objects of different flags never meet. build/libhakheap.* and build/examples/* are copies of the
+# variant that was asked for.
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+AR       ?= ar
+CFLAGS   ?= -O2 -g
+COUNTERS ?= 0
+DEBUG    ?= 0
+# address, undefined or thread
+SANITIZE ?=
+PREFIX   ?= /usr/local
+INCLUDEDIR ?= $(PREFIX)/include
+LIBDIR   ?= $(PREFIX)/lib
+
+empty :=
+space := $(empty) $(empty)
+
+# ---- Flags ----
+
+WARNINGS := -Wall -Wextra -Wundef -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer)
+COMMON  := -std=gnu11 -pthread $(WARNINGS) -DHAK_COUNTERS=$(COUNTERS) -DHAK_DEBUG=$(DEBUG) -Iinclude \
+           $(SANITIZE_FLAGS) $(CPPFLAGS) $(CFLAGS)
+LIBRARY := $(COMMON) -fPIC -fvisibility=hidden -ftls-model=initial-exec
+# nodelete: code that holds live rseq sections must stay mapped for as long as the process runs.
+SHARED  := -shared -Wl,-soname,libhakheap.so.0 -Wl,-z,nodelete $(if $(SANITIZE),,-Wl,-z,defs)
+
+# ---- Variants ----
+
+# $(call variant,DEBUG,COUNTERS,SANITIZE): the directory of one combination, for instance build/clang-debug-counters.
+compiler := $(subst /,_,$(subst $(space),_,$(strip $(CC))))
+variant = build/$(subst $(space),-,$(strip $(filter-out gcc,$(compiler)) $(or $(strip $(patsubst 1,debug,$(filter 1,$(1))) \
+    $(patsubst 1,counters,$(filter 1,$(2))) $(3)),release)))
+V := $(call variant,$(DEBUG),$(COUNTERS),$(SANITIZE))
+
+OBJECTS  := $(patsubst src/%.c,$(V)/obj/%.o,$(wildcard src/*.c))
+EXAMPLES := $(patsubst examples/%.c,examples/%,$(wildcard examples/*.c))
+STRESS   := $(patsubst tests/%.c,%,$(wildcard tests/stress_*.c))
+# tests/support_*.c: helpers, linked into the Criterion binary and into each stress program.
+SUPPORT  := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/support_*.c))
+TESTS    := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/test_*.c))
+FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] examples/*.[ch] bench/*.[ch])
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: all check check-asan check-ubsan check-tsan check-valgrind examples docs bench format format-check clean \
+        install uninstall help tests stress FORCE
+
+all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
+
+# ---- The library ----
+
+# Rewritten only where the flags differ, so that nothing is rebuilt without need.
+$(V)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(CC) $(LIBRARY) $(SHARED) $(LDFLAGS)' | cmp -s - $@ || \
+	    printf '%s\n' '$(CC) $(LIBRARY) $(SHARED) $(LDFLAGS)' > $@
+
+$(V)/obj/%.o: src/%.c $(V)/flags
+	@mkdir -p $(@D)
+	$(CC) $(LIBRARY) -MMD -MP -c $< -o $@
+
+# The list of files is part of what is linked: a source that is gone must be gone from the archive and the tests too.
+$(V)/objects: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT)' | cmp -s - $@ || \
+	    printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT)' > $@
+
+$(V)/libhakheap.a: $(OBJECTS) $(V)/objects
+	rm -f $@
+	$(AR) rcs $@ $(OBJECTS)
+
+$(V)/libhakheap.so: $(OBJECTS) $(V)/objects
+	$(CC) $(LIBRARY) $(SHARED) $(LDFLAGS) $(OBJECTS) -o $@
+
+build/libhakheap.a build/libhakheap.so $(EXAMPLES:%=build/%): build/%: $(V)/% FORCE
+	@mkdir -p $(@D)
+	@cmp -s $< $@ || cp $< $@
+
+# The name that programs linked with build/libhakheap.so look for.
+build/libhakheap.so.0: build/libhakheap.so
+	ln -sf libhakheap.so $@
+
+# ---- Examples: what a user's own build looks like, the public header and the library ----
+
+examples: $(EXAMPLES:%=build/%)
+
+$(V)/examples/%: examples/%.c $(V)/libhakheap.a $(V)/flags
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) -MMD -MP -MF $@.d -MT $@ $< $(V)/libhakheap.a $(LDFLAGS) -o $@
+
+# ---- Tests ----
+
+tests: $(V)/tests/run stress $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%)
+stress: $(STRESS:%=$(V)/tests/%)
+
+# Where the tests find the tree and their programs, and the list that test_stress.c makes its tests of.
+$(V)/tests/test_build.h: FORCE
+	@mkdir -p $(@D)
+	@{ echo '#define HAK_TEST_ROOT "$(CURDIR)"'; \
+	   echo '#define HAK_TEST_BUILD "$(CURDIR)/$(V)"'; \
+	   echo '#define HAK_TEST_STRESS(X) $(patsubst stress_%,X(%),$(STRESS))'; } > $@.next
+	@cmp -s $@.next $@ && rm $@.next || mv $@.next $@
+
+# Criterion's macros narrow in the caller's source, where their own header cannot excuse them.
+$(TESTS): CRITERION := -Wno-conversion
+
+$(V)/obj/tests/%.o: tests/%.c $(V)/flags | $(V)/tests/test_build.h
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $(CRITERION) -Isrc -Itests -I$(V)/tests -MMD -MP -c $< -o $@
+
+# The tests see the library's hidden symbols, so they link the archive.
+$(V)/tests/run: $(TESTS) $(SUPPORT) $(V)/libhakheap.a $(V)/objects
+	$(CC) $(COMMON) $(TESTS) $(SUPPORT) $(V)/libhakheap.a $(LDFLAGS) -lcriterion -o $@
+
+$(V)/tests/stress_%: $(V)/obj/tests/stress_%.o $(SUPPORT) $(V)/libhakheap.a
+	$(CC) $(COMMON) $< $(SUPPORT) $(V)/libhakheap.a $(LDFLAGS) -o $@
+
+.SECONDARY:
+
+# ---- Checks: each builds what it runs and closes on a count ----
+
+checked := $(call variant,1,1,)
+release := $(call variant,0,0,)
+
+check:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= tests
+	scripts/run_tests.sh three-ways $(checked) $(release)
+
+check-asan:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=address tests
+	scripts/run_tests.sh asan $(call variant,1,1,address)
+
+check-ubsan:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=undefined tests
+	scripts/run_tests.sh three-ways $(call variant,1,1,undefined)
+
+# Criterion does not run under ThreadSanitizer: the stress programs run by themselves.
+check-tsan:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=thread stress
+	scripts/run_tests.sh tsan $(call variant,1,1,thread)
+
+check-valgrind:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
+	scripts/run_tests.sh valgrind $(checked)
+
+# ---- The rest ----
+
+docs:
+	@mkdir -p build/docs
+	doxygen docs/Doxyfile
+
+bench:
+	bench/larson.sh
+
+format:
+	clang-format -i $(FORMATTED)
+
+format-check:
+	clang-format --dry-run --Werror $(FORMATTED)
+
+clean:
+	rm -rf build
+
+version = $(shell awk '/define HAK_VERSION_(MAJOR|MINOR|PATCH) / { v = v "." $$3 } END { print substr(v, 2) }' include/hakheap.h)
+
+install: all
+	install -d '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(LIBDIR)'
+	install -m 644 include/hakheap.h '$(DESTDIR)$(INCLUDEDIR)/hakheap.h'
+	install -m 644 build/libhakheap.a '$(DESTDIR)$(LIBDIR)/libhakheap.a'
+	install -m 755 build/libhakheap.so '$(DESTDIR)$(LIBDIR)/libhakheap.so.$(version)'
+	ln -sf libhakheap.so.$(version) '$(DESTDIR)$(LIBDIR)/libhakheap.so.0'
+	ln -sf libhakheap.so.0 '$(DESTDIR)$(LIBDIR)/libhakheap.so'
+
+uninstall:
+	rm -f '$(DESTDIR)$(INCLUDEDIR)/hakheap.h' '$(DESTDIR)$(LIBDIR)/libhakheap.a' '$(DESTDIR)$(LIBDIR)/libhakheap.so' \
+	    '$(DESTDIR)$(LIBDIR)/libhakheap.so.0' '$(DESTDIR)$(LIBDIR)/libhakheap.so.$(version)'
+
+help:
+	@echo 'make                 build/libhakheap.a and build/libhakheap.so'
+	@echo 'make examples        the programs of examples/, in build/examples/'
+	@echo 'make check           all tests, in a debug and a release build, by mm_cid, by cpu_id and locked'
+	@echo 'make check-asan      all tests under AddressSanitizer'
+	@echo 'make check-ubsan     all tests under UndefinedBehaviorSanitizer, three ways'
+	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
+	@echo 'make check-valgrind  the tests under valgrind'
+	@echo 'make bench           bench/larson.sh, the Larson server workload'
+	@echo 'make docs            build/docs/html, by Doxygen'
+	@echo 'make format          rewrites the sources by .clang-format; format-check only compares'
+	@echo 'make install         PREFIX=$(PREFIX), DESTDIR=$(DESTDIR); uninstall takes it away'
+	@echo 'make clean           removes build/'
+	@echo
+	@echo 'COUNTERS=1           compiles the debug counters in'
+	@echo 'DEBUG=1              compiles the asserts in'
+	@echo 'CC=clang             any compiler that takes gcc options'
+	@echo 'SANITIZE=address     or undefined, or thread'
+	@echo 'HAK_TEST_SECONDS=60  environment: how long each stress program of the checks runs (2)'
+
+-include $(wildcard $(V)/obj/*.d $(V)/obj/tests/*.d $(V)/examples/*.d)

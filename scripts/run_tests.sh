@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Runs built tests and counts them. Called by the Makefile's check targets.
+#
+#   scripts/run_tests.sh <how> <build directory>...
+#
+# how: three-ways  the Criterion suites by mm_cid (where the kernel has it), by cpu_id and locked
+#      asan        the Criterion suites, aborting on the first error and on leaks
+#      valgrind    the Criterion suites but those that start compilers and scripts, under valgrind
+#      tsan        the stress programs by themselves
+#
+# HAK_TEST_SECONDS  how long each stress program runs (2; valgrind: 1)
+# HAK_TEST_TIMEOUT  seconds after which one run of a suite is killed (900)
+# HAK_TEST_FILTER   Criterion's --filter, for a part of the tests
+#
+# Prints Criterion's own line for each run, then `N passed, N failed`. Exits 1 if anything failed, crashed, hung, or if
+# a run tested nothing.
+set -euo pipefail
+
+how=$1
+shift
+export HAK_TEST_SECONDS=${HAK_TEST_SECONDS:-2}
+limit=${HAK_TEST_TIMEOUT:-900}
+options=()
+[ -z "${HAK_TEST_FILTER:-}" ] || options+=("--filter=$HAK_TEST_FILTER")
+passed=0 failed=0 runs=0
+
+# The fixed shadow addresses of sanitizers collide with randomised mappings on some kernels.
+fixed=()
+setarch -R true 2> /dev/null && fixed=(setarch -R)
+
+# Runs a program with a limit, keeping its output; the last lines say why where it ends badly.
+run_limited() {
+    local log=$1 status=0
+    shift
+    timeout -k 10 "$limit" "$@" < /dev/null > "$log" 2>&1 || status=$?
+    if [ "$status" = 124 ] || [ "$status" = 137 ]; then
+        echo "killed after $limit s" >> "$log"
+    fi
+    return "$status"
+}
+
+suite() { # <build directory> <name of the run> <command prefix>...
+    local dir=$1 name=$2 log status=0 line counts tested good complaints
+    shift 2
+    log=$dir/tests/${name// /_}.log
+    echo "== ${dir#build/}, $name"
+    runs=$((runs + 1))
+    run_limited "$log" "$@" "$dir/tests/run" "${options[@]}" || status=$?
+    line=$(grep 'Synthesis: Tested:' "$log" | tail -n 1) || true
+    # Criterion colours its output where it is told to: digits after the words are all that counts.
+    counts=$(sed -E 's/\x1b\[[0-9;]*m//g; s/.*Tested: ([0-9]+) \| Passing: ([0-9]+) .*/\1 \2/' <<< "$line")
+    read -r tested good <<< "${counts:-0 0}"
+    # A leak is found after Criterion has called the test passed, and a death test takes any abort for the one it
+    # waits for: what an instrument has written counts by itself.
+    complaints=$(grep -cE 'ERROR: [A-Za-z]+Sanitizer|runtime error:|Exit program on first error' "$log") || true
+    if [ "$status" != 0 ] || [ "$tested" = 0 ] || [ "$tested" != "$good" ] || [ "$complaints" != 0 ]; then
+        tail -n 200 "$log"
+        echo "exit status $status, $complaints complaints by instruments; the whole output is in $log"
+        # A run that ends badly without a failing test counts as one failure.
+        failed=$((failed + (tested > good ? tested - good : 1)))
+    else
+        echo "$line"
+    fi
+    passed=$((passed + good))
+}
+
+program() { # <program> <seconds> <command prefix>...
+    local program=$1 seconds=$2 log=$1.log status=0
+    shift 2
+    runs=$((runs + 1))
+    run_limited "$log" "$@" "$program" --seconds "$seconds" || status=$?
+    if [ "$status" = 0 ]; then
+        echo "passed: ${program#build/}"
+        passed=$((passed + 1))
+    else
+        tail -n 200 "$log"
+        echo "FAILED: ${program#build/}, exit status $status"
+        failed=$((failed + 1))
+    fi
+}
+
+case $how in
+three-ways)
+    for dir in "$@"; do
+        suite "$dir" best env -u HAKHEAP_RSEQ UBSAN_OPTIONS=print_stacktrace=1
+        suite "$dir" cpu_id env HAKHEAP_RSEQ=cpu UBSAN_OPTIONS=print_stacktrace=1
+        suite "$dir" locked env HAKHEAP_RSEQ=0 UBSAN_OPTIONS=print_stacktrace=1
+    done
+    ;;
+asan)
+    for dir in "$@"; do
+        suite "$dir" address "${fixed[@]}" env ASAN_OPTIONS=abort_on_error=1
+    done
+    ;;
+valgrind)
+    export HAK_TEST_SECONDS=1
+    [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=!(tree)/*')
+    for dir in "$@"; do
+        suite "$dir" valgrind valgrind -q --error-exitcode=99 --exit-on-first-error=yes --trace-children=yes
+    done
+    ;;
+tsan)
+    for dir in "$@"; do
+        for each in "$dir"/tests/stress_*; do
+            [ -x "$each" ] || continue
+            program "$each" "$HAK_TEST_SECONDS" "${fixed[@]}" env TSAN_OPTIONS=halt_on_error=1
+        done
+    done
+    ;;
+*)
+    echo "run_tests: unknown way '$how': three-ways, asan, valgrind or tsan" >&2
+    exit 2
+    ;;
+esac
+
+if [ "$runs" = 0 ]; then
+    echo "nothing was run"
+    failed=1
+fi
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

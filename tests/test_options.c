@@ -1,0 +1,291 @@
+/* options: config structs of every size, ranges, levels, the environment. */
+#include "options.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "os.h"
+
+static void forget_environment(void)
+{
+    unsetenv("HAKHEAP_LEVEL");
+    unsetenv("HAKHEAP_CACHE_BYTES");
+    unsetenv("HAKHEAP_LARGE_CACHE_BYTES");
+}
+
+TestSuite(options, .init = forget_environment, .timeout = 30);
+
+static const size_t DEFAULT_CACHE = 4 * HAK_MIB;
+static const size_t DEFAULT_LARGE = 32 * HAK_MIB;
+
+static void must_be_defaults(const settings_t *settings)
+{
+    cr_assert(strcmp(settings->name, "unnamed") == 0, "%s", settings->name);
+    cr_assert(settings->level == HAK_LEVEL_FAST);
+    cr_assert(settings->cache_bytes == DEFAULT_CACHE, "%zu", settings->cache_bytes);
+    cr_assert(settings->large_cache_bytes == DEFAULT_LARGE, "%zu", settings->large_cache_bytes);
+}
+
+Test(options, no_config_and_an_empty_one_are_defaults)
+{
+    settings_t settings;
+    memset(&settings, 0xff, sizeof settings);
+    cr_assert(options_read(NULL, &settings) == 0);
+    must_be_defaults(&settings);
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    memset(&settings, 0xff, sizeof settings);
+    cr_assert(options_read(&config, &settings) == 0);
+    must_be_defaults(&settings);
+}
+
+Test(options, every_field_is_read)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = "sessions";
+    config.level = HAK_LEVEL_CHECKED;
+    config.cache_bytes = 12345;
+    config.large_cache_bytes = 67890;
+    settings_t settings;
+    cr_assert(options_read(&config, &settings) == 0);
+    cr_assert(strcmp(settings.name, "sessions") == 0);
+    cr_assert(settings.level == HAK_LEVEL_CHECKED);
+    cr_assert(settings.cache_bytes == 12345);
+    cr_assert(settings.large_cache_bytes == 67890);
+}
+
+Test(options, names_are_cut_to_31_bytes)
+{
+    static const char long_name[] = "0123456789abcdefghijklmnopqrstuvwxyz";
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = long_name;
+    settings_t settings;
+    cr_assert(options_read(&config, &settings) == 0);
+    cr_assert(strlen(settings.name) == 31);
+    cr_assert(strncmp(settings.name, long_name, 31) == 0);
+    config.name = "";
+    cr_assert(options_read(&config, &settings) == 0);
+    cr_assert(settings.name[0] == '\0');
+}
+
+/* ---- Struct sizes ---- */
+
+/* What a program built against a version with more fields hands over. */
+typedef struct longer {
+    hak_heap_config_t known;
+    unsigned char tail[64];
+} longer_t;
+
+static longer_t longer_config(void)
+{
+    longer_t longer = {.known = HAK_HEAP_CONFIG_INIT};
+    longer.known.struct_size = sizeof longer;
+    longer.known.cache_bytes = 4711;
+    return longer;
+}
+
+Test(options, a_longer_struct_with_a_zero_tail_is_read)
+{
+    longer_t longer = longer_config();
+    settings_t settings;
+    cr_assert(options_read(&longer.known, &settings) == 0);
+    cr_assert(settings.cache_bytes == 4711);
+}
+
+Test(options, a_longer_struct_that_says_more_is_refused)
+{
+    for (size_t at = 0; at < sizeof ((longer_t *)0)->tail; at++) {
+        longer_t longer = longer_config();
+        longer.tail[at] = 1;
+        settings_t settings;
+        cr_assert(options_read(&longer.known, &settings) == EINVAL, "byte %zu", at);
+    }
+    /* Beyond the struct's own size nothing is looked at. */
+    longer_t longer = longer_config();
+    longer.known.struct_size = sizeof longer - 1;
+    longer.tail[63] = 1;
+    settings_t settings;
+    cr_assert(options_read(&longer.known, &settings) == 0);
+}
+
+/* Fields beyond the struct's end take their defaults, whatever lies there. */
+Test(options, a_shorter_struct_is_read_up_to_its_end)
+{
+    static const size_t ends[] = {offsetof(hak_heap_config_t, name),        offsetof(hak_heap_config_t, level),
+                                  offsetof(hak_heap_config_t, flags),       offsetof(hak_heap_config_t, cache_bytes),
+                                  offsetof(hak_heap_config_t, large_cache_bytes), sizeof(hak_heap_config_t)};
+    for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+        hak_heap_config_t config = {ends[i], "given", HAK_LEVEL_CHECKED, i < 3 ? 99 : 0, 1111, 2222};
+        settings_t settings;
+        cr_assert(options_read(&config, &settings) == 0, "size %zu", ends[i]);
+        cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);
+        cr_assert(settings.level == (i > 1 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST), "size %zu", ends[i]);
+        cr_assert(settings.cache_bytes == (i > 3 ? 1111 : DEFAULT_CACHE), "size %zu", ends[i]);
+        cr_assert(settings.large_cache_bytes == (i > 4 ? 2222 : DEFAULT_LARGE), "size %zu", ends[i]);
+    }
+}
+
+/* No version has a struct that ends inside a field: half a pointer or half a number is nobody's wish. */
+Test(options, a_struct_that_ends_inside_a_field_is_refused)
+{
+    static const size_t ends[] = {9,
+                                  offsetof(hak_heap_config_t, name) + 4,
+                                  offsetof(hak_heap_config_t, level) + 2,
+                                  offsetof(hak_heap_config_t, flags) + 1,
+                                  offsetof(hak_heap_config_t, cache_bytes) + 4,
+                                  offsetof(hak_heap_config_t, large_cache_bytes) + 7};
+    for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+        hak_heap_config_t config = {.struct_size = ends[i], .cache_bytes = 1000, .large_cache_bytes = 1000};
+        settings_t settings;
+        cr_expect(options_read(&config, &settings) == EINVAL, "size %zu", ends[i]);
+    }
+}
+
+Test(options, a_struct_without_a_size_is_refused)
+{
+    static _Alignas(hak_heap_config_t) char page[2 * HAK_PAGE];
+    hak_heap_config_t *config = (hak_heap_config_t *)(void *)page;
+    settings_t settings;
+    for (size_t size = 0; size < sizeof(size_t); size++) {
+        config->struct_size = size;
+        cr_assert(options_read(config, &settings) == EINVAL, "size %zu", size);
+    }
+    static const size_t absurd[] = {HAK_PAGE + 1, HAK_GIB, SIZE_MAX};
+    for (unsigned i = 0; i < 3; i++) {
+        config->struct_size = absurd[i];
+        cr_assert(options_read(config, &settings) == EINVAL, "size %zu", absurd[i]);
+    }
+}
+
+Test(options, known_structs)
+{
+    static unsigned char bytes[64];
+    cr_assert(options_struct_is_known(bytes, 16, 16, 32));
+    cr_assert(!options_struct_is_known(bytes, 15, 16, 32));
+    cr_assert(options_struct_is_known(bytes, 64, 16, 32));
+    bytes[31] = 1;
+    cr_assert(options_struct_is_known(bytes, 64, 16, 32));
+    bytes[32] = 1;
+    cr_assert(options_struct_is_known(bytes, 32, 16, 32));
+    cr_assert(!options_struct_is_known(bytes, 33, 16, 32));
+    bytes[32] = 0;
+    bytes[63] = 1;
+    cr_assert(options_struct_is_known(bytes, 63, 16, 32));
+    cr_assert(!options_struct_is_known(bytes, 64, 16, 32));
+}
+
+/* ---- Values ---- */
+
+Test(options, flags_must_be_zero)
+{
+    for (unsigned bit = 0; bit < 32; bit++) {
+        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+        config.flags = 1u << bit;
+        settings_t settings;
+        cr_assert(options_read(&config, &settings) == EINVAL, "bit %u", bit);
+    }
+}
+
+static int level_error(int level, settings_t *settings)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.level = (hak_level_t)level;
+    return options_read(&config, settings);
+}
+
+Test(options, levels)
+{
+    settings_t settings;
+    cr_assert(level_error(HAK_LEVEL_FAST, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
+    cr_assert(level_error(HAK_LEVEL_CHECKED, &settings) == 0 && settings.level == HAK_LEVEL_CHECKED);
+    cr_assert(level_error(HAK_LEVEL_HARDENED, &settings) == ENOTSUP);
+    cr_assert(level_error(HAK_LEVEL_HARDENED + 1, &settings) == EINVAL);
+    cr_assert(level_error(0x7fffffff, &settings) == EINVAL);
+}
+
+Test(options, levels_by_environment)
+{
+    settings_t settings;
+    setenv("HAKHEAP_LEVEL", "checked", 1);
+    cr_assert(level_error(HAK_LEVEL_DEFAULT, &settings) == 0 && settings.level == HAK_LEVEL_CHECKED);
+    cr_assert(level_error(HAK_LEVEL_FAST, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
+    setenv("HAKHEAP_LEVEL", "fast", 1);
+    cr_assert(level_error(HAK_LEVEL_DEFAULT, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
+    cr_assert(level_error(HAK_LEVEL_CHECKED, &settings) == 0 && settings.level == HAK_LEVEL_CHECKED);
+    setenv("HAKHEAP_LEVEL", "nonsense", 1);
+    cr_assert(level_error(HAK_LEVEL_DEFAULT, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
+}
+
+/* Each row of the table: its field, its default, both ends of its range, its environment name. */
+#define RANGE_HOLDS(field, otherwise, lowest, highest, environment, text)                                              \
+    {                                                                                                                  \
+        static const size_t good[] = {lowest, (lowest) + 1, (highest)-1, highest};                                     \
+        for (unsigned i = 0; i < 4; i++) {                                                                             \
+            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                           \
+            config.field = good[i];                                                                                    \
+            cr_assert(options_read(&config, &settings) == 0, #field " %zu", good[i]);                                  \
+            cr_assert(settings.field == good[i], #field " %zu", settings.field);                                       \
+        }                                                                                                              \
+        static const size_t bad[] = {(highest) + 1, SIZE_MAX, (size_t)1 << 63};                                        \
+        for (unsigned i = 0; i < 3; i++) {                                                                             \
+            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                           \
+            config.field = bad[i];                                                                                     \
+            cr_assert(options_read(&config, &settings) == EINVAL, #field " %zu", bad[i]);                              \
+        }                                                                                                              \
+        cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field);                        \
+    }
+
+Test(options, ranges_hold_at_both_ends)
+{
+    settings_t settings;
+    OPTIONS(RANGE_HOLDS)
+}
+
+typedef struct number {
+    const char *given;
+    size_t wanted; /* 0: not taken */
+} number_t;
+
+static const number_t numbers[] = {
+    {"1", 1},           {"65536", 65536}, {"0x10000", 65536}, {"0", 0},    {"", 0},
+    {" 65536", 0},      {"-1", 0},        {"+5", 0},          {"64k", 0},  {"65536 ", 0},
+    {"12.5", 0},        {"checked", 0},   {"1e6", 0},         {"0x", 0},   {"99999999999999999999999999", 0},
+    {"18446744073709551615", 0},
+};
+
+#define ENVIRONMENT_HOLDS(field, otherwise, lowest, highest, environment, text)                                        \
+    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {                                                \
+        setenv(environment, numbers[i].given, 1);                                                                       \
+        errno = 4242;                                                                                                  \
+        cr_assert(options_read(NULL, &settings) == 0);                                                                 \
+        cr_assert(errno == 4242, #field ": errno is %d after \"%s\"", errno, numbers[i].given);                         \
+        size_t wanted = numbers[i].wanted ? numbers[i].wanted : (otherwise);                                           \
+        cr_assert(settings.field == wanted, #field ": %zu by \"%s\"", settings.field, numbers[i].given);                \
+        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                               \
+        config.field = 777;                                                                                            \
+        cr_assert(options_read(&config, &settings) == 0 && settings.field == 777, #field ": the config comes first");  \
+    }                                                                                                                  \
+    unsetenv(environment);
+
+Test(options, environment_numbers)
+{
+    settings_t settings;
+    OPTIONS(ENVIRONMENT_HOLDS)
+}
+
+#define ENVIRONMENT_ENDS(field, otherwise, lowest, highest, environment, text)                                         \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest));                                                         \
+    setenv(environment, digits, 1);                                                                                    \
+    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (highest), #field);                              \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest) + 1);                                                     \
+    setenv(environment, digits, 1);                                                                                    \
+    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field " out of range");            \
+    unsetenv(environment);
+
+Test(options, environment_numbers_in_range_only)
+{
+    settings_t settings;
+    char digits[32];
+    OPTIONS(ENVIRONMENT_ENDS)
+}

@@ -1,0 +1,304 @@
+/* registry: what it says of any value, of runs, of ranges; tables that the system refuses. */
+#include "registry.h"
+
+#include <criterion/criterion.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "os.h"
+#include "support_os.h"
+#include "support_random.h"
+
+TestSuite(registry, .timeout = 30);
+
+/* Stands for a heap: an address, aligned as heaps are. Never read. */
+static char heaps[4][64] __attribute__((aligned(64)));
+
+static char *reserve_gib_aligned(size_t bytes)
+{
+    char *base = os->reserve(bytes, HAK_GIB);
+    cr_assert(base != NULL);
+    return base;
+}
+
+static void must_be_foreign(const void *ptr)
+{
+    cr_assert(registry_lookup(ptr) == 0, "%p", ptr);
+    cr_assert(registry_entry(registry_rotate(ptr)) == 0, "%p", ptr);
+    cr_assert(registry_superslab(ptr) == NULL, "%p", ptr);
+    cr_assert(registry_range(ptr) == NULL, "%p", ptr);
+}
+
+static void look_at_odd_values(void)
+{
+    static const uintptr_t odd[] = {0,
+                                    1,
+                                    15,
+                                    16,
+                                    4096,
+                                    0x7fffffffffff,
+                                    0x7ffffffffff0,
+                                    0x800000000000,
+                                    0x800000000010,
+                                    0xffff800000000000,
+                                    0xffffffffffffffff,
+                                    0xfffffffffffffff0,
+                                    0x8000000000000000,
+                                    0x7fffffffffffffff};
+    for (unsigned i = 0; i < sizeof odd / sizeof odd[0]; i++) must_be_foreign((const void *)odd[i]);
+    int local;
+    must_be_foreign(&local);
+    must_be_foreign(look_at_odd_values);
+    void *other = malloc(100);
+    must_be_foreign(other);
+    free(other);
+}
+
+Test(registry, odd_values_are_foreign)
+{
+    look_at_odd_values();
+    randoms_t randoms = {1};
+    for (int i = 0; i < 100000; i++) must_be_foreign((const void *)(uintptr_t)random_next(&randoms));
+}
+
+Test(registry, odd_values_stay_foreign_where_a_gib_is_covered)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_run(base, 1, heaps[0], 3);
+    look_at_odd_values();
+    /* Never committed, without an entry: looked at without a touch. */
+    must_be_foreign(base + GRANULE);
+    must_be_foreign(base + HAK_GIB - 1);
+    must_be_foreign(base - 1);
+    must_be_foreign(base + HAK_GIB);
+}
+
+/* Entries begin at bit 20 with the owner: only that heap's own come out small. */
+static void must_be_run(const char *start, unsigned granules, const void *heap, unsigned code)
+{
+    for (unsigned g = 0; g < granules; g++) {
+        static const unsigned places[] = {0, 1, 15, 16, 17, 8000, GRANULE - 16, GRANULE - 1};
+        for (unsigned i = 0; i < sizeof places / sizeof places[0]; i++) {
+            const char *ptr = start + (size_t)g * GRANULE + places[i];
+            entry_t entry = registry_lookup(ptr);
+            cr_assert(entry_heap(entry) == heap, "granule %u + %u", g, places[i]);
+            cr_assert(entry_code(entry) == code, "granule %u: code %u", g, entry_code(entry));
+            cr_assert(entry_back(entry) == g, "granule %u: %u before", g, entry_back(entry));
+            cr_assert(entry_run_start(entry, ptr) == start, "granule %u + %u", g, places[i]);
+            cr_assert(entry_is_owned(entry ^ entry_owner_bits(heap)));
+            cr_assert(!entry_is_owned(entry ^ entry_owner_bits(heaps[3])));
+            uint64_t rotated = registry_rotate(ptr);
+            if (places[i] % 16) {
+                cr_assert(rotated >> 43, "a misaligned pointer looks aligned: %u", places[i]);
+                cr_assert(registry_entry(rotated) == 0);
+                continue;
+            }
+            cr_assert(registry_entry(rotated) == entry);
+            entry_t mine = entry ^ entry_owner_bits(heap);
+            cr_assert(entry_offset(mine, rotated) == (g * GRANULE + places[i]) / 16, "granule %u + %u", g, places[i]);
+            if (code < SLOT_COUNT) cr_assert(entry_slot(mine) == (size_t)code * 16);
+        }
+    }
+}
+
+Test(registry, runs_lead_to_owner_class_and_start)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_run(base, 1, heaps[0], 0);
+    registry_set_run(base + GRANULE, 16, heaps[1], CLASS_COUNT - 1);
+    registry_set_run(base + 17 * (size_t)GRANULE, 64, heaps[0], CODE_MID);
+    registry_set_run(base + SUPERSLAB, SUPERSLAB_GRANULES, heaps[2], CODE_RELEASED);
+    registry_set_run(base + HAK_GIB - GRANULE, 1, heaps[2], 7);
+    must_be_run(base, 1, heaps[0], 0);
+    must_be_run(base + GRANULE, 16, heaps[1], CLASS_COUNT - 1);
+    must_be_run(base + 17 * (size_t)GRANULE, 64, heaps[0], CODE_MID);
+    must_be_run(base + SUPERSLAB, SUPERSLAB_GRANULES, heaps[2], CODE_RELEASED);
+    must_be_run(base + HAK_GIB - GRANULE, 1, heaps[2], 7);
+    must_be_foreign(base + 81 * (size_t)GRANULE);
+    must_be_foreign(base + 2 * (size_t)SUPERSLAB);
+    must_be_foreign(base + HAK_GIB - GRANULE - 1);
+
+    /* Written over: nothing of what was there shines through. */
+    registry_set_run(base + GRANULE, 3, heaps[2], 5);
+    must_be_run(base + GRANULE, 3, heaps[2], 5);
+    cr_assert(entry_back(registry_lookup(base + 4 * (size_t)GRANULE)) == 3);
+    registry_set_run(base, 1, NULL, CODE_DEAD);
+    cr_assert(entry_heap(registry_lookup(base)) == NULL && entry_code(registry_lookup(base)) == CODE_DEAD);
+}
+
+Test(registry, every_class_finds_its_divisor)
+{
+    for (unsigned class = 0; class < CLASS_COUNT; class++)
+        cr_assert(*entry_divisor((entry_t)class << ENTRY_CLASS_SHIFT) == size_classes[class].divisor, "class %u", class);
+    cr_assert(*entry_divisor((entry_t)CODE_MID << ENTRY_CLASS_SHIFT) == 0);
+    cr_assert(*entry_divisor((entry_t)CODE_RELEASED << ENTRY_CLASS_SHIFT) == 0);
+}
+
+/* ---- Giving back a run of one block ---- */
+
+Test(registry, a_run_is_released_once)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_run(base, 4, heaps[0], CODE_MID);
+    registry_set_run(base + 4 * GRANULE, 1, heaps[0], 9);
+    cr_assert(registry_release(base));
+    cr_assert(!registry_release(base));
+    cr_assert(!registry_release(base + 4 * GRANULE), "a slab is no run of one block");
+    cr_assert(!registry_release(base + 5 * GRANULE), "nothing");
+    entry_t entry = registry_lookup(base);
+    cr_assert(entry_code(entry) == CODE_RELEASED && entry_heap(entry) == heaps[0] && entry_back(entry) == 0);
+}
+
+enum { RACERS = 4, RUNS = SUPERSLAB_GRANULES };
+static char *race_base;
+static pthread_barrier_t race_start;
+static _Atomic unsigned race_wins[RUNS];
+
+static void *release_all(void *arg)
+{
+    (void)arg;
+    pthread_barrier_wait(&race_start);
+    for (unsigned i = 0; i < RUNS; i++)
+        if (registry_release(race_base + (size_t)i * GRANULE)) atomic_fetch_add(&race_wins[i], 1u);
+    return NULL;
+}
+
+Test(registry, of_several_that_release_one_wins)
+{
+    race_base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(race_base, SUPERSLAB));
+    for (unsigned i = 0; i < RUNS; i++) registry_set_run(race_base + (size_t)i * GRANULE, 1, heaps[0], CODE_MID);
+    pthread_barrier_init(&race_start, NULL, RACERS);
+    pthread_t threads[RACERS];
+    for (int i = 0; i < RACERS; i++) cr_assert(pthread_create(&threads[i], NULL, release_all, NULL) == 0);
+    for (int i = 0; i < RACERS; i++) pthread_join(threads[i], NULL);
+    for (unsigned i = 0; i < RUNS; i++) cr_assert(race_wins[i] == 1, "run %u: %u winners", i, race_wins[i]);
+}
+
+/* ---- SuperSlabs and ranges ---- */
+
+/* Records are only ever compared here. */
+static struct superslab *fake_superslab(size_t n) { return (struct superslab *)(void *)&heaps[n]; }
+static struct large *fake_large(size_t n) { return (struct large *)(void *)&heaps[n]; }
+
+Test(registry, superslabs_are_found_from_anywhere_inside)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_superslab(base + SUPERSLAB, fake_superslab(1));
+    cr_assert(registry_superslab(base + SUPERSLAB) == fake_superslab(1));
+    cr_assert(registry_superslab(base + 2 * (size_t)SUPERSLAB - 1) == fake_superslab(1));
+    cr_assert(registry_superslab(base + SUPERSLAB - 1) == NULL);
+    cr_assert(registry_superslab(base + 2 * (size_t)SUPERSLAB) == NULL);
+}
+
+Test(registry, ranges_cover_what_they_touch)
+{
+    char *base = reserve_gib_aligned(2 * HAK_GIB);
+    char *middle = base + HAK_GIB;
+    cr_assert(registry_cover(base, 2 * HAK_GIB));
+    /* 5 MiB take three slots, across the border of two tables. */
+    registry_set_range(middle - SUPERSLAB, 5 * HAK_MIB, fake_large(0));
+    cr_assert(registry_range(middle - SUPERSLAB - 1) == NULL);
+    cr_assert(registry_range(middle - SUPERSLAB) == fake_large(0));
+    cr_assert(registry_range(middle - 1) == fake_large(0));
+    cr_assert(registry_range(middle) == fake_large(0));
+    cr_assert(registry_range(middle + 2 * (size_t)SUPERSLAB - 1) == fake_large(0));
+    cr_assert(registry_range(middle + 2 * (size_t)SUPERSLAB) == NULL);
+    registry_set_range(middle, SUPERSLAB, fake_large(1));
+    cr_assert(registry_range(middle - 1) == fake_large(0) && registry_range(middle + 1) == fake_large(1));
+    registry_set_range(middle - SUPERSLAB, 6 * HAK_MIB, NULL);
+    for (int slot = -2; slot < 3; slot++) cr_assert(registry_range(middle + (ptrdiff_t)slot * SUPERSLAB) == NULL);
+}
+
+/* Ranges and runs lie in different tables: a large block has no entry, a run no range. */
+Test(registry, ranges_and_runs_do_not_mix)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_range(base, SUPERSLAB, fake_large(0));
+    cr_assert(registry_lookup(base) == 0 && registry_superslab(base) == NULL);
+    registry_set_run(base + SUPERSLAB, 128, heaps[0], 1);
+    cr_assert(registry_range(base + SUPERSLAB) == NULL);
+}
+
+Test(registry, two_reservations_share_a_gib)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    size_t index = (uintptr_t)base >> GIB_SHIFT;
+    char *other = base + 100 * (size_t)SUPERSLAB;
+    cr_assert(registry_cover(base, 4 * HAK_MIB));
+    gib_t *table = registry_top[index];
+    registry_set_run(base, 2, heaps[0], 4);
+    registry_set_superslab(base, fake_superslab(0));
+    cr_assert(registry_cover(other, 4 * HAK_MIB));
+    cr_assert(registry_top[index] == table, "one table serves both");
+    registry_set_run(other, 3, heaps[1], 6);
+    registry_set_superslab(other, fake_superslab(1));
+    must_be_run(base, 2, heaps[0], 4);
+    must_be_run(other, 3, heaps[1], 6);
+    cr_assert(registry_superslab(base) == fake_superslab(0) && registry_superslab(other) == fake_superslab(1));
+}
+
+/* ---- Making tables ---- */
+
+Test(registry, refused_tables_can_be_asked_for_again)
+{
+    char *base = reserve_gib_aligned(3 * HAK_GIB);
+    size_t index = (uintptr_t)base >> GIB_SHIFT;
+    fake_os_use();
+    fake_os_refuse(FAKE_MAP, 1, 1);
+    cr_assert(!registry_cover(base, SUPERSLAB));
+    must_be_foreign(base);
+    fake_os_refuse(FAKE_MAP, 2, 1);
+    cr_assert(!registry_cover(base, 3 * HAK_GIB));
+    gib_t *first = registry_top[index];
+    cr_assert(first != NULL && registry_top[index + 1] == NULL && registry_top[index + 2] == NULL);
+    must_be_foreign(base);
+    must_be_foreign(base + HAK_GIB);
+    cr_assert(registry_cover(base, 3 * HAK_GIB));
+    cr_assert(registry_top[index] == first && registry_top[index + 1] && registry_top[index + 2]);
+    long maps = fake_os_calls(FAKE_MAP);
+    cr_assert(registry_cover(base + HAK_GIB / 2, 2 * HAK_GIB));
+    cr_assert(fake_os_calls(FAKE_MAP) == maps, "what is covered is not mapped again");
+    fake_os_restore();
+    registry_set_run(base + 2 * HAK_GIB, 1, heaps[0], 2);
+    must_be_run(base + 2 * HAK_GIB, 1, heaps[0], 2);
+}
+
+Test(registry, a_range_is_covered_to_its_last_byte)
+{
+    char *base = reserve_gib_aligned(2 * HAK_GIB);
+    size_t index = (uintptr_t)base >> GIB_SHIFT;
+    cr_assert(registry_cover(base + SUPERSLAB, HAK_GIB - SUPERSLAB));
+    cr_assert(registry_top[index] && !registry_top[index + 1]);
+    cr_assert(registry_cover(base + SUPERSLAB, HAK_GIB - SUPERSLAB + 1));
+    cr_assert(registry_top[index + 1] != NULL);
+}
+
+static char *cover_base;
+static _Atomic unsigned cover_failures;
+
+static void *cover(void *arg)
+{
+    (void)arg;
+    pthread_barrier_wait(&race_start);
+    if (!registry_cover(cover_base, 4 * HAK_GIB)) atomic_fetch_add(&cover_failures, 1u);
+    return NULL;
+}
+
+Test(registry, of_several_that_cover_one_makes_each_table)
+{
+    cover_base = reserve_gib_aligned(4 * HAK_GIB);
+    fake_os_use();
+    pthread_barrier_init(&race_start, NULL, RACERS);
+    pthread_t threads[RACERS];
+    for (int i = 0; i < RACERS; i++) cr_assert(pthread_create(&threads[i], NULL, cover, NULL) == 0);
+    for (int i = 0; i < RACERS; i++) pthread_join(threads[i], NULL);
+    cr_assert(cover_failures == 0);
+    cr_assert(fake_os_calls(FAKE_MAP) == 4, "%ld tables", fake_os_calls(FAKE_MAP));
+    fake_os_restore();
+}

@@ -1,0 +1,114 @@
+/* sizeclass: the table, the lookup and the arithmetic agree, for every size and every offset. */
+#include "sizeclass.h"
+
+#include <criterion/criterion.h>
+
+TestSuite(sizeclass, .timeout = 30);
+
+Test(sizeclass, the_fine_lookup_is_what_is_computed)
+{
+    for (size_t size = 0; size <= LOOKUP_MAX; size++)
+        cr_assert(sizeclass_lookup(classes_fine, size) == sizeclass_of(size), "%zu bytes: %u looked up, %u computed", size,
+                  sizeclass_lookup(classes_fine, size), sizeclass_of(size));
+}
+
+/* 2^k or 1.5 * 2^k. */
+static bool is_coarse(size_t bytes)
+{
+    while (bytes % 2 == 0) bytes /= 2;
+    return bytes == 1 || bytes == 3;
+}
+
+/* The coarse lookup gives the smallest coarse class that holds a size, so at most half of what was asked for is waste. */
+Test(sizeclass, the_coarse_lookup_fits_too)
+{
+    bool used[CLASS_COUNT] = {false};
+    for (size_t size = 0; size <= LOOKUP_MAX; size++) {
+        unsigned class = sizeclass_lookup(classes_coarse, size);
+        unsigned wanted = sizeclass_of(size);
+        while (!is_coarse(size_classes[wanted].bytes)) wanted++;
+        cr_assert(class == wanted, "%zu bytes: class %u, not %u", size, class, wanted);
+        cr_assert(size <= BLOCK_ALIGN || (size_classes[class].bytes - size) * 2 <= size, "%zu bytes", size);
+        used[class] = true;
+    }
+    unsigned count = 0;
+    for (unsigned class = 0; class < CLASS_COUNT; class++) count += used[class];
+    cr_assert(count == 12, "%u classes", count);
+}
+
+/* The class of a size is the first that holds it. */
+Test(sizeclass, every_size_fits_its_class_best)
+{
+    unsigned first = 0;
+    for (size_t size = 0; size <= SMALL_MAX; size++) {
+        while (size_classes[first].bytes < size) first++;
+        cr_assert(sizeclass_of(size) == first, "%zu bytes: class %u, not %u", size, sizeclass_of(size), first);
+    }
+    cr_assert(first == CLASS_COUNT - 1);
+}
+
+Test(sizeclass, little_is_wasted)
+{
+    for (size_t size = 1; size <= SMALL_MAX; size++) {
+        size_t waste = size_classes[sizeclass_of(size)].bytes - size;
+        if (size <= 128) cr_assert(waste < BLOCK_ALIGN, "%zu bytes waste %zu", size, waste);
+        else cr_assert(waste * 8 <= size, "%zu bytes waste %zu", size, waste);
+    }
+}
+
+Test(sizeclass, blocks_ascend_and_are_aligned)
+{
+    cr_assert(size_classes[0].bytes == BLOCK_ALIGN);
+    cr_assert(size_classes[CLASS_COUNT - 1].bytes == SMALL_MAX);
+    for (unsigned class = 0; class < CLASS_COUNT; class++) {
+        uint32_t bytes = size_classes[class].bytes;
+        cr_assert(bytes % BLOCK_ALIGN == 0, "class %u", class);
+        cr_assert(class == 0 || bytes > size_classes[class - 1].bytes, "class %u", class);
+        cr_assert(sizeclass_of(bytes) == class, "class %u", class);
+        if (class + 1 < CLASS_COUNT) cr_assert(sizeclass_of(bytes + 1) == class + 1, "class %u", class);
+    }
+}
+
+static bool slab_is_good(size_t granules, size_t bytes)
+{
+    size_t blocks = granules * GRANULE / bytes;
+    return blocks >= 8 && (granules * GRANULE - blocks * bytes) * 16 <= granules * GRANULE;
+}
+
+/* The fewest granules that hold 8 blocks and leave at most a sixteenth over. */
+Test(sizeclass, slabs_are_the_smallest_good_ones)
+{
+    for (unsigned class = 0; class < CLASS_COUNT; class++) {
+        const size_class_t *row = &size_classes[class];
+        size_t granules = 1;
+        while (!slab_is_good(granules, row->bytes)) granules++;
+        cr_assert(row->granules == granules, "class %u: %u granules, not %zu", class, row->granules, granules);
+        cr_assert(row->blocks == granules * GRANULE / row->bytes, "class %u: %u blocks", class, row->blocks);
+        cr_assert(granules <= SUPERSLAB_GRANULES);
+    }
+}
+
+Test(sizeclass, divisors_are_exact_for_every_offset)
+{
+    for (unsigned class = 0; class < CLASS_COUNT; class++) {
+        const size_class_t *row = &size_classes[class];
+        uint32_t units = (uint32_t)row->granules * GRANULE / BLOCK_ALIGN;
+        uint32_t starts = 0;
+        for (uint32_t n = 0; n < units; n++) {
+            bool divides = sizeclass_divides(row->divisor, n);
+            cr_assert(divides == (n * BLOCK_ALIGN % row->bytes == 0), "class %u, offset %u * 16: %d", class, n, divides);
+            starts += divides;
+        }
+        /* One more than the blocks where some of a block's beginning fits behind the last one. */
+        uint32_t rest = (uint32_t)row->granules * GRANULE % row->bytes;
+        cr_assert(starts == row->blocks + (rest ? 1u : 0u), "class %u: %u starts of %u", class, starts, row->blocks);
+    }
+}
+
+Test(sizeclass, units_fit_each_other)
+{
+    cr_assert(SUPERSLAB_GRANULES == 128);
+    cr_assert(GRANULE == 16384 && SUPERSLAB == 2097152);
+    cr_assert((size_t)SUPERSLAB_GRANULES * GRANULE == SUPERSLAB);
+    cr_assert(MID_MAX == SUPERSLAB / 2);
+}
