@@ -60,9 +60,9 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
 /* The pop behind every allocation of a small block; NULL: a miss. */
 HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
 {
-    block_t *block;
     chain_t link;
-    if (HAK_UNLIKELY(!section_pop(&heap->percpu, hot, &block, &link))) return NULL;
+    block_t *block = section_pop(&heap->percpu, hot, &link);
+    if (HAK_UNLIKELY(!block)) return NULL;
     uint64_t key = heap->key;
     if (key) {
         if (HAK_UNLIKELY(!block_is_sealed(block, link, key))) malloc_corrupt(heap, block);
@@ -84,7 +84,7 @@ static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
-    void *ptr = pop(heap, PERCPU_HOT(sizeclass_lookup(load_relaxed(&heap->lookup), size)));
+    void *ptr = pop(heap, sizeclass_slot(load_relaxed(&heap->lookup), size));
     if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed(heap, size);
 }

@@ -10,7 +10,7 @@ extern const unsigned int __rseq_size __attribute__((weak));
 #endif
 
 _Static_assert(offsetof(magazine_t, limit) == 8, "sections know the limit's place");
-_Static_assert(sizeof(magazine_t) == 16, "a slot is 16 bytes");
+_Static_assert(PERCPU_HOT(1) == 4, "a granule's entry carries the class's number times 4");
 _Static_assert(offsetof(area_t, hot) == 0, "sections use slots as offsets");
 
 const area_t zero_area;
@@ -241,20 +241,21 @@ static area_t *locked_enter(percpu_t *percpu)
     return NULL;
 }
 
-static _Atomic chain_t *word_at(area_t *area, size_t word) { return (_Atomic chain_t *)(void *)((char *)area + word); }
+static _Atomic chain_t *word_at(area_t *area, size_t word) { return (_Atomic chain_t *)(void *)((char *)area + word * 4); }
+static uint64_t limit_at(area_t *area, size_t hot) { return load_relaxed(&area->hot[hot / PERCPU_HOT(1)].limit); }
 
-static bool locked_pop(percpu_t *percpu, size_t hot, block_t **block, chain_t *link)
+static block_t *locked_pop(percpu_t *percpu, size_t hot, chain_t *link)
 {
     area_t *area = locked_enter(percpu);
-    if (!area) return false;
+    if (!area) return NULL;
     _Atomic chain_t *word = word_at(area, hot);
-    *block = chain_block(load_relaxed(word));
-    if (*block) {
-        *link = (*block)->link;
+    block_t *block = chain_block(load_relaxed(word));
+    if (block) {
+        *link = block->link;
         store_relaxed(word, *link);
     }
     busy_leave(area);
-    return *block != NULL;
+    return block;
 }
 
 static bool locked_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
@@ -262,7 +263,7 @@ static bool locked_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
     area_t *area = locked_enter(percpu);
     if (!area) return false;
     _Atomic chain_t *word = word_at(area, hot);
-    bool room = chain_count(load_relaxed(word)) < load_relaxed(&area->hot[hot / sizeof(magazine_t)].limit);
+    bool room = chain_count(load_relaxed(word)) < limit_at(area, hot);
     if (room) store_relaxed(word, block_push(load_relaxed(word), ptr, key));
     busy_leave(area);
     return room;
@@ -282,7 +283,7 @@ static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t ch
 {
     area_t *area = locked_enter(percpu);
     if (!area) return false;
-    bool room = !load_relaxed(word_at(area, word)) && load_relaxed(&area->hot[hot / sizeof(magazine_t)].limit);
+    bool room = !load_relaxed(word_at(area, word)) && limit_at(area, hot);
     if (room) store_relaxed(word_at(area, word), chain);
     busy_leave(area);
     return room;
@@ -290,10 +291,10 @@ static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t ch
 
 /* ---- In every mode ---- */
 
-bool percpu_pop(percpu_t *percpu, size_t hot, block_t **block, chain_t *link)
+block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link)
 {
-    if (percpu_site.mode == PERCPU_LOCKED) return locked_pop(percpu, hot, block, link);
-    return section_pop(percpu, hot, block, link);
+    if (percpu_site.mode == PERCPU_LOCKED) return locked_pop(percpu, hot, link);
+    return section_pop(percpu, hot, link);
 }
 
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)

@@ -77,16 +77,17 @@ void percpu_init(percpu_t *percpu);
 /* Every operation misses from now on. For a heap that is going away. */
 void percpu_close(percpu_t *percpu);
 
-/* Byte offsets into an area, which is how sections name a magazine. */
-#define PERCPU_HOT(class)   ((size_t)(class) * sizeof(magazine_t))
-#define PERCPU_SPARE(class) (offsetof(area_t, spare) + (size_t)(class) * sizeof(chain_t))
+/* A fourth of the byte offset into an area: how sections name a magazine, because addressing multiplies by 4 for free and
+ * a granule's entry carries the class's number times 4. */
+#define PERCPU_HOT(class)   ((size_t)(class) * sizeof(magazine_t) / 4)
+#define PERCPU_SPARE(class) ((offsetof(area_t, spare) + (size_t)(class) * sizeof(chain_t)) / 4)
 
 /* The sections, or twins that always miss. */
 #include "percpu_rseq.h"
 
 /* ---- The operations in every mode, for the ladders. `word` is PERCPU_HOT or PERCPU_SPARE of the class. ---- */
 
-bool percpu_pop(percpu_t *percpu, size_t hot, block_t **block, chain_t *link);
+block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link); /* NULL: a miss */
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 chain_t percpu_take(percpu_t *percpu, size_t word);
 /* A chain into an empty magazine; false where it is not empty, or its area is stopped or missing. */

@@ -151,9 +151,9 @@ void *refill_block(hak_heap_t *heap, unsigned class)
     if (!state) return NULL;
     int index;
     area_t *area = refill_area(heap, &index, true);
-    block_t *block;
     chain_t link;
-    if (percpu_pop(&heap->percpu, PERCPU_HOT(class), &block, &link)) {
+    block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(class), &link);
+    if (block) {
         counter_add(&heap->counters, refill_hot, 1);
         if (heap->key) {
             if (!block_is_sealed(block, link, heap->key))

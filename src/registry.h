@@ -21,8 +21,8 @@
  *            | owner: heap address / 64   |  0  | granules | class    | 0 |
  *            |                            |     | before   | code     |   |
  *            +----------------------------+-----+----------+----------+---+
- *   Entry xor owner is below 2^20 exactly for the owner's granules; the class code * 4 is then the byte offset of the
- *   class's slot / 4, and "granules before" leads to the start of the run.
+ *   Entry xor owner is below 2^20 exactly for the owner's granules; the class code * 4 is then the name of the
+ *   class's slot in an area, and "granules before" leads to the start of the run.
  *
  * Thread-safety: entries are written by who holds the run (from taking it until giving it back) and read by anyone.
  * A reader that races with a writer holds a pointer into a run that is being given back: a bug of the caller,
@@ -94,8 +94,8 @@ HAK_INLINE const uint32_t *entry_divisor(entry_t mine)
 {
     return (const uint32_t *)(const void *)((const char *)registry_divisors + (mine & 0x3fc));
 }
-/* The byte offset of the class's slot in an area, from an entry whose owner bits are gone. */
-HAK_INLINE size_t entry_slot(entry_t entry) { return (entry & 0x3fc) * 4; }
+/* The code times 4, which is what sections call the slot (PERCPU_HOT), from an entry whose owner bits are gone. */
+HAK_INLINE size_t entry_slot(entry_t mine) { return mine & 0x3fc; }
 /* A rotated pointer's distance from the start of its run, in 16 bytes. */
 HAK_INLINE uint32_t entry_offset(entry_t entry, uint64_t rotated)
 {

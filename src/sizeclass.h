@@ -55,13 +55,14 @@ extern const size_class_t size_classes[CLASS_COUNT];
  * of 32.
  */
 enum { LOOKUP_ENTRIES = LOOKUP_MAX / BLOCK_ALIGN + 1, CLASSES_COARSE = 0, CLASSES_FINE = LOOKUP_ENTRIES };
-extern const uint8_t size_class_lookup[2 * LOOKUP_ENTRIES];
+extern const uint16_t size_class_slots[2 * LOOKUP_ENTRIES]; /* the class times 4: what sections call the slot */
 
 /* `table` is CLASSES_COARSE or CLASSES_FINE: an offset, so that a zeroed heap has a valid one. */
-HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size)
+HAK_INLINE size_t sizeclass_slot(size_t table, size_t size)
 {
-    return size_class_lookup[table + (size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
+    return size_class_slots[table + (size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
 }
+HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size) { return (unsigned)sizeclass_slot(table, size) / 4; }
 
 /* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */
 HAK_INLINE unsigned sizeclass_of(size_t size)

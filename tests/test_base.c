@@ -107,6 +107,18 @@ Test(base, try_takes_only_what_is_free)
     cr_assert(another_gets_it());
 }
 
+Test(base, enter_waits_only_where_it_may)
+{
+    cr_assert(lock_enter(&lock, RANK_HEAP, false));
+    cr_assert(lock_is_held(&lock));
+    cr_assert(!lock_enter(&lock, RANK_HEAP, false));
+    lock_release(&lock, RANK_HEAP);
+    cr_assert(lock_enter(&lock, RANK_HEAP, true));
+    cr_assert(lock_is_held(&lock) && !another_gets_it());
+    lock_release(&lock, RANK_HEAP);
+    cr_assert(!lock_is_held(&lock));
+}
+
 /* ---- Ranks ---- */
 
 static const lock_rank_t order[] = {RANK_GATE_CLOSE, RANK_AREAS,   RANK_CLASS,   RANK_HEAP,

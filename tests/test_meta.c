@@ -1,0 +1,235 @@
+/* meta: pages for records. */
+#include "meta.h"
+
+#include <criterion/criterion.h>
+#include <pthread.h>
+
+#include "hakheap.h"
+#include "registry.h"
+#include "reserve.h"
+#include "support_child.h"
+#include "support_memory.h"
+#include "support_os.h"
+#include "support_random.h"
+
+TestSuite(meta, .timeout = 60);
+
+static uint32_t refused;
+static bool zeroed;
+
+static char *take(size_t pages)
+{
+    char *at = meta_take(pages, &zeroed, &refused);
+    cr_assert(at != NULL, "refused: %u", refused);
+    cr_assert((uintptr_t)at % HAK_PAGE == 0);
+    if (zeroed) cr_assert(memory_is_zero(at, pages * HAK_PAGE), "%p claims to be zero", (void *)at);
+    return at;
+}
+
+Test(meta, pages_are_registered_as_nobodys_memory)
+{
+    char *at = take(3);
+    cr_assert(zeroed);
+    for (size_t i = 0; i < 3 * HAK_PAGE; i += 512) {
+        entry_t entry = registry_lookup(at + i);
+        cr_assert(entry_code(entry) == CODE_META && entry_heap(entry) == NULL);
+    }
+    cr_assert(registry_superslab(at)->shared);
+}
+
+Test(meta, used_pages_do_not_claim_to_be_zero)
+{
+    char *at = take(2);
+    memset(at, 5, 2 * HAK_PAGE);
+    meta_put(at, 2);
+    char *again = take(2);
+    cr_assert(again == at && !zeroed);
+    meta_put(again, 2);
+    cr_assert(meta_trim() == 2 * HAK_PAGE);
+    cr_assert(meta_trim() == 0);
+    again = take(1);
+    cr_assert(again == at && zeroed);
+}
+
+/* A run of one page that was used and one that was not is not zero. */
+Test(meta, half_used_runs_do_not_claim_to_be_zero)
+{
+    char *at = take(1);
+    memset(at, 5, HAK_PAGE);
+    meta_put(at, 1);
+    cr_assert(take(2) == at && !zeroed);
+}
+
+Test(meta, a_refused_purge_claims_nothing)
+{
+    char *at = take(4);
+    memset(at, 6, 4 * HAK_PAGE);
+    meta_put(at, 4);
+    fake_os_use();
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    cr_assert(meta_trim() == 0);
+    fake_os_restore();
+    cr_assert(take(1) == at && !zeroed && at[0] == 6);
+    meta_put(at, 1);
+    cr_assert(meta_trim() == 4 * HAK_PAGE);
+}
+
+Test(meta, whole_superslabs_and_nothing_larger)
+{
+    enum { ALL = SUPERSLAB / HAK_PAGE };
+    char *small = take(1);
+    char *all = take(ALL);
+    memset(all, 1, SUPERSLAB);
+    cr_assert(registry_superslab(small) != registry_superslab(all));
+    cr_assert(meta_take(ALL + 1, &zeroed, &refused) == NULL);
+    meta_put(all, ALL);
+    char *at = take(1);
+    cr_assert(at != small);
+}
+
+/* ---- Against a shadow ---- */
+
+enum { HELD = 300, MOST = 9 };
+typedef struct held {
+    char *at;
+    size_t pages;
+    char stamp;
+} held_t;
+static held_t held[HELD];
+
+static void give_back(held_t *one)
+{
+    for (size_t i = 0; i < one->pages * HAK_PAGE; i += 1024)
+        cr_assert(one->at[i] == one->stamp, "somebody else had page %zu too", i / HAK_PAGE);
+    cr_assert(one->at[one->pages * HAK_PAGE - 1] == one->stamp);
+    meta_put(one->at, one->pages);
+    one->at = NULL;
+}
+
+Test(meta, random_pages_belong_to_one_at_a_time)
+{
+    randoms_t randoms = {7};
+    unsigned zeroes = 0, used = 0;
+    for (unsigned round = 0; round < 20000; round++) {
+        held_t *one = &held[random_below(&randoms, HELD)];
+        if (one->at) {
+            give_back(one);
+        } else {
+            one->pages = 1 + (random_below(&randoms, 4) ? 0 : random_below(&randoms, MOST));
+            one->at = take(one->pages);
+            one->stamp = (char)(1 + random_below(&randoms, 100));
+            memset(one->at, one->stamp, one->pages * HAK_PAGE);
+            if (zeroed) zeroes++;
+            else used++;
+        }
+        if (round % 4000 == 3999) cr_assert(meta_trim() > 0);
+    }
+    cr_assert(zeroes > 100 && used > 1000, "%u zeroed, %u not", zeroes, used);
+    for (unsigned i = 0; i < HELD; i++)
+        if (held[i].at) give_back(&held[i]);
+    cr_assert(reserve_stats().reserved_bytes == HAK_GIB);
+}
+
+/* ---- The bound on what is kept ---- */
+
+Test(meta, more_free_pages_than_the_bound_are_purged)
+{
+    enum { PAGES = META_TOUCHED + 1 };
+    static char *taken[PAGES];
+    for (unsigned i = 0; i < PAGES; i++) memset(taken[i] = take(1), 1, HAK_PAGE);
+    for (unsigned i = 0; i < PAGES - 1; i++) meta_put(taken[i], 1);
+    cr_assert(memory_is_resident(taken[0]) && memory_is_resident(taken[PAGES - 2]));
+    meta_put(taken[PAGES - 1], 1);
+    for (unsigned i = 0; i < PAGES; i++) cr_assert(!memory_is_resident(taken[i]), "page %u", i);
+    cr_assert(meta_trim() == 0);
+    (void)take(1);
+    cr_assert(zeroed);
+}
+
+/* ---- Where the SuperSlab comes from ---- */
+
+/* A SuperSlab that a heap has used before keeps its content: the pages it soiled must not pass for zero. */
+Test(meta, a_used_superslab_remembers_its_pages)
+{
+    superslab_t *ss = reserve_take(false, &refused);
+    superslab_set_t set = {0};
+    superslab_set_add(&set, ss);
+    run_t run = superslab_take(&set, 2, 1);
+    memset(superslab_granule(ss, run.first) + HAK_PAGE, 9, HAK_PAGE);
+    memset(superslab_granule(ss, run.first) + 6 * HAK_PAGE, 9, HAK_PAGE);
+    superslab_put(&set, run, 2, 1u << 1 | 1u << 6);
+    superslab_set_remove(&set, ss);
+    cr_assert(reserve_put(ss, NULL, true));
+    cr_assert(reserve_stats().dirty_superslabs == 1);
+    for (unsigned page = 0; page < 10; page++) {
+        char *at = take(1);
+        cr_assert(at == ss->base + page * HAK_PAGE);
+        cr_assert(zeroed == (page != 1 && page != 6), "page %u", page);
+    }
+    cr_assert(reserve_stats().dirty_superslabs == 0);
+}
+
+Test(meta, refusals_are_named_and_pass)
+{
+    fake_os_use();
+    fake_os_refuse(FAKE_RESERVE, 1, FAKE_FOREVER);
+    cr_assert(meta_take(1, &zeroed, &refused) == NULL && refused == HAK_ERROR_RESERVE);
+    fake_os_allow(FAKE_RESERVE);
+    fake_os_refuse(FAKE_COMMIT, 1, 1);
+    cr_assert(meta_take(1, &zeroed, &refused) == NULL && refused == HAK_ERROR_COMMIT);
+    char *at = take(1);
+    cr_assert(at && zeroed);
+    fake_os_restore();
+}
+
+static child_result_t child;
+
+static void put_twice(void *arg)
+{
+    meta_put(arg, 1);
+    meta_put(arg, 1);
+}
+
+Test(meta, a_page_put_twice_asserts)
+{
+    if (!HAK_DEBUG) cr_skip_test("built without asserts");
+    child_run(&child, put_twice, take(1));
+    cr_assert(child_aborted(&child, "ASSERT", "assert"), "signal %d: %s", child.signal, child.text);
+}
+
+/* ---- Threads ---- */
+
+enum { THREADS = 4 };
+static _Atomic unsigned clashes;
+
+static void *take_and_put(void *arg)
+{
+    char stamp = (char)(1 + *(int *)arg);
+    for (unsigned i = 0; i < 2000; i++) {
+        bool zero;
+        uint32_t why;
+        size_t pages = 1 + i % 3;
+        char *at = meta_take(pages, &zero, &why);
+        if (!at || (zero && !memory_is_zero(at, 64))) {
+            atomic_fetch_add(&clashes, 1u);
+            return NULL;
+        }
+        memset(at, stamp, pages * HAK_PAGE);
+        for (size_t k = 0; k < pages * HAK_PAGE; k += 256)
+            if (at[k] != stamp) atomic_fetch_add(&clashes, 1u);
+        meta_put(at, pages);
+    }
+    return NULL;
+}
+
+Test(meta, threads_never_share_a_page)
+{
+    pthread_t threads[THREADS];
+    int numbers[THREADS];
+    for (int i = 0; i < THREADS; i++) {
+        numbers[i] = i;
+        cr_assert(pthread_create(&threads[i], NULL, take_and_put, &numbers[i]) == 0);
+    }
+    for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    cr_assert(clashes == 0, "%u clashes", (unsigned)clashes);
+}

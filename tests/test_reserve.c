@@ -1,0 +1,379 @@
+/* reserve: SuperSlabs to take and give back, the bound on dirty ones, who gave them, the nursery, a system that refuses. */
+#include "reserve.h"
+
+#include <criterion/criterion.h>
+
+#include "hakheap.h"
+#include "registry.h"
+#include "support_memory.h"
+#include "support_os.h"
+
+TestSuite(reserve, .timeout = 60);
+
+static uint32_t refused;
+
+static superslab_t *take(void)
+{
+    refused = HAK_ERROR_NONE;
+    superslab_t *ss = reserve_take(false, &refused);
+    cr_assert(ss != NULL, "refused: %u", refused);
+    return ss;
+}
+
+/* Writes the first page of so many granules, as an owner would, and gives all back. */
+static void soil(superslab_t *ss, unsigned granules)
+{
+    superslab_set_t set = {0};
+    superslab_set_add(&set, ss);
+    run_t run = superslab_take(&set, granules, 1);
+    cr_assert(run.ss == ss);
+    for (unsigned g = 0; g < granules; g++) memset(superslab_granule(ss, run.first + g), 0x77, HAK_PAGE);
+    superslab_put(&set, run, granules, 0x1111111111111111ull);
+    superslab_set_remove(&set, ss);
+}
+
+Test(reserve, superslabs_are_aligned_registered_and_empty)
+{
+    enum { COUNT = 20 };
+    superslab_t *taken[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) {
+        superslab_t *ss = taken[i] = take();
+        cr_assert((uintptr_t)ss->base % SUPERSLAB == 0);
+        cr_assert((uintptr_t)ss->descriptors % DESCRIPTOR_BYTES == 0);
+        cr_assert(superslab_is_valid(ss) && superslab_is_empty(ss) && ss->free_touched == 0 && !ss->shared);
+        cr_assert(registry_superslab(ss->base) == ss && registry_superslab(ss->base + SUPERSLAB - 1) == ss);
+        cr_assert(!memory_is_resident(ss->base) && !memory_is_resident(ss->base + SUPERSLAB - HAK_PAGE));
+        ss->base[0] = ss->base[SUPERSLAB - 1] = 1;
+        memset(ss->descriptors, (int)i, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
+        for (unsigned k = 0; k < i; k++) cr_assert(taken[k] != ss && taken[k]->base != ss->base);
+    }
+    for (unsigned i = 0; i < COUNT; i++)
+        cr_assert(taken[i]->descriptors[0] == (char)i &&
+                      taken[i]->descriptors[SUPERSLAB_GRANULES * DESCRIPTOR_BYTES - 1] == (char)i,
+                  "descriptors overlap");
+    reserve_stats_t stats = reserve_stats();
+    cr_assert(stats.reservations == 1 && stats.reserved_bytes == HAK_GIB);
+    cr_assert(stats.dirty_superslabs == 0 && stats.clean_superslabs == 0 && stats.nursery_superslabs == 0);
+}
+
+/* At most RESERVE_DIRTY keep their pages; the others come back as the kernel makes them. */
+Test(reserve, dirty_superslabs_are_bounded)
+{
+    enum { COUNT = RESERVE_DIRTY + 4 };
+    superslab_t *taken[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) soil(taken[i] = take(), 5);
+    for (unsigned i = 0; i < COUNT; i++) {
+        cr_assert(reserve_put(taken[i], NULL, true));
+        reserve_stats_t stats = reserve_stats();
+        cr_assert(stats.dirty_superslabs == hak_min(i + 1, RESERVE_DIRTY), "%zu dirty", stats.dirty_superslabs);
+        cr_assert(stats.clean_superslabs == i + 1 - stats.dirty_superslabs, "%zu clean", stats.clean_superslabs);
+    }
+    unsigned resident = 0;
+    for (unsigned i = 0; i < COUNT; i++) {
+        cr_assert((taken[i]->free_touched != 0) == memory_is_resident(taken[i]->base), "SuperSlab %u", i);
+        cr_assert(superslab_is_valid(taken[i]));
+        resident += memory_is_resident(taken[i]->base);
+    }
+    cr_assert(resident == RESERVE_DIRTY);
+
+    /* Dirty ones are used again first, and say that they are; then clean ones, which read as zero; then fresh ones. */
+    for (unsigned i = 0; i < COUNT + 1; i++) {
+        superslab_t *ss = take();
+        bool again = false;
+        for (unsigned k = 0; k < COUNT; k++) again = again || taken[k] == ss;
+        cr_assert(again == (i < COUNT), "take %u", i);
+        cr_assert((ss->free_touched == 5) == (i < RESERVE_DIRTY), "take %u: %u pages", i, ss->free_touched);
+        cr_assert(memory_is_zero(ss->base, GRANULE) == (i >= RESERVE_DIRTY), "take %u", i);
+        cr_assert(superslab_is_empty(ss) && superslab_is_valid(ss));
+    }
+    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 0);
+}
+
+Test(reserve, an_untouched_superslab_comes_back_clean)
+{
+    superslab_t *ss = take();
+    memset(ss->descriptors, 1, HAK_PAGE);
+    cr_assert(reserve_put(ss, NULL, true));
+    cr_assert(reserve_stats().clean_superslabs == 1 && reserve_stats().dirty_superslabs == 0);
+    cr_assert(memory_is_zero(ss->descriptors, HAK_PAGE), "the descriptors' pages went too");
+    cr_assert(take() == ss);
+}
+
+/* ---- Trim ---- */
+
+static const char giver_a, giver_b;
+
+static void give_three_each(superslab_t *of_a[3], superslab_t *of_b[3])
+{
+    for (unsigned i = 0; i < 3; i++) soil(of_a[i] = take(), i + 1);
+    for (unsigned i = 0; i < 3; i++) soil(of_b[i] = take(), 10);
+    for (unsigned i = 0; i < 3; i++) {
+        cr_assert(reserve_put(of_a[i], &giver_a, true));
+        cr_assert(reserve_put(of_b[i], &giver_b, true));
+    }
+}
+
+Test(reserve, a_giver_trims_what_it_gave)
+{
+    superslab_t *of_a[3], *of_b[3];
+    give_three_each(of_a, of_b);
+    cr_assert(reserve_trim(&giver_a) == 6 * HAK_PAGE);
+    for (unsigned i = 0; i < 3; i++) {
+        cr_assert(!memory_is_resident(of_a[i]->base) && of_a[i]->free_touched == 0);
+        cr_assert(memory_is_resident(of_b[i]->base) && of_b[i]->base[0] == 0x77 && of_b[i]->free_touched == 10);
+    }
+    reserve_stats_t stats = reserve_stats();
+    cr_assert(stats.dirty_superslabs == 3 && stats.clean_superslabs == 3);
+    cr_assert(reserve_trim(&giver_a) == 0);
+    cr_assert(reserve_trim(NULL) == 30 * HAK_PAGE);
+    stats = reserve_stats();
+    cr_assert(stats.dirty_superslabs == 0 && stats.clean_superslabs == 6);
+    cr_assert(reserve_trim(NULL) == 0);
+}
+
+/* Who takes a SuperSlab and gives it on is its giver from then on. */
+Test(reserve, the_last_giver_counts)
+{
+    superslab_t *ss = take();
+    soil(ss, 2);
+    cr_assert(reserve_put(ss, &giver_a, true));
+    cr_assert(take() == ss);
+    cr_assert(reserve_put(ss, &giver_b, true));
+    cr_assert(reserve_trim(&giver_a) == 0);
+    cr_assert(reserve_trim(&giver_b) == 2 * HAK_PAGE);
+}
+
+Test(reserve, a_refused_purge_stays_dirty)
+{
+    superslab_t *of_a[3], *of_b[3];
+    give_three_each(of_a, of_b);
+    fake_os_use();
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    cr_assert(reserve_trim(NULL) == 0);
+    cr_assert(reserve_stats().dirty_superslabs == 6 && reserve_stats().clean_superslabs == 0);
+    for (unsigned i = 0; i < 3; i++) cr_assert(superslab_is_valid(of_a[i]) && of_a[i]->free_touched == i + 1);
+    fake_os_allow(FAKE_PURGE);
+    cr_assert(reserve_trim(NULL) == 36 * HAK_PAGE);
+    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 6);
+    fake_os_restore();
+}
+
+/* ---- Nursery ---- */
+
+static run_t take_nursery(unsigned granules)
+{
+    run_t run = nursery_take(granules, &refused);
+    cr_assert(run.ss != NULL, "refused: %u", refused);
+    cr_assert(run.ss->shared);
+    return run;
+}
+
+Test(reserve, the_nursery_shares_superslabs)
+{
+    run_t runs[32];
+    for (unsigned i = 0; i < 32; i++) {
+        runs[i] = take_nursery(4);
+        cr_assert(runs[i].ss == runs[0].ss, "run %u", i);
+        for (unsigned k = 0; k < i; k++)
+            cr_assert(runs[k].first + 4 <= runs[i].first || runs[i].first + 4 <= runs[k].first, "runs %u and %u", k, i);
+        memset(superslab_granule(runs[i].ss, runs[i].first), 1, HAK_PAGE);
+    }
+    cr_assert(reserve_stats().nursery_superslabs == 1);
+    run_t next = take_nursery(1);
+    cr_assert(next.ss != runs[0].ss);
+    cr_assert(reserve_stats().nursery_superslabs == 2);
+
+    for (unsigned i = 0; i < 32; i++) cr_assert(nursery_put(runs[i], 4, 1, true));
+    cr_assert(reserve_stats().nursery_touched_bytes == 32 * HAK_PAGE);
+    cr_assert(nursery_trim() == 32 * HAK_PAGE);
+    cr_assert(reserve_stats().nursery_touched_bytes == 0);
+    cr_assert(!memory_is_resident(superslab_granule(runs[3].ss, runs[3].first)));
+    cr_assert(nursery_trim() == 0);
+    /* The first SuperSlab is empty now and may stay; when the second is too, one of them leaves. */
+    cr_assert(reserve_stats().nursery_superslabs == 2);
+    cr_assert(nursery_put(next, 1, 0, true));
+    reserve_stats_t stats = reserve_stats();
+    cr_assert(stats.nursery_superslabs == 1 && stats.clean_superslabs == 1, "%zu in the nursery, %zu clean",
+              stats.nursery_superslabs, stats.clean_superslabs);
+    superslab_t *ss = take();
+    cr_assert((ss == next.ss || ss == runs[0].ss) && !ss->shared);
+}
+
+/* More than NURSERY_TOUCHED pages are never kept, and at that point all of them go. */
+Test(reserve, the_nursery_keeps_a_bounded_number_of_pages)
+{
+    enum { RUNS = NURSERY_TOUCHED / 64 * 2 };
+    static run_t runs[RUNS];
+    for (unsigned i = 0; i < RUNS; i++) runs[i] = take_nursery(16);
+    /* One run of each SuperSlab stays, so that none of them leaves the nursery. */
+    size_t most = 0;
+    bool fell = false;
+    for (unsigned i = 0; i < RUNS; i++) {
+        if (i % 8 == 0) continue;
+        size_t before = reserve_stats().nursery_touched_bytes;
+        cr_assert(nursery_put(runs[i], 16, PAGES_ALL, true));
+        size_t after = reserve_stats().nursery_touched_bytes;
+        fell = fell || after < before;
+        most = hak_max(most, after);
+        cr_assert(after <= (size_t)NURSERY_TOUCHED * HAK_PAGE, "%zu bytes", after);
+    }
+    cr_assert(fell);
+    cr_assert(most == (size_t)NURSERY_TOUCHED * HAK_PAGE, "%zu bytes", most);
+}
+
+Test(reserve, the_nursery_is_bounded_when_everything_comes_back)
+{
+    enum { RUNS = NURSERY_TOUCHED / 64 * 2 };
+    static run_t runs[RUNS];
+    for (unsigned i = 0; i < RUNS; i++) runs[i] = take_nursery(16);
+    for (unsigned i = 0; i < RUNS; i++) {
+        unsigned at = i % 8 * (RUNS / 8) + i / 8; /* across SuperSlabs */
+        cr_assert(nursery_put(runs[at], 16, PAGES_ALL, true));
+        cr_assert(reserve_stats().nursery_touched_bytes <= (size_t)NURSERY_TOUCHED * HAK_PAGE);
+    }
+    reserve_stats_t stats = reserve_stats();
+    cr_assert(stats.nursery_superslabs == 1);
+    cr_assert(stats.dirty_superslabs <= RESERVE_DIRTY);
+    cr_assert(stats.dirty_superslabs + stats.clean_superslabs == RUNS / 8 - 1, "%zu dirty, %zu clean",
+              stats.dirty_superslabs, stats.clean_superslabs);
+}
+
+/* ---- A lock that is busy ---- */
+
+static superslab_t *waiting;
+static run_t waiting_run;
+static unsigned tried;
+
+/* Called under the reserve's lock. */
+static bool put_meanwhile(void *at, size_t bytes)
+{
+    (void)at, (void)bytes;
+    if (tried++) return true;
+    cr_assert(!reserve_put(waiting, NULL, false));
+    cr_assert(!nursery_put(waiting_run, 2, PAGES_ALL, false));
+    return true;
+}
+
+Test(reserve, who_may_not_wait_is_told_and_nothing_changes)
+{
+    superslab_t *given = take();
+    soil(given, 1);
+    waiting = take();
+    soil(waiting, 3);
+    waiting_run = take_nursery(2);
+    uint32_t nursery_free = waiting_run.ss->free_granules;
+    cr_assert(reserve_put(given, NULL, false), "the lock was free");
+    fake_os_use();
+    fake_os_watch_purge(put_meanwhile);
+    cr_assert(reserve_trim(NULL) == HAK_PAGE);
+    fake_os_restore();
+    cr_assert(tried > 0);
+    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 1);
+    cr_assert(waiting->free_touched == 3 && waiting_run.ss->free_granules == nursery_free);
+    cr_assert(superslab_is_valid(waiting) && superslab_is_valid(waiting_run.ss));
+    cr_assert(reserve_put(waiting, NULL, false) && nursery_put(waiting_run, 2, 1, false));
+    cr_assert(reserve_stats().dirty_superslabs == 1 && reserve_stats().nursery_touched_bytes == HAK_PAGE);
+}
+
+/* ---- A system that refuses ---- */
+
+Test(reserve, reservations_shrink_to_what_is_granted)
+{
+    static const struct {
+        size_t bound, got;
+    } steps[] = {{300 * HAK_MIB, 256 * HAK_MIB}, {256 * HAK_MIB - 1, 64 * HAK_MIB}, {17 * HAK_MIB, 16 * HAK_MIB},
+                 {4 * HAK_MIB, 4 * HAK_MIB}};
+    fake_os_use();
+    size_t reserved = 0;
+    for (unsigned i = 0; i < 4; i++) {
+        fake_os_bound(FAKE_RESERVE, steps[i].bound);
+        /* To the end of the reservation before, and one beyond. */
+        for (size_t used = 0; reserve_stats().reservations == i; used++) (void)take();
+        reserved += steps[i].got;
+        cr_assert(reserve_stats().reserved_bytes == reserved, "step %u: %zu bytes", i, reserve_stats().reserved_bytes);
+    }
+    fake_os_restore();
+}
+
+Test(reserve, small_reservations_follow_each_other)
+{
+    enum { COUNT = 9 };
+    superslab_t *taken[COUNT];
+    fake_os_use();
+    fake_os_bound(FAKE_RESERVE, 4 * HAK_MIB);
+    for (unsigned i = 0; i < COUNT; i++) {
+        taken[i] = take();
+        cr_assert(registry_superslab(taken[i]->base) == taken[i]);
+        memset(taken[i]->base, 1, SUPERSLAB);
+        memset(taken[i]->descriptors, 1, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
+        for (unsigned k = 0; k < i; k++) cr_assert(taken[k] != taken[i] && taken[k]->base != taken[i]->base);
+    }
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(superslab_is_valid(taken[i]));
+    cr_assert(reserve_stats().reservations == (COUNT + 1) / 2);
+    fake_os_restore();
+}
+
+Test(reserve, no_address_space_at_all)
+{
+    fake_os_use();
+    fake_os_refuse(FAKE_RESERVE, 1, FAKE_FOREVER);
+    cr_assert(reserve_take(false, &refused) == NULL && refused == HAK_ERROR_RESERVE);
+    cr_assert(fake_os_calls(FAKE_RESERVE) == 5, "1 GiB, 256, 64, 16 and 4 MiB");
+    refused = HAK_ERROR_NONE;
+    cr_assert(nursery_take(1, &refused).ss == NULL && refused == HAK_ERROR_RESERVE);
+    cr_assert(reserve_stats().reservations == 0 && reserve_stats().reserved_bytes == 0);
+    fake_os_allow(FAKE_RESERVE);
+    (void)take();
+    cr_assert(reserve_stats().reserved_bytes == HAK_GIB);
+    fake_os_restore();
+}
+
+/* Where the records or the tables are refused, the address space goes back and a smaller one is tried. */
+Test(reserve, refused_records_leave_nothing_behind)
+{
+    size_t before = memory_mapped();
+    fake_os_use();
+    fake_os_refuse(FAKE_MAP, 1, FAKE_FOREVER);
+    cr_assert(reserve_take(false, &refused) == NULL && refused == HAK_ERROR_RESERVE);
+    cr_assert(fake_os_calls(FAKE_UNMAP) == 5, "%ld ranges unmapped", fake_os_calls(FAKE_UNMAP));
+    cr_assert(memory_mapped() < before + 100 * HAK_MIB);
+    fake_os_refuse(FAKE_MAP, 1, 1);
+    (void)take();
+    cr_assert(reserve_stats().reserved_bytes == 256 * HAK_MIB);
+    fake_os_restore();
+}
+
+Test(reserve, refused_tables_leave_nothing_behind)
+{
+    fake_os_use();
+    fake_os_refuse(FAKE_MAP, 2, 1); /* the records are granted, the registry's table is not */
+    (void)take();
+    reserve_stats_t stats = reserve_stats();
+    cr_assert(stats.reservations == 1 && stats.reserved_bytes == 256 * HAK_MIB);
+    cr_assert(fake_os_calls(FAKE_UNMAP) == 2, "the records and the range");
+    fake_os_restore();
+}
+
+Test(reserve, refused_memory_can_be_asked_for_again)
+{
+    superslab_t *first = take();
+    fake_os_use();
+    fake_os_refuse(FAKE_COMMIT, 1, 3);
+    for (unsigned i = 0; i < 3; i++) {
+        refused = HAK_ERROR_NONE;
+        if (i == 1) cr_assert(nursery_take(2, &refused).ss == NULL);
+        else cr_assert(reserve_take(false, &refused) == NULL);
+        cr_assert(refused == HAK_ERROR_COMMIT);
+    }
+    cr_assert(registry_superslab(first->base + SUPERSLAB) == NULL);
+    superslab_t *next = take();
+    cr_assert(next->base == first->base + SUPERSLAB, "no SuperSlab was lost");
+    next->base[0] = 1;
+    /* What is in the reserve needs no commit. */
+    cr_assert(reserve_put(next, NULL, true));
+    fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+    cr_assert(take() == next);
+    cr_assert(reserve_take(false, &refused) == NULL);
+    fake_os_restore();
+    cr_assert(reserve_stats().reservations == 1);
+}

@@ -1,0 +1,493 @@
+/* slab: on real memory - carving page by page, which slab serves, bins, what is no block of it. */
+#include "slab.h"
+
+#include <criterion/criterion.h>
+#include <signal.h>
+#include <stdio.h>
+
+#include "reserve.h"
+#include "support_child.h"
+#include "support_memory.h"
+#include "support_random.h"
+
+TestSuite(slab, .timeout = 60);
+
+static superslab_set_t owned;
+static slab_set_t set;
+static char heap[64] __attribute__((aligned(64)));
+
+static const guard_t fast = {0, "fast"};
+static const guard_t checked = {0x1234567890abcdefull, "checked"};
+
+static slab_t *add(unsigned class)
+{
+    unsigned granules = size_classes[class].granules;
+    run_t run = superslab_take(&owned, granules, 1);
+    if (!run.ss) {
+        uint32_t refused;
+        superslab_t *ss = reserve_take(false, &refused);
+        cr_assert(ss != NULL);
+        superslab_set_add(&owned, ss);
+        run = superslab_take(&owned, granules, 1);
+    }
+    registry_set_run(superslab_granule(run.ss, run.first), granules, heap, class);
+    slab_add(&set, run, class);
+    return superslab_descriptor(run.ss, run.first);
+}
+
+static size_t outside_of(const slab_set_t *of) { return load_relaxed(&((slab_set_t *)(uintptr_t)of)->outside); }
+
+/* The bins are what the counts of each slab say, and the set's counts their sums. */
+static void must_add_up(void)
+{
+    size_t slabs = 0, outside = 0, carved = 0;
+    for (unsigned bin = 0; bin < SLAB_BINS; bin++) {
+        const slab_t *before = NULL;
+        for (const slab_t *slab = set.bin[bin]; slab; before = slab, slab = slab->next) {
+            size_t blocks = size_classes[slab->class].blocks;
+            size_t out = slab_outside(slab);
+            unsigned wanted = out == blocks         ? BIN_FULL
+                              : out == 0            ? BIN_EMPTY
+                              : out * 4 >= blocks * 3 ? BIN_HIGH
+                              : out * 2 >= blocks   ? BIN_HALF
+                              : out * 4 >= blocks   ? BIN_LOW
+                                                    : BIN_SPARSE;
+            cr_assert(slab->bin == bin && slab->prev == before);
+            cr_assert(bin == wanted, "%zu of %zu outside: bin %u, not %u", out, blocks, bin, wanted);
+            cr_assert(slab->carved <= blocks && chain_count(slab->free) <= slab->carved);
+            slabs++;
+            outside += out;
+            carved += slab->carved;
+        }
+    }
+    cr_assert(set.slabs == slabs && outside_of(&set) == outside && set.carved == carved);
+}
+
+/* Takes a chain apart. Returns how many. */
+static size_t unchain(chain_t chain, const guard_t *guard, size_t bytes, char *out[], size_t room)
+{
+    size_t count = 0;
+    for (; chain; chain = block_next(chain, guard, "test", bytes)) {
+        cr_assert(count < room);
+        out[count++] = (char *)chain_block(chain);
+    }
+    return count;
+}
+
+enum { MOST_BLOCKS = 1024 };
+static char *blocks[4 * MOST_BLOCKS];
+
+static size_t take(unsigned class, size_t want, const guard_t *guard, char *out[])
+{
+    chain_t chain = slab_take(&set, class, want, guard);
+    size_t count = unchain(chain, guard, size_classes[class].bytes, out, MOST_BLOCKS);
+    cr_assert(count == chain_count(chain));
+    return count;
+}
+
+static pages_t pages_of_block(const slab_t *slab, const char *block)
+{
+    size_t first = (size_t)(block - slab->start) / HAK_PAGE;
+    size_t last = ((size_t)(block - slab->start) + size_classes[slab->class].bytes - 1) / HAK_PAGE;
+    pages_t pages = 0;
+    for (size_t page = first; page <= last; page++) pages |= (pages_t)1 << page;
+    return pages;
+}
+
+/* ---- Carving ---- */
+
+/* Whatever is asked for, one chain's blocks follow each other upwards and begin in one page. */
+static void carve_whole_slab(unsigned class, const guard_t *guard)
+{
+    slab_t *slab = add(class);
+    size_t bytes = size_classes[class].bytes;
+    size_t all = size_classes[class].blocks;
+    static bool seen[MOST_BLOCKS];
+    memset(seen, 0, sizeof seen);
+    pages_t pages = 0;
+    size_t total = 0;
+    cr_assert(slab_pages(slab) == 0, "class %u", class);
+    while (total < all) {
+        size_t count = take(class, 100000, guard, blocks);
+        cr_assert(count > 0 && count <= all - total, "class %u: %zu after %zu of %zu", class, count, total, all);
+        for (size_t i = 0; i < count; i++) {
+            size_t offset = (size_t)(blocks[i] - slab->start);
+            cr_assert(offset % bytes == 0 && offset / bytes < all, "class %u, offset %zu", class, offset);
+            cr_assert(!seen[offset / bytes], "class %u: block %zu twice", class, offset / bytes);
+            seen[offset / bytes] = true;
+            cr_assert(i == 0 || blocks[i] == blocks[i - 1] + bytes, "class %u: not upwards", class);
+            cr_assert(offset / HAK_PAGE == (size_t)(blocks[0] - slab->start) / HAK_PAGE, "class %u: a second page", class);
+            cr_assert(slab_has(slab, blocks[i]));
+            cr_assert(slab_of(registry_lookup(blocks[i] + bytes - 1), blocks[i] + bytes - 1) == slab);
+            pages |= pages_of_block(slab, blocks[i]);
+        }
+        total += count;
+        cr_assert(slab->carved == total && slab_outside(slab) == total);
+        cr_assert(slab_pages(slab) == pages, "class %u, %zu blocks: pages %lx, not %lx", class, total,
+                  (unsigned long)slab_pages(slab), (unsigned long)pages);
+    }
+    cr_assert(slab->bin == BIN_FULL);
+    cr_assert(slab_take(&set, class, 1, guard) == 0, "class %u: more blocks than there are", class);
+    must_add_up();
+    slab_remove(&set, slab);
+    store_relaxed(&set.outside, 0);
+}
+
+Test(slab, carving_gives_every_block_once_for_every_class)
+{
+    for (unsigned class = 0; class < CLASS_COUNT; class++) carve_whole_slab(class, class % 2 ? &fast : &checked);
+}
+
+/* Where carving begins differs from slab to slab. */
+Test(slab, carving_is_whole_wherever_it_begins)
+{
+    for (unsigned i = 0; i < 300; i++) carve_whole_slab(i % 3 == 0 ? 2 : i % 3 == 1 ? 40 : 56, &fast);
+}
+
+static pages_t resident_pages(const slab_t *slab)
+{
+    pages_t pages = 0;
+    for (unsigned page = 0; page < size_classes[slab->class].granules * GRANULE_PAGES; page++)
+        if (memory_is_resident(slab->start + page * HAK_PAGE)) pages |= (pages_t)1 << page;
+    return pages;
+}
+
+/* Resident memory follows what was taken, page by page. */
+Test(slab, pages_are_touched_only_when_wanted)
+{
+    static const unsigned classes[] = {0, 3, 7, 15, 31, 39, 55};
+    for (unsigned i = 0; i < sizeof classes / sizeof classes[0]; i++) {
+        slab_t *slab = add(classes[i]);
+        cr_assert(resident_pages(slab) == 0);
+        size_t all = size_classes[classes[i]].blocks;
+        for (size_t total = 0; total < all;) {
+            total += take(classes[i], all, &checked, blocks);
+            pages_t resident = resident_pages(slab);
+            cr_assert((resident & ~slab_pages(slab)) == 0, "class %u: pages %lx beyond %lx", classes[i],
+                      (unsigned long)resident, (unsigned long)slab_pages(slab));
+            if (total < all && size_classes[classes[i]].bytes <= 1024)
+                cr_assert(resident != (((pages_t)1 << size_classes[classes[i]].granules * GRANULE_PAGES) - 1) ||
+                          total * 2 > all);
+        }
+        slab_remove(&set, slab);
+    }
+}
+
+Test(slab, one_take_touches_one_page)
+{
+    static const unsigned classes[] = {0, 1, 3, 7, 15, 31};
+    for (unsigned i = 0; i < sizeof classes / sizeof classes[0]; i++) {
+        slab_t *slab = add(classes[i]);
+        take(classes[i], MOST_BLOCKS, &fast, blocks);
+        cr_assert(__builtin_popcountll(resident_pages(slab)) == 1, "class %u", classes[i]);
+        slab_remove(&set, slab);
+    }
+}
+
+/* Of blocks smaller than a cache line a take gets whole lines: what two CPUs hold shares none, but at the end of a page or
+ * of the slab, where carving stops. */
+Test(slab, small_blocks_come_by_whole_lines)
+{
+    for (unsigned class = 0; size_classes[class].bytes < HAK_LINE; class++) {
+        slab_t *slab = add(class);
+        size_t bytes = size_classes[class].bytes;
+        size_t all = size_classes[class].blocks;
+        size_t count, torn = 0, where = 0;
+        for (size_t total = 0; total < all; total += count) {
+            count = take(class, 1, &fast, blocks);
+            size_t first = (size_t)(blocks[0] - slab->start);
+            size_t end = first + count * bytes;
+            bool first_in_page = first % HAK_PAGE < bytes;
+            bool last_in_page = (end - bytes) / HAK_PAGE != end / HAK_PAGE;
+            bool begins = first % HAK_LINE == 0 || first_in_page;
+            bool ends = end % HAK_LINE == 0 || last_in_page || end == all * bytes || total + count == all;
+            if (begins && ends) continue;
+            if (!torn++) where = first;
+        }
+        cr_expect(torn == 0, "%zu bytes: %zu chains tear a line, the first at offset %zu", bytes, torn, where);
+        slab_remove(&set, slab);
+    }
+}
+
+Test(slab, a_take_gets_about_what_it_wants)
+{
+    slab_t *slab = add(7); /* 128 bytes: 32 a page */
+    cr_assert(slab_take(&set, 7, 0, &fast) == 0);
+    size_t first = take(7, 5, &fast, blocks);
+    cr_assert(first > 0 && first <= 5);
+    cr_assert(slab->carved == first);
+    for (unsigned i = 0; i < first; i++) slab_put(&set, slab, blocks[i], &fast);
+    cr_assert(take(7, 2, &fast, blocks) == 2);
+    cr_assert(slab->carved == first, "freed blocks come before untouched ones");
+    must_add_up();
+}
+
+/* ---- Which slab serves ---- */
+
+/* Fills a slab's share: the only slab that may serve meanwhile. */
+static size_t empty_into(unsigned class, size_t count, char *out[])
+{
+    size_t have = 0;
+    while (have < count) {
+        size_t got = take(class, count - have, &checked, out + have);
+        if (got == 0) break;
+        have += got;
+    }
+    return have;
+}
+
+static slab_t *home(const char *block) { return slab_of(registry_lookup(block), block); }
+
+Test(slab, the_fullest_slab_serves_first)
+{
+    enum { CLASS = 31 }; /* 1024 bytes: 16 a slab, so every share is exact */
+    slab_t *slabs[3];
+    for (unsigned i = 0; i < 3; i++) slabs[i] = add(CLASS);
+    cr_assert(empty_into(CLASS, 48, blocks) == 48);
+    cr_assert(set.bin[BIN_FULL] && slab_take(&set, CLASS, 1, &checked) == 0);
+
+    /* Sparse, half and high: 2, 8 and 13 outside. */
+    static const size_t keep[3] = {2, 8, 13};
+    size_t left[3] = {16, 16, 16};
+    for (unsigned i = 0; i < 48; i++)
+        for (unsigned k = 0; k < 3; k++)
+            if (home(blocks[i]) == slabs[k] && left[k] > keep[k]) {
+                cr_assert(!slab_put(&set, slabs[k], blocks[i], &checked));
+                left[k]--;
+            }
+    must_add_up();
+    cr_assert(slabs[0]->bin == BIN_SPARSE && slabs[1]->bin == BIN_HALF && slabs[2]->bin == BIN_HIGH);
+
+    char *next[MOST_BLOCKS];
+    for (unsigned i = 0; i < 3; i++) {
+        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == slabs[2], "take %u", i);
+    }
+    cr_assert(slabs[2]->bin == BIN_FULL);
+    for (unsigned i = 0; i < 8; i++)
+        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == slabs[1], "take %u", i);
+    for (unsigned i = 0; i < 14; i++)
+        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == slabs[0], "take %u", i);
+    cr_assert(slab_take(&set, CLASS, 1, &checked) == 0);
+    must_add_up();
+}
+
+/* One take goes on with the next slab where freed blocks of the first are not enough. */
+Test(slab, a_take_gathers_from_several_slabs)
+{
+    enum { CLASS = 31 };
+    slab_t *a = add(CLASS), *b = add(CLASS);
+    cr_assert(empty_into(CLASS, 32, blocks) == 32);
+    unsigned of_a = 0, of_b = 0;
+    for (unsigned i = 0; i < 32; i++) {
+        if (home(blocks[i]) == a && of_a < 3) of_a += !slab_put(&set, a, blocks[i], &checked);
+        else if (home(blocks[i]) == b && of_b < 5) of_b += !slab_put(&set, b, blocks[i], &checked);
+    }
+    char *next[MOST_BLOCKS];
+    cr_assert(take(CLASS, 7, &checked, next) == 7);
+    unsigned from_a = 0;
+    for (unsigned i = 0; i < 7; i++) from_a += home(next[i]) == a;
+    cr_assert(from_a == 3, "%u of 7", from_a);
+    must_add_up();
+    cr_assert(take(CLASS, 7, &checked, next) == 1);
+}
+
+Test(slab, of_two_alike_the_lower_address_serves)
+{
+    enum { CLASS = 31 };
+    slab_t *low = add(CLASS), *high = add(CLASS);
+    cr_assert(low < high);
+    cr_assert(empty_into(CLASS, 32, blocks) == 32);
+    for (unsigned order = 0; order < 2; order++) {
+        char *one[2] = {NULL, NULL};
+        for (unsigned i = 0; i < 32; i++) one[home(blocks[i]) == high] = blocks[i];
+        slab_put(&set, order ? high : low, one[order], &checked);
+        slab_put(&set, order ? low : high, one[!order], &checked);
+        char *next[MOST_BLOCKS];
+        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == low, "order %u", order);
+        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == high, "order %u", order);
+    }
+}
+
+/* ---- Full, empty, spare ---- */
+
+Test(slab, the_last_block_back_makes_a_slab_empty)
+{
+    enum { CLASS = 20 };
+    slab_t *slab = add(CLASS);
+    cr_assert(slab_empty(&set) == slab && slab->bin == BIN_EMPTY);
+    size_t all = size_classes[CLASS].blocks;
+    cr_assert(empty_into(CLASS, all, blocks) == all);
+    cr_assert(slab_empty(&set) == NULL && slab->bin == BIN_FULL);
+    for (size_t i = 0; i < all; i++) {
+        cr_assert(slab_put(&set, slab, blocks[i], &checked) == (i + 1 == all), "block %zu", i);
+        must_add_up();
+    }
+    cr_assert(slab_empty(&set) == slab && outside_of(&set) == 0 && set.carved == all);
+    cr_assert(slab_pages(slab) == pages_of_block(slab, slab->start) || slab_pages(slab) != 0);
+
+    run_t run = slab_run(slab);
+    cr_assert(superslab_granule(run.ss, run.first) == slab->start);
+    slab_remove(&set, slab);
+    cr_assert(set.slabs == 0 && set.carved == 0 && slab_empty(&set) == NULL);
+    cr_assert(slab_take(&set, CLASS, 1, &checked) == 0);
+    slab_restore(&set, slab);
+    cr_assert(set.slabs == 1 && set.carved == all && slab_empty(&set) == slab);
+    must_add_up();
+    cr_assert(empty_into(CLASS, all, blocks) == all);
+    must_add_up();
+}
+
+Test(slab, an_empty_slab_is_spare_where_another_could_serve)
+{
+    enum { CLASS = 31 };
+    slab_t *slab = add(CLASS);
+    cr_assert(!slab_is_spare(&set, slab), "the only one");
+    slab_t *other = add(CLASS);
+    cr_assert(slab_is_spare(&set, slab) && slab_is_spare(&set, other), "two empty ones");
+    cr_assert(empty_into(CLASS, 16, blocks) == 16);
+    slab_t *full = home(blocks[0]);
+    slab_t *empty = full == slab ? other : slab;
+    cr_assert(full->bin == BIN_FULL && !slab_is_spare(&set, empty), "the other one is full");
+    slab_put(&set, full, blocks[3], &checked);
+    cr_assert(slab_is_spare(&set, empty), "the other one has a block");
+}
+
+/* ---- What is no block ---- */
+
+Test(slab, only_what_was_carved_is_had)
+{
+    enum { CLASS = 12 }; /* 208 bytes: something is left over at the end */
+    slab_t *slab = add(CLASS);
+    size_t bytes = size_classes[CLASS].bytes;
+    size_t all = size_classes[CLASS].blocks;
+    bool out[MOST_BLOCKS] = {false};
+    for (size_t total = 0;; total += take(CLASS, 3, &fast, blocks + total)) {
+        for (size_t i = 0; i < total; i++) out[(size_t)(blocks[i] - slab->start) / bytes] = true;
+        for (size_t i = 0; i < all; i++) {
+            const char *block = slab->start + i * bytes;
+            cr_assert(slab_has(slab, block) == out[i], "%zu carved, block %zu", total, i);
+            cr_assert(!slab_has(slab, block + 16) && !slab_has(slab, block + bytes - 16));
+        }
+        cr_assert(!slab_has(slab, slab->start + all * bytes), "behind the last block");
+        cr_assert(!slab_has(slab, slab->start - bytes) && !slab_has(slab, slab->start + size_classes[CLASS].granules * GRANULE));
+        if (total == all) break;
+    }
+}
+
+static child_result_t child;
+static slab_t *victim;
+static const guard_t *guard_of_victim;
+
+static void put_victim(void *arg) { slab_put(&set, victim, arg, guard_of_victim); }
+
+static void must_abort(void *ptr, const char *code)
+{
+    guard_of_victim = &checked;
+    child_run(&child, put_victim, ptr);
+    cr_assert(child_aborted(&child, code, "free"), "signal %d, status %d: %s", child.signal, child.status, child.text);
+    char wanted[64];
+    snprintf(wanted, sizeof wanted, "ptr=0x%zx heap=\"checked\" class=128: ", (size_t)(uintptr_t)ptr);
+    cr_assert(strstr(child.text, wanted), "%s", child.text);
+    guard_of_victim = &fast;
+    child_run(&child, put_victim, ptr);
+    cr_assert(child_aborted(&child, code, "free"), "a FAST heap: signal %d: %s", child.signal, child.text);
+}
+
+Test(slab, what_is_no_block_aborts)
+{
+    victim = add(7);
+    size_t count = take(7, 8, &checked, blocks);
+    cr_assert(count > 1);
+    must_abort(blocks[0] + 16, "INTERIOR");
+    must_abort(blocks[0] + 64, "INTERIOR");
+    must_abort(blocks[count - 1] + 128, "INTERIOR");
+    must_abort(victim->start - 128, "INTERIOR");
+    must_abort(victim->start + GRANULE, "INTERIOR");
+}
+
+Test(slab, more_blocks_back_than_went_out_aborts)
+{
+    victim = add(7);
+    size_t count = take(7, 8, &checked, blocks);
+    for (size_t i = 0; i < count; i++) slab_put(&set, victim, blocks[i], &checked);
+    must_abort(blocks[0], "DOUBLE_FREE");
+    must_abort(blocks[count - 1], "DOUBLE_FREE");
+}
+
+Test(slab, a_double_put_ends_the_process, .signal = SIGABRT)
+{
+    slab_t *slab = add(7);
+    size_t count = take(7, 4, &checked, blocks);
+    for (size_t i = 0; i < count; i++) slab_put(&set, slab, blocks[i], &checked);
+    slab_put(&set, slab, blocks[0], &checked);
+}
+
+static void take_damaged(void *arg)
+{
+    (void)arg;
+    (void)slab_take(&set, 7, 2, &checked);
+}
+
+Test(slab, a_freed_block_that_was_written_to_aborts)
+{
+    slab_t *slab = add(7);
+    size_t count = empty_into(7, 12, blocks);
+    for (size_t i = 0; i + 1 < count; i++) slab_put(&set, slab, blocks[i], &checked);
+    blocks[count - 2][9] ^= 1;
+    child_run(&child, take_damaged, NULL);
+    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "signal %d: %s", child.signal, child.text);
+    blocks[count - 2][9] ^= 1;
+    child_run(&child, take_damaged, NULL);
+    cr_assert(child.status == 0, "%s", child.text);
+}
+
+/* ---- Against a shadow ---- */
+
+static void random_blocks(unsigned class, const guard_t *guard, uint64_t seed)
+{
+    enum { ROUNDS = 3000 };
+    size_t all = size_classes[class].blocks;
+    static char *held[4 * MOST_BLOCKS];
+    size_t count = 0;
+    unsigned char stamp = (unsigned char)(class + 1);
+    randoms_t randoms = {seed};
+    for (unsigned i = 0; i < 3; i++) add(class);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        if (random_below(&randoms, 2)) {
+            size_t got = take(class, 1 + random_below(&randoms, 20), guard, held + count);
+            cr_assert(got > 0 || count == 3 * all, "nothing although only %zu of %zu are out", count, 3 * all);
+            for (size_t i = count; i < count + got; i++) {
+                cr_assert((unsigned char)held[i][15] != stamp, "a block that is out already");
+                memset(held[i], stamp, 16);
+            }
+            count += got;
+        } else {
+            for (unsigned some = random_below(&randoms, 24); some && count; some--) {
+                size_t at = random_next(&randoms) % count;
+                char *block = held[at];
+                cr_assert((unsigned char)block[0] == stamp && (unsigned char)block[15] == stamp);
+                held[at] = held[--count];
+                memset(block, 0, 16);
+                slab_put(&set, home(block), block, guard);
+            }
+        }
+        cr_assert(outside_of(&set) == count);
+        if (round % 32 == 0) must_add_up();
+    }
+    while (count) {
+        memset(held[--count], 0, 16);
+        slab_put(&set, home(held[count]), held[count], guard);
+    }
+    must_add_up();
+    for (slab_t *slab; (slab = slab_empty(&set)) != NULL;) slab_remove(&set, slab);
+    cr_assert(set.slabs == 0 && set.carved == 0 && outside_of(&set) == 0);
+}
+
+Test(slab, random_takes_and_puts)
+{
+    static const unsigned classes[] = {0, 2, 9, 31, 44, 71};
+    for (unsigned i = 0; i < sizeof classes / sizeof classes[0]; i++) {
+        random_blocks(classes[i], &checked, i);
+        random_blocks(classes[i], &fast, i + 100);
+    }
+}

@@ -1,0 +1,404 @@
+/* superslab: runs of granules against a shadow, bins and sets, what was touched, purges that fail. */
+#include "superslab.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+
+#include "support_child.h"
+#include "support_os.h"
+#include "support_random.h"
+
+TestSuite(superslab, .timeout = 60);
+
+enum { COUNT = 4 }; /* not more than the tries per bin, so that a run that exists is always found */
+
+static superslab_t slabs[COUNT];
+static superslab_set_t set;
+
+/* What the module should think. */
+typedef struct shadow {
+    bool used[SUPERSLAB_GRANULES];
+    bool touched[SUPERSLAB_GRANULES * GRANULE_PAGES];
+} shadow_t;
+static shadow_t shadows[COUNT];
+
+/* Purges of memory that is not there are watched, never done. */
+static size_t purged_pages;
+static unsigned purge_calls;
+static struct {
+    size_t slab, page, pages;
+} purges[4096];
+
+static bool watch_purge(void *at, size_t bytes)
+{
+    uintptr_t offset = (uintptr_t)at - (uintptr_t)slabs[0].base;
+    cr_assert(bytes % HAK_PAGE == 0 && offset % HAK_PAGE == 0);
+    purged_pages += bytes / HAK_PAGE;
+    purges[purge_calls % 4096].slab = offset / SUPERSLAB;
+    purges[purge_calls % 4096].page = offset % SUPERSLAB / HAK_PAGE;
+    purges[purge_calls++ % 4096].pages = bytes / HAK_PAGE;
+    return false;
+}
+
+/* Addresses that nobody has mapped: the module never touches a SuperSlab's memory. */
+static void make(unsigned count)
+{
+    fake_os_use();
+    fake_os_watch_purge(watch_purge);
+    set = (superslab_set_t){0};
+    memset(shadows, 0, sizeof shadows);
+    purged_pages = purge_calls = 0;
+    for (unsigned i = 0; i < count; i++) {
+        superslab_init(&slabs[i], (char *)0x100000000000 + (size_t)i * SUPERSLAB, NULL);
+        superslab_set_add(&set, &slabs[i]);
+    }
+}
+
+static unsigned bits_of(unsigned touched) { return (unsigned)__builtin_popcount(touched); }
+
+static unsigned longest_free(const shadow_t *shadow)
+{
+    unsigned longest = 0, have = 0;
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
+        have = shadow->used[g] ? 0 : have + 1;
+        if (have > longest) longest = have;
+    }
+    return longest;
+}
+
+static unsigned bin_for(unsigned longest)
+{
+    unsigned bin = 0;
+    while (bin < SUPERSLAB_BINS - 1 && 1u << bin <= longest) bin++;
+    return bin;
+}
+
+static void must_match(unsigned i)
+{
+    const superslab_t *ss = &slabs[i];
+    const shadow_t *shadow = &shadows[i];
+    unsigned free_granules = 0, free_touched = 0;
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
+        cr_assert((ss->free[g / 64] >> (g % 64) & 1) == !shadow->used[g], "SuperSlab %u, granule %u", i, g);
+        for (unsigned p = 0; p < GRANULE_PAGES; p++)
+            cr_assert((ss->touched[g] >> p & 1) == shadow->touched[g * GRANULE_PAGES + p], "SuperSlab %u, page %u.%u", i,
+                      g, p);
+        if (shadow->used[g]) continue;
+        free_granules++;
+        free_touched += bits_of(ss->touched[g]);
+    }
+    cr_assert(ss->free_granules == free_granules, "SuperSlab %u: %u free", i, ss->free_granules);
+    cr_assert(ss->free_touched == free_touched, "SuperSlab %u: %u touched", i, ss->free_touched);
+    cr_assert(superslab_is_valid(ss));
+    cr_assert(superslab_is_empty(ss) == (free_granules == SUPERSLAB_GRANULES));
+    cr_assert(ss->bin == bin_for(longest_free(shadow)), "SuperSlab %u: bin %u, longest run %u", i, ss->bin,
+              longest_free(shadow));
+}
+
+static void set_must_match(unsigned count)
+{
+    size_t empty = 0, touched = 0, in_bins = 0, in_all = 0;
+    for (unsigned i = 0; i < count; i++) {
+        must_match(i);
+        empty += superslab_is_empty(&slabs[i]);
+        touched += slabs[i].free_touched;
+    }
+    for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++) {
+        const superslab_t *before = NULL;
+        for (const superslab_t *ss = set.bin[bin]; ss; before = ss, ss = ss->next, in_bins++)
+            cr_assert(ss->bin == bin && ss->prev == before);
+    }
+    const superslab_t *before = NULL;
+    for (const superslab_t *ss = set.all; ss; before = ss, ss = ss->set_next, in_all++) cr_assert(ss->set_prev == before);
+    cr_assert(set.count == count && in_all == count && in_bins == count);
+    cr_assert(set.empty == empty && set.free_touched == touched);
+}
+
+static bool shadow_is_free(const shadow_t *shadow, unsigned first, unsigned granules)
+{
+    if (first + granules > SUPERSLAB_GRANULES) return false;
+    for (unsigned g = first; g < first + granules; g++)
+        if (shadow->used[g]) return false;
+    return true;
+}
+
+static bool exists(unsigned granules, unsigned alignment)
+{
+    for (unsigned i = 0; i < COUNT; i++)
+        for (unsigned first = 0; first < SUPERSLAB_GRANULES; first += alignment)
+            if (shadow_is_free(&shadows[i], first, granules)) return true;
+    return false;
+}
+
+typedef struct held {
+    run_t run;
+    unsigned granules;
+} held_t;
+
+static void take(held_t *held, unsigned granules, unsigned alignment)
+{
+    run_t run = superslab_take(&set, granules, alignment);
+    *held = (held_t){run, granules};
+    if (!run.ss) return;
+    shadow_t *shadow = &shadows[run.ss - slabs];
+    cr_assert(run.first % alignment == 0, "granule %u for alignment %u", run.first, alignment);
+    cr_assert(shadow_is_free(shadow, run.first, granules), "granules %u + %u", run.first, granules);
+    bool clean = true;
+    for (unsigned g = run.first; g < run.first + granules; g++) {
+        shadow->used[g] = true;
+        for (unsigned p = 0; p < GRANULE_PAGES; p++) clean = clean && !shadow->touched[g * GRANULE_PAGES + p];
+    }
+    cr_assert(superslab_run_is_clean(run, granules) == clean);
+}
+
+/* A bit for each page; the last four bits stand for whatever is beyond them too. */
+static void put(const held_t *held, pages_t pages)
+{
+    shadow_t *shadow = &shadows[held->run.ss - slabs];
+    for (unsigned g = 0; g < held->granules; g++) {
+        shadow->used[held->run.first + g] = false;
+        for (unsigned p = 0; p < GRANULE_PAGES; p++) {
+            unsigned bit = (g < 16 ? g : 15) * GRANULE_PAGES + p;
+            if (pages >> bit & 1) shadow->touched[(held->run.first + g) * GRANULE_PAGES + p] = true;
+        }
+    }
+    superslab_put(&set, held->run, held->granules, pages);
+}
+
+static unsigned some_granules(randoms_t *randoms)
+{
+    unsigned kind = random_below(randoms, 20);
+    if (kind < 15) return 1 + random_below(randoms, 8);
+    if (kind < 19) return 1 + random_below(randoms, 32);
+    return 1 + random_below(randoms, SUPERSLAB_GRANULES);
+}
+
+Test(superslab, random_runs_against_a_shadow)
+{
+    enum { HELD = 200, ROUNDS = 30000 };
+    static held_t held[HELD];
+    randoms_t randoms = {42};
+    unsigned taken = 0, refused = 0;
+    make(COUNT);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        held_t *slot = &held[random_below(&randoms, HELD)];
+        if (slot->run.ss) {
+            put(slot, random_next(&randoms) & random_next(&randoms));
+            slot->run.ss = NULL;
+        } else {
+            unsigned granules = some_granules(&randoms);
+            unsigned alignment = random_below(&randoms, 4) ? 1 : 1u << random_below(&randoms, 7);
+            bool possible = exists(granules, alignment);
+            take(slot, granules, alignment);
+            cr_assert((slot->run.ss != NULL) == possible, "%u granules at %u", granules, alignment);
+            if (possible) taken++;
+            else refused++;
+        }
+        if (round % 16 == 0) set_must_match(COUNT);
+        else if (slot->run.ss) must_match((unsigned)(slot->run.ss - slabs));
+    }
+    cr_assert(taken > 1000 && refused > 100, "%u taken, %u refused", taken, refused);
+    for (unsigned i = 0; i < HELD; i++)
+        if (held[i].run.ss) put(&held[i], 0);
+    set_must_match(COUNT);
+    cr_assert(set.empty == COUNT);
+}
+
+Test(superslab, every_alignment_of_the_longest_run)
+{
+    for (unsigned alignment = 1; alignment <= SUPERSLAB_GRANULES; alignment *= 2) {
+        make(1);
+        held_t one, two, all;
+        take(&all, SUPERSLAB_GRANULES, alignment);
+        cr_assert(all.run.ss == &slabs[0] && all.run.first == 0);
+        put(&all, 0);
+        take(&one, 1, 1);
+        take(&two, 1, alignment);
+        cr_assert((two.run.ss != NULL) == (alignment < SUPERSLAB_GRANULES));
+        if (two.run.ss) cr_assert(two.run.first == alignment);
+        set_must_match(1);
+    }
+}
+
+/* The smallest hole that surely fits comes first; what nobody has used stays whole. */
+Test(superslab, the_fuller_superslab_serves_first)
+{
+    make(3);
+    held_t first, second, third;
+    take(&first, 100, 1);
+    take(&second, 4, 1);
+    cr_assert(second.run.ss == first.run.ss, "a hole of 28 was there");
+    take(&third, 64, 1);
+    cr_assert(third.run.ss != first.run.ss);
+    cr_assert(set.empty == 1);
+}
+
+Test(superslab, sets_lose_and_gain_superslabs)
+{
+    make(COUNT);
+    held_t held;
+    take(&held, 10, 1);
+    put(&held, 0xff);
+    superslab_t *gone = held.run.ss;
+    superslab_set_remove(&set, gone);
+    cr_assert(set.count == COUNT - 1 && set.empty == COUNT - 1 && set.free_touched == 0);
+    for (const superslab_t *ss = set.all; ss; ss = ss->set_next) cr_assert(ss != gone);
+    for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++)
+        for (const superslab_t *ss = set.bin[bin]; ss; ss = ss->next) cr_assert(ss != gone);
+    superslab_set_add(&set, gone);
+    set_must_match(COUNT);
+    cr_assert(set.free_touched == 8);
+    /* From the front, the middle and the end of the lists. */
+    for (unsigned i = 0; i < COUNT; i++) superslab_set_remove(&set, &slabs[(i * 3 + 1) % COUNT]);
+    cr_assert(set.count == 0 && set.empty == 0 && set.free_touched == 0 && !set.all);
+    for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++) cr_assert(!set.bin[bin]);
+}
+
+Test(superslab, an_empty_set_has_nothing)
+{
+    superslab_set_t nothing = {0};
+    cr_assert(superslab_take(&nothing, 1, 1).ss == NULL);
+}
+
+/* ---- The checker ---- */
+
+Test(superslab, the_checker_can_fail)
+{
+    make(1);
+    held_t held;
+    take(&held, 3, 1);
+    put(&held, 0x35);
+    superslab_t *ss = &slabs[0];
+    cr_assert(superslab_is_valid(ss));
+    superslab_t sound = *ss;
+    ss->free[0] ^= 1ull << 20;
+    cr_assert(!superslab_is_valid(ss), "a granule lost");
+    *ss = sound;
+    ss->free[1] ^= 1ull << 63;
+    cr_assert(!superslab_is_valid(ss), "the last granule lost");
+    *ss = sound;
+    ss->free_granules--;
+    cr_assert(!superslab_is_valid(ss), "a wrong count of granules");
+    *ss = sound;
+    ss->free_touched++;
+    cr_assert(!superslab_is_valid(ss), "a wrong count of pages");
+    *ss = sound;
+    ss->touched[100] = 1;
+    cr_assert(!superslab_is_valid(ss), "a page that nobody counted");
+    *ss = sound;
+    cr_assert(superslab_is_valid(ss));
+}
+
+static child_result_t child;
+
+static void put_twice(void *arg)
+{
+    const held_t *held = arg;
+    superslab_put(&set, held->run, held->granules, 0);
+    superslab_put(&set, held->run, held->granules, 0);
+}
+
+Test(superslab, a_run_put_twice_asserts)
+{
+    if (!HAK_DEBUG) cr_skip_test("built without asserts");
+    make(1);
+    held_t held;
+    take(&held, 3, 1);
+    child_run(&child, put_twice, &held);
+    cr_assert(child_aborted(&child, "ASSERT", "assert"), "signal %d: %s", child.signal, child.text);
+}
+
+/* ---- Pages ---- */
+
+Test(superslab, pages_beyond_64_go_with_the_last_four)
+{
+    make(1);
+    held_t held;
+    take(&held, 20, 1);
+    put(&held, (pages_t)0x9 << 60);
+    for (unsigned g = 0; g < 20; g++) cr_assert(slabs[0].touched[g] == (g < 15 ? 0 : 0x9), "granule %u", g);
+    set_must_match(1);
+    take(&held, 128, 1);
+    put(&held, PAGES_ALL);
+    set_must_match(1);
+    cr_assert(set.free_touched == SUPERSLAB / HAK_PAGE);
+}
+
+Test(superslab, clearing_counts_every_used_page)
+{
+    make(1);
+    held_t a, b;
+    take(&a, 5, 1);
+    take(&b, 7, 1);
+    put(&a, 1);
+    superslab_set_remove(&set, &slabs[0]);
+    superslab_clear(&slabs[0]);
+    cr_assert(superslab_is_valid(&slabs[0]) && superslab_is_empty(&slabs[0]));
+    cr_assert(slabs[0].free_touched == 1 + 7 * GRANULE_PAGES, "%u", slabs[0].free_touched);
+    superslab_set_add(&set, &slabs[0]);
+    cr_assert(set.empty == 1 && set.free_touched == 1 + 7 * GRANULE_PAGES);
+}
+
+/* Neighbours go in one call, across granules; a page that nobody wrote is left alone. */
+Test(superslab, a_purge_takes_neighbours_at_once)
+{
+    make(1);
+    held_t held, other;
+    take(&held, 4, 1);
+    put(&held, 0x36fc); /* pages 2 to 7, 9, 10, 12, 13 */
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 10);
+    cr_assert(purge_calls == 3, "%u calls", purge_calls);
+    cr_assert(purges[0].page == 2 && purges[0].pages == 6);
+    cr_assert(purges[1].page == 9 && purges[1].pages == 2);
+    cr_assert(purges[2].page == 12 && purges[2].pages == 2);
+    memset(&shadows[0].touched, 0, sizeof shadows[0].touched);
+    set_must_match(1);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 0 && purge_calls == 3);
+
+    /* Used granules between free ones are never purged. */
+    take(&held, 6, 1);
+    put(&held, PAGES_ALL);
+    take(&other, 2, 4);
+    cr_assert(other.run.first == 0 || other.run.first == 4);
+    purge_calls = 0;
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4 * GRANULE_PAGES);
+    for (unsigned i = 0; i < purge_calls; i++) {
+        size_t from = other.run.first * GRANULE_PAGES, to = from + 2 * GRANULE_PAGES;
+        cr_assert(purges[i].page + purges[i].pages <= from || purges[i].page >= to, "call %u", i);
+    }
+    cr_assert(set.free_touched == 0 && superslab_is_valid(&slabs[0]));
+    cr_assert(!superslab_run_is_clean(other.run, 2));
+}
+
+Test(superslab, a_purge_stops_when_enough_is_gone)
+{
+    make(1);
+    held_t held;
+    take(&held, 16, 1);
+    put(&held, PAGES_ALL);
+    cr_assert(superslab_purge(&set, &slabs[0], 0) == 0 && purge_calls == 0);
+    size_t purged = superslab_purge(&set, &slabs[0], 10);
+    cr_assert(purged >= 10 && purged < 64, "%zu pages", purged);
+    cr_assert(purged == purged_pages);
+    cr_assert(set.free_touched == 64 - purged && superslab_is_valid(&slabs[0]));
+}
+
+Test(superslab, refused_purges_stay_counted)
+{
+    make(1);
+    held_t held;
+    take(&held, 4, 1);
+    put(&held, 0xf0f3);
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 0);
+    cr_assert(set.free_touched == 10);
+    set_must_match(1);
+    cr_assert(!superslab_run_is_clean(held.run, 4));
+
+    /* One of three refused: the others go. */
+    fake_os_refuse(FAKE_PURGE, 2, 1);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 6);
+    cr_assert(set.free_touched == 4 && superslab_is_valid(&slabs[0]));
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4);
+    cr_assert(set.free_touched == 0 && superslab_run_is_clean(held.run, 4));
+}
