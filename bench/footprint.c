@@ -73,7 +73,8 @@ static void measure_blocks(void)
     size_t trimmed = harness_resident_kib();
     size_t floor = idle + (options.blocks * (options.size + sizeof *block) + 1023) / 1024;
     printf("blocks=%zu size=%zu level=%s mode=%s idle_kib=%zu floor_kib=%zu peak_kib=%zu peak_over_floor=%.4f "
-           "freed_kib=%zu flushed_kib=%zu flushed_bytes=%zu trimmed_kib=%zu trimmed_bytes=%zu trimmed_over_idle_kib=%ld\n",
+           "freed_kib=%zu flushed_kib=%zu flushed_bytes=%zu trimmed_kib=%zu trimmed_bytes=%zu "
+           "trimmed_over_idle_kib=%ld\n",
            options.blocks, options.size, options.level, hak_percpu_mode(), idle, floor, peak,
            (double)peak / (double)floor, freed, flushed, flushed_bytes, trimmed, trimmed_bytes,
            (long)trimmed - (long)idle);
@@ -104,8 +105,8 @@ static void measure_heaps(void)
     printf("heaps=%zu level=%s mode=%s kib_a_heap=%.2f create_and_malloc_ns=%.0f destroy_ns=%.0f before_kib=%zu "
            "live_kib=%zu destroyed_kib=%zu reserve_trimmed_kib=%zu\n",
            options.heaps, options.level, hak_percpu_mode(), (double)(live - before) / (double)options.heaps,
-           (double)(made - begin) / (double)options.heaps, (double)(gone - made) / (double)options.heaps, before, live,
-           destroyed, trimmed);
+           (double)(made - begin) / (double)options.heaps, (double)(gone - made) / (double)options.heaps, before,
+           live, destroyed, trimmed);
     munmap(heap, options.heaps * sizeof(hak_heap_t *));
 }
 

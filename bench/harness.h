@@ -24,7 +24,8 @@
 enum { HARNESS_FAILED = 1, HARNESS_USAGE = 2 };
 
 /* Prints "<program>: <words>" and ends the process at once: a benchmark that is in doubt has no result. */
-__attribute__((noreturn, cold, format(printf, 2, 3))) static inline void harness_exit(int code, const char *format, ...)
+__attribute__((noreturn, cold, format(printf, 2, 3))) static inline void harness_exit(int code, const char *format,
+                                                                                      ...)
 {
     va_list arguments;
     va_start(arguments, format);

@@ -40,12 +40,12 @@
 
 #include ADAPTER
 
-enum { LARSON_LINES = 128 };  /* two cache lines: the prefetcher fetches pairs */
+enum { LARSON_LINES = 128 }; /* two cache lines: the prefetcher fetches pairs */
 
 /* One live block. */
 typedef struct larson_slot {
     char *block;
-    uint32_t heap;  /* index of the heap it came from */
+    uint32_t heap; /* index of the heap it came from */
     uint32_t size;
 } larson_slot_t;
 
@@ -53,12 +53,12 @@ typedef struct larson_slot {
 typedef struct larson_area {
     larson_slot_t *slots;
     harness_rng_t rng;
-    uint32_t first_heap;    /* blocks come from heaps [first_heap, first_heap + heap_span) */
+    uint32_t first_heap; /* blocks come from heaps [first_heap, first_heap + heap_span) */
     uint32_t heap_span;
     uint64_t pairs;
-    uint64_t lives;         /* threads that have had this area */
-    pthread_t predecessor;  /* not yet joined while lives > 1 */
-    pthread_t last;         /* who saw the end; set before `stopped` is posted */
+    uint64_t lives;        /* threads that have had this area */
+    pthread_t predecessor; /* not yet joined while lives > 1 */
+    pthread_t last;        /* who saw the end; set before `stopped` is posted */
 } __attribute__((aligned(LARSON_LINES))) larson_area_t;
 
 enum larson_placement { PLACEMENT_SHARED, PLACEMENT_ISOLATED, PLACEMENT_HOP, PLACEMENTS };
@@ -70,22 +70,30 @@ static const char *const level_names[LEVELS] = {"fast", "checked"};
 /* The command line; constant while threads run. */
 typedef struct larson_options {
     uint32_t threads, heaps, min, max, blocks, rounds;
-    uint64_t duration;  /* nanoseconds */
+    uint64_t duration; /* nanoseconds */
     uint64_t seed;
     enum larson_placement placement;
     const char *level;
 } larson_options_t;
 
 static larson_options_t options = {
-    .threads = 2, .heaps = 0, .min = 8, .max = 1000, .blocks = 5000, .rounds = 100,
-    .duration = 1000000000, .seed = 1, .placement = PLACEMENT_SHARED, .level = "fast",
+    .threads = 2,
+    .heaps = 0,
+    .min = 8,
+    .max = 1000,
+    .blocks = 5000,
+    .rounds = 100,
+    .duration = 1000000000,
+    .seed = 1,
+    .placement = PLACEMENT_SHARED,
+    .level = "fast",
 };
 
-static alloc_heap_t **heaps;  /* constant while threads run */
-static larson_area_t *areas;  /* each belongs to the thread that has it */
-static atomic_bool stop;      /* set once; relaxed, a few more pairs do no harm */
-static sem_t stopped;         /* posted by each area's last thread, with its figures complete */
-static sem_t released;        /* holds the last threads until resident memory has been read */
+static alloc_heap_t **heaps; /* constant while threads run */
+static larson_area_t *areas; /* each belongs to the thread that has it */
+static atomic_bool stop;     /* set once; relaxed, a few more pairs do no harm */
+static sem_t stopped;        /* posted by each area's last thread, with its figures complete */
+static sem_t released;       /* holds the last threads until resident memory has been read */
 
 /* ---- Blocks ---- */
 
@@ -296,7 +304,7 @@ static void usage(void)
            program_invocation_short_name, alloc_name());
 }
 
-static char library[256];  /* base name of the file that the allocator's calls go to */
+static char library[256]; /* base name of the file that the allocator's calls go to */
 
 /* Ends the program where that is not the allocator named: its result would be worse than none. */
 static void library_prove(void)
@@ -326,7 +334,8 @@ static void print_info(void)
 /* Fills in what follows from other options, and refuses what does not go together. */
 static void options_settle(void)
 {
-    if (options.max < options.min) harness_exit(HARNESS_USAGE, "--max %u is below --min %u", options.max, options.min);
+    if (options.max < options.min)
+        harness_exit(HARNESS_USAGE, "--max %u is below --min %u", options.max, options.min);
     uint32_t implied = options.placement == PLACEMENT_SHARED ? 1 : options.threads;
     if (options.placement == PLACEMENT_HOP) implied = options.heaps ? options.heaps : 16;
     if (options.heaps && options.heaps != implied)
@@ -339,12 +348,18 @@ static void options_parse(int argc, char **argv)
 {
     enum { THREADS = 1, HEAPS, MIN, MAX, BLOCKS, ROUNDS, SECONDS, PLACEMENT, LEVEL, SEED, INFO, HELP };
     static const struct option known[] = {
-        {"threads", required_argument, NULL, THREADS},     {"heaps", required_argument, NULL, HEAPS},
-        {"min", required_argument, NULL, MIN},             {"max", required_argument, NULL, MAX},
-        {"blocks", required_argument, NULL, BLOCKS},       {"rounds", required_argument, NULL, ROUNDS},
-        {"seconds", required_argument, NULL, SECONDS},     {"placement", required_argument, NULL, PLACEMENT},
-        {"level", required_argument, NULL, LEVEL},         {"seed", required_argument, NULL, SEED},
-        {"info", no_argument, NULL, INFO},                 {"help", no_argument, NULL, HELP},
+        {"threads", required_argument, NULL, THREADS},
+        {"heaps", required_argument, NULL, HEAPS},
+        {"min", required_argument, NULL, MIN},
+        {"max", required_argument, NULL, MAX},
+        {"blocks", required_argument, NULL, BLOCKS},
+        {"rounds", required_argument, NULL, ROUNDS},
+        {"seconds", required_argument, NULL, SECONDS},
+        {"placement", required_argument, NULL, PLACEMENT},
+        {"level", required_argument, NULL, LEVEL},
+        {"seed", required_argument, NULL, SEED},
+        {"info", no_argument, NULL, INFO},
+        {"help", no_argument, NULL, HELP},
         {NULL, 0, NULL, 0},
     };
     int code, at = 0;

@@ -45,11 +45,11 @@ extern "C" {
 
 /** @cond internal */
 #if defined(__GNUC__)
-#define HAK_API __attribute__((visibility("default")))
-#define HAK_NODISCARD __attribute__((warn_unused_result))
-#define HAK_MALLOC __attribute__((malloc))
+#define HAK_API             __attribute__((visibility("default")))
+#define HAK_NODISCARD       __attribute__((warn_unused_result))
+#define HAK_MALLOC          __attribute__((malloc))
 #define HAK_ALLOC_SIZE(...) __attribute__((alloc_size(__VA_ARGS__)))
-#define HAK_ALLOC_ALIGN(n) __attribute__((alloc_align(n)))
+#define HAK_ALLOC_ALIGN(n)  __attribute__((alloc_align(n)))
 #else
 #define HAK_API
 #define HAK_NODISCARD
@@ -97,7 +97,10 @@ typedef struct hak_heap_config {
 } hak_heap_config_t;
 
 /** A config of defaults, for this version of the struct. */
-#define HAK_HEAP_CONFIG_INIT {sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0}
+#define HAK_HEAP_CONFIG_INIT                                        \
+    {                                                               \
+        sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0 \
+    }
 
 /**
  * Creates a heap.
@@ -367,14 +370,14 @@ HAK_API int hak_heap_report(const hak_heap_t *heap, hak_write_fn write, void *ct
 
 /** Why the calling thread's last call that failed did so, more exactly than `errno` can say. */
 typedef enum hak_error {
-    HAK_ERROR_NONE = 0,   /**< Nothing has failed. */
-    HAK_ERROR_ARGUMENT,   /**< A NULL or destroyed heap, or an argument out of its range. */
-    HAK_ERROR_SIZE,       /**< A size, product or alignment beyond the address space. */
-    HAK_ERROR_RESERVE,    /**< The system refused address space. */
-    HAK_ERROR_COMMIT,     /**< The system refused memory. */
-    HAK_ERROR_PURGE,      /**< The system refused to take memory back; it is still counted. */
-    HAK_ERROR_FENCE,      /**< The system refused membarrier; nothing was flushed. */
-    HAK_ERROR_REENTERED   /**< A signal handler interrupted this library and called it. */
+    HAK_ERROR_NONE = 0, /**< Nothing has failed. */
+    HAK_ERROR_ARGUMENT, /**< A NULL or destroyed heap, or an argument out of its range. */
+    HAK_ERROR_SIZE,     /**< A size, product or alignment beyond the address space. */
+    HAK_ERROR_RESERVE,  /**< The system refused address space. */
+    HAK_ERROR_COMMIT,   /**< The system refused memory. */
+    HAK_ERROR_PURGE,    /**< The system refused to take memory back; it is still counted. */
+    HAK_ERROR_FENCE,    /**< The system refused membarrier; nothing was flushed. */
+    HAK_ERROR_REENTERED /**< A signal handler interrupted this library and called it. */
 } hak_error_t;
 
 /** @return why the calling thread's last failed call failed. Thread-local; a call that succeeds does not reset it. */

@@ -92,7 +92,8 @@ HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
 {
     size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes)) return heap ? fail(HAK_ERROR_SIZE, ENOMEM) : fail(HAK_ERROR_ARGUMENT, EINVAL);
+    if (__builtin_mul_overflow(count, size, &bytes))
+        return heap ? fail(HAK_ERROR_SIZE, ENOMEM) : fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (bytes <= SMALL_MAX) {
         void *ptr = hak_heap_malloc(heap, bytes);
         return ptr ? memset(ptr, 0, bytes) : NULL;
@@ -142,8 +143,8 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     if (entry == GATE_REENTERED) counter_add(&heap->counters, early_reentered, 1);
     if (entry == GATE_CLOSED) counter_add(&heap->counters, early_gate, 1);
     if (id.kind != KIND_SMALL) drain_big(heap, ptr, entry != GATE_IN);
-    else if (entry != GATE_IN) drain_remote(heap, id.class, ptr);
-    else drain_block(heap, id.class, ptr);
+    else if (entry != GATE_IN) drain_remote(heap, id.cls, ptr);
+    else drain_block(heap, id.cls, ptr);
     if (entry == GATE_IN) gate_leave();
     errno = before;
 }
@@ -264,7 +265,10 @@ size_t hak_good_size(size_t size)
 }
 
 unsigned hak_size_class_count(void) { return CLASS_COUNT; }
-size_t hak_size_class_bytes(unsigned size_class) { return size_class < CLASS_COUNT ? size_classes[size_class].bytes : 0; }
+size_t hak_size_class_bytes(unsigned size_class)
+{
+    return size_class < CLASS_COUNT ? size_classes[size_class].bytes : 0;
+}
 unsigned hak_size_class_of(size_t size) { return size <= SMALL_MAX ? sizeclass_of(size) : CLASS_COUNT; }
 
 /* ---- Control ---- */

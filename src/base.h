@@ -21,8 +21,8 @@
 #define HAK_HOT         __attribute__((hot))
 
 enum {
-    HAK_LINE = 64,         /* a cache line */
-    HAK_PAGE = 4096,       /* the smallest unit the kernel gives and takes */
+    HAK_LINE = 64,   /* a cache line */
+    HAK_PAGE = 4096, /* the smallest unit the kernel gives and takes */
     HAK_PAGE_SHIFT = 12,
 };
 
@@ -42,18 +42,18 @@ HAK_INLINE size_t hak_max(size_t a, size_t b) { return a > b ? a : b; }
 
 /* ---- Atomics, named by their order. A release names its acquire where it is used. ---- */
 
-#define load_relaxed(p)          atomic_load_explicit((p), memory_order_relaxed)
-#define load_acquire(p)          atomic_load_explicit((p), memory_order_acquire)
-#define load_ordered(p)          atomic_load_explicit((p), memory_order_seq_cst)
-#define store_relaxed(p, v)      atomic_store_explicit((p), (v), memory_order_relaxed)
-#define store_release(p, v)      atomic_store_explicit((p), (v), memory_order_release)
-#define store_ordered(p, v)      atomic_store_explicit((p), (v), memory_order_seq_cst)
-#define add_relaxed(p, v)        atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
-#define sub_relaxed(p, v)        atomic_fetch_sub_explicit((p), (v), memory_order_relaxed)
-#define add_ordered(p, v)        atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
-#define sub_release(p, v)        atomic_fetch_sub_explicit((p), (v), memory_order_release)
-#define exchange_acquire(p, v)   atomic_exchange_explicit((p), (v), memory_order_acquire)
-#define exchange_acq_rel(p, v)   atomic_exchange_explicit((p), (v), memory_order_acq_rel)
+#define load_relaxed(p)        atomic_load_explicit((p), memory_order_relaxed)
+#define load_acquire(p)        atomic_load_explicit((p), memory_order_acquire)
+#define load_ordered(p)        atomic_load_explicit((p), memory_order_seq_cst)
+#define store_relaxed(p, v)    atomic_store_explicit((p), (v), memory_order_relaxed)
+#define store_release(p, v)    atomic_store_explicit((p), (v), memory_order_release)
+#define store_ordered(p, v)    atomic_store_explicit((p), (v), memory_order_seq_cst)
+#define add_relaxed(p, v)      atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
+#define sub_relaxed(p, v)      atomic_fetch_sub_explicit((p), (v), memory_order_relaxed)
+#define add_ordered(p, v)      atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
+#define sub_release(p, v)      atomic_fetch_sub_explicit((p), (v), memory_order_release)
+#define exchange_acquire(p, v) atomic_exchange_explicit((p), (v), memory_order_acquire)
+#define exchange_acq_rel(p, v) atomic_exchange_explicit((p), (v), memory_order_acq_rel)
 #define cas_relaxed(p, old, new) \
     atomic_compare_exchange_weak_explicit((p), (old), (new), memory_order_relaxed, memory_order_relaxed)
 #define cas_release(p, old, new) \
@@ -63,8 +63,8 @@ HAK_INLINE size_t hak_max(size_t a, size_t b) { return a > b ? a : b; }
 
 /* ---- Asserts: hak_assert in debug builds; hak_require always, for what must never go on. ---- */
 
-#define hak_assert(x)                                                         \
-    do {                                                                      \
+#define hak_assert(x)                                                                   \
+    do {                                                                                \
         if (HAK_DEBUG && HAK_UNLIKELY(!(x))) hak_assert_failed(#x, __FILE__, __LINE__); \
     } while (0)
 
@@ -79,9 +79,9 @@ typedef struct hak_fault {
     const char *code;      /* DOUBLE_FREE, FOREIGN, ... */
     const char *operation; /* free, malloc, check, ... */
     const void *ptr;
-    const char *heap;      /* a heap's name, NULL where none is known */
-    const char *other;     /* a second heap's name, for WRONG_HEAP */
-    size_t class_bytes;    /* bytes a block, 0 where none is known */
+    const char *heap;   /* a heap's name, NULL where none is known */
+    const char *other;  /* a second heap's name, for WRONG_HEAP */
+    size_t class_bytes; /* bytes a block, 0 where none is known */
     const char *words;
 } hak_fault_t;
 

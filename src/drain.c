@@ -11,7 +11,7 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
     run_t run = slab_run(slab);
     pages_t pages = slab_pages(slab);
     slab_remove(&state->slabs, slab);
-    bool gone = heap_put_run(heap, run, size_classes[state->class].granules, pages, may_wait);
+    bool gone = heap_put_run(heap, run, size_classes[state->cls].granules, pages, may_wait);
     if (!gone) slab_restore(&state->slabs, slab);
     lock_release(&heap->lock, RANK_HEAP);
     return gone;
@@ -20,7 +20,7 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
 chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most)
 {
     hak_assert(lock_is_held(&state->lock));
-    size_t bytes = size_classes[state->class].bytes;
+    size_t bytes = size_classes[state->cls].bytes;
     size_t moved = 0;
     while (moved < most && chain_block(chain)) {
         block_t *block = chain_block(chain);
@@ -36,7 +36,7 @@ chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, si
 
 size_t drain_remote_list(hak_heap_t *heap, class_state_t *state)
 {
-    size_t bytes = size_classes[state->class].bytes;
+    size_t bytes = size_classes[state->cls].bytes;
     size_t blocks = 0;
     for (chain_t chain = remote_take(&state->remote); chain_block(chain); blocks++) {
         chain_t next = block_next(chain, &heap->guard, "free", bytes);
@@ -61,7 +61,7 @@ static cold_t *cold_of(hak_heap_t *heap, class_state_t *state)
 /* Returns what the cold level has no room for. */
 static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
 {
-    size_t bytes = size_classes[state->class].bytes;
+    size_t bytes = size_classes[state->cls].bytes;
     if (!budget_take(&heap->budget, chain_count(chain) * bytes)) return chain;
     cold_t *cold = cold_of(heap, state);
     chain_t overflow = cold ? cold_put(cold, chain, (unsigned)index) : chain;
@@ -73,7 +73,7 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
 {
     if (!lock_enter(&state->lock, RANK_CLASS, may_wait)) {
         counter_add(&heap->counters, ss_remote, chain_count(chain));
-        remote_push(&state->remote, chain, &heap->guard, size_classes[state->class].bytes);
+        remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
         return;
     }
     /* A thread that may use no magazine has no CPU to keep a chain for. */
@@ -84,14 +84,14 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
 
 /* ---- The ladder ---- */
 
-void drain_block(hak_heap_t *heap, unsigned class, void *ptr)
+void drain_block(hak_heap_t *heap, unsigned cls, void *ptr)
 {
     percpu_t *percpu = &heap->percpu;
-    class_state_t *state = heap_class_made(heap, class);
-    size_t hot = PERCPU_HOT(class);
+    class_state_t *state = heap_class_made(heap, cls);
+    size_t hot = PERCPU_HOT(cls);
     int index;
     area_t *area = refill_area(heap, &index, false);
-    if (area && !load_relaxed(&area->hot[class].limit)) refill_grow_limit(heap, area, state);
+    if (area && !load_relaxed(&area->hot[cls].limit)) refill_grow_limit(heap, area, state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);
         return;
@@ -99,20 +99,21 @@ void drain_block(hak_heap_t *heap, unsigned class, void *ptr)
     counter_add(&heap->counters, early_full, 1);
     chain_t full = percpu_take(percpu, hot);
     chain_t older = 0;
-    if (full && !percpu_install(percpu, class, PERCPU_SPARE(class), full)) {
-        older = percpu_take(percpu, PERCPU_SPARE(class));
-        if (!percpu_install(percpu, class, PERCPU_SPARE(class), full)) drain_chain(heap, state, full, index, false);
+    if (full && !percpu_install(percpu, cls, PERCPU_SPARE(cls), full)) {
+        older = percpu_take(percpu, PERCPU_SPARE(cls));
+        if (!percpu_install(percpu, cls, PERCPU_SPARE(cls), full)) drain_chain(heap, state, full, index, false);
         if (area) refill_grow_limit(heap, area, state);
     }
-    if (!percpu_push(percpu, hot, ptr, heap->key)) drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
+    if (!percpu_push(percpu, hot, ptr, heap->key))
+        drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
     if (older) drain_chain(heap, state, older, index, false);
 }
 
-void drain_remote(hak_heap_t *heap, unsigned class, void *ptr)
+void drain_remote(hak_heap_t *heap, unsigned cls, void *ptr)
 {
-    class_state_t *state = heap_class_made(heap, class);
+    class_state_t *state = heap_class_made(heap, cls);
     counter_add(&heap->counters, ss_remote, 1);
-    remote_push(&state->remote, block_push(0, ptr, heap->key), &heap->guard, size_classes[class].bytes);
+    remote_push(&state->remote, block_push(0, ptr, heap->key), &heap->guard, size_classes[cls].bytes);
 }
 
 /* ---- Mid and large blocks ---- */

@@ -45,7 +45,8 @@ void heap_charge(hak_heap_t *heap, size_t bytes)
 {
     size_t now = add_relaxed(&heap->committed, bytes) + bytes;
     size_t peak = load_relaxed(&heap->peak);
-    while (now > peak && !cas_relaxed(&heap->peak, &peak, now)) {}
+    while (now > peak && !cas_relaxed(&heap->peak, &peak, now)) {
+    }
 }
 
 static void charge_records(hak_heap_t *heap, size_t bytes)
@@ -91,7 +92,8 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     hak_heap_t *heap = place(page);
     heap->settings = settings;
     heap->guard.name = heap->settings.name;
-    if (settings.level == HAK_LEVEL_CHECKED) heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
+    if (settings.level == HAK_LEVEL_CHECKED)
+        heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
     heap->large.cache_limit = settings.large_cache_bytes;
@@ -150,16 +152,16 @@ void *heap_record(hak_heap_t *heap, size_t bytes)
     return from_room(heap, bytes);
 }
 
-class_state_t *heap_class(hak_heap_t *heap, unsigned class)
+class_state_t *heap_class(hak_heap_t *heap, unsigned cls)
 {
-    class_state_t *state = heap_class_made(heap, class);
+    class_state_t *state = heap_class_made(heap, cls);
     if (HAK_LIKELY(state)) return state;
     lock_acquire(&heap->lock, RANK_HEAP);
-    state = load_relaxed(&heap->classes[class]);
+    state = load_relaxed(&heap->classes[cls]);
     if (!state && (state = heap_record(heap, sizeof *state)) != NULL) {
-        state->class = class;
+        state->cls = cls;
         /* Release: pairs with the acquire in heap_class_made. */
-        store_release(&heap->classes[class], state);
+        store_release(&heap->classes[cls], state);
     }
     lock_release(&heap->lock, RANK_HEAP);
     return state;
@@ -168,11 +170,13 @@ class_state_t *heap_class(hak_heap_t *heap, unsigned class)
 /* ---- Granules ---- */
 
 static const size_t granule_records = DESCRIPTOR_BYTES + sizeof(entry_t);
-static const size_t superslab_records = SUPERSLAB_GRANULES * (DESCRIPTOR_BYTES + sizeof(entry_t)) + sizeof(superslab_t);
+static const size_t superslab_records =
+    SUPERSLAB_GRANULES * (DESCRIPTOR_BYTES + sizeof(entry_t)) + sizeof(superslab_t);
 
 static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
 {
-    if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS || granules > NURSERY_GRANULES) return (run_t){0};
+    if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS || granules > NURSERY_GRANULES)
+        return (run_t){0};
     run_t run = nursery_take(granules, &hak_tls.last_error);
     if (!run.ss) return run;
     heap->nursery[heap->nursery_count] = superslab_granule(run.ss, run.first);
@@ -310,8 +314,8 @@ static void empty_caches(hak_heap_t *heap)
         if (area) memset(area, 0, offsetof(area_t, busy));
     }
     for (area_t *area = heap->percpu.idle; area; area = area->next) memset(area, 0, offsetof(area_t, busy));
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        class_state_t *state = heap_class_made(heap, class);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
         if (!state) continue;
         state->slabs = (slab_set_t){0};
         store_relaxed(&state->remote.head, 0);

@@ -33,11 +33,11 @@ enum {
 
 /* One size class of one heap; made when the class is first used. */
 typedef struct class_state {
-    hak_lock_t lock;   /* rank CLASS; guards slabs and cold */
-    uint32_t class;    /* const */
-    remote_t remote;   /* atomic */
-    slab_set_t slabs;  /* lock: this */
-    cold_t *cold;      /* lock: this; made at first use */
+    hak_lock_t lock;  /* rank CLASS; guards slabs and cold */
+    uint32_t cls;     /* const */
+    remote_t remote;  /* atomic */
+    slab_set_t slabs; /* lock: this */
+    cold_t *cold;     /* lock: this; made at first use */
 } class_state_t;
 
 typedef struct meta_page {
@@ -47,10 +47,10 @@ typedef struct meta_page {
 
 struct hak_heap {
     /* ---- line 0: every call ---- */
-    entry_t owner;   /* const: what the registry's entries of this heap begin with */
-    uint64_t key;    /* const: guard.key, here for its line */
+    entry_t owner;         /* const: what the registry's entries of this heap begin with */
+    uint64_t key;          /* const: guard.key, here for its line */
     _Atomic size_t lookup; /* relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time */
-    percpu_t percpu; /* its first 40 bytes are what sections read */
+    percpu_t percpu;       /* its first 40 bytes are what sections read */
 
     /* ---- every slow path ---- */
     guard_t guard;                               /* const */
@@ -61,20 +61,20 @@ struct hak_heap {
 
     /* ---- lock: HEAP ---- */
     hak_lock_t lock;
-    hak_lock_t areas_lock;      /* rank AREAS: percpu */
-    superslab_set_t superslabs; /* owned */
+    hak_lock_t areas_lock;       /* rank AREAS: percpu */
+    superslab_set_t superslabs;  /* owned */
     char *nursery[NURSERY_RUNS]; /* starts of runs in the nursery */
     uint16_t nursery_granules[NURSERY_RUNS];
     uint32_t nursery_count;
-    bool nursery_given;     /* runs went back to the nursery with their pages since the last trim */
+    bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
     large_set_t large;
-    meta_page_t *pages;     /* all but the first */
+    meta_page_t *pages;          /* all but the first */
     char *room[2], *room_end[2]; /* unused bytes of metadata pages */
 
-    _Atomic size_t committed;  /* atomic, relaxed: a figure */
+    _Atomic size_t committed; /* atomic, relaxed: a figure */
     _Atomic size_t peak;
-    _Atomic size_t metadata;   /* part of committed */
-    settings_t settings;       /* const */
+    _Atomic size_t metadata; /* part of committed */
+    settings_t settings;     /* const */
     counters_t counters;
 
     area_t first_area __attribute__((aligned(HAK_LINE)));
@@ -100,10 +100,10 @@ HAK_INLINE unsigned heap_class_of(const hak_heap_t *heap, size_t size)
 /* Zeroed memory for the heap's lifetime; lock: HEAP. NULL and hak_last_error() where refused. */
 void *heap_record(hak_heap_t *heap, size_t bytes);
 /* The record of a class, made where there is none; NULL where memory is refused. */
-class_state_t *heap_class(hak_heap_t *heap, unsigned class);
-HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned class)
+class_state_t *heap_class(hak_heap_t *heap, unsigned cls);
+HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)
 {
-    return load_acquire(&((hak_heap_t *)(uintptr_t)heap)->classes[class]);
+    return load_acquire(&((hak_heap_t *)(uintptr_t)heap)->classes[cls]);
 }
 
 /* ---- Granules; lock: HEAP. The registry's entries are the heap's business, in these two. ---- */

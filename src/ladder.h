@@ -14,7 +14,7 @@
  */
 
 /* ---- refill: NULL and hak_last_error() where memory is refused ---- */
-void *refill_block(hak_heap_t *heap, unsigned class);
+void *refill_block(hak_heap_t *heap, unsigned cls);
 void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed);
 void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed);
 
@@ -24,9 +24,9 @@ area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait);
 void refill_grow_limit(hak_heap_t *heap, area_t *area, const class_state_t *state);
 
 /* ---- drain: a free whose magazine was full. Never waits. ---- */
-void drain_block(hak_heap_t *heap, unsigned class, void *ptr);
+void drain_block(hak_heap_t *heap, unsigned cls, void *ptr);
 /* The same from a signal handler or during a fork: only the remote list, or the deferred list, is touched. */
-void drain_remote(hak_heap_t *heap, unsigned class, void *ptr);
+void drain_remote(hak_heap_t *heap, unsigned cls, void *ptr);
 /* Mid and large blocks, by now marked as freed. `deferred`: only note it, for whoever next holds the HEAP lock. */
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred);
 /* What was noted; lock: HEAP. */

@@ -19,10 +19,8 @@ large_t *large_find(const void *ptr)
 void mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes)
 {
     mid_t *mid = superslab_descriptor(run.ss, run.first);
-    *mid = (mid_t){.next = set->mids,
-                   .start = superslab_granule(run.ss, run.first),
-                   .bytes = bytes,
-                   .granules = granules};
+    *mid = (mid_t){
+        .next = set->mids, .start = superslab_granule(run.ss, run.first), .bytes = bytes, .granules = granules};
     if (set->mids) set->mids->prev = mid;
     set->mids = mid;
     set->mid_blocks++;

@@ -19,7 +19,7 @@ typedef struct mid {
     struct mid *next;
     struct mid *prev;
     char *start;
-    size_t bytes;      /* usable */
+    size_t bytes; /* usable */
     unsigned granules;
 } mid_t;
 
@@ -30,7 +30,7 @@ typedef enum large_state { LARGE_LIVE = 1, LARGE_FREED } large_state_t;
 typedef struct large {
     struct large *next;
     struct large *prev;
-    void *_Atomic heap;     /* these three are written under the lock and read by large_find without it */
+    void *_Atomic heap; /* these three are written under the lock and read by large_find without it */
     char *_Atomic base;
     _Atomic size_t bytes;   /* mapped and usable */
     _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
@@ -53,8 +53,8 @@ typedef struct large_set {
     size_t live_blocks, live_bytes;
     large_t *cached, *oldest; /* newest first */
     size_t cached_blocks, cached_bytes;
-    size_t cache_limit;       /* const */
-    large_t *unused;          /* records without a block, by next */
+    size_t cache_limit; /* const */
+    large_t *unused;    /* records without a block, by next */
 } large_set_t;
 
 /* The record of the large block that a pointer lies in; NULL where there is none. Any thread, no lock; reads the record

@@ -12,7 +12,7 @@ typedef struct meta {
     struct meta *next;
     char *base;
     size_t free_pages;
-    size_t hint;           /* no word before this one has a free page */
+    size_t hint; /* no word before this one has a free page */
     uint64_t free[WORDS];
     uint64_t touched[WORDS]; /* written since they came from the kernel */
 } meta_t;

@@ -47,11 +47,8 @@ static int read_level(hak_level_t given, hak_level_t *out)
         *out = text && strcmp(text, "checked") == 0 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
         return 0;
     case HAK_LEVEL_FAST:
-    case HAK_LEVEL_CHECKED:
-        *out = given;
-        return 0;
-    case HAK_LEVEL_HARDENED:
-        return ENOTSUP;
+    case HAK_LEVEL_CHECKED: *out = given; return 0;
+    case HAK_LEVEL_HARDENED: return ENOTSUP;
     }
     return EINVAL;
 }

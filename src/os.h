@@ -35,8 +35,8 @@ typedef struct os_table {
 extern const os_table_t os_kernel;
 extern const os_table_t *os; /* written by tests only, before any other thread runs */
 
-unsigned os_cpu(void);              /* the CPU the thread runs on, or ran on an instant ago */
-void os_yield(void);                 /* lets another thread run */
+unsigned os_cpu(void); /* the CPU the thread runs on, or ran on an instant ago */
+void os_yield(void);   /* lets another thread run */
 void os_random(void *out, size_t bytes);
 /* Registers `area`, of `bytes`, as the calling thread's rseq area. */
 bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature);

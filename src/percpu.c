@@ -56,7 +56,10 @@ static char *thread_pointer(void) { return __builtin_thread_pointer(); }
 #endif
 
 /* A field of the thread's rseq area, which the kernel writes when it likes. */
-static int thread_field(ptrdiff_t offset) { return (int)load_relaxed((_Atomic uint32_t *)(void *)(thread_pointer() + offset)); }
+static int thread_field(ptrdiff_t offset)
+{
+    return (int)load_relaxed((_Atomic uint32_t *)(void *)(thread_pointer() + offset));
+}
 
 /* Finds the thread's rseq area. Returns how many bytes of it are registered; 0: none. */
 static size_t find_rseq(void)
@@ -94,7 +97,8 @@ void percpu_start_process(const char *wish)
 
 const char *percpu_mode_name(percpu_mode_t mode)
 {
-    static const char *const names[] = {[PERCPU_LOCKED] = "locked", [PERCPU_CPU_ID] = "cpu_id", [PERCPU_MM_CID] = "mm_cid"};
+    static const char *const names[] = {
+        [PERCPU_LOCKED] = "locked", [PERCPU_CPU_ID] = "cpu_id", [PERCPU_MM_CID] = "mm_cid"};
     return names[mode];
 }
 
@@ -221,8 +225,8 @@ bool percpu_is_empty(const percpu_t *percpu)
     for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) {
         const area_t *area = percpu->areas[i];
         if (!area) continue;
-        for (unsigned class = 0; class < CLASS_COUNT; class++)
-            if (load_relaxed(&area->hot[class].word) | load_relaxed(&area->spare[class])) return false;
+        for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+            if (load_relaxed(&area->hot[cls].word) | load_relaxed(&area->spare[cls])) return false;
     }
     return true;
 }
@@ -241,7 +245,10 @@ static area_t *locked_enter(percpu_t *percpu)
     return NULL;
 }
 
-static _Atomic chain_t *word_at(area_t *area, size_t word) { return (_Atomic chain_t *)(void *)((char *)area + word * 4); }
+static _Atomic chain_t *word_at(area_t *area, size_t word)
+{
+    return (_Atomic chain_t *)(void *)((char *)area + word * 4);
+}
 static uint64_t limit_at(area_t *area, size_t hot) { return load_relaxed(&area->hot[hot / PERCPU_HOT(1)].limit); }
 
 static block_t *locked_pop(percpu_t *percpu, size_t hot, chain_t *link)
@@ -309,9 +316,9 @@ chain_t percpu_take(percpu_t *percpu, size_t word)
     return section_take(percpu, word);
 }
 
-bool percpu_install(percpu_t *percpu, unsigned class, size_t word, chain_t chain)
+bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain)
 {
-    size_t hot = PERCPU_HOT(class);
+    size_t hot = PERCPU_HOT(cls);
     if (percpu_site.mode == PERCPU_LOCKED) return locked_install(percpu, hot, word, chain);
     return section_install(percpu, hot, word, chain);
 }

@@ -39,9 +39,9 @@ typedef struct magazine {
 typedef struct area {
     magazine_t hot[SLOT_COUNT];
     _Atomic chain_t spare[CLASS_COUNT];
-    _Atomic uint32_t busy; /* the locked twin's try-lock */
+    _Atomic uint32_t busy;   /* the locked twin's try-lock */
     _Atomic uint32_t victim; /* relaxed: where the next class that gives up its limit is looked for */
-    struct area *next;     /* lock: AREAS; list of areas without a CPU */
+    struct area *next;       /* lock: AREAS; list of areas without a CPU */
 } area_t;
 
 enum { PERCPU_INLINE = 3, PERCPU_NONE = -1 };
@@ -51,8 +51,8 @@ typedef struct percpu {
     _Atomic uint32_t count;         /* of table, for sections; 0 where the twin serves */
     _Atomic uint32_t capacity;      /* of table and areas; written under lock: AREAS, read by the twin */
     area_t *_Atomic inline_table[PERCPU_INLINE];
-    area_t **areas;                 /* lock: AREAS; the area of each index, stopped or not; NULL: none */
-    area_t *idle;                   /* lock: AREAS; areas without a CPU */
+    area_t **areas; /* lock: AREAS; the area of each index, stopped or not; NULL: none */
+    area_t *idle;   /* lock: AREAS; areas without a CPU */
     area_t *inline_areas[PERCPU_INLINE];
 } percpu_t;
 
@@ -63,7 +63,7 @@ typedef struct percpu_site {
     ptrdiff_t rseq;  /* from the thread pointer to the thread's struct rseq */
     ptrdiff_t index; /* from the thread pointer to the field that is the index */
     percpu_mode_t mode;
-    bool own;        /* the library registers threads itself */
+    bool own; /* the library registers threads itself */
 } percpu_site_t;
 
 extern percpu_site_t percpu_site;
@@ -79,8 +79,8 @@ void percpu_close(percpu_t *percpu);
 
 /* A fourth of the byte offset into an area: how sections name a magazine, because addressing multiplies by 4 for free and
  * a granule's entry carries the class's number times 4. */
-#define PERCPU_HOT(class)   ((size_t)(class) * sizeof(magazine_t) / 4)
-#define PERCPU_SPARE(class) ((offsetof(area_t, spare) + (size_t)(class) * sizeof(chain_t)) / 4)
+#define PERCPU_HOT(cls)   ((size_t)(cls) * sizeof(magazine_t) / 4)
+#define PERCPU_SPARE(cls) ((offsetof(area_t, spare) + (size_t)(cls) * sizeof(chain_t)) / 4)
 
 /* The sections, or twins that always miss. */
 #include "percpu_rseq.h"
@@ -91,7 +91,7 @@ block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link); /* NULL: a mis
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 chain_t percpu_take(percpu_t *percpu, size_t word);
 /* A chain into an empty magazine; false where it is not empty, or its area is stopped or missing. */
-bool percpu_install(percpu_t *percpu, unsigned class, size_t word, chain_t chain);
+bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain);
 
 /* The index of the running thread, PERCPU_NONE where it can use no magazine. Registers the thread where that is ours. */
 int percpu_index(void);

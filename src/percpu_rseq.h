@@ -28,6 +28,7 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
  * What cannot succeed jumps out of the section, to the C label `miss`. The flags "aw?" and "ax?" put both parts in the
  * group of the function they are in, so that C++ inline functions link.
  */
+/* clang-format off */
 #define RSEQ_SECTION                                                                            \
     ".pushsection __rseq_cs,\"aw?\"\n .balign 32\n"                                             \
     "3: .long 0,0\n .quad 1f,(2f-1f),4f\n .popsection\n"                                        \
@@ -43,17 +44,19 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
     [site_rseq] "m"(percpu_site.rseq), [site_index] "m"(percpu_site.index), [count] "m"((p)->count), \
         [table] "m"((p)->table)
 
+/* clang-format on */
+
 /* Pop: load the word, load the newest block's link, store it back. NULL: a miss. */
 HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, chain_t *link)
 {
     uint64_t result, next, area;
     __asm__ volatile goto(RSEQ_SECTION " movq (%[area],%[hot],4),%[result]\n shrq $16,%[result]\n jz %l[miss]\n"
-                              " movq (%[result]),%[next]\n movq %[next],(%[area],%[hot],4)\n"
-                              "2:\n"
-                 : [result] "=&r"(result), [next] "=&r"(next), [area] "=&r"(area)
-                 : RSEQ_INPUTS(percpu), [hot] "r"(hot)
-                 : "memory", "cc"
-                 : miss);
+                                       " movq (%[result]),%[next]\n movq %[next],(%[area],%[hot],4)\n"
+                                       "2:\n"
+                          : [result] "=&r"(result), [next] "=&r"(next), [area] "=&r"(area)
+                          : RSEQ_INPUTS(percpu), [hot] "r"(hot)
+                          : "memory", "cc"
+                          : miss);
     *link = next;
     if (!result) __builtin_unreachable(); /* so that the caller's test for a miss is the jump above */
     return (block_t *)result;
@@ -63,21 +66,24 @@ miss:
 
 /* Push: the old word into the block, the new word over it. The seal is written here, because it depends on the word; the
  * test for a double free is the caller's, before: a restart must not see its own mark. */
+/* clang-format off */
 #define RSEQ_PUSH_HEAD " movq (%[area],%[hot],4),%[result]\n cmpw 8(%[area],%[hot],4),%w[result]\n" \
                        " jae %l[miss]\n movq %[result],(%[block])\n"
 #define RSEQ_PUSH_SEAL " movq %[result],%[seal]\n xorq %[unlinked],%[seal]\n movq %[seal],8(%[block])\n"
 #define RSEQ_PUSH_TAIL " incl %k[result]\n movzwl %w[result],%k[result]\n orq %[shifted],%[result]\n" \
                        " movq %[result],(%[area],%[hot],4)\n2:\n"
 
+/* clang-format on */
+
 HAK_INLINE bool section_push(percpu_t *percpu, size_t hot, void *ptr)
 {
     uint64_t result, area;
     __asm__ volatile goto(RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_TAIL
-                 : [result] "=&r"(result), [area] "=&r"(area)
-                 : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),
-                   [shifted] "r"((uint64_t)(uintptr_t)ptr << CHAIN_SHIFT)
-                 : "memory", "cc"
-                 : miss);
+                          : [result] "=&r"(result), [area] "=&r"(area)
+                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),
+                            [shifted] "r"((uint64_t)(uintptr_t)ptr << CHAIN_SHIFT)
+                          : "memory", "cc"
+                          : miss);
     return true;
 miss:
     return false;
@@ -86,13 +92,13 @@ miss:
 HAK_INLINE bool section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     uint64_t result, area, seal;
-    __asm__ volatile goto(RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL
-                 : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal)
-                 : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),
-                   [shifted] "r"((uint64_t)(uintptr_t)ptr << CHAIN_SHIFT),
-                   [unlinked] "r"(key ^ (uint64_t)(uintptr_t)ptr)
-                 : "memory", "cc"
-                 : miss);
+    __asm__ volatile goto(
+        RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL
+        : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal)
+        : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),
+          [shifted] "r"((uint64_t)(uintptr_t)ptr << CHAIN_SHIFT), [unlinked] "r"(key ^ (uint64_t)(uintptr_t)ptr)
+        : "memory", "cc"
+        : miss);
     return true;
 miss:
     return false;
@@ -102,12 +108,13 @@ miss:
 HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word)
 {
     uint64_t result, area;
-    __asm__ volatile goto(RSEQ_SECTION " movq (%[area],%[word],4),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
-                              " movq $0,(%[area],%[word],4)\n2:\n"
-                 : [result] "=&r"(result), [area] "=&r"(area)
-                 : RSEQ_INPUTS(percpu), [word] "r"(word)
-                 : "memory", "cc"
-                 : miss);
+    __asm__ volatile goto(RSEQ_SECTION
+                          " movq (%[area],%[word],4),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
+                          " movq $0,(%[area],%[word],4)\n2:\n"
+                          : [result] "=&r"(result), [area] "=&r"(area)
+                          : RSEQ_INPUTS(percpu), [word] "r"(word)
+                          : "memory", "cc"
+                          : miss);
     return result;
 miss:
     return 0;
@@ -118,12 +125,12 @@ HAK_INLINE bool section_install(percpu_t *percpu, size_t hot, size_t word, chain
 {
     uint64_t result, area;
     __asm__ volatile goto(RSEQ_SECTION " cmpq $0,(%[area],%[word],4)\n jne %l[miss]\n"
-                              " cmpq $0,8(%[area],%[hot],4)\n je %l[miss]\n"
-                              " movq %[chain],(%[area],%[word],4)\n2:\n"
-                 : [result] "=&r"(result), [area] "=&r"(area)
-                 : RSEQ_INPUTS(percpu), [hot] "r"(hot), [word] "r"(word), [chain] "r"(chain)
-                 : "memory", "cc"
-                 : miss);
+                                       " cmpq $0,8(%[area],%[hot],4)\n je %l[miss]\n"
+                                       " movq %[chain],(%[area],%[word],4)\n2:\n"
+                          : [result] "=&r"(result), [area] "=&r"(area)
+                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [word] "r"(word), [chain] "r"(chain)
+                          : "memory", "cc"
+                          : miss);
     return true;
 miss:
     return false;

@@ -12,20 +12,20 @@ enum { MOST_BYTES = 64 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS
 
 static uint64_t most_blocks(const class_state_t *state)
 {
-    size_t fits = hak_min(MOST_BYTES / size_classes[state->class].bytes, MOST_BLOCKS);
+    size_t fits = hak_min(MOST_BYTES / size_classes[state->cls].bytes, MOST_BLOCKS);
     /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
     size_t share = load_relaxed(&state->slabs.outside) / SHARE;
     return hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
 }
 
 /* Relaxed: a limit orders nothing; a section reads the one or the other. Both magazines of the class are charged. */
-static bool set_limit(area_t *area, unsigned class, uint64_t from, uint64_t to)
+static bool set_limit(area_t *area, unsigned cls, uint64_t from, uint64_t to)
 {
-    return atomic_compare_exchange_strong_explicit(&area->hot[class].limit, &from, to, memory_order_relaxed,
+    return atomic_compare_exchange_strong_explicit(&area->hot[cls].limit, &from, to, memory_order_relaxed,
                                                    memory_order_relaxed);
 }
 
-static size_t limit_bytes(unsigned class, uint64_t blocks) { return 2 * blocks * size_classes[class].bytes; }
+static size_t limit_bytes(unsigned cls, uint64_t blocks) { return 2 * blocks * size_classes[cls].bytes; }
 
 static void steal_limits(hak_heap_t *heap, area_t *area, unsigned for_class)
 {
@@ -33,24 +33,25 @@ static void steal_limits(hak_heap_t *heap, area_t *area, unsigned for_class)
         unsigned victim = add_relaxed(&area->victim, 1u) % CLASS_COUNT;
         uint64_t limit = load_relaxed(&area->hot[victim].limit);
         if (victim == for_class || limit <= LEAST_BLOCKS) continue;
-        if (set_limit(area, victim, limit, limit / 2)) budget_put(&heap->budget, limit_bytes(victim, limit - limit / 2));
+        if (set_limit(area, victim, limit, limit / 2))
+            budget_put(&heap->budget, limit_bytes(victim, limit - limit / 2));
     }
 }
 
 void refill_grow_limit(hak_heap_t *heap, area_t *area, const class_state_t *state)
 {
-    unsigned class = state->class;
-    uint64_t limit = load_relaxed(&area->hot[class].limit);
+    unsigned cls = state->cls;
+    uint64_t limit = load_relaxed(&area->hot[cls].limit);
     uint64_t most = most_blocks(state);
     uint64_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
     if (wanted > most) wanted = most;
     if (wanted <= limit) return;
-    size_t bytes = limit_bytes(class, wanted - limit);
+    size_t bytes = limit_bytes(cls, wanted - limit);
     if (!budget_take(&heap->budget, bytes)) {
-        steal_limits(heap, area, class);
+        steal_limits(heap, area, cls);
         if (!budget_take(&heap->budget, bytes)) return;
     }
-    if (!set_limit(area, class, limit, wanted)) budget_put(&heap->budget, bytes);
+    if (!set_limit(area, cls, limit, wanted)) budget_put(&heap->budget, bytes);
 }
 
 /* ---- The running CPU's area ---- */
@@ -106,11 +107,11 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state)
 {
     lock_acquire(&heap->lock, RANK_HEAP);
     drain_deferred(heap, true);
-    run_t run = heap_take_run(heap, size_classes[state->class].granules, 1, state->class);
+    run_t run = heap_take_run(heap, size_classes[state->cls].granules, 1, state->cls);
     lock_release(&heap->lock, RANK_HEAP);
     if (!run.ss) return false;
     counter_add(&heap->counters, refill_fresh_slab, 1);
-    slab_add(&state->slabs, run, state->class);
+    slab_add(&state->slabs, run, state->cls);
     return true;
 }
 
@@ -121,11 +122,11 @@ static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, si
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
     if (chain) {
         counter_add(&heap->counters, refill_cold, 1);
-        budget_put(&heap->budget, chain_count(chain) * size_classes[state->class].bytes);
+        budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
     } else {
         if (drain_remote_list(heap, state)) counter_add(&heap->counters, refill_remote, 1);
-        chain = slab_take(&state->slabs, state->class, want, &heap->guard);
-        if (!chain && fresh_slab(heap, state)) chain = slab_take(&state->slabs, state->class, want, &heap->guard);
+        chain = slab_take(&state->slabs, state->cls, want, &heap->guard);
+        if (!chain && fresh_slab(heap, state)) chain = slab_take(&state->slabs, state->cls, want, &heap->guard);
         if (chain) counter_add(&heap->counters, refill_slab, 1);
     }
     lock_release(&state->lock, RANK_CLASS);
@@ -135,40 +136,40 @@ static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, si
 /* The newest block of a chain is the caller's; the rest becomes the hot magazine, or wherever there is room. */
 static void *hand_out(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
 {
-    unsigned class = state->class;
+    unsigned cls = state->cls;
     block_t *block = chain_block(chain);
-    chain_t rest = block_next(chain, &heap->guard, "malloc", size_classes[class].bytes);
+    chain_t rest = block_next(chain, &heap->guard, "malloc", size_classes[cls].bytes);
     if (heap->key) block_unseal(block);
-    if (rest && !percpu_install(&heap->percpu, class, PERCPU_HOT(class), rest) &&
-        !percpu_install(&heap->percpu, class, PERCPU_SPARE(class), rest))
+    if (rest && !percpu_install(&heap->percpu, cls, PERCPU_HOT(cls), rest) &&
+        !percpu_install(&heap->percpu, cls, PERCPU_SPARE(cls), rest))
         drain_chain(heap, state, rest, index, true);
     return block;
 }
 
-void *refill_block(hak_heap_t *heap, unsigned class)
+void *refill_block(hak_heap_t *heap, unsigned cls)
 {
-    class_state_t *state = heap_class(heap, class);
+    class_state_t *state = heap_class(heap, cls);
     if (!state) return NULL;
     int index;
     area_t *area = refill_area(heap, &index, true);
     chain_t link;
-    block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(class), &link);
+    block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), &link);
     if (block) {
         counter_add(&heap->counters, refill_hot, 1);
         if (heap->key) {
             if (!block_is_sealed(block, link, heap->key))
-                block_corrupt(&heap->guard, "malloc", block, size_classes[class].bytes);
+                block_corrupt(&heap->guard, "malloc", block, size_classes[cls].bytes);
             block_unseal(block);
         }
         return block;
     }
     counter_add(&heap->counters, early_empty, 1);
-    chain_t chain = percpu_take(&heap->percpu, PERCPU_SPARE(class));
+    chain_t chain = percpu_take(&heap->percpu, PERCPU_SPARE(cls));
     if (chain) {
         counter_add(&heap->counters, refill_spare, 1);
     } else {
         if (area) refill_grow_limit(heap, area, state);
-        uint64_t limit = area ? load_relaxed(&area->hot[class].limit) : 0;
+        uint64_t limit = area ? load_relaxed(&area->hot[cls].limit) : 0;
         chain = take_shared(heap, state, index, hak_max(1, limit / 2));
     }
     return chain ? hand_out(heap, state, chain, index) : NULL;

@@ -46,8 +46,7 @@ void registry_set_run(const void *base, size_t granules, const void *heap, unsig
 {
     entry_t entry = entry_owner_bits(heap) | (entry_t)code << ENTRY_CLASS_SHIFT;
     /* A run lies in one SuperSlab, so in one GiB. */
-    _Atomic entry_t *at =
-        &gib_of((uintptr_t)base)->entry[(uintptr_t)base >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
+    _Atomic entry_t *at = &gib_of((uintptr_t)base)->entry[(uintptr_t)base >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
     for (size_t i = 0; i < granules; i++) store_relaxed(&at[i], entry | (entry_t)i << ENTRY_BACK_SHIFT);
 }
 

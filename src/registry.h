@@ -40,11 +40,11 @@ enum {
 
 /* Class codes: the size classes, then what is no size class. Codes up to SLOT_COUNT have a slot in every area. */
 enum {
-    CODE_MID = CLASS_COUNT,  /* a run of granules that is one block */
-    CODE_RELEASED,           /* given back by the owner; the owner may still hold stale pointers */
+    CODE_MID = CLASS_COUNT, /* a run of granules that is one block */
+    CODE_RELEASED,          /* given back by the owner; the owner may still hold stale pointers */
     SLOT_COUNT,
-    CODE_DEAD = SLOT_COUNT,  /* given back by a heap that was reset or destroyed; owner 0 */
-    CODE_META,               /* the library's own records; owner 0 */
+    CODE_DEAD = SLOT_COUNT, /* given back by a heap that was reset or destroyed; owner 0 */
+    CODE_META,              /* the library's own records; owner 0 */
 };
 
 typedef uint64_t entry_t;
@@ -64,7 +64,10 @@ extern const uint32_t registry_divisors[SLOT_COUNT];
 extern gib_t *_Atomic registry_top[1 << (ADDRESS_BITS - GIB_SHIFT)];
 
 /* The pointer rotated: below 2^43 where it is aligned to 16 and in the user half. */
-HAK_INLINE uint64_t registry_rotate(const void *ptr) { return (uint64_t)(uintptr_t)ptr >> 4 | (uint64_t)(uintptr_t)ptr << 60; }
+HAK_INLINE uint64_t registry_rotate(const void *ptr)
+{
+    return (uint64_t)(uintptr_t)ptr >> 4 | (uint64_t)(uintptr_t)ptr << 60;
+}
 
 /* The entry for a rotated pointer; 0 where nothing of ours is near. One branch for each way not to be ours. */
 HAK_INLINE entry_t registry_entry(uint64_t rotated)

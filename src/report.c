@@ -10,24 +10,24 @@
 
 /* ---- Classes ---- */
 
-void report_class(hak_heap_t *heap, unsigned class, hak_class_stats_t *out)
+void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
 {
-    *out = (hak_class_stats_t){.struct_size = sizeof *out, .block_bytes = size_classes[class].bytes};
-    class_state_t *state = heap_class_made(heap, class);
+    *out = (hak_class_stats_t){.struct_size = sizeof *out, .block_bytes = size_classes[cls].bytes};
+    class_state_t *state = heap_class_made(heap, cls);
     if (!state) return;
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
         const area_t *area = percpu_area(&heap->percpu, i);
         if (!area) continue;
-        out->hot_blocks += chain_count(load_relaxed(&area->hot[class].word));
-        out->spare_blocks += chain_count(load_relaxed(&area->spare[class]));
+        out->hot_blocks += chain_count(load_relaxed(&area->hot[cls].word));
+        out->spare_blocks += chain_count(load_relaxed(&area->spare[cls]));
     }
     lock_acquire(&state->lock, RANK_CLASS);
     out->cold_blocks = state->cold ? state->cold->blocks : 0;
     out->remote_blocks = load_relaxed(&state->remote.blocks);
     out->slabs = state->slabs.slabs;
     out->free_blocks = state->slabs.carved - load_relaxed(&state->slabs.outside);
-    out->untouched_blocks = state->slabs.slabs * size_classes[class].blocks - state->slabs.carved;
+    out->untouched_blocks = state->slabs.slabs * size_classes[cls].blocks - state->slabs.carved;
     size_t outside = load_relaxed(&state->slabs.outside);
     lock_release(&state->lock, RANK_CLASS);
     lock_release(&heap->areas_lock, RANK_AREAS);
@@ -43,10 +43,10 @@ void report_class(hak_heap_t *heap, unsigned class, hak_class_stats_t *out)
 
 /* ---- Phantoms: SuperSlabs in use of which every block outside is in a cache ---- */
 
-static void tally(const hak_heap_t *heap, const void *ptr, unsigned class, int64_t bytes)
+static void tally(const hak_heap_t *heap, const void *ptr, unsigned cls, int64_t bytes)
 {
     entry_t entry = registry_lookup(ptr);
-    if (entry_heap(entry) != heap || entry_code(entry) != class) return;
+    if (entry_heap(entry) != heap || entry_code(entry) != cls) return;
     superslab_t *ss = registry_superslab(ptr);
     if (!ss->shared) ss->tally += bytes;
 }
@@ -55,32 +55,32 @@ static void tally(const hak_heap_t *heap, const void *ptr, unsigned class, int64
  * Takes a chain's blocks off the tally. Hot chains belong to threads that run, so a link may be the program's data by the
  * time it is read: each address is looked up before it is followed, and memory of a heap may always be read.
  */
-static void tally_chain(const hak_heap_t *heap, unsigned class, chain_t chain)
+static void tally_chain(const hak_heap_t *heap, unsigned cls, chain_t chain)
 {
     size_t most = chain_count(chain) ? CHAIN_MAX : 0;
     while (chain_block(chain) && most--) {
         block_t *block = chain_block(chain);
         entry_t entry = registry_lookup(block);
-        if (entry_heap(entry) != heap || entry_code(entry) != class) return;
-        tally(heap, block, class, -(int64_t)size_classes[class].bytes);
+        if (entry_heap(entry) != heap || entry_code(entry) != cls) return;
+        tally(heap, block, cls, -(int64_t)size_classes[cls].bytes);
         chain = load_relaxed((_Atomic chain_t *)&block->link);
     }
 }
 
 static void tally_class(hak_heap_t *heap, class_state_t *state)
 {
-    unsigned class = state->class;
+    unsigned cls = state->cls;
     lock_acquire(&state->lock, RANK_CLASS);
     for (unsigned bin = 0; bin < SLAB_BINS; bin++)
         for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next)
-            tally(heap, slab->start, class, (int64_t)(slab_outside(slab) * size_classes[class].bytes));
-    for (uint32_t i = 0; state->cold && i < state->cold->count; i++) tally_chain(heap, class, state->cold->chain[i]);
-    tally_chain(heap, class, load_acquire(&state->remote.head));
+            tally(heap, slab->start, cls, (int64_t)(slab_outside(slab) * size_classes[cls].bytes));
+    for (uint32_t i = 0; state->cold && i < state->cold->count; i++) tally_chain(heap, cls, state->cold->chain[i]);
+    tally_chain(heap, cls, load_acquire(&state->remote.head));
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
         const area_t *area = percpu_area(&heap->percpu, i);
         if (!area) continue;
-        tally_chain(heap, class, load_relaxed(&area->hot[class].word));
-        tally_chain(heap, class, load_relaxed(&area->spare[class]));
+        tally_chain(heap, cls, load_relaxed(&area->hot[cls].word));
+        tally_chain(heap, cls, load_relaxed(&area->spare[cls]));
     }
     lock_release(&state->lock, RANK_CLASS);
 }
@@ -96,8 +96,8 @@ static size_t count_phantoms(hak_heap_t *heap)
     /* The twin's areas can be held still for nothing; sections' areas are read as they run. */
     bool still = percpu_site.mode == PERCPU_LOCKED;
     if (still) percpu_halt(&heap->percpu);
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        class_state_t *state = heap_class_made(heap, class);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
         if (state) tally_class(heap, state);
     }
     if (still) percpu_restart_all(&heap->percpu);
@@ -111,10 +111,10 @@ static size_t count_phantoms(hak_heap_t *heap)
 
 /* ---- The heap ---- */
 
-static void add_class(hak_heap_t *heap, unsigned class, hak_heap_stats_t *out)
+static void add_class(hak_heap_t *heap, unsigned cls, hak_heap_stats_t *out)
 {
     hak_class_stats_t stats;
-    report_class(heap, class, &stats);
+    report_class(heap, cls, &stats);
     size_t bytes = stats.block_bytes;
     out->live_blocks += stats.live_blocks;
     out->live_bytes += stats.live_blocks * bytes;
@@ -123,14 +123,14 @@ static void add_class(hak_heap_t *heap, unsigned class, hak_heap_stats_t *out)
     out->cold_bytes += stats.cold_blocks * bytes;
     out->remote_bytes += stats.remote_blocks * bytes;
     out->free_bytes += stats.free_blocks * bytes;
-    size_t slab_bytes = stats.slabs * size_classes[class].granules * (size_t)GRANULE;
-    out->untouched_bytes += slab_bytes - (stats.slabs * size_classes[class].blocks - stats.untouched_blocks) * bytes;
+    size_t slab_bytes = stats.slabs * size_classes[cls].granules * (size_t)GRANULE;
+    out->untouched_bytes += slab_bytes - (stats.slabs * size_classes[cls].blocks - stats.untouched_blocks) * bytes;
 }
 
 void report_stats(hak_heap_t *heap, hak_heap_stats_t *out)
 {
     *out = (hak_heap_stats_t){.struct_size = sizeof *out};
-    for (unsigned class = 0; class < CLASS_COUNT; class++) add_class(heap, class, out);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) add_class(heap, cls, out);
     bool cached = out->hot_bytes + out->spare_bytes + out->cold_bytes + out->remote_bytes != 0;
     lock_acquire(&heap->lock, RANK_HEAP);
     const large_set_t *large = &heap->large;
@@ -226,12 +226,12 @@ int report_write(const hak_heap_t *heap, hak_write_fn write, void *ctx)
     report_stats(at, &stats);
     gate_leave();
     print_totals(&text, heap, &stats);
-    print(&text, "  %8s %8s %10s %8s %8s %8s %8s %10s %10s\n", "class", "slabs", "live", "hot", "spare", "cold", "remote",
-          "free", "untouched");
-    for (unsigned class = 0; class < CLASS_COUNT && !text.error; class++) {
+    print(&text, "  %8s %8s %10s %8s %8s %8s %8s %10s %10s\n", "class", "slabs", "live", "hot", "spare", "cold",
+          "remote", "free", "untouched");
+    for (unsigned cls = 0; cls < CLASS_COUNT && !text.error; cls++) {
         hak_class_stats_t row;
         if (gate_enter(true) != GATE_IN) return EDEADLK;
-        report_class(at, class, &row);
+        report_class(at, cls, &row);
         gate_leave();
         print_class(&text, &row);
     }

@@ -10,7 +10,7 @@
  * each class under its lock, so while others run they are each true of some moment, and clamped to make sense.
  */
 void report_stats(hak_heap_t *heap, hak_heap_stats_t *out);
-void report_class(hak_heap_t *heap, unsigned class, hak_class_stats_t *out);
+void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out);
 /* 0, EINVAL, EDEADLK or ECANCELED. */
 int report_write(const hak_heap_t *heap, hak_write_fn write, void *ctx);
 

@@ -12,8 +12,8 @@ typedef struct records {
 } records_t;
 
 static struct {
-    hak_lock_t lock;          /* rank RESERVE; guards all below */
-    char *next, *end;         /* the newest reservation's SuperSlabs that nobody has had yet */
+    hak_lock_t lock;  /* rank RESERVE; guards all below */
+    char *next, *end; /* the newest reservation's SuperSlabs that nobody has had yet */
     superslab_t *next_record;
     char (*next_descriptors)[SUPERSLAB_GRANULES * DESCRIPTOR_BYTES];
     superslab_t *dirty, *clean; /* lists by `next` */

@@ -18,8 +18,8 @@
  * and its share of a page-table page, not a SuperSlab.
  */
 enum {
-    RESERVE_DIRTY = 8,            /* SuperSlabs kept with their pages: 16 MiB */
-    NURSERY_TOUCHED = 16 * 256,   /* touched free pages the nursery keeps: 16 MiB */
+    RESERVE_DIRTY = 8,          /* SuperSlabs kept with their pages: 16 MiB */
+    NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB */
 };
 
 /* A SuperSlab of the caller's own, all granules free, registered; NULL where the system refuses. Sets *refused. */

@@ -21,12 +21,13 @@ enum {
     SUPERSLAB_GRANULES = SUPERSLAB / GRANULE,
     BLOCK_ALIGN = 16,
     CLASS_COUNT = 72,
-    SMALL_MAX = 32 * 1024,    /* the largest block that lives in a slab */
-    MID_MAX = SUPERSLAB / 2,  /* the largest block that lives in a run of granules of its own */
-    LOOKUP_MAX = 1024,        /* sizes up to here are looked up, larger ones computed */
+    SMALL_MAX = 32 * 1024,   /* the largest block that lives in a slab */
+    MID_MAX = SUPERSLAB / 2, /* the largest block that lives in a run of granules of its own */
+    LOOKUP_MAX = 1024,       /* sizes up to here are looked up, larger ones computed */
 };
 
 /* X(block bytes, granules a slab) in the order of the classes. */
+/* clang-format off */
 #define SIZE_CLASSES(X) \
     X(16, 1) X(32, 1) X(48, 1) X(64, 1) X(80, 1) X(96, 1) X(112, 1) X(128, 1) X(144, 1) X(160, 1) X(176, 1) \
     X(192, 1) X(208, 1) X(224, 1) X(240, 1) X(256, 1) X(288, 1) X(320, 1) X(352, 1) X(384, 1) X(416, 1)     \
@@ -36,6 +37,7 @@ enum {
     X(5120, 3) X(5632, 4) X(6144, 3) X(6656, 5) X(7168, 4) X(7680, 4) X(8192, 4) X(9216, 6) X(10240, 5)     \
     X(11264, 7) X(12288, 6) X(13312, 9) X(14336, 7) X(15360, 8) X(16384, 8) X(18432, 9) X(20480, 10)        \
     X(22528, 11) X(24576, 12) X(26624, 13) X(28672, 14) X(30720, 15) X(32768, 16)
+/* clang-format on */
 
 /* ceil(2^32 / (bytes / 16)): see sizeclass_divides. */
 #define SIZECLASS_DIVISOR(bytes) ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))

@@ -3,7 +3,7 @@
 
 static uint8_t bin_of(const slab_t *slab)
 {
-    size_t blocks = size_classes[slab->class].blocks;
+    size_t blocks = size_classes[slab->cls].blocks;
     size_t outside = slab_outside(slab);
     if (outside == blocks) return BIN_FULL;
     if (outside == 0) return BIN_EMPTY;
@@ -54,7 +54,7 @@ run_t slab_run(const slab_t *slab)
 /* The pages that blocks [first, end) lie in; neither of them wraps around. */
 static pages_t pages_of(const slab_t *slab, size_t first, size_t end)
 {
-    size_t bytes = size_classes[slab->class].bytes;
+    size_t bytes = size_classes[slab->cls].bytes;
     if (first == end) return 0;
     size_t page = first * bytes / HAK_PAGE;
     size_t count = (end * bytes + HAK_PAGE - 1) / HAK_PAGE - page;
@@ -63,16 +63,16 @@ static pages_t pages_of(const slab_t *slab, size_t first, size_t end)
 
 pages_t slab_pages(const slab_t *slab)
 {
-    size_t blocks = size_classes[slab->class].blocks;
+    size_t blocks = size_classes[slab->cls].blocks;
     size_t end = (size_t)slab->origin + slab->carved;
     if (end <= blocks) return pages_of(slab, slab->origin, end);
     return pages_of(slab, slab->origin, blocks) | pages_of(slab, 0, end - blocks);
 }
 
 /* Spread over the pages of the slab and over the lines of half a page, by the slab's address. */
-static uint16_t origin_of(const char *start, unsigned class)
+static uint16_t origin_of(const char *start, unsigned cls)
 {
-    const size_class_t *sizes = &size_classes[class];
+    const size_class_t *sizes = &size_classes[cls];
     uint64_t mixed = ((uintptr_t)start >> GRANULE_SHIFT) * 0x9e3779b97f4a7c15ull;
     size_t page = (mixed >> 32) % (sizes->granules * (size_t)(GRANULE / HAK_PAGE));
     size_t line = (mixed >> 48) % (HAK_PAGE / 2 / HAK_LINE);
@@ -82,11 +82,11 @@ static uint16_t origin_of(const char *start, unsigned class)
     return (uint16_t)(origin < sizes->blocks ? origin : 0);
 }
 
-void slab_add(slab_set_t *set, run_t run, unsigned class)
+void slab_add(slab_set_t *set, run_t run, unsigned cls)
 {
     slab_t *slab = superslab_descriptor(run.ss, run.first);
     char *start = superslab_granule(run.ss, run.first);
-    *slab = (slab_t){.start = start, .origin = origin_of(start, class), .class = (uint8_t)class, .bin = BIN_EMPTY};
+    *slab = (slab_t){.start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .bin = BIN_EMPTY};
     bin_insert(set, slab);
     set->slabs++;
 }
@@ -109,7 +109,7 @@ void slab_remove(slab_set_t *set, slab_t *slab)
 static size_t next_index(const slab_t *slab)
 {
     size_t at = (size_t)slab->origin + slab->carved;
-    size_t blocks = size_classes[slab->class].blocks;
+    size_t blocks = size_classes[slab->cls].blocks;
     return at < blocks ? at : at - blocks;
 }
 
@@ -117,7 +117,7 @@ static size_t next_index(const slab_t *slab)
  * whole cache lines of them where several blocks share one. */
 static size_t carvable(const slab_t *slab, size_t index, size_t want)
 {
-    const size_class_t *sizes = &size_classes[slab->class];
+    const size_class_t *sizes = &size_classes[slab->cls];
     size_t at = index * sizes->bytes;
     size_t in_page = (hak_round_up(at + 1, HAK_PAGE) - at + sizes->bytes - 1) / sizes->bytes;
     if (sizes->bytes < HAK_LINE) want = hak_round_up(want, 4);
@@ -130,7 +130,7 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, 
 {
     size_t index = next_index(slab);
     size_t count = carvable(slab, index, want);
-    size_t bytes = size_classes[slab->class].bytes;
+    size_t bytes = size_classes[slab->cls].bytes;
     for (size_t i = count; i-- > 0;) chain = block_push(chain, slab->start + (index + i) * bytes, key);
     slab->carved = (uint16_t)(slab->carved + count);
     set->carved += count;
@@ -144,7 +144,7 @@ static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, const guard
         slab->free = 0;
         return chain;
     }
-    size_t bytes = size_classes[slab->class].bytes;
+    size_t bytes = size_classes[slab->cls].bytes;
     while (slab->free && chain_count(chain) < want) {
         void *block = chain_block(slab->free);
         slab->free = block_next(slab->free, guard, "malloc", bytes);
@@ -160,12 +160,12 @@ static slab_t *fullest(const slab_set_t *set)
     return NULL;
 }
 
-chain_t slab_take(slab_set_t *set, unsigned class, size_t want, const guard_t *guard)
+chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *guard)
 {
     chain_t chain = 0;
     slab_t *slab;
     while (chain_count(chain) < want && (slab = fullest(set)) != NULL) {
-        hak_assert(slab->class == class);
+        hak_assert(slab->cls == cls);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
         chain = listed ? take_listed(slab, chain, want, guard) : carve(set, slab, chain, want - before, guard->key);
@@ -173,17 +173,17 @@ chain_t slab_take(slab_set_t *set, unsigned class, size_t want, const guard_t *g
         rebin(set, slab);
         if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */
     }
-    (void)class;
+    (void)cls;
     return chain;
 }
 
 bool slab_has(const slab_t *slab, const void *ptr)
 {
-    const size_class_t *class = &size_classes[slab->class];
+    const size_class_t *cls = &size_classes[slab->cls];
     size_t offset = (size_t)((const char *)ptr - slab->start);
-    size_t index = offset / class->bytes;
-    if (offset % class->bytes || index >= class->blocks) return false;
-    size_t carved_as = index >= slab->origin ? index - slab->origin : index + class->blocks - slab->origin;
+    size_t index = offset / cls->bytes;
+    if (offset % cls->bytes || index >= cls->blocks) return false;
+    size_t carved_as = index >= slab->origin ? index - slab->origin : index + cls->blocks - slab->origin;
     return carved_as < slab->carved;
 }
 
@@ -194,14 +194,14 @@ bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
                                  .operation = "free",
                                  .ptr = ptr,
                                  .heap = guard->name,
-                                 .class_bytes = size_classes[slab->class].bytes,
+                                 .class_bytes = size_classes[slab->cls].bytes,
                                  .words = "the address is not the start of a block that was handed out"});
     if (HAK_UNLIKELY(slab_outside(slab) == 0))
         hak_fatal(&(hak_fault_t){.code = "DOUBLE_FREE",
                                  .operation = "free",
                                  .ptr = ptr,
                                  .heap = guard->name,
-                                 .class_bytes = size_classes[slab->class].bytes,
+                                 .class_bytes = size_classes[slab->cls].bytes,
                                  .words = "every block of its slab is free already"});
     slab->free = block_push(slab->free, ptr, guard->key);
     add_outside(set, -1);

@@ -27,25 +27,25 @@
  * Invariant: carved == blocks outside (live or cached) + chain_count(free).
  */
 enum {
-    BIN_FULL,    /* nothing to take */
-    BIN_HIGH,    /* 3/4 outside or more */
+    BIN_FULL, /* nothing to take */
+    BIN_HIGH, /* 3/4 outside or more */
     BIN_HALF,
     BIN_LOW,
     BIN_SPARSE,
-    BIN_EMPTY,   /* no block outside */
+    BIN_EMPTY, /* no block outside */
     SLAB_BINS
 };
 
 typedef struct slab {
     struct slab *next; /* in its bin */
     struct slab *prev;
-    char *start;       /* const while the slab lives */
-    chain_t free;      /* freelist */
-    uint16_t carved;   /* blocks */
-    uint16_t origin;   /* const while the slab lives: index of the block that was carved first */
-    uint32_t scratch;  /* check's: where this slab's bits begin, in words */
+    char *start;      /* const while the slab lives */
+    chain_t free;     /* freelist */
+    uint16_t carved;  /* blocks */
+    uint16_t origin;  /* const while the slab lives: index of the block that was carved first */
+    uint32_t scratch; /* check's: where this slab's bits begin, in words */
     uint8_t bin;
-    uint8_t class;     /* const while the slab lives */
+    uint8_t cls; /* const while the slab lives */
 } slab_t;
 
 _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
@@ -54,7 +54,7 @@ typedef struct slab_set {
     slab_t *bin[SLAB_BINS];
     size_t slabs;
     _Atomic size_t outside; /* blocks live or cached; written under the lock, read by who sizes magazines */
-    size_t carved;     /* blocks, over all slabs */
+    size_t carved;          /* blocks, over all slabs */
 } slab_set_t;
 
 HAK_INLINE size_t slab_outside(const slab_t *slab) { return slab->carved - chain_count(slab->free); }
@@ -71,12 +71,12 @@ HAK_INLINE slab_t *slab_of(entry_t entry, const void *ptr)
 run_t slab_run(const slab_t *slab);
 pages_t slab_pages(const slab_t *slab);
 
-void slab_add(slab_set_t *set, run_t run, unsigned class);
+void slab_add(slab_set_t *set, run_t run, unsigned cls);
 void slab_remove(slab_set_t *set, slab_t *slab);
 /* Undoes slab_remove. */
 void slab_restore(slab_set_t *set, slab_t *slab);
 /* A chain of up to `want` blocks, more only to fill a cache line; the empty chain where no slab has one. */
-chain_t slab_take(slab_set_t *set, unsigned class, size_t want, const guard_t *guard);
+chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
 /* Any slab with no block outside, or NULL. */

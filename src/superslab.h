@@ -30,19 +30,19 @@ enum {
 };
 
 typedef struct superslab {
-    char *base;               /* const */
-    char *descriptors;        /* const: SUPERSLAB_GRANULES of DESCRIPTOR_BYTES, written by slab and meta */
-    struct superslab *next;   /* lock: the set's; in its bin, or on a list of the reserve */
+    char *base;             /* const */
+    char *descriptors;      /* const: SUPERSLAB_GRANULES of DESCRIPTOR_BYTES, written by slab and meta */
+    struct superslab *next; /* lock: the set's; in its bin, or on a list of the reserve */
     struct superslab *prev;
     struct superslab *set_next; /* lock: the set's; all of the set */
     struct superslab *set_prev;
-    uint64_t free[2];         /* lock: the set's; a bit for each free granule */
-    uint32_t free_granules;   /* lock: the set's */
-    uint32_t free_touched;    /* lock: the set's; pages */
-    uint8_t bin;              /* lock: the set's */
-    bool shared;              /* lock: the set's; the nursery's or metadata, in no heap's set */
-    const void *giver;        /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
-    int64_t tally;            /* lock: the heap's; scratch of statistics */
+    uint64_t free[2];                    /* lock: the set's; a bit for each free granule */
+    uint32_t free_granules;              /* lock: the set's */
+    uint32_t free_touched;               /* lock: the set's; pages */
+    uint8_t bin;                         /* lock: the set's */
+    bool shared;                         /* lock: the set's; the nursery's or metadata, in no heap's set */
+    const void *giver;                   /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
+    int64_t tally;                       /* lock: the heap's; scratch of statistics */
     uint8_t touched[SUPERSLAB_GRANULES]; /* page bits; of free granules: lock: the set's; else the run's owner */
 } superslab_t;
 
@@ -55,7 +55,10 @@ typedef struct superslab_set {
 } superslab_set_t;
 
 HAK_INLINE bool superslab_is_empty(const superslab_t *ss) { return ss->free_granules == SUPERSLAB_GRANULES; }
-HAK_INLINE char *superslab_granule(const superslab_t *ss, unsigned granule) { return ss->base + (size_t)granule * GRANULE; }
+HAK_INLINE char *superslab_granule(const superslab_t *ss, unsigned granule)
+{
+    return ss->base + (size_t)granule * GRANULE;
+}
 HAK_INLINE unsigned superslab_index(const superslab_t *ss, const void *ptr)
 {
     return (unsigned)((size_t)((const char *)ptr - ss->base) / GRANULE);

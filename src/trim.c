@@ -9,25 +9,25 @@ enum { STOLEN = 512, AT_ONCE = 32 /* blocks returned before the class lock is dr
 typedef struct stolen {
     size_t count;
     chain_t chain[STOLEN];
-    uint8_t class[STOLEN];
+    uint8_t cls[STOLEN];
 } stolen_t;
 
-static void steal_word(stolen_t *stolen, unsigned class, _Atomic chain_t *word)
+static void steal_word(stolen_t *stolen, unsigned cls, _Atomic chain_t *word)
 {
     /* Relaxed: the area is halted and fenced, so only this thread touches it. */
     chain_t chain = load_relaxed(word);
     if (!chain) return;
     store_relaxed(word, 0);
     stolen->chain[stolen->count] = chain;
-    stolen->class[stolen->count++] = (uint8_t)class;
+    stolen->cls[stolen->count++] = (uint8_t)cls;
 }
 
 static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
 {
     for (size_t i = 0; i < stolen->count; i++) {
-        class_state_t *state = heap_class_made(heap, stolen->class[i]);
+        class_state_t *state = heap_class_made(heap, stolen->cls[i]);
         chain_t chain = stolen->chain[i];
-        *bytes += chain_count(chain) * size_classes[state->class].bytes;
+        *bytes += chain_count(chain) * size_classes[state->cls].bytes;
         while (chain) {
             lock_acquire(&state->lock, RANK_CLASS);
             chain = drain_to_slabs(heap, state, chain, AT_ONCE);
@@ -41,9 +41,9 @@ static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
 static void retire_area(hak_heap_t *heap, unsigned index)
 {
     area_t *area = heap->percpu.areas[index];
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        uint64_t limit = atomic_exchange_explicit(&area->hot[class].limit, 0, memory_order_relaxed);
-        budget_put(&heap->budget, 2 * limit * size_classes[class].bytes);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        uint64_t limit = atomic_exchange_explicit(&area->hot[cls].limit, 0, memory_order_relaxed);
+        budget_put(&heap->budget, 2 * limit * size_classes[cls].bytes);
     }
     percpu_retire(&heap->percpu, index);
 }
@@ -63,9 +63,9 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
             if (!area) continue;
             /* Many CPUs' words may not fit: then some blocks go back while the last areas still wait. */
             if (stolen.count + 2 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
-            for (unsigned class = first; class < end; class++) {
-                steal_word(&stolen, class, &area->hot[class].word);
-                steal_word(&stolen, class, &area->spare[class]);
+            for (unsigned cls = first; cls < end; cls++) {
+                steal_word(&stolen, cls, &area->hot[cls].word);
+                steal_word(&stolen, cls, &area->spare[cls]);
             }
             if (retire) retire_area(heap, index);
             else percpu_restart(percpu, index);
@@ -81,7 +81,7 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
 
 static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 {
-    size_t block_bytes = size_classes[state->class].bytes;
+    size_t block_bytes = size_classes[state->cls].bytes;
     for (;;) {
         lock_acquire(&state->lock, RANK_CLASS);
         chain_t chain = state->cold ? cold_take(state->cold, 0) : 0;
@@ -97,8 +97,8 @@ static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
 {
     if (!flush_areas(heap, first, end, retire, bytes)) return false;
-    for (unsigned class = first; class < end; class++) {
-        class_state_t *state = heap_class_made(heap, class);
+    for (unsigned cls = first; cls < end; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
         if (state) flush_class(heap, state, bytes);
     }
     drain_settle(heap);
@@ -109,8 +109,8 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
 
 static void retire_empty_slabs(hak_heap_t *heap, unsigned first, unsigned end)
 {
-    for (unsigned class = first; class < end; class++) {
-        class_state_t *state = heap_class_made(heap, class);
+    for (unsigned cls = first; cls < end; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
         if (!state) continue;
         lock_acquire(&state->lock, RANK_CLASS);
         for (slab_t *slab; (slab = slab_empty(&state->slabs)) != NULL;) drain_retire(heap, state, slab, true);

@@ -31,7 +31,7 @@ bool validate_find(const void *ptr, block_id_t *out)
     *out = (block_id_t){.entry = entry, .heap = entry_heap(entry)};
     if (out->heap && code < CLASS_COUNT) {
         out->kind = KIND_SMALL;
-        out->class = code;
+        out->cls = code;
         out->usable = size_classes[code].bytes;
         return true;
     }
@@ -68,7 +68,7 @@ static bool is_start(const block_id_t *id, const void *ptr)
     if (id->kind == KIND_LARGE) return ptr == large_base(id->large);
     if (id->kind == KIND_MID) return ptr == entry_run_start(id->entry, ptr);
     if (!id->heap->key) return true;
-    return sizeclass_divides(size_classes[id->class].divisor, entry_offset(id->entry, registry_rotate(ptr)));
+    return sizeclass_divides(size_classes[id->cls].divisor, entry_offset(id->entry, registry_rotate(ptr)));
 }
 
 block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operation)
@@ -94,8 +94,8 @@ block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operati
 void validate_free_big(const block_id_t *id, void *ptr)
 {
     uint32_t live = LARGE_LIVE;
-    bool first = id->kind == KIND_MID ? registry_release(ptr)
-                                      : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
+    bool first =
+        id->kind == KIND_MID ? registry_release(ptr) : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
     if (!first) validate_double_free(id->heap, ptr, id->usable, "free");
 }
 
@@ -122,11 +122,11 @@ static void wrong(walk_t *walk, const void *ptr, size_t bytes, const char *words
 }
 
 /* Words of bits for a slab. */
-static size_t bit_words(unsigned class) { return (size_t)(size_classes[class].blocks + 63) / 64; }
+static size_t bit_words(unsigned cls) { return (size_t)(size_classes[cls].blocks + 63) / 64; }
 
 static bool find_once(walk_t *walk, slab_t *slab, const void *ptr)
 {
-    size_t at = (size_t)((const char *)ptr - slab->start) / size_classes[slab->class].bytes;
+    size_t at = (size_t)((const char *)ptr - slab->start) / size_classes[slab->cls].bytes;
     uint64_t *word = &walk->bits[slab->scratch + at / 64];
     bool before = *word >> (at % 64) & 1;
     *word |= 1ull << (at % 64);
@@ -135,15 +135,15 @@ static bool find_once(walk_t *walk, slab_t *slab, const void *ptr)
 
 /* Follows a chain, or a remote list (`counted` false: its counts mean nothing). Returns blocks. Ends on cycles, because
  * no block may be found twice. */
-static size_t walk_chain(walk_t *walk, unsigned class, chain_t chain, bool counted)
+static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted)
 {
     hak_heap_t *heap = walk->heap;
-    size_t bytes = size_classes[class].bytes;
+    size_t bytes = size_classes[cls].bytes;
     size_t blocks = 0;
     for (chain_t at = chain; chain_block(at); blocks++) {
         block_t *block = chain_block(at);
         entry_t entry = registry_lookup(block);
-        if (entry_heap(entry) != heap || entry_code(entry) != class) {
+        if (entry_heap(entry) != heap || entry_code(entry) != cls) {
             wrong(walk, block, bytes, "a chain leads out of its class");
             return blocks;
         }
@@ -166,7 +166,8 @@ static size_t walk_chain(walk_t *walk, unsigned class, chain_t chain, bool count
         }
         at = block->link;
     }
-    if (counted && blocks != chain_count(chain)) wrong(walk, chain_block(chain), bytes, "a chain is shorter than it counts");
+    if (counted && blocks != chain_count(chain))
+        wrong(walk, chain_block(chain), bytes, "a chain is shorter than it counts");
     return blocks;
 }
 
@@ -184,13 +185,13 @@ static void check_run(walk_t *walk, const char *start, unsigned granules, unsign
     else ss->tally += granules;
 }
 
-static void check_slab(walk_t *walk, slab_t *slab, unsigned class, unsigned bin, slab_set_t *sum)
+static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, slab_set_t *sum)
 {
-    const size_class_t *sizes = &size_classes[class];
-    if (slab->class != class || slab->bin != bin || slab->carved > sizes->blocks)
+    const size_class_t *sizes = &size_classes[cls];
+    if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
-    check_run(walk, slab->start, sizes->granules, class);
-    size_t free_blocks = walk_chain(walk, class, slab->free, true);
+    check_run(walk, slab->start, sizes->granules, cls);
+    size_t free_blocks = walk_chain(walk, cls, slab->free, true);
     sum->slabs++;
     sum->carved += slab->carved;
     store_relaxed(&sum->outside, load_relaxed(&sum->outside) + slab->carved - free_blocks);
@@ -202,7 +203,7 @@ static void check_slab(walk_t *walk, slab_t *slab, unsigned class, unsigned bin,
 static size_t unfound(const walk_t *walk, const slab_t *slab)
 {
     size_t found = 0;
-    for (size_t word = 0; word < bit_words(slab->class); word++)
+    for (size_t word = 0; word < bit_words(slab->cls); word++)
         found += (size_t)__builtin_popcountll(walk->bits[slab->scratch + word]);
     return slab->carved - found;
 }
@@ -210,25 +211,27 @@ static size_t unfound(const walk_t *walk, const slab_t *slab)
 static void check_class(walk_t *walk, class_state_t *state)
 {
     hak_heap_t *heap = walk->heap;
-    unsigned class = state->class;
-    size_t bytes = size_classes[class].bytes;
+    unsigned cls = state->cls;
+    size_t bytes = size_classes[cls].bytes;
     slab_set_t sum = {.slabs = 0};
     for (unsigned bin = 0; bin < SLAB_BINS; bin++)
-        for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) check_slab(walk, slab, class, bin, &sum);
+        for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) check_slab(walk, slab, cls, bin, &sum);
     size_t outside = load_relaxed(&sum.outside);
-    if (sum.slabs != state->slabs.slabs || sum.carved != state->slabs.carved || outside != load_relaxed(&state->slabs.outside))
+    if (sum.slabs != state->slabs.slabs || sum.carved != state->slabs.carved ||
+        outside != load_relaxed(&state->slabs.outside))
         wrong(walk, state, bytes, "a class's counts disagree with its slabs");
     size_t cached = 0;
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
         area_t *area = percpu_area(&heap->percpu, i);
         if (!area) continue;
-        cached += walk_chain(walk, class, load_relaxed(&area->hot[class].word), true);
-        cached += walk_chain(walk, class, load_relaxed(&area->spare[class]), true);
+        cached += walk_chain(walk, cls, load_relaxed(&area->hot[cls].word), true);
+        cached += walk_chain(walk, cls, load_relaxed(&area->spare[cls]), true);
     }
     for (uint32_t i = 0; state->cold && i < state->cold->count; i++)
-        cached += walk_chain(walk, class, state->cold->chain[i], true);
-    size_t listed = walk_chain(walk, class, load_acquire(&state->remote.head), false);
-    if (listed > load_relaxed(&state->remote.blocks)) wrong(walk, state, bytes, "a remote list is longer than it counts");
+        cached += walk_chain(walk, cls, state->cold->chain[i], true);
+    size_t listed = walk_chain(walk, cls, load_acquire(&state->remote.head), false);
+    if (listed > load_relaxed(&state->remote.blocks))
+        wrong(walk, state, bytes, "a remote list is longer than it counts");
     cached += listed;
     size_t live = 0;
     for (unsigned bin = 0; bin < SLAB_BINS; bin++)
@@ -288,12 +291,12 @@ static void check_superslabs(walk_t *walk)
 static size_t number_slabs(hak_heap_t *heap)
 {
     size_t words = 0;
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        class_state_t *state = heap_class_made(heap, class);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
         for (unsigned bin = 0; state && bin < SLAB_BINS; bin++)
             for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) {
                 slab->scratch = (uint32_t)words;
-                words += bit_words(class);
+                words += bit_words(cls);
             }
     }
     return words;
@@ -309,14 +312,14 @@ static int walk_all(hak_heap_t *heap)
         return ENOMEM;
     }
     for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) ss->tally = 0;
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        class_state_t *state = heap_class_made(heap, class);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
         if (state) check_class(&walk, state);
     }
     check_big(&walk);
     check_superslabs(&walk);
-    size_t sum = walk.live_bytes + walk.cached_bytes + walk.free_bytes + walk.untouched_bytes +
-                 load_relaxed(&heap->metadata);
+    size_t sum =
+        walk.live_bytes + walk.cached_bytes + walk.free_bytes + walk.untouched_bytes + load_relaxed(&heap->metadata);
     if (sum != load_relaxed(&heap->committed))
         wrong(&walk, heap, 0, "live + cached + free + untouched + metadata is not what is committed");
     os->unmap(walk.bits, bytes);
@@ -332,13 +335,13 @@ int validate_heap(hak_heap_t *heap)
         hak_tls.last_error = HAK_ERROR_FENCE;
     } else {
         class_state_t *held[CLASS_COUNT] = {NULL};
-        for (unsigned class = 0; class < CLASS_COUNT; class++)
-            if ((held[class] = heap_class_made(heap, class)) != NULL) lock_acquire_next(&held[class]->lock, RANK_CLASS);
+        for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+            if ((held[cls] = heap_class_made(heap, cls)) != NULL) lock_acquire_next(&held[cls]->lock, RANK_CLASS);
         lock_acquire(&heap->lock, RANK_HEAP);
         error = walk_all(heap);
         lock_release(&heap->lock, RANK_HEAP);
-        for (unsigned class = CLASS_COUNT; class-- > 0;)
-            if (held[class]) lock_release_next(&held[class]->lock);
+        for (unsigned cls = CLASS_COUNT; cls-- > 0;)
+            if (held[cls]) lock_release_next(&held[cls]->lock);
     }
     percpu_restart_all(&heap->percpu);
     lock_release(&heap->areas_lock, RANK_AREAS);

@@ -14,7 +14,7 @@ typedef struct block_id {
     block_kind_t kind;
     hak_heap_t *heap;
     entry_t entry;  /* small and mid */
-    unsigned class; /* small */
+    unsigned cls;   /* small */
     large_t *large; /* large */
     size_t usable;
 } block_id_t;

@@ -44,7 +44,7 @@ static void must_add_up(void)
     for (unsigned bin = 0; bin < SLAB_BINS; bin++) {
         const slab_t *before = NULL;
         for (const slab_t *slab = set.bin[bin]; slab; before = slab, slab = slab->next) {
-            size_t blocks = size_classes[slab->class].blocks;
+            size_t blocks = size_classes[slab->cls].blocks;
             size_t out = slab_outside(slab);
             unsigned wanted = out == blocks         ? BIN_FULL
                               : out == 0            ? BIN_EMPTY
@@ -88,7 +88,7 @@ static size_t take(unsigned class, size_t want, const guard_t *guard, char *out[
 static pages_t pages_of_block(const slab_t *slab, const char *block)
 {
     size_t first = (size_t)(block - slab->start) / HAK_PAGE;
-    size_t last = ((size_t)(block - slab->start) + size_classes[slab->class].bytes - 1) / HAK_PAGE;
+    size_t last = ((size_t)(block - slab->start) + size_classes[slab->cls].bytes - 1) / HAK_PAGE;
     pages_t pages = 0;
     for (size_t page = first; page <= last; page++) pages |= (pages_t)1 << page;
     return pages;
@@ -147,7 +147,7 @@ Test(slab, carving_is_whole_wherever_it_begins)
 static pages_t resident_pages(const slab_t *slab)
 {
     pages_t pages = 0;
-    for (unsigned page = 0; page < size_classes[slab->class].granules * GRANULE_PAGES; page++)
+    for (unsigned page = 0; page < size_classes[slab->cls].granules * GRANULE_PAGES; page++)
         if (memory_is_resident(slab->start + page * HAK_PAGE)) pages |= (pages_t)1 << page;
     return pages;
 }
