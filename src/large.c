@@ -161,7 +161,7 @@ large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment)
     large_t *best = NULL;
     for (large_t *at = set->cached; at; at = at->next) {
         size_t held = large_bytes(at);
-        bool fits = held >= bytes && held - bytes <= bytes / 4 && (uintptr_t)large_base(at) % alignment == 0;
+        bool fits = held >= bytes && held / LARGE_SLACK <= bytes && (uintptr_t)large_base(at) % alignment == 0;
         if (fits && (!best || held < large_bytes(best))) best = at;
     }
     if (!best) return NULL;

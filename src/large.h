@@ -44,7 +44,7 @@ HAK_INLINE size_t large_bytes(const large_t *large) { return load_relaxed(&((lar
 /* Stands in the range table where a large block was: names a second free. */
 #define LARGE_RELEASED ((large_t *)(uintptr_t)SUPERSLAB)
 
-enum { LARGE_CACHED = 16 };
+enum { LARGE_CACHED = 32, LARGE_SLACK = 4 };
 
 typedef struct large_set {
     mid_t *mids;
@@ -74,7 +74,7 @@ bool large_remap(large_set_t *set, large_t *large, size_t bytes);
 /* ---- The set ---- */
 void large_add(large_set_t *set, large_t *large, void *heap, char *base, size_t bytes);
 void large_remove(large_set_t *set, large_t *large);
-/* The cached mapping that wastes least, made live again; NULL where none is within a quarter of the size. */
+/* The cached mapping that wastes least, made live again; NULL where none is at most LARGE_SLACK times the size. */
 large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment);
 /* Puts a record that large_remove took into the cache. */
 void large_cache(large_set_t *set, large_t *large);
