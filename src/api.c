@@ -195,8 +195,9 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 {
     if (ptr && heap && heap->key) {
         block_id_t id = validate_block(heap, ptr, "free_sized");
-        /* realloc leaves a block where it is down to half of it, so a size in that range may be true. */
-        if (size > id.usable || (size < id.usable / 2 && hak_good_size(size) != id.usable))
+        /* realloc leaves a block where it is down to half of it, and a mapping may be reused for less than it is. */
+        size_t least = id.kind == KIND_LARGE ? id.usable / (2 * LARGE_SLACK) : id.usable / 2;
+        if (size > id.usable || (size < least && hak_good_size(size) != id.usable))
             hak_fatal(&(hak_fault_t){.code = "SIZE",
                                      .operation = "free_sized",
                                      .ptr = ptr,
