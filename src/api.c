@@ -63,9 +63,8 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
     chain_t link;
     block_t *block = section_pop(&heap->percpu, hot, &link);
     if (HAK_UNLIKELY(!block)) return NULL;
-    uint64_t key = heap->key;
-    if (key) {
-        if (HAK_UNLIKELY(!block_is_sealed(block, link, key))) malloc_corrupt(heap, block);
+    if (heap->key) {
+        if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
         block_unseal(block);
     }
     counter_add(&heap->counters, refill_hot, 1);
@@ -155,13 +154,13 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
  */
 HAK_INLINE bool push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
 {
-    uint64_t key = heap->key;
     size_t hot = entry_slot(mine);
-    if (!key) return section_push(&heap->percpu, hot, ptr);
+    if (!entry_is_checked(mine)) return section_push(&heap->percpu, hot, ptr);
     const block_t *block = ptr;
-    if (HAK_UNLIKELY(!sizeclass_divides(*entry_divisor(mine), entry_offset(mine, rotated)))) return false;
-    if (HAK_UNLIKELY(block_is_sealed(block, block->link, key))) return false;
-    if (HAK_LIKELY(section_push_sealed(&heap->percpu, hot, ptr, key))) return true;
+    uint64_t unlinked = heap->key ^ (uintptr_t)ptr;
+    if (HAK_UNLIKELY(!entry_divides(mine, rotated))) return false;
+    if (HAK_UNLIKELY((block->link ^ block->seal) == unlinked)) return false;
+    if (HAK_LIKELY(section_push_sealed(&heap->percpu, hot, ptr, unlinked))) return true;
     /* A section that was restarted may have sealed the block before it found the area stopped. */
     block_unseal(ptr);
     return false;
@@ -450,5 +449,5 @@ int hak_version(void) { return HAK_VERSION; }
 const char *hak_percpu_mode(void)
 {
     heap_start_process();
-    return percpu_mode_name(percpu_site.mode);
+    return percpu_mode_name(percpu_mode);
 }

@@ -96,6 +96,7 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
         heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
+    store_relaxed(&heap->lookup, CLASSES_COARSE);
     heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
@@ -215,7 +216,8 @@ run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, uns
     hak_assert(lock_is_held(&heap->lock));
     run_t run = alignment == 1 ? take_from_nursery(heap, granules) : (run_t){0};
     if (!run.ss) run = take_from_superslabs(heap, granules, alignment);
-    if (run.ss) registry_set_run(superslab_granule(run.ss, run.first), granules, heap, code);
+    if (run.ss)
+        registry_set_run(superslab_granule(run.ss, run.first), granules, heap, code | (heap->key ? CODE_CHECKED : 0));
     return run;
 }
 
@@ -239,7 +241,7 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
     entry_t entry = registry_lookup(start);
     registry_set_run(start, granules, heap, CODE_RELEASED);
     if (!nursery_put(run, granules, pages, may_wait)) {
-        registry_set_run(start, granules, heap, entry_code(entry));
+        registry_set_run(start, granules, heap, entry_code(entry) | (heap->key ? CODE_CHECKED : 0));
         return false;
     }
     uint32_t at = 0;

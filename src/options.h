@@ -11,9 +11,9 @@
  * X(field, default, lowest, highest, environment name, what it is). A field that is 0 takes the environment's number,
  * where that is one in range, else the default.
  */
-#define OPTIONS(X)                                                                                           \
+#define OPTIONS(X)                                                                                            \
     X(cache_bytes, 16 * HAK_MIB, 1, HAK_GIB, "HAKHEAP_CACHE_BYTES", "bytes all magazines of a heap may hold") \
-    X(large_cache_bytes, 32 * HAK_MIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES",                         \
+    X(large_cache_bytes, 32 * HAK_MIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES",                          \
       "bytes of freed large mappings kept")
 
 enum { NAME_BYTES = 32 };

@@ -14,7 +14,10 @@ _Static_assert(PERCPU_HOT(1) == 4, "a granule's entry carries the class's number
 _Static_assert(offsetof(area_t, hot) == 0, "sections use slots as offsets");
 
 const area_t zero_area;
-percpu_site_t percpu_site;
+ptrdiff_t percpu_rseq_offset __attribute__((used));
+ptrdiff_t percpu_index_offset __attribute__((used));
+percpu_mode_t percpu_mode;
+bool percpu_registers_threads;
 
 /* ---- Process and thread ---- */
 
@@ -66,13 +69,13 @@ static size_t find_rseq(void)
 {
 #ifdef __GLIBC__
     if (&__rseq_offset && &__rseq_size && __rseq_size) {
-        percpu_site.rseq = __rseq_offset;
+        percpu_rseq_offset = __rseq_offset;
         /* glibc before 2.40 says 20 or 32 and registers 32 bytes; later ones say what the kernel maintains. */
         return hak_max(__rseq_size, RSEQ_BYTES);
     }
 #endif
-    percpu_site.own = true;
-    percpu_site.rseq = (char *)&own_rseq - thread_pointer();
+    percpu_registers_threads = true;
+    percpu_rseq_offset = (char *)&own_rseq - thread_pointer();
     return own_register() ? RSEQ_BYTES : 0;
 }
 
@@ -82,7 +85,7 @@ static percpu_mode_t choose(const char *wish)
     bool by_cpu = wish && strcmp(wish, "cpu") == 0;
     /* Sections address the thread's rseq area before they test its cpu_id, so the place is found in every mode. */
     size_t registered = PERCPU_SECTIONS ? find_rseq() : 0;
-    if (locked || !registered || !os->fence_register() || thread_field(percpu_site.rseq + RSEQ_CPU_ID) < 0)
+    if (locked || !registered || !os->fence_register() || thread_field(percpu_rseq_offset + RSEQ_CPU_ID) < 0)
         return PERCPU_LOCKED;
     size_t end_of_mm_cid = RSEQ_MM_CID + sizeof(uint32_t);
     if (by_cpu || os_rseq_feature_size() < end_of_mm_cid || registered < end_of_mm_cid) return PERCPU_CPU_ID;
@@ -91,8 +94,8 @@ static percpu_mode_t choose(const char *wish)
 
 void percpu_start_process(const char *wish)
 {
-    percpu_site.mode = choose(wish);
-    percpu_site.index = percpu_site.rseq + (percpu_site.mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
+    percpu_mode = choose(wish);
+    percpu_index_offset = percpu_rseq_offset + (percpu_mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
 }
 
 const char *percpu_mode_name(percpu_mode_t mode)
@@ -104,9 +107,10 @@ const char *percpu_mode_name(percpu_mode_t mode)
 
 int percpu_index(void)
 {
-    if (percpu_site.mode == PERCPU_LOCKED) return (int)os_cpu();
-    if (thread_field(percpu_site.rseq + RSEQ_CPU_ID) < 0 && !(percpu_site.own && own_register())) return PERCPU_NONE;
-    return thread_field(percpu_site.index);
+    if (percpu_mode == PERCPU_LOCKED) return (int)os_cpu();
+    if (thread_field(percpu_rseq_offset + RSEQ_CPU_ID) < 0 && !(percpu_registers_threads && own_register()))
+        return PERCPU_NONE;
+    return thread_field(percpu_index_offset);
 }
 
 /* ---- Areas ---- */
@@ -122,7 +126,7 @@ static void publish(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, ui
     percpu->areas = areas;
     store_release(&percpu->table, table);
     store_release(&percpu->capacity, capacity);
-    store_release(&percpu->count, percpu_site.mode == PERCPU_LOCKED ? 0 : capacity);
+    store_release(&percpu->count, percpu_mode == PERCPU_LOCKED ? 0 : capacity);
 }
 
 void percpu_init(percpu_t *percpu)
@@ -191,18 +195,18 @@ void percpu_halt(percpu_t *percpu)
     area_t *_Atomic *table = load_relaxed(&percpu->table);
     for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) {
         store_release(&table[i], STOPPED);
-        if (percpu_site.mode != PERCPU_LOCKED || !percpu->areas[i]) continue;
+        if (percpu_mode != PERCPU_LOCKED || !percpu->areas[i]) continue;
         while (!busy_try(percpu->areas[i])) os_yield();
     }
 }
 
-bool percpu_fence(void) { return percpu_site.mode == PERCPU_LOCKED || os->fence(); }
+bool percpu_fence(void) { return percpu_mode == PERCPU_LOCKED || os->fence(); }
 
 void percpu_restart(percpu_t *percpu, unsigned index)
 {
     if (!percpu->areas[index]) return;
     start(percpu, index);
-    if (percpu_site.mode == PERCPU_LOCKED) busy_leave(percpu->areas[index]);
+    if (percpu_mode == PERCPU_LOCKED) busy_leave(percpu->areas[index]);
 }
 
 void percpu_restart_all(percpu_t *percpu)
@@ -217,7 +221,7 @@ void percpu_retire(percpu_t *percpu, unsigned index)
     percpu->areas[index] = NULL;
     area->next = percpu->idle;
     percpu->idle = area;
-    if (percpu_site.mode == PERCPU_LOCKED) busy_leave(area);
+    if (percpu_mode == PERCPU_LOCKED) busy_leave(area);
 }
 
 bool percpu_is_empty(const percpu_t *percpu)
@@ -300,25 +304,25 @@ static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t ch
 
 block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link)
 {
-    if (percpu_site.mode == PERCPU_LOCKED) return locked_pop(percpu, hot, link);
+    if (percpu_mode == PERCPU_LOCKED) return locked_pop(percpu, hot, link);
     return section_pop(percpu, hot, link);
 }
 
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
-    if (percpu_site.mode == PERCPU_LOCKED) return locked_push(percpu, hot, ptr, key);
-    return key ? section_push_sealed(percpu, hot, ptr, key) : section_push(percpu, hot, ptr);
+    if (percpu_mode == PERCPU_LOCKED) return locked_push(percpu, hot, ptr, key);
+    return key ? section_push_sealed(percpu, hot, ptr, key ^ (uintptr_t)ptr) : section_push(percpu, hot, ptr);
 }
 
 chain_t percpu_take(percpu_t *percpu, size_t word)
 {
-    if (percpu_site.mode == PERCPU_LOCKED) return locked_take(percpu, word);
+    if (percpu_mode == PERCPU_LOCKED) return locked_take(percpu, word);
     return section_take(percpu, word);
 }
 
 bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain)
 {
     size_t hot = PERCPU_HOT(cls);
-    if (percpu_site.mode == PERCPU_LOCKED) return locked_install(percpu, hot, word, chain);
+    if (percpu_mode == PERCPU_LOCKED) return locked_install(percpu, hot, word, chain);
     return section_install(percpu, hot, word, chain);
 }

@@ -58,15 +58,11 @@ typedef struct percpu {
 
 typedef enum percpu_mode { PERCPU_LOCKED, PERCPU_CPU_ID, PERCPU_MM_CID } percpu_mode_t;
 
-/* Of the process; const after percpu_start_process. */
-typedef struct percpu_site {
-    ptrdiff_t rseq;  /* from the thread pointer to the thread's struct rseq */
-    ptrdiff_t index; /* from the thread pointer to the field that is the index */
-    percpu_mode_t mode;
-    bool own; /* the library registers threads itself */
-} percpu_site_t;
-
-extern percpu_site_t percpu_site;
+/* Of the process; const after percpu_start_process. Offsets are from the thread pointer; sections name them. */
+extern ptrdiff_t percpu_rseq_offset __attribute__((visibility("hidden")));  /* the thread's struct rseq */
+extern ptrdiff_t percpu_index_offset __attribute__((visibility("hidden"))); /* the field that is the index */
+extern percpu_mode_t percpu_mode;
+extern bool percpu_registers_threads; /* the C library does not */
 extern const area_t zero_area;
 
 /* Chooses the mode; once a process, before the first heap. `wish`: NULL, "0", "cpu" or "mm_cid". */

@@ -34,16 +34,13 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
     "3: .long 0,0\n .quad 1f,(2f-1f),4f\n .popsection\n"                                        \
     ".pushsection __rseq_abort,\"ax?\"\n .byte 0x0f,0xb9,0x3d\n .long 0x53053053\n"             \
     "4: jmp 5f\n .popsection\n"                                                                 \
-    "5: movq %[site_rseq],%[area]\n leaq 3b(%%rip),%[result]\n movq %[result],%%fs:8(%[area])\n" \
+    "5: movq percpu_rseq_offset(%%rip),%[area]\n leaq 3b(%%rip),%[result]\n movq %[result],%%fs:8(%[area])\n" \
     "1: cmpl $0,%%fs:4(%[area])\n js %l[miss]\n"                                                \
-    " movq %[site_index],%[area]\n movl %%fs:(%[area]),%k[result]\n"                            \
+    " movq percpu_index_offset(%%rip),%[area]\n movl %%fs:(%[area]),%k[result]\n"                            \
     " cmpl %[count],%k[result]\n jae %l[miss]\n"                                                \
     " movq %[table],%[area]\n movq (%[area],%[result],8),%[area]\n"
 
-#define RSEQ_INPUTS(p)                                                                          \
-    [site_rseq] "m"(percpu_site.rseq), [site_index] "m"(percpu_site.index), [count] "m"((p)->count), \
-        [table] "m"((p)->table)
-
+#define RSEQ_INPUTS(p) [count] "m"((p)->count), [table] "m"((p)->table)
 /* clang-format on */
 
 /* Pop: load the word, load the newest block's link, store it back. NULL: a miss. */
@@ -70,18 +67,16 @@ miss:
 #define RSEQ_PUSH_HEAD " movq (%[area],%[hot],4),%[result]\n cmpw 8(%[area],%[hot],4),%w[result]\n" \
                        " jae %l[miss]\n movq %[result],(%[block])\n"
 #define RSEQ_PUSH_SEAL " movq %[result],%[seal]\n xorq %[unlinked],%[seal]\n movq %[seal],8(%[block])\n"
-#define RSEQ_PUSH_TAIL " incl %k[result]\n movzwl %w[result],%k[result]\n orq %[shifted],%[result]\n" \
-                       " movq %[result],(%[area],%[hot],4)\n2:\n"
-
+#define RSEQ_PUSH_TAIL " incl %k[result]\n movw %w[result],%w[shifted]\n movq %[shifted],(%[area],%[hot],4)\n2:\n"
 /* clang-format on */
 
+/* `shifted` is the new word but for the count, which a restart writes again. */
 HAK_INLINE bool section_push(percpu_t *percpu, size_t hot, void *ptr)
 {
-    uint64_t result, area;
+    uint64_t result, area, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;
     __asm__ volatile goto(RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_TAIL
-                          : [result] "=&r"(result), [area] "=&r"(area)
-                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),
-                            [shifted] "r"((uint64_t)(uintptr_t)ptr << CHAIN_SHIFT)
+                          : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)
+                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr)
                           : "memory", "cc"
                           : miss);
     return true;
@@ -89,16 +84,15 @@ miss:
     return false;
 }
 
-HAK_INLINE bool section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
+/* `unlinked`: the seal but for the link, key ^ address. */
+HAK_INLINE bool section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t unlinked)
 {
-    uint64_t result, area, seal;
-    __asm__ volatile goto(
-        RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL
-        : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal)
-        : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),
-          [shifted] "r"((uint64_t)(uintptr_t)ptr << CHAIN_SHIFT), [unlinked] "r"(key ^ (uint64_t)(uintptr_t)ptr)
-        : "memory", "cc"
-        : miss);
+    uint64_t result, area, seal, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;
+    __asm__ volatile goto(RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL
+                          : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal), [shifted] "+&r"(shifted)
+                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr), [unlinked] "r"(unlinked)
+                          : "memory", "cc"
+                          : miss);
     return true;
 miss:
     return false;
@@ -150,9 +144,9 @@ HAK_INLINE bool section_push(percpu_t *percpu, size_t hot, void *ptr)
     return false;
 }
 
-HAK_INLINE bool section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
+HAK_INLINE bool section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t unlinked)
 {
-    (void)percpu, (void)hot, (void)ptr, (void)key;
+    (void)percpu, (void)hot, (void)ptr, (void)unlinked;
     return false;
 }
 

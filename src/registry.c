@@ -3,14 +3,14 @@
 
 #include "os.h"
 
-_Static_assert(CODE_META <= 0xff, "codes have eight bits");
+_Static_assert((int)CODE_META <= 0xff, "codes have eight bits");
 _Static_assert(SUPERSLAB_GRANULES <= 0x100, "granules before have eight bits");
 _Static_assert(CODE_MID * 4 * 4 == CODE_MID * 16, "a slot is 16 bytes");
 
-#define DIVISOR(bytes, granules) SIZECLASS_DIVISOR(bytes),
-const uint32_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR)};
+#define DIVISOR(bytes, granules) {SIZECLASS_DIVISOR(bytes), SIZECLASS_DIVISOR(bytes) - 1},
+const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32_MAX}, {0, UINT32_MAX}};
 
-gib_t *_Atomic registry_top[1 << (ADDRESS_BITS - GIB_SHIFT)];
+gib_t *_Atomic registry_top[REGISTRY_TOP];
 static hak_lock_t registry_lock; /* rank REGISTRY: who makes a table */
 
 static gib_t *gib_of(uintptr_t at)

@@ -14,12 +14,12 @@
  *            | 0 else | GiB           | granule        | offset   | 0    |
  *            |foreign | registry_top  | gib_t.entry    | in 16 B  |      |
  *            +--------+---------------+----------------+----------+------+
- *   Rotated right by 4, one comparison with 2^43 tests the high bits and the alignment at once.
+ *   Rotated right by 4, the index into registry_top is below 2^17 only for aligned pointers of the user half.
  *
  *   entry     63                        20 19 18 17      10 9        2 1 0
  *            +----------------------------+-----+----------+----------+---+
- *            | owner: heap address / 64   |  0  | granules | class    | 0 |
- *            |                            |     | before   | code     |   |
+ *            | owner: heap address / 64   | 0 C | granules | class    | 0 |
+ *            |                            |     | before   | code     |   |   C: the heap is CHECKED
  *            +----------------------------+-----+----------+----------+---+
  *   Entry xor owner is below 2^20 exactly for the owner's granules; the class code * 4 is then the name of the
  *   class's slot in an area, and "granules before" leads to the start of the run.
@@ -33,8 +33,10 @@ enum {
     GIB_GRANULES = 1 << (GIB_SHIFT - GRANULE_SHIFT),
     GIB_SUPERSLABS = 1 << (GIB_SHIFT - SUPERSLAB_SHIFT),
     ADDRESS_BITS = 47,
+    REGISTRY_TOP = 1 << (ADDRESS_BITS - GIB_SHIFT),
     ENTRY_CLASS_SHIFT = 2,
     ENTRY_BACK_SHIFT = 10,
+    ENTRY_CHECKED_SHIFT = 18,
     ENTRY_OWNER_SHIFT = 20,
 };
 
@@ -45,6 +47,7 @@ enum {
     SLOT_COUNT,
     CODE_DEAD = SLOT_COUNT, /* given back by a heap that was reset or destroyed; owner 0 */
     CODE_META,              /* the library's own records; owner 0 */
+    CODE_CHECKED = 1 << (ENTRY_CHECKED_SHIFT - ENTRY_CLASS_SHIFT), /* or-ed to a code: the owner is CHECKED */
 };
 
 typedef uint64_t entry_t;
@@ -58,10 +61,14 @@ typedef struct gib {
     struct large *_Atomic range[GIB_SUPERSLABS];         /* the large block that covers these 2 MiB; see large.h */
 } gib_t;
 
-/* By code. What is no size class has 0: everything passes, and is refused by its slot, whose limit stays 0. */
-extern const uint32_t registry_divisors[SLOT_COUNT];
+/* By code, see sizeclass_divides. What is no size class has {0, 2^32 - 1}: everything passes, and is refused by its slot,
+ * whose limit stays 0. */
+typedef struct divisor {
+    uint32_t multiply, most;
+} divisor_t;
+extern const divisor_t registry_divisors[SLOT_COUNT];
 
-extern gib_t *_Atomic registry_top[1 << (ADDRESS_BITS - GIB_SHIFT)];
+extern gib_t *_Atomic registry_top[REGISTRY_TOP];
 
 /* The pointer rotated: below 2^43 where it is aligned to 16 and in the user half. */
 HAK_INLINE uint64_t registry_rotate(const void *ptr)
@@ -72,9 +79,11 @@ HAK_INLINE uint64_t registry_rotate(const void *ptr)
 /* The entry for a rotated pointer; 0 where nothing of ours is near. One branch for each way not to be ours. */
 HAK_INLINE entry_t registry_entry(uint64_t rotated)
 {
-    if (HAK_UNLIKELY(rotated >> (ADDRESS_BITS - 4))) return 0;
+    uint64_t top =
+        rotated >> (GIB_SHIFT - 4); /* what a misaligned or high pointer has in its top bits is out of range here */
+    if (HAK_UNLIKELY(top >= REGISTRY_TOP)) return 0;
     /* Acquire: pairs with the release in registry_cover; the table is zeroed before it is linked. */
-    gib_t *gib = load_acquire(&registry_top[rotated >> (GIB_SHIFT - 4)]);
+    gib_t *gib = load_acquire(&registry_top[top]);
     if (HAK_UNLIKELY(!gib)) return 0;
     /* Relaxed: the pointer itself came from who wrote the entry, through whatever handed the block over. */
     return load_relaxed(&gib->entry[rotated >> (GRANULE_SHIFT - 4) & (GIB_GRANULES - 1)]);
@@ -92,17 +101,21 @@ HAK_INLINE unsigned entry_code(entry_t entry) { return (unsigned)(entry >> ENTRY
 HAK_INLINE unsigned entry_back(entry_t entry) { return (unsigned)(entry >> ENTRY_BACK_SHIFT) & 0xff; }
 /* Of an entry xor the owner bits of a heap: whether it is that heap's. */
 HAK_INLINE bool entry_is_owned(entry_t mine) { return mine < (entry_t)1 << ENTRY_OWNER_SHIFT; }
-/* The divisor of the class (see sizeclass_divides), for codes that have a slot; reached without a shift. */
-HAK_INLINE const uint32_t *entry_divisor(entry_t mine)
-{
-    return (const uint32_t *)(const void *)((const char *)registry_divisors + (mine & 0x3fc));
-}
+/* Of an entry xor the owner bits: whether the heap is CHECKED, known without a look at the heap. */
+HAK_INLINE bool entry_is_checked(entry_t mine) { return mine >> ENTRY_CHECKED_SHIFT & 1; }
 /* The code times 4, which is what sections call the slot (PERCPU_HOT), from an entry whose owner bits are gone. */
 HAK_INLINE size_t entry_slot(entry_t mine) { return mine & 0x3fc; }
 /* A rotated pointer's distance from the start of its run, in 16 bytes. */
 HAK_INLINE uint32_t entry_offset(entry_t entry, uint64_t rotated)
 {
     return (uint32_t)((entry & 0x3fc00) + (rotated & 0x3ff));
+}
+/* Whether a rotated pointer is at the start of a block. */
+HAK_INLINE bool entry_divides(entry_t mine, uint64_t rotated)
+{
+    const divisor_t *divisor =
+        (const divisor_t *)(const void *)((const char *)registry_divisors + (mine & 0x3fc) * 2);
+    return entry_offset(mine, rotated) * divisor->multiply <= divisor->most;
 }
 HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 {

@@ -94,7 +94,7 @@ static size_t count_phantoms(hak_heap_t *heap)
     for (mid_t *mid = heap->large.mids; mid; mid = mid->next) tally(heap, mid->start, CODE_MID, (int64_t)mid->bytes);
     lock_release(&heap->lock, RANK_HEAP);
     /* The twin's areas can be held still for nothing; sections' areas are read as they run. */
-    bool still = percpu_site.mode == PERCPU_LOCKED;
+    bool still = percpu_mode == PERCPU_LOCKED;
     if (still) percpu_halt(&heap->percpu);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         class_state_t *state = heap_class_made(heap, cls);
@@ -175,7 +175,7 @@ static __attribute__((format(printf, 2, 3))) void print(text_t *text, const char
 static void print_totals(text_t *text, const hak_heap_t *heap, const hak_heap_stats_t *stats)
 {
     print(text, "heap \"%s\" (%s, magazines %s)\n", heap->settings.name, heap->key ? "checked" : "fast",
-          percpu_mode_name(percpu_site.mode));
+          percpu_mode_name(percpu_mode));
 #define ROW(field) print(text, "  %-20s %16zu\n", #field, stats->field);
     ROW(live_bytes)
     ROW(live_blocks)

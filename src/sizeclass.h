@@ -56,14 +56,15 @@ extern const size_class_t size_classes[CLASS_COUNT];
  * with few blocks in each class pays for pages and TLB entries, not for bytes: the coarse table gives it 12 slabs in place
  * of 32.
  */
-enum { LOOKUP_ENTRIES = LOOKUP_MAX / BLOCK_ALIGN + 1, CLASSES_COARSE = 0, CLASSES_FINE = LOOKUP_ENTRIES };
+enum {
+    LOOKUP_ENTRIES = LOOKUP_MAX / BLOCK_ALIGN + 1,
+    CLASSES_COARSE = BLOCK_ALIGN - 1, /* added to a size before it is divided: rounds it up, */
+    CLASSES_FINE = CLASSES_COARSE + LOOKUP_ENTRIES * BLOCK_ALIGN, /* and chooses the second table */
+};
 extern const uint16_t size_class_slots[2 * LOOKUP_ENTRIES]; /* the class times 4: what sections call the slot */
 
-/* `table` is CLASSES_COARSE or CLASSES_FINE: an offset, so that a zeroed heap has a valid one. */
-HAK_INLINE size_t sizeclass_slot(size_t table, size_t size)
-{
-    return size_class_slots[table + (size + BLOCK_ALIGN - 1) / BLOCK_ALIGN];
-}
+/* `table` is CLASSES_COARSE or CLASSES_FINE; also 0, what a heap that is gone may read, stays inside the tables. */
+HAK_INLINE size_t sizeclass_slot(size_t table, size_t size) { return size_class_slots[(table + size) / BLOCK_ALIGN]; }
 HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size) { return (unsigned)sizeclass_slot(table, size) / 4; }
 
 /* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */

@@ -68,7 +68,7 @@ static bool is_start(const block_id_t *id, const void *ptr)
     if (id->kind == KIND_LARGE) return ptr == large_base(id->large);
     if (id->kind == KIND_MID) return ptr == entry_run_start(id->entry, ptr);
     if (!id->heap->key) return true;
-    return sizeclass_divides(size_classes[id->cls].divisor, entry_offset(id->entry, registry_rotate(ptr)));
+    return entry_divides(id->entry, registry_rotate(ptr));
 }
 
 block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operation)

@@ -1,0 +1,766 @@
+/* percpu: the five operations in every mode, stops under load, tables, areas, threads without rseq. */
+#define _GNU_SOURCE
+#include "percpu.h"
+
+#include <criterion/criterion.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if defined(__GLIBC__) && __has_include(<sys/rseq.h>)
+#include <sys/rseq.h>
+#define HAVE_LIBC_RSEQ 1
+#else
+#define HAVE_LIBC_RSEQ 0
+#endif
+
+#include "heap.h"
+#include "os.h"
+#include "support_os.h"
+#include "support_random.h"
+#include "support_run.h"
+
+TestSuite(percpu, .timeout = 60);
+
+/* Every mode that this machine has: what was wished for may be refused, then the mode is tested twice. */
+static const char *const wishes[] = {NULL, "cpu", "0"};
+enum { WISHES = sizeof wishes / sizeof wishes[0] };
+
+enum { CLASS = 5, OTHER = 6, MANY = 4096 };
+static const size_t HOT = PERCPU_HOT(CLASS);
+static const size_t SPARE = PERCPU_SPARE(CLASS);
+
+static percpu_t percpu;
+static area_t *_Atomic long_table[MANY];
+static area_t *long_areas[MANY];
+static area_t areas[MANY / 16];
+
+static unsigned processors(void)
+{
+    long count = sysconf(_SC_NPROCESSORS_CONF);
+    cr_assert(count > 0 && count <= MANY / 16);
+    return (unsigned)count;
+}
+
+static void begin(const char *wish)
+{
+    percpu_start_process(wish);
+    memset(&percpu, 0, sizeof percpu);
+    memset(areas, 0, sizeof areas);
+    percpu_init(&percpu);
+}
+
+/* One area for each processor, its limits set. */
+static unsigned open_areas(uint64_t limit)
+{
+    unsigned count = processors();
+    percpu_grow(&percpu, long_table, long_areas, MANY);
+    for (unsigned i = 0; i < count; i++) {
+        for (unsigned class = 0; class < CLASS_COUNT; class ++) store_relaxed(&areas[i].hot[class].limit, limit);
+        percpu_adopt(&percpu, i, &areas[i]);
+    }
+    return count;
+}
+
+/* The same area for every processor: wherever the one thread of a test runs, it meets the same words. Not to be halted. */
+static area_t *open_one(uint64_t limit)
+{
+    percpu_grow(&percpu, long_table, long_areas, MANY);
+    for (unsigned class = 0; class < CLASS_COUNT; class ++) store_relaxed(&areas[0].hot[class].limit, limit);
+    for (unsigned i = 0; i < processors(); i++) percpu_adopt(&percpu, i, &areas[0]);
+    return &areas[0];
+}
+
+static struct {
+    block_t block;
+    char rest[16];
+} blocks[512] __attribute__((aligned(16)));
+
+static const char *name(void) { return percpu_mode_name(percpu_mode); }
+
+/* ---- Modes ---- */
+
+Test(percpu, modes_have_names)
+{
+    cr_assert(strcmp(percpu_mode_name(PERCPU_LOCKED), "locked") == 0);
+    cr_assert(strcmp(percpu_mode_name(PERCPU_CPU_ID), "cpu_id") == 0);
+    cr_assert(strcmp(percpu_mode_name(PERCPU_MM_CID), "mm_cid") == 0);
+}
+
+Test(percpu, wishes_choose_the_mode)
+{
+    percpu_start_process(NULL);
+    percpu_mode_t best = percpu_mode;
+    cr_assert(PERCPU_SECTIONS || best == PERCPU_LOCKED);
+    static const char *const locked[] = {"0", "locked"};
+    for (unsigned i = 0; i < 2; i++) {
+        percpu_start_process(locked[i]);
+        cr_assert(percpu_mode == PERCPU_LOCKED, "%s: %s", locked[i], name());
+    }
+    percpu_start_process("cpu");
+    cr_assert(percpu_mode == (best == PERCPU_LOCKED ? PERCPU_LOCKED : PERCPU_CPU_ID), "%s", name());
+    if (percpu_mode != PERCPU_LOCKED) cr_assert(percpu_index_offset == percpu_rseq_offset + RSEQ_CPU_ID);
+    percpu_start_process("mm_cid");
+    cr_assert(percpu_mode == best);
+    if (best == PERCPU_MM_CID) {
+        cr_assert(percpu_index_offset == percpu_rseq_offset + RSEQ_MM_CID);
+        cr_assert(os_rseq_feature_size() >= RSEQ_MM_CID + 4);
+    }
+    if (best == PERCPU_CPU_ID) cr_assert(os_rseq_feature_size() < RSEQ_MM_CID + 4);
+}
+
+Test(percpu, without_the_right_to_fence_all_is_locked)
+{
+    fake_os_use();
+    fake_os_refuse(FAKE_FENCE_REGISTER, 1, FAKE_FOREVER);
+    percpu_start_process(NULL);
+    cr_assert(percpu_mode == PERCPU_LOCKED);
+    percpu_start_process("cpu");
+    cr_assert(percpu_mode == PERCPU_LOCKED);
+    fake_os_restore();
+}
+
+Test(percpu, the_index_is_a_processor)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        percpu_start_process(wishes[w]);
+        for (unsigned i = 0; i < 1000; i++) {
+            int index = percpu_index();
+            cr_assert(index >= 0 && index < (int)processors(), "%s: %d", name(), index);
+        }
+    }
+}
+
+/* ---- The operations ---- */
+
+static void push_and_pop(uint64_t key)
+{
+    enum { LIMIT = 3 };
+    area_t *area = open_one(LIMIT);
+    block_t *block;
+    chain_t link, before = 0;
+    for (unsigned i = 0; i < LIMIT; i++) {
+        cr_assert(percpu_push(&percpu, HOT, &blocks[i], key), "%s: push %u", name(), i);
+        chain_t word = load_relaxed(&area->hot[CLASS].word);
+        cr_assert(chain_block(word) == &blocks[i].block && chain_count(word) == i + 1, "%s: push %u", name(), i);
+        cr_assert(blocks[i].block.link == before);
+        if (key) cr_assert(block_is_sealed(&blocks[i].block, before, key), "%s: push %u", name(), i);
+        else cr_assert(blocks[i].block.seal == 99, "%s: a FAST push writes one word", name());
+        before = word;
+    }
+    for (unsigned i = 0; i < 10; i++)
+        cr_assert(!percpu_push(&percpu, HOT, &blocks[LIMIT], key), "%s: more than the limit", name());
+    cr_assert(load_relaxed(&area->hot[CLASS].word) == before);
+
+    for (unsigned i = LIMIT; i-- > 0;) {
+        cr_assert((block = percpu_pop(&percpu, HOT, &link)) != NULL, "%s: pop %u", name(), i);
+        cr_assert(block == &blocks[i].block && link == blocks[i].block.link, "%s: pop %u", name(), i);
+        cr_assert(load_relaxed(&area->hot[CLASS].word) == link);
+    }
+    cr_assert((block = percpu_pop(&percpu, HOT, &link)) == NULL, "%s: empty", name());
+    cr_assert(load_relaxed(&area->hot[CLASS].word) == 0);
+}
+
+Test(percpu, push_and_pop_are_a_bounded_stack)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        for (unsigned i = 0; i < 8; i++) blocks[i].block.seal = 99;
+        begin(wishes[w]);
+        push_and_pop(0);
+        begin(wishes[w]);
+        push_and_pop(0x5555aaaa12345679ull);
+    }
+}
+
+Test(percpu, a_magazine_holds_as_many_as_its_limit_says)
+{
+    static block_t many[CHAIN_MAX] __attribute__((aligned(16)));
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        area_t *area = open_one(CHAIN_MAX);
+        for (unsigned i = 0; i < CHAIN_MAX; i++)
+            cr_assert(percpu_push(&percpu, HOT, &many[i], 0), "%s: push %u", name(), i);
+        cr_assert(!percpu_push(&percpu, HOT, &blocks[0], 0), "%s", name());
+        chain_t word = load_relaxed(&area->hot[CLASS].word);
+        cr_assert(chain_count(word) == CHAIN_MAX && chain_block(word) == &many[CHAIN_MAX - 1], "%s", name());
+        block_t *block;
+        chain_t link;
+        for (unsigned i = CHAIN_MAX; i-- > 0;)
+            cr_assert((block = percpu_pop(&percpu, HOT, &link)) != NULL && block == &many[i], "%s: pop %u", name(),
+                      i);
+    }
+}
+
+/* Every other word of the area stays as it was. */
+Test(percpu, operations_touch_one_word)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        area_t *area = open_one(9);
+        cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0) && percpu_push(&percpu, PERCPU_HOT(OTHER), &blocks[1], 0));
+        chain_t hot = load_relaxed(&area->hot[CLASS].word), other = load_relaxed(&area->hot[OTHER].word);
+        cr_assert(percpu_install(&percpu, CLASS, SPARE, block_push(0, &blocks[2], 0)));
+        for (unsigned class = 0; class < CLASS_COUNT; class ++) {
+            chain_t wanted = class == CLASS ? hot : class == OTHER ? other : 0;
+            cr_assert(load_relaxed(&area->hot[class].word) == wanted, "%s: class %u", name(), class);
+            cr_assert(load_relaxed(&area->hot[class].limit) == 9, "%s: class %u", name(), class);
+            cr_assert((load_relaxed(&area->spare[class]) != 0) == (class == CLASS), "%s: class %u", name(), class);
+        }
+        cr_assert(load_relaxed(&area->busy) == 0, "%s: nobody is inside", name());
+    }
+}
+
+Test(percpu, chains_are_taken_and_installed_whole)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        area_t *area = open_one(2);
+        chain_t chain = 0;
+        for (unsigned i = 0; i < 7; i++) chain = block_push(chain, &blocks[i], 0);
+        chain_t another = block_push(0, &blocks[9], 0);
+        size_t places[2] = {HOT, SPARE};
+        for (unsigned p = 0; p < 2; p++) {
+            cr_assert(percpu_take(&percpu, places[p]) == 0, "%s: empty", name());
+            cr_assert(percpu_install(&percpu, CLASS, places[p], chain), "%s", name());
+            cr_assert(!percpu_install(&percpu, CLASS, places[p], another), "%s: it is not empty", name());
+            cr_assert(percpu_take(&percpu, places[p]) == chain, "%s", name());
+            cr_assert(percpu_take(&percpu, places[p]) == 0, "%s: taken twice", name());
+            /* A class without a limit does not run: neither of its magazines takes a chain. */
+            store_relaxed(&area->hot[CLASS].limit, 0);
+            cr_assert(!percpu_install(&percpu, CLASS, places[p], chain), "%s: limit 0", name());
+            store_relaxed(&area->hot[CLASS].limit, 2);
+        }
+        cr_assert(percpu_is_empty(&percpu));
+    }
+}
+
+static void must_miss(const char *what)
+{
+    chain_t link;
+    chain_t chain = block_push(0, &blocks[1], 0);
+    for (unsigned class = 0; class < CLASS_COUNT; class ++) {
+        cr_assert(percpu_pop(&percpu, PERCPU_HOT(class), &link) == NULL, "%s, %s: pop", name(), what);
+        cr_assert(!percpu_push(&percpu, PERCPU_HOT(class), &blocks[0], 0), "%s, %s: push", name(), what);
+        cr_assert(!percpu_push(&percpu, PERCPU_HOT(class), &blocks[0], 77), "%s, %s: sealed push", name(), what);
+        cr_assert(percpu_take(&percpu, PERCPU_HOT(class)) == 0, "%s, %s: take", name(), what);
+        cr_assert(percpu_take(&percpu, PERCPU_SPARE(class)) == 0, "%s, %s: take", name(), what);
+        cr_assert(!percpu_install(&percpu, class, PERCPU_HOT(class), chain), "%s, %s: install", name(), what);
+        cr_assert(!percpu_install(&percpu, class, PERCPU_SPARE(class), chain), "%s, %s: install", name(), what);
+    }
+}
+
+/* An area of zeros is empty and full at once, and beyond the table there is nothing. */
+Test(percpu, where_there_is_no_area_all_misses)
+{
+    static const area_t zeros;
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        must_miss("nothing made");
+        percpu_grow(&percpu, long_table, long_areas, MANY);
+        must_miss("a longer table, nothing made");
+        cr_assert(memcmp(&zero_area, &zeros, sizeof zeros) == 0);
+
+        begin(wishes[w]);
+        open_one(5);
+        cr_assert(percpu_push(&percpu, HOT, &blocks[7], 0), "%s: a running area serves", name());
+        percpu_close(&percpu);
+        must_miss("closed");
+
+        begin(wishes[w]);
+        area_t *area = open_one(5);
+        cr_assert(percpu_push(&percpu, HOT, &blocks[7], 0));
+        store_relaxed(&percpu.count, 0u);
+        store_relaxed(&percpu.capacity, 0u);
+        must_miss("an index beyond the table");
+        cr_assert(chain_count(load_relaxed(&area->hot[CLASS].word)) == 1);
+    }
+}
+
+/* ---- Areas ---- */
+
+Test(percpu, tables_grow_and_keep_their_areas)
+{
+    static area_t *_Atomic table_8[8], *_Atomic table_64[64];
+    static area_t *areas_8[8], *areas_64[64];
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        for (unsigned i = 0; i < PERCPU_INLINE; i++) {
+            cr_assert(percpu_area(&percpu, i) == NULL && percpu_running(&percpu, i) == NULL);
+            percpu_adopt(&percpu, i, &areas[i]);
+        }
+        cr_assert(percpu_area(&percpu, PERCPU_INLINE) == NULL && percpu_running(&percpu, PERCPU_INLINE) == NULL);
+        percpu_grow(&percpu, table_8, areas_8, 8);
+        percpu_adopt(&percpu, 7, &areas[7]);
+        percpu_grow(&percpu, table_64, areas_64, 64);
+        percpu_adopt(&percpu, 63, &areas[63]);
+        for (unsigned i = 0; i < 70; i++) {
+            area_t *wanted = i < PERCPU_INLINE || i == 7 || i == 63 ? &areas[i] : NULL;
+            cr_assert(percpu_area(&percpu, i) == wanted, "%s: index %u", name(), i);
+            cr_assert(percpu_running(&percpu, i) == wanted, "%s: index %u", name(), i);
+        }
+    }
+}
+
+Test(percpu, a_halted_table_grows_halted)
+{
+    static area_t *_Atomic table[16];
+    static area_t *of[16];
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        percpu_adopt(&percpu, 1, &areas[1]);
+        percpu_halt(&percpu);
+        cr_assert(percpu_running(&percpu, 1) == NULL && percpu_area(&percpu, 1) == &areas[1]);
+        percpu_grow(&percpu, table, of, 16);
+        cr_assert(percpu_running(&percpu, 1) == NULL && percpu_area(&percpu, 1) == &areas[1]);
+        percpu_restart_all(&percpu);
+        cr_assert(percpu_running(&percpu, 1) == &areas[1]);
+        cr_assert(load_relaxed(&areas[1].busy) == 0);
+    }
+}
+
+Test(percpu, halted_areas_miss_until_restarted)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        unsigned count = open_areas(4);
+        percpu_halt(&percpu);
+        cr_assert(percpu_fence());
+        must_miss("halted");
+        for (unsigned i = 0; i < count; i++) {
+            cr_assert(percpu_running(&percpu, i) == NULL && percpu_area(&percpu, i) == &areas[i]);
+            percpu_restart(&percpu, i);
+            cr_assert(percpu_running(&percpu, i) == &areas[i]);
+        }
+        percpu_restart(&percpu, count); /* nothing there */
+        cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0), "%s", name());
+        cr_assert(!percpu_is_empty(&percpu));
+    }
+}
+
+Test(percpu, a_refused_fence_is_told)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        open_areas(4);
+        fake_os_use();
+        fake_os_refuse(FAKE_FENCE, 1, 1);
+        percpu_halt(&percpu);
+        cr_assert(percpu_fence() == (percpu_mode == PERCPU_LOCKED), "%s", name());
+        cr_assert(fake_os_calls(FAKE_FENCE) == (percpu_mode != PERCPU_LOCKED));
+        percpu_restart_all(&percpu);
+        fake_os_restore();
+        cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0), "%s: restarted", name());
+    }
+}
+
+Test(percpu, a_retired_area_serves_another_index)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        percpu_grow(&percpu, long_table, long_areas, MANY);
+        percpu_adopt(&percpu, 0, &areas[0]);
+        percpu_adopt(&percpu, 2, &areas[2]);
+        store_relaxed(&areas[0].spare[OTHER], block_push(0, &blocks[0], 0));
+        percpu_halt(&percpu);
+        cr_assert(percpu_fence());
+        percpu_retire(&percpu, 0);
+        percpu_retire(&percpu, 1); /* nothing there */
+        percpu_retire(&percpu, 2);
+        cr_assert(percpu_area(&percpu, 0) == NULL && percpu_running(&percpu, 0) == NULL);
+        cr_assert(percpu.idle == &areas[2] && areas[2].next == &areas[0], "%s", name());
+        percpu_restart_all(&percpu);
+        cr_assert(percpu_running(&percpu, 0) == NULL && percpu_running(&percpu, 2) == NULL);
+
+        percpu_adopt(&percpu, 9, &areas[0]);
+        cr_assert(percpu_running(&percpu, 9) == &areas[0] && percpu_area(&percpu, 0) == NULL);
+        cr_assert(chain_block(load_relaxed(&areas[0].spare[OTHER])) == &blocks[0].block);
+        cr_assert(load_relaxed(&areas[0].busy) == 0 && load_relaxed(&areas[2].busy) == 0, "%s: nobody is inside",
+                  name());
+    }
+}
+
+Test(percpu, emptiness_sees_every_word)
+{
+    begin("0");
+    unsigned count = open_areas(4);
+    cr_assert(percpu_is_empty(&percpu));
+    for (unsigned i = 0; i < count; i++) {
+        for (unsigned class = 0; class < CLASS_COUNT; class ++) {
+            store_relaxed(&areas[i].hot[class].word, 1);
+            cr_assert(!percpu_is_empty(&percpu), "area %u, hot %u", i, class);
+            store_relaxed(&areas[i].hot[class].word, 0);
+            store_relaxed(&areas[i].spare[class], 1);
+            cr_assert(!percpu_is_empty(&percpu), "area %u, spare %u", i, class);
+            store_relaxed(&areas[i].spare[class], 0);
+        }
+    }
+    cr_assert(percpu_is_empty(&percpu));
+}
+
+/* In the twin, whoever finds an area busy goes without, and never waits. */
+Test(percpu, a_busy_area_is_passed_by)
+{
+    begin("0");
+    area_t *area = open_one(4);
+    cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0));
+    store_relaxed(&area->busy, 1u);
+    must_miss("busy");
+    store_relaxed(&area->busy, 0u);
+    block_t *block;
+    chain_t link;
+    cr_assert((block = percpu_pop(&percpu, HOT, &link)) != NULL && block == &blocks[0].block);
+}
+
+/* ---- Stops under load ---- */
+
+enum { THREADS = 3, EACH = 64, STOPS = 80 };
+static const uint64_t KEYS[] = {0, 0x7777333312345671ull};
+
+static struct {
+    uint64_t key;
+    _Atomic bool end;
+    _Atomic unsigned pushes, pops, takes, installs, broken;
+    pthread_mutex_t mutex;
+    block_t *returned[THREADS * EACH]; /* what stops have stolen; the threads use it again */
+    unsigned count;
+} load;
+
+static block_t shared_blocks[THREADS * EACH] __attribute__((aligned(64)));
+
+typedef struct worker {
+    pthread_t thread;
+    unsigned number;
+    block_t *own[THREADS * EACH];
+    unsigned count;
+} worker_t;
+
+static void keep_chain(worker_t *worker, chain_t chain)
+{
+    while (chain) {
+        block_t *block = chain_block(chain);
+        if (load.key && !block_is_sealed(block, block->link, load.key)) load.broken++;
+        worker->own[worker->count++] = block;
+        chain = block->link;
+    }
+}
+
+static void fetch_returned(worker_t *worker)
+{
+    pthread_mutex_lock(&load.mutex);
+    while (load.count) worker->own[worker->count++] = load.returned[--load.count];
+    pthread_mutex_unlock(&load.mutex);
+}
+
+static void one_step(worker_t *worker, unsigned kind)
+{
+    block_t *block;
+    chain_t link;
+    if (kind < 6) {
+        if (!worker->count || !percpu_push(&percpu, HOT, worker->own[worker->count - 1], load.key)) return;
+        worker->count--;
+        load.pushes++;
+    } else if (kind < 11) {
+        if ((block = percpu_pop(&percpu, HOT, &link)) == NULL) return;
+        if (load.key && !block_is_sealed(block, link, load.key)) load.broken++;
+        worker->own[worker->count++] = block;
+        load.pops++;
+    } else if (kind < 13) {
+        chain_t chain = percpu_take(&percpu, kind == 11 ? HOT : SPARE);
+        if (chain) load.takes++;
+        keep_chain(worker, chain);
+    } else {
+        chain_t chain = 0;
+        for (unsigned i = 0; i < 5 && worker->count; i++)
+            chain = block_push(chain, worker->own[--worker->count], load.key);
+        if (!chain) return;
+        if (percpu_install(&percpu, CLASS, kind == 13 ? HOT : SPARE, chain)) load.installs++;
+        else keep_chain(worker, chain);
+    }
+}
+
+static void *work(void *arg)
+{
+    worker_t *worker = arg;
+    randoms_t randoms = {worker->number};
+    for (unsigned i = 0; !load.end; i++) {
+        one_step(worker, random_below(&randoms, 15));
+        if (i % 256 == 0) fetch_returned(worker);
+    }
+    return NULL;
+}
+
+/* Sleeps, so that the others run in between, on one processor and under valgrind too; at most 20 ms. */
+static void wait_for_pushes(unsigned wanted)
+{
+    unsigned before = load.pushes;
+    for (unsigned i = 0; load.pushes - before < wanted && i < 200; i++) usleep(100);
+}
+
+static void steal(chain_t chain)
+{
+    for (; chain; chain = chain_block(chain)->link) {
+        block_t *block = chain_block(chain);
+        if (load.key && !block_is_sealed(block, block->link, load.key)) load.broken++;
+        load.returned[load.count++] = block;
+    }
+}
+
+/* The areas belong to this thread between fence and restart, so that plain reads find whole chains. */
+static void stop_and_steal(unsigned area_count)
+{
+    percpu_halt(&percpu);
+    cr_assert(percpu_fence());
+    pthread_mutex_lock(&load.mutex);
+    for (unsigned i = 0; i < area_count; i++) {
+        steal(load_relaxed(&areas[i].hot[CLASS].word));
+        steal(load_relaxed(&areas[i].spare[CLASS]));
+        store_relaxed(&areas[i].hot[CLASS].word, 0);
+        store_relaxed(&areas[i].spare[CLASS], 0);
+    }
+    pthread_mutex_unlock(&load.mutex);
+    percpu_restart_all(&percpu);
+}
+
+static void stop_under_load(uint64_t key)
+{
+    static worker_t workers[THREADS];
+    memset(&load, 0, sizeof load);
+    memset(workers, 0, sizeof workers);
+    load.key = key;
+    pthread_mutex_init(&load.mutex, NULL);
+    unsigned area_count = open_areas(20);
+    for (unsigned i = 0; i < THREADS; i++) {
+        workers[i].number = i;
+        for (unsigned k = 0; k < EACH; k++) workers[i].own[workers[i].count++] = &shared_blocks[i * EACH + k];
+        cr_assert(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
+    }
+    for (unsigned stop = 0; stop < STOPS; stop++) {
+        stop_and_steal(area_count);
+        wait_for_pushes(20);
+    }
+    load.end = true;
+    for (unsigned i = 0; i < THREADS; i++) pthread_join(workers[i].thread, NULL);
+    stop_and_steal(area_count);
+    cr_assert(percpu_is_empty(&percpu));
+
+    static unsigned seen[THREADS * EACH];
+    memset(seen, 0, sizeof seen);
+    for (unsigned i = 0; i < load.count; i++) seen[load.returned[i] - shared_blocks]++;
+    for (unsigned i = 0; i < THREADS; i++)
+        for (unsigned k = 0; k < workers[i].count; k++) seen[workers[i].own[k] - shared_blocks]++;
+    for (unsigned i = 0; i < THREADS * EACH; i++)
+        cr_assert(seen[i] == 1, "%s: block %u is %u times there", name(), i, seen[i]);
+    cr_assert(load.broken == 0, "%s: %u seals", name(), (unsigned)load.broken);
+    cr_assert(load.pushes > 1000 && load.pops > 1000 && load.takes > 10 && load.installs > 10,
+              "%s: %u pushes, %u pops, %u takes, %u installs", name(), (unsigned)load.pushes, (unsigned)load.pops,
+              (unsigned)load.takes, (unsigned)load.installs);
+}
+
+Test(percpu, stops_lose_no_block)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        for (unsigned k = 0; k < 2; k++) {
+            begin(wishes[w]);
+            stop_under_load(KEYS[k]);
+        }
+    }
+}
+
+/* Longer tables and new areas appear while threads push and pop. */
+static void grow_under_load(void)
+{
+    static worker_t workers[THREADS];
+    static area_t *_Atomic tables[8][512];
+    static area_t *lists[8][512];
+    memset(&load, 0, sizeof load);
+    memset(workers, 0, sizeof workers);
+    load.key = KEYS[1];
+    pthread_mutex_init(&load.mutex, NULL);
+    for (unsigned i = 0; i < THREADS; i++) {
+        workers[i].number = i;
+        for (unsigned k = 0; k < EACH; k++) workers[i].own[workers[i].count++] = &shared_blocks[i * EACH + k];
+        cr_assert(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
+    }
+    unsigned count = processors();
+    for (unsigned class = 0; class < CLASS_COUNT; class ++)
+        for (unsigned i = 0; i < count; i++) store_relaxed(&areas[i].hot[class].limit, 20);
+    for (unsigned i = 0; i < 8; i++) {
+        percpu_grow(&percpu, tables[i], lists[i], 4u << i);
+        for (unsigned index = 0; index < 4u << i && index < count; index++)
+            if (!percpu_area(&percpu, index)) percpu_adopt(&percpu, index, &areas[index]);
+        wait_for_pushes(200);
+    }
+    load.end = true;
+    for (unsigned i = 0; i < THREADS; i++) pthread_join(workers[i].thread, NULL);
+    stop_and_steal(count);
+    unsigned total = load.count;
+    for (unsigned i = 0; i < THREADS; i++) total += workers[i].count;
+    cr_assert(total == THREADS * EACH, "%s: %u blocks of %u", name(), total, THREADS * EACH);
+    cr_assert(load.broken == 0 && load.pushes > 100, "%s: %u broken, %u pushes", name(), (unsigned)load.broken,
+              (unsigned)load.pushes);
+}
+
+Test(percpu, tables_grow_under_load)
+{
+    for (unsigned w = 0; w < WISHES; w++) {
+        begin(wishes[w]);
+        grow_under_load();
+    }
+}
+
+/* ---- Threads without rseq ---- */
+
+static hak_heap_t *make_heap(hak_level_t level)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = "percpu";
+    config.level = level;
+    hak_heap_t *heap = hak_heap_create(&config);
+    cr_assert(heap != NULL);
+    return heap;
+}
+
+static size_t cached_bytes(const hak_heap_t *heap)
+{
+    hak_heap_stats_t stats = {.struct_size = sizeof stats};
+    if (hak_heap_stats(heap, &stats) != 0) return SIZE_MAX;
+    return stats.hot_bytes + stats.spare_bytes;
+}
+
+#if HAVE_LIBC_RSEQ
+static bool unregister(void)
+{
+    char *area = (char *)__builtin_thread_pointer() + __rseq_offset;
+    uint32_t bytes = __rseq_size > 32 ? __rseq_size : 32;
+    return syscall(SYS_rseq, area, bytes, RSEQ_FLAG_UNREGISTER, RSEQ_SIGNATURE) == 0;
+}
+#else
+static bool unregister(void) { return false; }
+#endif
+
+typedef struct outcome {
+    hak_heap_t *heap;
+    bool unregistered;
+    const char *wrong;
+} outcome_t;
+
+static const char *use_heap(hak_heap_t *heap)
+{
+    static const size_t sizes[] = {16, 200, 1024, 5000, 32768, 100000, 3000000};
+    void *held[100];
+    if (percpu_index() != PERCPU_NONE) return "it has an index";
+    size_t cached = cached_bytes(heap);
+    for (unsigned round = 0; round < 20; round++) {
+        for (unsigned i = 0; i < 100; i++) {
+            size_t size = sizes[(i * 7 + round) % (i % 10 ? 5 : 7)];
+            held[i] = hak_heap_malloc(heap, size);
+            if (!held[i]) return "malloc failed";
+            memset(held[i], (int)i + 1, size < 6000 ? size : 6000);
+        }
+        if (cached_bytes(heap) > cached) return "a magazine was filled";
+        for (unsigned i = 0; i < 100; i++) {
+            if (*(unsigned char *)held[i] != i + 1) return "content was lost";
+            hak_heap_free(heap, held[i]);
+        }
+    }
+    if (cached_bytes(heap) > cached) return "a magazine was filled";
+    return hak_heap_check(heap) == 0 ? NULL : "the heap is broken";
+}
+
+static void *run_without_rseq(void *arg)
+{
+    outcome_t *outcome = arg;
+    outcome->unregistered = unregister();
+    if (outcome->unregistered) outcome->wrong = use_heap(outcome->heap);
+    return NULL;
+}
+
+static uint64_t without_rseq(const hak_heap_t *heap)
+{
+    return load_relaxed(&((hak_heap_t *)(uintptr_t)heap)->counters.count[HAK_COUNTERS ? COUNTER_early_no_rseq : 0]);
+}
+
+Test(percpu, a_thread_without_rseq_uses_no_magazine)
+{
+    for (int level = HAK_LEVEL_FAST; level <= HAK_LEVEL_CHECKED; level++) {
+        hak_heap_t *heap = make_heap((hak_level_t)level);
+        if (percpu_mode == PERCPU_LOCKED) cr_skip_test("no rseq here");
+        if (percpu_registers_threads) cr_skip_test("the library registers threads itself: see own_registration");
+        /* This thread fills magazines, which the other one must leave alone. */
+        void *held[60];
+        for (unsigned i = 0; i < 60; i++) cr_assert((held[i] = hak_heap_malloc(heap, 200)) != NULL);
+        for (unsigned i = 0; i < 60; i++) hak_heap_free(heap, held[i]);
+        cr_assert(cached_bytes(heap) > 0, "this thread has magazines");
+        outcome_t outcome = {.heap = heap};
+        pthread_t thread;
+        cr_assert(pthread_create(&thread, NULL, run_without_rseq, &outcome) == 0);
+        pthread_join(thread, NULL);
+        cr_assert(outcome.unregistered, "rseq could not be unregistered");
+        cr_assert(outcome.wrong == NULL, "%s", outcome.wrong);
+        if (HAK_COUNTERS) cr_assert(without_rseq(heap) > 0);
+        void *again = hak_heap_malloc(heap, 200);
+        cr_assert(again != NULL && percpu_index() >= 0);
+        hak_heap_free(heap, again);
+        cr_assert(hak_heap_check(heap) == 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- Registration by the library, where libc does none ---- */
+
+static void *use_own(void *arg)
+{
+    outcome_t *outcome = arg;
+    for (unsigned i = 0; i < 1000 && !outcome->wrong; i++) {
+        void *ptr = hak_heap_malloc(outcome->heap, 64);
+        if (!ptr) outcome->wrong = "malloc failed";
+        hak_heap_free(outcome->heap, ptr);
+    }
+    if (percpu_index() < 0) outcome->wrong = "it has no index";
+    return NULL;
+}
+
+static void registers_itself(void)
+{
+    percpu_start_process(getenv("HAKHEAP_RSEQ"));
+    if (percpu_mode == PERCPU_LOCKED) cr_skip_test("no rseq here");
+    cr_assert(percpu_registers_threads);
+    hak_heap_t *heap = make_heap(HAK_LEVEL_CHECKED);
+    outcome_t outcomes[4];
+    for (unsigned i = 0; i < 4; i++) {
+        pthread_t thread;
+        outcomes[i] = (outcome_t){.heap = heap};
+        cr_assert(pthread_create(&thread, NULL, use_own, &outcomes[i]) == 0);
+        pthread_join(thread, NULL);
+        cr_assert(outcomes[i].wrong == NULL, "%s", outcomes[i].wrong);
+    }
+    cr_assert(cached_bytes(heap) > 0, "no magazine was used");
+    cr_assert(without_rseq(heap) == 0);
+    cr_assert(hak_heap_check(heap) == 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* The same test again, in a process whose libc is told to leave rseq alone. BXFI_MAP would make it a worker of ours. */
+Test(percpu, own_registration)
+{
+    static const char tunable[] = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
+    if (!PERCPU_SECTIONS || !HAVE_LIBC_RSEQ) cr_skip_test("no sections, or a libc that does not register");
+    if (getenv("HAK_TEST_OWN_RSEQ")) {
+        registers_itself();
+        return;
+    }
+    percpu_start_process(NULL);
+    if (percpu_mode == PERCPU_LOCKED) cr_skip_test("no rseq here");
+    char program[4096];
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    cr_assert(length > 0);
+    program[length] = '\0';
+    static run_result_t result;
+    run_program(&result, 30,
+                (const char *const[]){"env", "-u", "BXFI_MAP", "-u", "HAKHEAP_RSEQ", tunable, "HAK_TEST_OWN_RSEQ=1",
+                                      program, "--filter=percpu/own_registration", "--color=never", NULL});
+    cr_assert(result.status == 0, "status %d:\n%s", result.status, result.text);
+    cr_assert(strstr(result.text, "Tested: 1"), "%s", result.text);
+}
