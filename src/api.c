@@ -19,8 +19,8 @@ static void *fail(hak_error_t why, int error)
     return NULL;
 }
 
-/* A size that no request may have; tested before any rounding, by every entry point. */
-HAK_INLINE bool too_large(size_t size) { return size > (size_t)PTRDIFF_MAX - 2 * SUPERSLAB; }
+/* A size that no address space has room for; tested before any rounding, by every entry point. */
+HAK_INLINE bool too_large(size_t size) { return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB; }
 
 static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
@@ -190,13 +190,27 @@ HAK_HOT void hak_free(void *ptr)
     else free_slow(NULL, ptr);
 }
 
+/* What a big block was asked for with; NULL for a small one. */
+static asked_t *asked_of(const block_id_t *id, const void *ptr)
+{
+    if (id->kind == KIND_SMALL) return NULL;
+    return id->kind == KIND_MID ? &mid_of(id->entry, ptr)->asked : &id->large->asked;
+}
+
+/* Whether a block may have been asked for with this size: a small one by its class, and down to half of it, because realloc
+ * leaves it there; a big one exactly, or rounded up to its alignment. */
+static bool size_is_possible(const block_id_t *id, const void *ptr, size_t size)
+{
+    const asked_t *asked = asked_of(id, ptr);
+    if (asked) return size == asked->size || size == hak_round_up(asked->size, asked->alignment);
+    return size <= id->usable && (size >= id->usable / 2 || hak_good_size(size) == id->usable);
+}
+
 void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 {
     if (ptr && heap && heap->key) {
         block_id_t id = validate_block(heap, ptr, "free_sized");
-        /* realloc leaves a block where it is down to half of it, and a mapping may be reused for less than it is. */
-        size_t least = id.kind == KIND_LARGE ? id.usable / (2 * LARGE_SLACK) : id.usable / 2;
-        if (size > id.usable || (size < least && hak_good_size(size) != id.usable))
+        if (!size_is_possible(&id, ptr, size))
             hak_fatal(&(hak_fault_t){.code = "SIZE",
                                      .operation = "free_sized",
                                      .ptr = ptr,
@@ -231,10 +245,17 @@ void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     block_id_t id = validate_block(heap, ptr, "realloc");
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
-    if (size <= id.usable && size >= id.usable / 2) return ptr;
+    if (size <= id.usable && size >= id.usable / 2) {
+        asked_t *asked = asked_of(&id, ptr);
+        if (asked) asked->size = size;
+        return ptr;
+    }
     if (id.kind == KIND_LARGE) {
         void *moved = realloc_large(heap, &id, size);
-        if (moved) return moved;
+        if (moved) {
+            id.large->asked.size = size;
+            return moved;
+        }
     }
     void *fresh = hak_heap_malloc(heap, size);
     if (!fresh) return NULL;

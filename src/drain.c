@@ -146,7 +146,7 @@ static void free_large(hak_heap_t *heap, large_t *large)
     large_remove(set, large);
     large_cache(set, large);
     for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
-        if (!large_unmap(large_base(old), large_bytes(old))) {
+        if (!large_unmap(large_base(old), large_bytes(old), LARGE_RELEASED)) {
             large_cache(set, old);
             hak_tls.last_error = HAK_ERROR_PURGE;
             return;

@@ -297,8 +297,8 @@ static void empty_large(hak_heap_t *heap)
     large_set_t *set = &heap->large;
     for (large_t *large; (large = set->live) != NULL; large_cache(set, large)) large_remove(set, large);
     for (large_t *large; (large = large_evict(set, 0)) != NULL;) {
-        if (!large_unmap(large_base(large), large_bytes(large))) {
-            registry_set_range(large_base(large), large_bytes(large), LARGE_RELEASED);
+        if (!large_unmap(large_base(large), large_bytes(large), LARGE_DEAD)) {
+            registry_set_range(large_base(large), large_bytes(large), LARGE_DEAD);
             (void)os->purge(large_base(large), large_bytes(large));
         }
         heap_uncharge(heap, large_bytes(large));

@@ -6,7 +6,7 @@
 large_t *large_find(const void *ptr)
 {
     large_t *large = registry_range(ptr);
-    if (!large || large == LARGE_RELEASED) return NULL;
+    if (!large_is_record(large)) return NULL;
     uintptr_t start = (uintptr_t)large_base(large);
     bool inside = (uintptr_t)ptr >= start && (uintptr_t)ptr - start < large_bytes(large);
     bool live = load_relaxed(&large->state) == LARGE_LIVE;
@@ -16,7 +16,7 @@ large_t *large_find(const void *ptr)
     return inside && live && registry_range(ptr) == large ? large : NULL;
 }
 
-void mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes)
+mid_t *mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes)
 {
     mid_t *mid = superslab_descriptor(run.ss, run.first);
     *mid = (mid_t){
@@ -25,6 +25,7 @@ void mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes)
     set->mids = mid;
     set->mid_blocks++;
     set->mid_bytes += bytes;
+    return mid;
 }
 
 void mid_remove(large_set_t *set, mid_t *mid)
@@ -54,11 +55,11 @@ char *large_map(size_t bytes, size_t alignment)
     return NULL;
 }
 
-bool large_unmap(char *base, size_t bytes)
+bool large_unmap(char *base, size_t bytes, large_t *tombstone)
 {
     /* The tombstone first: once unmapped, the range may be another heap's at once. */
     large_t *before = registry_range(base);
-    registry_set_range(base, bytes, LARGE_RELEASED);
+    registry_set_range(base, bytes, tombstone);
     if (os->unmap(base, bytes)) return true;
     registry_set_range(base, bytes, before);
     return false;

@@ -15,12 +15,18 @@
  *
  * Freed mappings are kept for reuse, oldest out first, within a number and a budget; mremap moves pages, not bytes.
  */
+/* What a big block was last asked for with; written by who holds the block, read by free_sized. */
+typedef struct asked {
+    size_t size, alignment;
+} asked_t;
+
 typedef struct mid {
     struct mid *next;
     struct mid *prev;
     char *start;
     size_t bytes; /* usable */
     unsigned granules;
+    asked_t asked;
 } mid_t;
 
 _Static_assert(sizeof(mid_t) <= DESCRIPTOR_BYTES, "it lies in a descriptor");
@@ -33,6 +39,7 @@ typedef struct large {
     void *_Atomic heap; /* these three are written under the lock and read by large_find without it */
     char *_Atomic base;
     _Atomic size_t bytes;   /* mapped and usable */
+    asked_t asked;
     _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
 } large_t;
 
@@ -43,6 +50,10 @@ HAK_INLINE size_t large_bytes(const large_t *large) { return load_relaxed(&((lar
 
 /* Stands in the range table where a large block was: names a second free. */
 #define LARGE_RELEASED ((large_t *)(uintptr_t)SUPERSLAB)
+/* The same where its heap was reset or destroyed. */
+#define LARGE_DEAD ((large_t *)(uintptr_t)(2 * SUPERSLAB))
+
+HAK_INLINE bool large_is_record(const large_t *large) { return large && large != LARGE_RELEASED && large != LARGE_DEAD; }
 
 enum { LARGE_CACHED = 32, LARGE_SLACK = 4 };
 
@@ -61,13 +72,13 @@ typedef struct large_set {
  * only, which stays readable for ever. */
 large_t *large_find(const void *ptr);
 
-void mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes);
+mid_t *mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes);
 void mid_remove(large_set_t *set, mid_t *mid);
 mid_t *mid_of(entry_t entry, const void *ptr);
 
 /* ---- Mappings; no lock needed ---- */
 char *large_map(size_t bytes, size_t alignment);
-bool large_unmap(char *base, size_t bytes);
+bool large_unmap(char *base, size_t bytes, large_t *tombstone);
 /* Grows or shrinks where it is, or moves the pages, and notes it. False: refused, nothing has changed. Lock: HEAP. */
 bool large_remap(large_set_t *set, large_t *large, size_t bytes);
 

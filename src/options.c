@@ -53,12 +53,25 @@ static int read_level(hak_level_t given, hak_level_t *out)
     return EINVAL;
 }
 
+/* No version has a struct that ends inside a field. */
+static bool ends_at_a_field(size_t size)
+{
+#define END(field) (offsetof(hak_heap_config_t, field) + sizeof(((hak_heap_config_t *)0)->field))
+    static const size_t ends[] = {END(struct_size), END(name),        END(level),
+                                  END(flags),       END(cache_bytes), END(large_cache_bytes)};
+#undef END
+    if (size >= sizeof(hak_heap_config_t)) return true;
+    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
+        if (size == ends[i]) return true;
+    return false;
+}
+
 int options_read(const hak_heap_config_t *config, settings_t *out)
 {
     hak_heap_config_t given = HAK_HEAP_CONFIG_INIT;
     if (config) {
         size_t size = config->struct_size;
-        if (!options_struct_is_known(config, size, sizeof size, sizeof given)) return EINVAL;
+        if (!options_struct_is_known(config, size, sizeof size, sizeof given) || !ends_at_a_field(size)) return EINVAL;
         memcpy(&given, config, hak_min(size, sizeof given));
     }
     if (given.flags != 0) return EINVAL;

@@ -35,6 +35,8 @@ typedef struct os_table {
 extern const os_table_t os_kernel;
 extern const os_table_t *os; /* written by tests only, before any other thread runs */
 
+/* What RLIMIT_AS grants; SIZE_MAX: no limit. */
+size_t os_address_space(void);
 unsigned os_cpu(void); /* the CPU the thread runs on, or ran on an instant ago */
 void os_yield(void);   /* lets another thread run */
 void os_random(void *out, size_t bytes);

@@ -187,7 +187,8 @@ void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
     run_t run = heap_take_run(heap, granules, places, CODE_MID);
     if (run.ss) {
         *zeroed = superslab_run_is_clean(run, granules);
-        mid_add(&heap->large, run, granules, (size_t)granules * GRANULE);
+        mid_t *mid = mid_add(&heap->large, run, granules, (size_t)granules * GRANULE);
+        mid->asked = (asked_t){size, alignment};
     }
     lock_release(&heap->lock, RANK_HEAP);
     return run.ss ? superslab_granule(run.ss, run.first) : NULL;
@@ -211,12 +212,16 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
     large_t *record = large ? NULL : take_record(heap);
     lock_release(&heap->lock, RANK_HEAP);
     *zeroed = !large;
-    if (large) return large_base(large);
+    if (large) {
+        large->asked = (asked_t){size, alignment};
+        return large_base(large);
+    }
     if (!record) return NULL;
     char *base = large_map(bytes, alignment);
     if (!base) hak_tls.last_error = HAK_ERROR_COMMIT;
     lock_acquire(&heap->lock, RANK_HEAP);
     if (base) {
+        record->asked = (asked_t){size, alignment};
         large_add(&heap->large, record, heap, base, bytes);
         heap_charge(heap, bytes);
     } else {

@@ -35,6 +35,7 @@ static bool cover_gib(size_t index)
 
 bool registry_cover(const void *base, size_t bytes)
 {
+    if (bytes > ((uintptr_t)1 << ADDRESS_BITS) - (uintptr_t)base) return false;
     uintptr_t first = (uintptr_t)base >> GIB_SHIFT;
     uintptr_t last = ((uintptr_t)base + bytes - 1) >> GIB_SHIFT;
     for (uintptr_t index = first; index <= last; index++)

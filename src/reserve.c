@@ -25,7 +25,10 @@ static struct {
 /* 1 GiB, or as much as the system grants: address space may be limited (RLIMIT_AS, cgroups, overcommit mode 2). */
 static bool reserve_more(void)
 {
-    for (size_t bytes = HAK_GIB; bytes >= 2 * (size_t)SUPERSLAB; bytes /= 4) {
+    size_t least = 2 * (size_t)SUPERSLAB;
+    size_t most = hak_max(os_address_space() / LIMIT_SHARE, least); /* large blocks need some of a limited space, too */
+    for (size_t bytes = HAK_GIB; bytes >= least; bytes /= 4) {
+        if (bytes > most) continue;
         size_t count = bytes / SUPERSLAB;
         size_t record_bytes = offsetof(records_t, descriptors) + count * sizeof(((records_t *)0)->descriptors[0]);
         char *base = os->reserve(bytes, SUPERSLAB);

@@ -120,7 +120,11 @@ static size_t carvable(const slab_t *slab, size_t index, size_t want)
     const size_class_t *sizes = &size_classes[slab->cls];
     size_t at = index * sizes->bytes;
     size_t in_page = (hak_round_up(at + 1, HAK_PAGE) - at + sizes->bytes - 1) / sizes->bytes;
-    if (sizes->bytes < HAK_LINE) want = hak_round_up(want, 4);
+    if (sizes->bytes < HAK_LINE) {
+        /* Four blocks end at a line's end, at every size below a line. */
+        want = hak_round_up(want, 4);
+        in_page = in_page < 4 ? 4 : in_page & ~(size_t)3;
+    }
     size_t left = hak_min(sizes->blocks - index, (size_t)sizes->blocks - slab->carved);
     return hak_min(hak_min(want, in_page), left);
 }

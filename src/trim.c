@@ -138,7 +138,7 @@ static size_t trim_large(hak_heap_t *heap, size_t target)
     size_t returned = 0;
     while (returned < target && set->oldest) {
         large_t *large = large_evict(set, set->cached_bytes - 1);
-        if (!large_unmap(large_base(large), large_bytes(large))) {
+        if (!large_unmap(large_base(large), large_bytes(large), LARGE_RELEASED)) {
             hak_tls.last_error = HAK_ERROR_PURGE;
             large_cache(set, large);
             break;

@@ -54,10 +54,11 @@ static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, co
     if (heap && !heap_is_valid(heap)) heap = NULL;
     entry_t entry = registry_lookup(ptr);
     large_t *range = registry_range(ptr);
-    bool was_large = range == LARGE_RELEASED ? (uintptr_t)ptr % SUPERSLAB == 0 : range && large_base(range) == ptr;
+    bool aligned = (uintptr_t)ptr % SUPERSLAB == 0; /* what a large block began at */
+    bool was_large = large_is_record(range) ? large_base(range) == ptr : range == LARGE_RELEASED && aligned;
     if (was_large || entry_code(entry) == CODE_RELEASED)
         bad_pointer("DOUBLE_FREE", operation, ptr, heap, 0, "the block was freed and its memory given back");
-    if (entry_code(entry) == CODE_DEAD)
+    if (entry_code(entry) == CODE_DEAD || (range == LARGE_DEAD && aligned))
         bad_pointer("DESTROYED", operation, ptr, heap, 0, "the heap of this block was reset or destroyed");
     bad_pointer("FOREIGN", operation, ptr, heap, 0, "no heap has this address");
 }

@@ -56,7 +56,8 @@ void stress_wait(const stress_options_t *options)
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += (time_t)options->seconds;
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) {}
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) {
+    }
     atomic_store(&over, true);
 }
 
@@ -115,7 +116,8 @@ size_t stress_prove(const void *block, uint16_t *mark)
     memcpy(&head, block, sizeof head);
     head_t wanted = head_of(head.bytes, head.seed, head.mark);
     if (memcmp(&head, &wanted, sizeof head) != 0)
-        stress_fail("block %p is torn: head says %u bytes, seed %u, mark %u", block, head.bytes, head.seed, head.mark);
+        stress_fail("block %p is torn: head says %u bytes, seed %u, mark %u", block, head.bytes, head.seed,
+                    head.mark);
     const unsigned char *at = (const unsigned char *)block + sizeof head;
     const unsigned char *end = (const unsigned char *)block + head.bytes;
     for (uint64_t word = head.check; at < end; at += sizeof word, word += 0x9e3779b97f4a7c15ull) {

@@ -23,9 +23,9 @@ bool stress_is_over(void);
 
 /* Writes a message and ends the process with status 1, from any thread. */
 _Noreturn void stress_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
-#define STRESS_REQUIRE(x)                                                                \
-    do {                                                                                 \
-        if (!(x)) stress_fail("%s:%d: not true: %s", __FILE__, __LINE__, #x);            \
+#define STRESS_REQUIRE(x)                                                     \
+    do {                                                                      \
+        if (!(x)) stress_fail("%s:%d: not true: %s", __FILE__, __LINE__, #x); \
     } while (0)
 
 /*

@@ -21,9 +21,9 @@ static child_result_t child;
 
 enum { THREADS = 4, ROUNDS = 20000 };
 
-static unsigned long guarded;       /* plain: torn or lost updates are what the test looks for */
-static _Atomic unsigned inside;     /* threads that hold the lock */
-static _Atomic unsigned together;   /* times that there was more than one */
+static unsigned long guarded;     /* plain: torn or lost updates are what the test looks for */
+static _Atomic unsigned inside;   /* threads that hold the lock */
+static _Atomic unsigned together; /* times that there was more than one */
 
 static void *count_up(void *arg)
 {
@@ -241,13 +241,14 @@ static void must_say(const hak_fault_t *fault, const char *line)
 
 Test(base, fatal_line_names_everything)
 {
-    must_say(&(hak_fault_t){.code = "DOUBLE_FREE",
-                            .operation = "free",
-                            .ptr = (const void *)0x7f0012345670,
-                            .heap = "sessions",
-                            .class_bytes = 1152,
-                            .words = "the block is free already"},
-             "hakheap: DOUBLE_FREE: free ptr=0x7f0012345670 heap=\"sessions\" class=1152: the block is free already\n");
+    must_say(
+        &(hak_fault_t){.code = "DOUBLE_FREE",
+                       .operation = "free",
+                       .ptr = (const void *)0x7f0012345670,
+                       .heap = "sessions",
+                       .class_bytes = 1152,
+                       .words = "the block is free already"},
+        "hakheap: DOUBLE_FREE: free ptr=0x7f0012345670 heap=\"sessions\" class=1152: the block is free already\n");
     must_say(&(hak_fault_t){.code = "WRONG_HEAP",
                             .operation = "realloc",
                             .ptr = (const void *)UINTPTR_MAX,
@@ -278,7 +279,8 @@ static void complain_into_nothing(void *arg)
 {
     (void)arg;
     close(STDERR_FILENO);
-    hak_complain(&(hak_fault_t){.code = "CORRUPT", .operation = "check", .heap = "h", .class_bytes = 16, .words = "w"});
+    hak_complain(
+        &(hak_fault_t){.code = "CORRUPT", .operation = "check", .heap = "h", .class_bytes = 16, .words = "w"});
     _exit(strcmp(hak_fatal_line, "hakheap: CORRUPT: check ptr=0x0 heap=\"h\" class=16: w\n") == 0 ? 7 : 8);
 }
 

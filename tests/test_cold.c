@@ -123,14 +123,18 @@ Test(cold, a_remote_list_is_taken_whole)
 
 static pthread_barrier_t start;
 static _Atomic unsigned pushing;
+static _Atomic size_t takes;
 
 static void *push_many(void *arg)
 {
     unsigned first = *(unsigned *)arg * CHAINS * LONGEST;
     pthread_barrier_wait(&start);
     for (unsigned i = 0; i < CHAINS; i++) {
+        /* So that taking begins while there is more to come, on one processor too. */
+        while (i == CHAINS / 4 && !takes) os_yield();
         chain_t chain = 0;
-        for (unsigned k = 0; k < 1 + i % LONGEST; k++) chain = block_push(chain, &blocks[first + i * LONGEST + k], guard->key);
+        for (unsigned k = 0; k < 1 + i % LONGEST; k++)
+            chain = block_push(chain, &blocks[first + i * LONGEST + k], guard->key);
         remote_push(&remote, chain, guard, sizeof(block_t));
     }
     atomic_fetch_sub(&pushing, 1u);
@@ -158,15 +162,17 @@ static void push_and_take(unsigned level)
     unsigned numbers[PUSHERS];
     pthread_barrier_init(&start, NULL, PUSHERS + 1);
     pushing = PUSHERS;
+    takes = 0;
     for (unsigned i = 0; i < PUSHERS; i++) {
         numbers[i] = i;
         cr_assert(pthread_create(&threads[i], NULL, push_many, &numbers[i]) == 0);
     }
     pthread_barrier_wait(&start);
-    size_t total = 0, takes = 0;
+    size_t total = 0;
     while (pushing) {
         size_t got = take_all();
-        takes += got != 0;
+        if (got) takes++;
+        else os_yield();
         total += got;
     }
     for (unsigned i = 0; i < PUSHERS; i++) pthread_join(threads[i], NULL);

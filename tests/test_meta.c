@@ -87,6 +87,21 @@ Test(meta, whole_superslabs_and_nothing_larger)
     cr_assert(at != small);
 }
 
+/* Whatever lies behind it is used: a page that comes back serves again, so that records do not creep onwards. */
+Test(meta, the_first_free_page_serves)
+{
+    static char *taken[400];
+    for (unsigned i = 0; i < 400; i++) taken[i] = take(1);
+    static const unsigned back[] = {399, 130, 64, 63, 0};
+    for (unsigned i = 0; i < 5; i++) {
+        meta_put(taken[back[i]], 1);
+        cr_assert(take(1) == taken[back[i]], "page %u", back[i]);
+    }
+    for (unsigned i = 0; i < 5; i++) meta_put(taken[back[i]], 1);
+    cr_assert(take(2) == taken[63], "two neighbours");
+    cr_assert(take(1) == taken[0] && take(1) == taken[130]);
+}
+
 /* ---- Against a shadow ---- */
 
 enum { HELD = 300, MOST = 9 };

@@ -129,10 +129,7 @@ static void foreign_after_large(const scene_t *scene)
     char *large = hak_heap_malloc(scene->heap, kind_bytes[LARGE]);
     bad_free(scene, large + kind_bytes[LARGE]);
 }
-static void foreign_misaligned(const scene_t *scene)
-{
-    bad_free(scene, (void *)((uintptr_t)malloc(100) + 3));
-}
+static void foreign_misaligned(const scene_t *scene) { bad_free(scene, (void *)((uintptr_t)malloc(100) + 3)); }
 static void foreign_hak_free(const scene_t *scene)
 {
     (void)scene;
@@ -405,7 +402,8 @@ static void size_too_small(const scene_t *scene)
 {
     void *ptr = block(scene);
     told->ptr = ptr;
-    hak_heap_free_sized(scene->heap, ptr, scene->bytes / 2 - 1);
+    /* A mapping may be reused for less than it is, so only far less is surely wrong. */
+    hak_heap_free_sized(scene->heap, ptr, scene->bytes > MID_MAX ? scene->bytes / 16 : scene->bytes / 2 - 1);
 }
 static void size_zero(const scene_t *scene)
 {
@@ -549,8 +547,10 @@ static const row_t rows[] = {
      CLASS_NONE, GONE},
     {"double free by hak_free", double_by_hak_free, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE,
      FREE_AGAIN},
-    {"double free by hak_free, big", double_by_hak_free, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "", CLASS_NONE, GONE},
-    {"double free later", double_later, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free by hak_free, big", double_by_hak_free, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "", CLASS_NONE,
+     GONE},
+    {"double free later", double_later, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE,
+     FREE_AGAIN},
     {"double free later, big", double_later, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE, GONE},
     {"double free, deep", double_deep, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE, FREE_AGAIN},
     {"double free, second by a thread", double_second_in_thread, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
@@ -671,13 +671,14 @@ static bool case_holds(const row_t *row, kind_t kind, int level)
     told->survived = false;
     child_run(&result, run_case, &at);
     size_t class_bytes = row->class == CLASS_USABLE ? at.scene.bytes : 0;
-    bool line = row->heap ? line_is(result.text, row, row->heap, class_bytes)
-                          : line_is(result.text, row, "mine", class_bytes) || line_is(result.text, row, "", class_bytes);
+    bool line = row->heap
+                    ? line_is(result.text, row, row->heap, class_bytes)
+                    : line_is(result.text, row, "mine", class_bytes) || line_is(result.text, row, "", class_bytes);
     if (result.signal == SIGABRT && line) return true;
-    cr_log_error("%s (%s, %s): signal %d, status %d, expected %s: %s ptr=%p heap=\"%s\" class=%zu: %s; it said: %.400s",
-                 row->name, kind_names[kind], level ? "CHECKED" : "FAST", result.signal, result.status, row->code,
-                 row->operation, told->ptr, row->heap ? row->heap : "mine\" or \"", class_bytes, row->words,
-                 result.text);
+    cr_log_error(
+        "%s (%s, %s): signal %d, status %d, expected %s: %s ptr=%p heap=\"%s\" class=%zu: %s; it said: %.400s",
+        row->name, kind_names[kind], level ? "CHECKED" : "FAST", result.signal, result.status, row->code,
+        row->operation, told->ptr, row->heap ? row->heap : "mine\" or \"", class_bytes, row->words, result.text);
     return false;
 }
 
@@ -842,7 +843,7 @@ Test(misuse, true_sizes_pass)
     static child_result_t result;
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         child_run(&result, sizes_that_pass, &level);
-        cr_expect(result.status == 0 && result.signal == 0, "level %d: status %d, signal %d: %s", level, result.status,
-                  result.signal, result.text);
+        cr_expect(result.status == 0 && result.signal == 0, "level %d: status %d, signal %d: %s", level,
+                  result.status, result.signal, result.text);
     }
 }

@@ -17,15 +17,16 @@ static void forget_environment(void)
 
 TestSuite(options, .init = forget_environment, .timeout = 30);
 
-static const size_t DEFAULT_CACHE = 4 * HAK_MIB;
-static const size_t DEFAULT_LARGE = 32 * HAK_MIB;
+#define DEFAULT_OF(field, otherwise, lowest, highest, environment, text) \
+    static const size_t default_##field = otherwise;
+OPTIONS(DEFAULT_OF)
 
 static void must_be_defaults(const settings_t *settings)
 {
     cr_assert(strcmp(settings->name, "unnamed") == 0, "%s", settings->name);
     cr_assert(settings->level == HAK_LEVEL_FAST);
-    cr_assert(settings->cache_bytes == DEFAULT_CACHE, "%zu", settings->cache_bytes);
-    cr_assert(settings->large_cache_bytes == DEFAULT_LARGE, "%zu", settings->large_cache_bytes);
+    cr_assert(settings->cache_bytes == default_cache_bytes, "%zu", settings->cache_bytes);
+    cr_assert(settings->large_cache_bytes == default_large_cache_bytes, "%zu", settings->large_cache_bytes);
 }
 
 Test(options, no_config_and_an_empty_one_are_defaults)
@@ -95,7 +96,7 @@ Test(options, a_longer_struct_with_a_zero_tail_is_read)
 
 Test(options, a_longer_struct_that_says_more_is_refused)
 {
-    for (size_t at = 0; at < sizeof ((longer_t *)0)->tail; at++) {
+    for (size_t at = 0; at < sizeof((longer_t *)0)->tail; at++) {
         longer_t longer = longer_config();
         longer.tail[at] = 1;
         settings_t settings;
@@ -112,17 +113,20 @@ Test(options, a_longer_struct_that_says_more_is_refused)
 /* Fields beyond the struct's end take their defaults, whatever lies there. */
 Test(options, a_shorter_struct_is_read_up_to_its_end)
 {
-    static const size_t ends[] = {offsetof(hak_heap_config_t, name),        offsetof(hak_heap_config_t, level),
-                                  offsetof(hak_heap_config_t, flags),       offsetof(hak_heap_config_t, cache_bytes),
-                                  offsetof(hak_heap_config_t, large_cache_bytes), sizeof(hak_heap_config_t)};
+    static const size_t ends[] = {offsetof(hak_heap_config_t, name),
+                                  offsetof(hak_heap_config_t, level),
+                                  offsetof(hak_heap_config_t, flags),
+                                  offsetof(hak_heap_config_t, cache_bytes),
+                                  offsetof(hak_heap_config_t, large_cache_bytes),
+                                  sizeof(hak_heap_config_t)};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         hak_heap_config_t config = {ends[i], "given", HAK_LEVEL_CHECKED, i < 3 ? 99 : 0, 1111, 2222};
         settings_t settings;
         cr_assert(options_read(&config, &settings) == 0, "size %zu", ends[i]);
         cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);
         cr_assert(settings.level == (i > 1 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST), "size %zu", ends[i]);
-        cr_assert(settings.cache_bytes == (i > 3 ? 1111 : DEFAULT_CACHE), "size %zu", ends[i]);
-        cr_assert(settings.large_cache_bytes == (i > 4 ? 2222 : DEFAULT_LARGE), "size %zu", ends[i]);
+        cr_assert(settings.cache_bytes == (i > 3 ? 1111 : default_cache_bytes), "size %zu", ends[i]);
+        cr_assert(settings.large_cache_bytes == (i > 4 ? 2222 : default_large_cache_bytes), "size %zu", ends[i]);
     }
 }
 
@@ -138,7 +142,7 @@ Test(options, a_struct_that_ends_inside_a_field_is_refused)
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         hak_heap_config_t config = {.struct_size = ends[i], .cache_bytes = 1000, .large_cache_bytes = 1000};
         settings_t settings;
-        cr_expect(options_read(&config, &settings) == EINVAL, "size %zu", ends[i]);
+        cr_assert(options_read(&config, &settings) == EINVAL, "size %zu", ends[i]);
     }
 }
 
@@ -218,22 +222,22 @@ Test(options, levels_by_environment)
 }
 
 /* Each row of the table: its field, its default, both ends of its range, its environment name. */
-#define RANGE_HOLDS(field, otherwise, lowest, highest, environment, text)                                              \
-    {                                                                                                                  \
-        static const size_t good[] = {lowest, (lowest) + 1, (highest)-1, highest};                                     \
-        for (unsigned i = 0; i < 4; i++) {                                                                             \
-            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                           \
-            config.field = good[i];                                                                                    \
-            cr_assert(options_read(&config, &settings) == 0, #field " %zu", good[i]);                                  \
-            cr_assert(settings.field == good[i], #field " %zu", settings.field);                                       \
-        }                                                                                                              \
-        static const size_t bad[] = {(highest) + 1, SIZE_MAX, (size_t)1 << 63};                                        \
-        for (unsigned i = 0; i < 3; i++) {                                                                             \
-            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                           \
-            config.field = bad[i];                                                                                     \
-            cr_assert(options_read(&config, &settings) == EINVAL, #field " %zu", bad[i]);                              \
-        }                                                                                                              \
-        cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field);                        \
+#define RANGE_HOLDS(field, otherwise, lowest, highest, environment, text)                       \
+    {                                                                                           \
+        static const size_t good[] = {lowest, (lowest) + 1, (highest)-1, highest};              \
+        for (unsigned i = 0; i < 4; i++) {                                                      \
+            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                    \
+            config.field = good[i];                                                             \
+            cr_assert(options_read(&config, &settings) == 0, #field " %zu", good[i]);           \
+            cr_assert(settings.field == good[i], #field " %zu", settings.field);                \
+        }                                                                                       \
+        static const size_t bad[] = {(highest) + 1, SIZE_MAX, (size_t)1 << 63};                 \
+        for (unsigned i = 0; i < 3; i++) {                                                      \
+            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                    \
+            config.field = bad[i];                                                              \
+            cr_assert(options_read(&config, &settings) == EINVAL, #field " %zu", bad[i]);       \
+        }                                                                                       \
+        cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field); \
     }
 
 Test(options, ranges_hold_at_both_ends)
@@ -248,24 +252,37 @@ typedef struct number {
 } number_t;
 
 static const number_t numbers[] = {
-    {"1", 1},           {"65536", 65536}, {"0x10000", 65536}, {"0", 0},    {"", 0},
-    {" 65536", 0},      {"-1", 0},        {"+5", 0},          {"64k", 0},  {"65536 ", 0},
-    {"12.5", 0},        {"checked", 0},   {"1e6", 0},         {"0x", 0},   {"99999999999999999999999999", 0},
+    {"1", 1},
+    {"65536", 65536},
+    {"0x10000", 65536},
+    {"0", 0},
+    {"", 0},
+    {" 65536", 0},
+    {"-1", 0},
+    {"+5", 0},
+    {"64k", 0},
+    {"65536 ", 0},
+    {"12.5", 0},
+    {"checked", 0},
+    {"1e6", 0},
+    {"0x", 0},
+    {"99999999999999999999999999", 0},
     {"18446744073709551615", 0},
 };
 
-#define ENVIRONMENT_HOLDS(field, otherwise, lowest, highest, environment, text)                                        \
-    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {                                                \
-        setenv(environment, numbers[i].given, 1);                                                                       \
-        errno = 4242;                                                                                                  \
-        cr_assert(options_read(NULL, &settings) == 0);                                                                 \
-        cr_assert(errno == 4242, #field ": errno is %d after \"%s\"", errno, numbers[i].given);                         \
-        size_t wanted = numbers[i].wanted ? numbers[i].wanted : (otherwise);                                           \
-        cr_assert(settings.field == wanted, #field ": %zu by \"%s\"", settings.field, numbers[i].given);                \
-        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                               \
-        config.field = 777;                                                                                            \
-        cr_assert(options_read(&config, &settings) == 0 && settings.field == 777, #field ": the config comes first");  \
-    }                                                                                                                  \
+#define ENVIRONMENT_HOLDS(field, otherwise, lowest, highest, environment, text)                          \
+    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {                                  \
+        setenv(environment, numbers[i].given, 1);                                                        \
+        errno = 4242;                                                                                    \
+        cr_assert(options_read(NULL, &settings) == 0);                                                   \
+        cr_assert(errno == 4242, #field ": errno is %d after \"%s\"", errno, numbers[i].given);          \
+        size_t wanted = numbers[i].wanted ? numbers[i].wanted : (otherwise);                             \
+        cr_assert(settings.field == wanted, #field ": %zu by \"%s\"", settings.field, numbers[i].given); \
+        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                 \
+        config.field = 777;                                                                              \
+        cr_assert(options_read(&config, &settings) == 0 && settings.field == 777,                        \
+                  #field ": the config comes first");                                                    \
+    }                                                                                                    \
     unsetenv(environment);
 
 Test(options, environment_numbers)
@@ -274,13 +291,13 @@ Test(options, environment_numbers)
     OPTIONS(ENVIRONMENT_HOLDS)
 }
 
-#define ENVIRONMENT_ENDS(field, otherwise, lowest, highest, environment, text)                                         \
-    snprintf(digits, sizeof digits, "%zu", (size_t)(highest));                                                         \
-    setenv(environment, digits, 1);                                                                                    \
-    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (highest), #field);                              \
-    snprintf(digits, sizeof digits, "%zu", (size_t)(highest) + 1);                                                     \
-    setenv(environment, digits, 1);                                                                                    \
-    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field " out of range");            \
+#define ENVIRONMENT_ENDS(field, otherwise, lowest, highest, environment, text)                              \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest));                                              \
+    setenv(environment, digits, 1);                                                                         \
+    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (highest), #field);                   \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest) + 1);                                          \
+    setenv(environment, digits, 1);                                                                         \
+    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field " out of range"); \
     unsetenv(environment);
 
 Test(options, environment_numbers_in_range_only)

@@ -128,12 +128,44 @@ Test(registry, runs_lead_to_owner_class_and_start)
     cr_assert(entry_heap(registry_lookup(base)) == NULL && entry_code(registry_lookup(base)) == CODE_DEAD);
 }
 
-Test(registry, every_class_finds_its_divisor)
+/* For every class: an address is a block's start or it is not, from the entry alone, in every granule of a slab. */
+Test(registry, entries_know_where_blocks_begin)
 {
-    for (unsigned class = 0; class < CLASS_COUNT; class++)
-        cr_assert(*entry_divisor((entry_t)class << ENTRY_CLASS_SHIFT) == size_classes[class].divisor, "class %u", class);
-    cr_assert(*entry_divisor((entry_t)CODE_MID << ENTRY_CLASS_SHIFT) == 0);
-    cr_assert(*entry_divisor((entry_t)CODE_RELEASED << ENTRY_CLASS_SHIFT) == 0);
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        unsigned code = cls % 2 ? cls | CODE_CHECKED : cls;
+        registry_set_run(base, size_classes[cls].granules, heaps[0], code);
+        for (uint32_t at = 0; at < (uint32_t)size_classes[cls].granules * GRANULE; at += BLOCK_ALIGN) {
+            uint64_t rotated = registry_rotate(base + at);
+            entry_t mine = registry_entry(rotated) ^ entry_owner_bits(heaps[0]);
+            cr_assert(entry_divides(mine, rotated) == (at % size_classes[cls].bytes == 0), "class %u, offset %u", cls,
+                      at);
+        }
+    }
+    cr_assert(entry_divides((entry_t)CODE_MID << ENTRY_CLASS_SHIFT, 7),
+              "what is no size class is refused by its slot");
+    cr_assert(entry_divides((entry_t)CODE_RELEASED << ENTRY_CLASS_SHIFT, 7));
+}
+
+Test(registry, entries_know_the_level)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_run(base, 3, heaps[0], 5);
+    registry_set_run(base + 3 * GRANULE, 3, heaps[1], 5 | CODE_CHECKED);
+    registry_set_run(base + 6 * GRANULE, 3, heaps[1], CODE_MID | CODE_CHECKED);
+    must_be_run(base, 3, heaps[0], 5);
+    must_be_run(base + 3 * GRANULE, 3, heaps[1], 5);
+    must_be_run(base + 6 * GRANULE, 3, heaps[1], CODE_MID);
+    for (size_t g = 0; g < 9; g++) {
+        const char *at = base + g * GRANULE;
+        entry_t mine = registry_lookup(at) ^ entry_owner_bits(heaps[g < 3 ? 0 : 1]);
+        cr_assert(entry_is_checked(mine) == (g >= 3), "granule %zu", g);
+    }
+    cr_assert(registry_release(base + 6 * GRANULE));
+    entry_t mine = registry_lookup(base + 6 * GRANULE) ^ entry_owner_bits(heaps[1]);
+    cr_assert(entry_is_checked(mine) && entry_code(mine) == CODE_RELEASED && entry_back(mine) == 0);
 }
 
 /* ---- Giving back a run of one block ---- */
@@ -152,30 +184,34 @@ Test(registry, a_run_is_released_once)
     cr_assert(entry_code(entry) == CODE_RELEASED && entry_heap(entry) == heaps[0] && entry_back(entry) == 0);
 }
 
-enum { RACERS = 4, RUNS = SUPERSLAB_GRANULES };
+enum { RACERS = 4, RELEASERS = 2, RACES = 4000 };
 static char *race_base;
 static pthread_barrier_t race_start;
-static _Atomic unsigned race_wins[RUNS];
+static _Atomic unsigned race_wins[RACES];
+static _Atomic unsigned race_arrivals[RACES];
 
+/* All meet before each race, spinning, so that they release within nanoseconds of each other. */
 static void *release_all(void *arg)
 {
     (void)arg;
-    pthread_barrier_wait(&race_start);
-    for (unsigned i = 0; i < RUNS; i++)
-        if (registry_release(race_base + (size_t)i * GRANULE)) atomic_fetch_add(&race_wins[i], 1u);
+    for (unsigned race = 0; race < RACES; race++) {
+        race_arrivals[race]++;
+        for (unsigned spin = 0; race_arrivals[race] < RELEASERS; spin++)
+            if (spin % 4096 == 4095) os_yield();
+        if (registry_release(race_base + (size_t)race * GRANULE)) race_wins[race]++;
+    }
     return NULL;
 }
 
 Test(registry, of_several_that_release_one_wins)
 {
     race_base = reserve_gib_aligned(HAK_GIB);
-    cr_assert(registry_cover(race_base, SUPERSLAB));
-    for (unsigned i = 0; i < RUNS; i++) registry_set_run(race_base + (size_t)i * GRANULE, 1, heaps[0], CODE_MID);
-    pthread_barrier_init(&race_start, NULL, RACERS);
-    pthread_t threads[RACERS];
-    for (int i = 0; i < RACERS; i++) cr_assert(pthread_create(&threads[i], NULL, release_all, NULL) == 0);
-    for (int i = 0; i < RACERS; i++) pthread_join(threads[i], NULL);
-    for (unsigned i = 0; i < RUNS; i++) cr_assert(race_wins[i] == 1, "run %u: %u winners", i, race_wins[i]);
+    cr_assert(registry_cover(race_base, HAK_GIB));
+    for (unsigned i = 0; i < RACES; i++) registry_set_run(race_base + (size_t)i * GRANULE, 1, heaps[0], CODE_MID);
+    pthread_t threads[RELEASERS];
+    for (int i = 0; i < RELEASERS; i++) cr_assert(pthread_create(&threads[i], NULL, release_all, NULL) == 0);
+    for (int i = 0; i < RELEASERS; i++) pthread_join(threads[i], NULL);
+    for (unsigned i = 0; i < RACES; i++) cr_assert(race_wins[i] == 1, "run %u: %u winners", i, race_wins[i]);
 }
 
 /* ---- SuperSlabs and ranges ---- */

@@ -2,6 +2,7 @@
 #include "reserve.h"
 
 #include <criterion/criterion.h>
+#include <sys/resource.h>
 
 #include "hakheap.h"
 #include "registry.h"
@@ -175,7 +176,8 @@ Test(reserve, the_nursery_shares_superslabs)
         runs[i] = take_nursery(4);
         cr_assert(runs[i].ss == runs[0].ss, "run %u", i);
         for (unsigned k = 0; k < i; k++)
-            cr_assert(runs[k].first + 4 <= runs[i].first || runs[i].first + 4 <= runs[k].first, "runs %u and %u", k, i);
+            cr_assert(runs[k].first + 4 <= runs[i].first || runs[i].first + 4 <= runs[k].first, "runs %u and %u", k,
+                      i);
         memset(superslab_granule(runs[i].ss, runs[i].first), 1, HAK_PAGE);
     }
     cr_assert(reserve_stats().nursery_superslabs == 1);
@@ -281,7 +283,9 @@ Test(reserve, reservations_shrink_to_what_is_granted)
 {
     static const struct {
         size_t bound, got;
-    } steps[] = {{300 * HAK_MIB, 256 * HAK_MIB}, {256 * HAK_MIB - 1, 64 * HAK_MIB}, {17 * HAK_MIB, 16 * HAK_MIB},
+    } steps[] = {{300 * HAK_MIB, 256 * HAK_MIB},
+                 {256 * HAK_MIB - 1, 64 * HAK_MIB},
+                 {17 * HAK_MIB, 16 * HAK_MIB},
                  {4 * HAK_MIB, 4 * HAK_MIB}};
     fake_os_use();
     size_t reserved = 0;
@@ -290,9 +294,25 @@ Test(reserve, reservations_shrink_to_what_is_granted)
         /* To the end of the reservation before, and one beyond. */
         for (size_t used = 0; reserve_stats().reservations == i; used++) (void)take();
         reserved += steps[i].got;
-        cr_assert(reserve_stats().reserved_bytes == reserved, "step %u: %zu bytes", i, reserve_stats().reserved_bytes);
+        cr_assert(reserve_stats().reserved_bytes == reserved, "step %u: %zu bytes", i,
+                  reserve_stats().reserved_bytes);
     }
     fake_os_restore();
+}
+
+/* Large blocks need some of a limited address space too, so a reservation takes its share at most. */
+Test(reserve, a_limited_address_space_is_shared)
+{
+    struct rlimit limit;
+    cr_assert(getrlimit(RLIMIT_AS, &limit) == 0);
+    limit.rlim_cur = memory_mapped() + 4 * HAK_GIB;
+    if (limit.rlim_max != RLIM_INFINITY && limit.rlim_cur > limit.rlim_max) cr_skip_test("limited already");
+    cr_assert(setrlimit(RLIMIT_AS, &limit) == 0);
+    cr_assert(os_address_space() == limit.rlim_cur);
+    size_t wanted = HAK_GIB;
+    while (wanted > limit.rlim_cur / LIMIT_SHARE) wanted /= 4;
+    (void)take();
+    cr_assert(reserve_stats().reserved_bytes == wanted, "%zu bytes, not %zu", reserve_stats().reserved_bytes, wanted);
 }
 
 Test(reserve, small_reservations_follow_each_other)

@@ -8,8 +8,8 @@ TestSuite(sizeclass, .timeout = 30);
 Test(sizeclass, the_fine_lookup_is_what_is_computed)
 {
     for (size_t size = 0; size <= LOOKUP_MAX; size++)
-        cr_assert(sizeclass_lookup(CLASSES_FINE, size) == sizeclass_of(size), "%zu bytes: %u looked up, %u computed", size,
-                  sizeclass_lookup(CLASSES_FINE, size), sizeclass_of(size));
+        cr_assert(sizeclass_lookup(CLASSES_FINE, size) == sizeclass_of(size), "%zu bytes: %u looked up, %u computed",
+                  size, sizeclass_lookup(CLASSES_FINE, size), sizeclass_of(size));
 }
 
 /* 2^k or 1.5 * 2^k. */
@@ -25,16 +25,16 @@ Test(sizeclass, the_coarse_lookup_fits_too)
 {
     bool used[CLASS_COUNT] = {false};
     for (size_t size = 0; size <= LOOKUP_MAX; size++) {
-        unsigned class = sizeclass_lookup(CLASSES_COARSE, size);
+        unsigned cls = sizeclass_lookup(CLASSES_COARSE, size);
         unsigned wanted = sizeclass_of(size);
         while (!is_coarse(size_classes[wanted].bytes)) wanted++;
-        cr_assert(class == wanted, "%zu bytes: class %u, not %u", size, class, wanted);
-        size_t waste = size_classes[class].bytes - size;
+        cr_assert(cls == wanted, "%zu bytes: class %u, not %u", size, cls, wanted);
+        size_t waste = size_classes[cls].bytes - size;
         cr_assert(size <= 32 ? waste <= BLOCK_ALIGN : waste * 2 < size, "%zu bytes waste %zu", size, waste);
-        used[class] = true;
+        used[cls] = true;
     }
     unsigned count = 0;
-    for (unsigned class = 0; class < CLASS_COUNT; class++) count += used[class];
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) count += used[cls];
     cr_assert(count == 12, "%u classes", count);
 }
 
@@ -62,12 +62,12 @@ Test(sizeclass, blocks_ascend_and_are_aligned)
 {
     cr_assert(size_classes[0].bytes == BLOCK_ALIGN);
     cr_assert(size_classes[CLASS_COUNT - 1].bytes == SMALL_MAX);
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        uint32_t bytes = size_classes[class].bytes;
-        cr_assert(bytes % BLOCK_ALIGN == 0, "class %u", class);
-        cr_assert(class == 0 || bytes > size_classes[class - 1].bytes, "class %u", class);
-        cr_assert(sizeclass_of(bytes) == class, "class %u", class);
-        if (class + 1 < CLASS_COUNT) cr_assert(sizeclass_of(bytes + 1) == class + 1, "class %u", class);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        uint32_t bytes = size_classes[cls].bytes;
+        cr_assert(bytes % BLOCK_ALIGN == 0, "class %u", cls);
+        cr_assert(cls == 0 || bytes > size_classes[cls - 1].bytes, "class %u", cls);
+        cr_assert(sizeclass_of(bytes) == cls, "class %u", cls);
+        if (cls + 1 < CLASS_COUNT) cr_assert(sizeclass_of(bytes + 1) == cls + 1, "class %u", cls);
     }
 }
 
@@ -80,30 +80,31 @@ static bool slab_is_good(size_t granules, size_t bytes)
 /* The fewest granules that hold 8 blocks and leave at most a sixteenth over. */
 Test(sizeclass, slabs_are_the_smallest_good_ones)
 {
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        const size_class_t *row = &size_classes[class];
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        const size_class_t *row = &size_classes[cls];
         size_t granules = 1;
         while (!slab_is_good(granules, row->bytes)) granules++;
-        cr_assert(row->granules == granules, "class %u: %u granules, not %zu", class, row->granules, granules);
-        cr_assert(row->blocks == granules * GRANULE / row->bytes, "class %u: %u blocks", class, row->blocks);
+        cr_assert(row->granules == granules, "class %u: %u granules, not %zu", cls, row->granules, granules);
+        cr_assert(row->blocks == granules * GRANULE / row->bytes, "class %u: %u blocks", cls, row->blocks);
         cr_assert(granules <= SUPERSLAB_GRANULES);
     }
 }
 
 Test(sizeclass, divisors_are_exact_for_every_offset)
 {
-    for (unsigned class = 0; class < CLASS_COUNT; class++) {
-        const size_class_t *row = &size_classes[class];
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        const size_class_t *row = &size_classes[cls];
         uint32_t units = (uint32_t)row->granules * GRANULE / BLOCK_ALIGN;
         uint32_t starts = 0;
         for (uint32_t n = 0; n < units; n++) {
             bool divides = sizeclass_divides(row->divisor, n);
-            cr_assert(divides == (n * BLOCK_ALIGN % row->bytes == 0), "class %u, offset %u * 16: %d", class, n, divides);
+            cr_assert(divides == (n * BLOCK_ALIGN % row->bytes == 0), "class %u, offset %u * 16: %d", cls, n,
+                      divides);
             starts += divides;
         }
         /* One more than the blocks where some of a block's beginning fits behind the last one. */
         uint32_t rest = (uint32_t)row->granules * GRANULE % row->bytes;
-        cr_assert(starts == row->blocks + (rest ? 1u : 0u), "class %u: %u starts of %u", class, starts, row->blocks);
+        cr_assert(starts == row->blocks + (rest ? 1u : 0u), "class %u: %u starts of %u", cls, starts, row->blocks);
     }
 }
 

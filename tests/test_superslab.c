@@ -81,8 +81,8 @@ static void must_match(unsigned i)
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
         cr_assert((ss->free[g / 64] >> (g % 64) & 1) == !shadow->used[g], "SuperSlab %u, granule %u", i, g);
         for (unsigned p = 0; p < GRANULE_PAGES; p++)
-            cr_assert((ss->touched[g] >> p & 1) == shadow->touched[g * GRANULE_PAGES + p], "SuperSlab %u, page %u.%u", i,
-                      g, p);
+            cr_assert((ss->touched[g] >> p & 1) == shadow->touched[g * GRANULE_PAGES + p], "SuperSlab %u, page %u.%u",
+                      i, g, p);
         if (shadow->used[g]) continue;
         free_granules++;
         free_touched += bits_of(ss->touched[g]);
@@ -109,7 +109,8 @@ static void set_must_match(unsigned count)
             cr_assert(ss->bin == bin && ss->prev == before);
     }
     const superslab_t *before = NULL;
-    for (const superslab_t *ss = set.all; ss; before = ss, ss = ss->set_next, in_all++) cr_assert(ss->set_prev == before);
+    for (const superslab_t *ss = set.all; ss; before = ss, ss = ss->set_next, in_all++)
+        cr_assert(ss->set_prev == before);
     cr_assert(set.count == count && in_all == count && in_bins == count);
     cr_assert(set.empty == empty && set.free_touched == touched);
 }

@@ -1,0 +1,691 @@
+/* Flush and trim: they reach every CPU, move what they say, return what they say, and lose nothing where the kernel refuses. */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hakheap.h"
+#include "heap.h"
+#include "support_contract.h"
+#include "support_os.h"
+#include "support_random.h"
+
+TestSuite(flush_trim, .timeout = 120);
+
+/* Criterion's assertions name a line; these say which of the contract's figures it was. */
+static void must_be_sound(const hak_heap_t *heap, size_t live_blocks, const char *when)
+{
+    int line = contract_unsound(heap, live_blocks);
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(line == 0,
+              "%s: support_contract.c:%d (%zu blocks live, %zu expected, %zu committed, %zu by the balance)", when,
+              line, stats.live_blocks, live_blocks, stats.committed_bytes, contract_sum(&stats));
+}
+
+static void must_be_flushed(const hak_heap_t *heap, const char *when)
+{
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(contract_cached(&stats) == 0, "%s: %zu hot, %zu spare, %zu cold, %zu remote bytes", when,
+              stats.hot_bytes, stats.spare_bytes, stats.cold_bytes, stats.remote_bytes);
+    cr_assert(stats.phantom_superslabs == 0, "%s: %zu phantoms", when, stats.phantom_superslabs);
+}
+
+static size_t cached_of(const hak_heap_t *heap)
+{
+    hak_heap_stats_t stats = contract_stats(heap);
+    return contract_cached(&stats);
+}
+
+/* ---- Every CPU ---- */
+
+enum { MOST_CPUS = 64, EACH = 300 };
+
+static const size_t mixed_sizes[] = {16, 48, 100, 200, 1000, 3000, 9000, 32000};
+
+typedef struct visitor {
+    pthread_t thread;
+    hak_heap_t *heap;
+    int cpu;
+    bool stays;
+    bool moved;
+    void *blocks[EACH];
+} visitor_t;
+
+static pthread_barrier_t cached, flushed;
+
+/* Allocates and frees on its CPU, then ends or sleeps with everything it freed in that CPU's magazines. */
+static void *visit(void *arg)
+{
+    visitor_t *visitor = arg;
+    visitor->moved = contract_move_to(visitor->cpu);
+    for (size_t i = 0; i < EACH; i++)
+        visitor->blocks[i] = hak_heap_malloc(visitor->heap, mixed_sizes[i % CONTRACT_LENGTH(mixed_sizes)]);
+    for (size_t i = 0; i < EACH; i++) hak_heap_free(visitor->heap, visitor->blocks[i]);
+    if (!visitor->stays) return NULL;
+    pthread_barrier_wait(&cached);
+    pthread_barrier_wait(&flushed);
+    return NULL;
+}
+
+static void flush_after_visits(int level, bool stay)
+{
+    static visitor_t visitors[MOST_CPUS];
+    int cpus[MOST_CPUS];
+    size_t count = contract_cpus(cpus, MOST_CPUS);
+    cr_assert(count > 0);
+    hak_heap_t *heap = contract_heap(level, "visited");
+    cr_assert(heap != NULL);
+    pthread_barrier_init(&cached, NULL, (unsigned)count + 1);
+    pthread_barrier_init(&flushed, NULL, (unsigned)count + 1);
+    for (size_t i = 0; i < count; i++) {
+        visitors[i] = (visitor_t){.heap = heap, .cpu = cpus[i], .stays = stay};
+        cr_assert(pthread_create(&visitors[i].thread, NULL, visit, &visitors[i]) == 0);
+        /* One after the other where they end: mm_cid gives the next thread the same number, and the areas must do. */
+        if (!stay) pthread_join(visitors[i].thread, NULL);
+    }
+    if (stay) pthread_barrier_wait(&cached);
+    for (size_t i = 0; i < count; i++) cr_assert(visitors[i].moved, "no way to CPU %d", cpus[i]);
+
+    must_be_sound(heap, 0, "before the flush");
+    size_t held = cached_of(heap);
+    cr_assert(held > 0, "nothing is cached, so nothing is tested");
+    unsigned areas = 0;
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++)
+        areas += percpu_area(&heap->percpu, i) != NULL;
+    if (strcmp(hak_percpu_mode(), "mm_cid") != 0) cr_assert(areas >= count, "%u areas, %zu CPUs", areas, count);
+
+    errno = 4321;
+    size_t moved = hak_heap_flush(heap);
+    cr_assert(errno == 4321);
+    cr_assert(moved == held, "%zu bytes moved of %zu", moved, held);
+    must_be_flushed(heap, "after the flush");
+    must_be_sound(heap, 0, "after the flush");
+    cr_assert(hak_heap_flush(heap) == 0, "the second flush found something");
+    if (stay) {
+        pthread_barrier_wait(&flushed);
+        for (size_t i = 0; i < count; i++) pthread_join(visitors[i].thread, NULL);
+    }
+    must_be_sound(heap, 0, "after the threads");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, flush_reaches_threads_that_ended)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) flush_after_visits(level, false);
+}
+
+Test(flush_trim, flush_reaches_threads_that_sleep)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) flush_after_visits(level, true);
+}
+
+/* ---- One class ---- */
+
+static size_t cached_in_class(const hak_heap_t *heap, unsigned class)
+{
+    hak_class_stats_t stats = {.struct_size = sizeof stats};
+    cr_assert(hak_heap_class_stats(heap, class, &stats) == 0);
+    return (stats.hot_blocks + stats.spare_blocks + stats.cold_blocks + stats.remote_blocks) * stats.block_bytes;
+}
+
+Test(flush_trim, flush_class_leaves_the_others)
+{
+    hak_heap_t *heap = contract_heap(1, "classes");
+    static void *blocks[2][EACH];
+    const size_t sizes[2] = {64, 1024};
+    for (int s = 0; s < 2; s++)
+        for (int i = 0; i < EACH; i++) cr_assert((blocks[s][i] = hak_heap_malloc(heap, sizes[s])) != NULL);
+    for (int s = 0; s < 2; s++)
+        for (int i = 0; i < EACH; i++) hak_heap_free(heap, blocks[s][i]);
+
+    unsigned one = hak_size_class_of(64), two = hak_size_class_of(1024);
+    size_t held_one = cached_in_class(heap, one), held_two = cached_in_class(heap, two);
+    cr_assert(held_one > 0 && held_two > 0);
+    size_t moved = hak_heap_flush_class(heap, one);
+    cr_assert(moved == held_one, "%zu bytes moved of %zu", moved, held_one);
+    cr_assert(cached_in_class(heap, one) == 0);
+    cr_assert(cached_in_class(heap, two) == held_two, "another class was flushed");
+    for (unsigned class = 0; class < hak_size_class_count(); class ++)
+        if (class != one && class != two) cr_assert(hak_heap_flush_class(heap, class) == 0);
+    cr_assert(cached_in_class(heap, two) == held_two, "another class was flushed");
+    cr_assert(hak_heap_flush_class(heap, hak_size_class_count()) == 0);
+    cr_assert(hak_heap_flush_class(heap, UINT32_MAX) == 0);
+    cr_assert(hak_heap_flush_class(heap, two) == held_two);
+    must_be_flushed(heap, "after both");
+    must_be_sound(heap, 0, "after both");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- Phantoms ---- */
+
+Test(flush_trim, phantoms_are_counted_and_flushed)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "phantom");
+        /* Longer than any run of the nursery: the heap takes a SuperSlab of its own, and its slabs lie in that. */
+        void *mid = hak_heap_malloc(heap, 512 * 1024);
+        void *small = hak_heap_malloc(heap, 64);
+        cr_assert(mid && small && contract_stats(heap).superslabs == 1);
+        cr_assert(contract_stats(heap).phantom_superslabs == 0, "live blocks are no phantom");
+        hak_heap_free(heap, small);
+        cr_assert(contract_stats(heap).phantom_superslabs == 0, "a live mid block is no phantom");
+        hak_heap_free(heap, mid);
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(contract_cached(&stats) > 0);
+        cr_assert(stats.phantom_superslabs == 1, "%zu phantoms: one SuperSlab holds cached blocks only",
+                  stats.phantom_superslabs);
+        void *again = hak_heap_malloc(heap, 64);
+        cr_assert(again && contract_stats(heap).phantom_superslabs == 0, "a live block is no phantom");
+        hak_heap_free(heap, again);
+        cr_assert(contract_stats(heap).phantom_superslabs == 1);
+        cr_assert(hak_heap_flush(heap) > 0);
+        must_be_flushed(heap, "after the flush");
+        must_be_sound(heap, 0, "after the flush");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Many SuperSlabs, each kept by one block of another class that was freed last. */
+Test(flush_trim, phantoms_of_many_superslabs)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.cache_bytes = 64 * HAK_MIB;
+    hak_heap_t *heap = hak_heap_create(&config);
+    enum { MIDS = 6 };
+    void *mids[MIDS], *smalls[MIDS];
+    for (unsigned i = 0; i < MIDS; i++) {
+        /* A mid block of a whole megabyte and a slab of another class each time: two runs fill a SuperSlab. */
+        mids[i] = hak_heap_malloc(heap, HAK_MIB);
+        smalls[i] = hak_heap_malloc(heap, 1024u << i);
+        cr_assert(mids[i] && smalls[i]);
+    }
+    for (unsigned i = 0; i < MIDS; i++) hak_heap_free(heap, smalls[i]);
+    for (unsigned i = 0; i < MIDS; i++) hak_heap_free(heap, mids[i]);
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.phantom_superslabs > 0 && stats.phantom_superslabs <= stats.superslabs, "%zu phantoms of %zu",
+              stats.phantom_superslabs, stats.superslabs);
+    (void)hak_heap_flush(heap);
+    must_be_flushed(heap, "after the flush");
+    must_be_sound(heap, 0, "after the flush");
+    cr_assert(contract_stats(heap).superslabs <= 1, "%zu SuperSlabs stay", contract_stats(heap).superslabs);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- Trim ---- */
+
+enum { PIECES = 16384 };
+static void *pieces[PIECES];
+
+/* Blocks of 4 KiB, all written; then all but one of each 400 freed, so that hardly a SuperSlab is empty. Returns those left. */
+static size_t fragment(hak_heap_t *heap, size_t count)
+{
+    size_t left = 0;
+    for (size_t i = 0; i < count; i++) {
+        cr_assert((pieces[i] = hak_heap_malloc(heap, 4096)) != NULL);
+        memset(pieces[i], (int)i, 4096);
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (i % 400 == 0) {
+            left++;
+            continue;
+        }
+        hak_heap_free(heap, pieces[i]);
+        pieces[i] = NULL;
+    }
+    return left;
+}
+
+static void free_left(hak_heap_t *heap, size_t count)
+{
+    for (size_t i = 0; i < count; i += 400) {
+        unsigned char *at = pieces[i];
+        cr_assert(at[0] == (unsigned char)i && at[4095] == (unsigned char)i, "a live block lost its content");
+        hak_heap_free(heap, at);
+    }
+}
+
+static bool near(size_t a, size_t b, size_t slack) { return a > b ? a - b <= slack : b - a <= slack; }
+
+Test(flush_trim, trim_returns_what_the_process_loses)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("resident memory is the sanitizer's");
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "trim");
+        size_t left = fragment(heap, PIECES);
+        void *large = hak_heap_malloc(heap, 8 * HAK_MIB);
+        memset(large, 1, 8 * HAK_MIB);
+        hak_heap_free(heap, large);
+        size_t before = contract_resident();
+        errno = 4321;
+        size_t returned = hak_heap_trim(heap, 0);
+        cr_assert(errno == 4321);
+        size_t after = contract_resident();
+        cr_assert(returned > 40 * HAK_MIB, "only %zu bytes", returned);
+        cr_assert(before > after && near(before - after, returned, returned / 50 + 256 * HAK_KIB),
+                  "level %d: it says %zu bytes, the process lost %zd", level, returned, (ssize_t)(before - after));
+        must_be_flushed(heap, "after the trim");
+        must_be_sound(heap, left, "after the trim");
+        cr_assert(contract_stats(heap).large_cached_bytes == 0);
+        cr_assert(hak_heap_trim(heap, 0) == 0, "the second trim found something");
+        free_left(heap, PIECES);
+        (void)hak_heap_trim(heap, 0);
+        must_be_sound(heap, 0, "at the end");
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(stats.superslabs == 0, "%zu SuperSlabs stay in an empty heap", stats.superslabs);
+        cr_assert(stats.committed_bytes == stats.metadata_bytes, "%zu bytes committed, %zu of them records",
+                  stats.committed_bytes, stats.metadata_bytes);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(flush_trim, trim_keeps_what_it_may)
+{
+    hak_heap_t *heap = contract_heap(0, "keep");
+    size_t count = contract_work(PIECES) < 4096 ? 4096 : contract_work(PIECES);
+    size_t left = fragment(heap, count);
+    (void)hak_heap_flush(heap);
+    hak_heap_stats_t before = contract_stats(heap);
+    size_t keep = before.free_bytes / 2;
+    cr_assert(hak_heap_trim(heap, before.committed_bytes) == 0, "all of it may be kept");
+    cr_assert(contract_stats(heap).free_bytes == before.free_bytes);
+    size_t returned = hak_heap_trim(heap, keep);
+    hak_heap_stats_t after = contract_stats(heap);
+    cr_assert(returned > 0 && before.free_bytes - after.free_bytes == returned, "%zu returned, %zu missing", returned,
+              before.free_bytes - after.free_bytes);
+    /* Free blocks in slabs that are in use cannot go, so a slab's worth for each block left may be above `keep`. */
+    cr_assert(near(after.free_bytes, keep, left * 8 * 4096), "%zu kept, %zu allowed", after.free_bytes, keep);
+    must_be_sound(heap, left, "after half a trim");
+    free_left(heap, count);
+    must_be_sound(heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, trim_and_freed_mappings)
+{
+    hak_heap_t *heap = contract_heap(0, "mappings");
+    size_t idle = contract_mappings();
+    void *one = hak_heap_malloc(heap, 5 * HAK_MIB), *two = hak_heap_malloc(heap, 6 * HAK_MIB);
+    cr_assert(one && two && contract_mappings() > idle);
+    hak_heap_free(heap, one);
+    hak_heap_free(heap, two);
+    cr_assert(contract_stats(heap).large_cached_bytes == 11 * HAK_MIB);
+    cr_assert(hak_heap_trim(heap, 11 * HAK_MIB) == 0, "all of it may be kept");
+    cr_assert(hak_heap_trim(heap, 6 * HAK_MIB) == 5 * HAK_MIB, "the oldest goes first");
+    cr_assert(contract_stats(heap).large_cached_bytes == 6 * HAK_MIB);
+    cr_assert(hak_heap_trim(heap, 0) == 6 * HAK_MIB);
+    /* The registry may have made a table for the GiB that the blocks lay in; tables stay. */
+    cr_assert(contract_mappings() <= idle + 1, "%zu mappings, %zu before", contract_mappings(), idle);
+    must_be_sound(heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, a_small_heap_gives_its_page_back)
+{
+    hak_heap_t *heap = contract_heap(1, "page");
+    size_t empty = contract_stats(heap).committed_bytes;
+    void *ptr = hak_heap_malloc(heap, 100);
+    cr_assert(ptr != NULL);
+    memset(ptr, 1, 100);
+    hak_heap_free(heap, ptr);
+    size_t returned = hak_heap_trim(heap, 0);
+    cr_assert(returned >= 4096, "%zu bytes", returned);
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.committed_bytes - stats.metadata_bytes == 0, "%zu bytes beside records",
+              stats.committed_bytes - stats.metadata_bytes);
+    cr_assert(stats.committed_bytes <= empty + 4096, "%zu bytes of records, %zu before", stats.metadata_bytes, empty);
+    must_be_sound(heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, the_reserve_returns_what_destroyed_heaps_left)
+{
+    hak_heap_t *heap = contract_heap(0, "gone");
+    for (size_t i = 0; i < 2000; i++) {
+        void *ptr = hak_heap_malloc(heap, 4096);
+        cr_assert(ptr != NULL);
+        memset(ptr, 1, 4096);
+    }
+    cr_assert(hak_heap_destroy(heap) == 0);
+    size_t before = contract_resident();
+    errno = 4321;
+    size_t returned = hak_reserve_trim();
+    cr_assert(errno == 4321);
+    size_t after = contract_resident();
+    cr_assert(returned >= 7 * HAK_MIB, "%zu bytes", returned);
+    if (!CONTRACT_SANITIZED)
+        cr_assert(before > after && before - after >= 7 * HAK_MIB, "%zu bytes before, %zu after", before, after);
+    cr_assert(hak_reserve_trim() == 0, "the second time");
+}
+
+/* ---- Refusals ---- */
+
+/* Blocks of many classes in hot, spare and cold magazines. Returns cached bytes. */
+static size_t fill_caches(hak_heap_t *heap)
+{
+    for (size_t i = 0; i < 2000; i++)
+        cr_assert((pieces[i] = hak_heap_malloc(heap, mixed_sizes[i % CONTRACT_LENGTH(mixed_sizes)])) != NULL);
+    for (size_t i = 0; i < 2000; i++) hak_heap_free(heap, pieces[i]);
+    return cached_of(heap);
+}
+
+Test(flush_trim, a_refused_fence_changes_nothing)
+{
+    hak_heap_t *heap = contract_heap(1, "fence");
+    if (contract_is_locked()) cr_skip_test("the locked twin needs no fence");
+    size_t held = fill_caches(heap);
+    void *live = hak_heap_malloc(heap, 100);
+    cr_assert(held > 0 && live);
+    contract_fill(live, 100, 7);
+    held = cached_of(heap);
+    hak_heap_stats_t before = contract_stats(heap);
+
+    fake_os_use();
+    fake_os_refuse(FAKE_FENCE, 1, FAKE_FOREVER);
+    for (int what = 0; what < 3; what++) {
+        errno = 4321;
+        size_t bytes = what == 0   ? hak_heap_flush(heap)
+                       : what == 1 ? hak_heap_trim(heap, 0)
+                                   : hak_heap_flush_class(heap, hak_size_class_of(100));
+        cr_assert(bytes == 0, "call %d moved %zu bytes", what, bytes);
+        cr_assert(errno == 4321, "call %d changed errno to %d", what, errno);
+        cr_assert(hak_last_error() == HAK_ERROR_FENCE, "call %d says %d", what, (int)hak_last_error());
+        hak_heap_stats_t now = contract_stats(heap);
+        cr_assert(memcmp(&before, &now, sizeof now) == 0, "call %d changed figures", what);
+    }
+    cr_assert(hak_heap_check(heap) == EAGAIN);
+    cr_assert(fake_os_calls(FAKE_FENCE) >= 4);
+    /* The magazines run again: what is freed now is cached, and what is cached is handed out. */
+    void *ptr = hak_heap_malloc(heap, 48);
+    cr_assert(ptr != NULL);
+    hak_heap_free(heap, ptr);
+    cr_assert(cached_of(heap) == held);
+    fake_os_allow(FAKE_FENCE);
+    must_be_sound(heap, 1, "with the fence");
+    cr_assert(contract_holds(live, 100, 7));
+    cr_assert(hak_heap_flush(heap) == held);
+    must_be_flushed(heap, "with the fence");
+    hak_heap_free(heap, live);
+    must_be_sound(heap, 0, "at the end");
+    fake_os_restore();
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, empty_caches_need_no_fence)
+{
+    hak_heap_t *heap = contract_heap(0, "still");
+    if (contract_is_locked()) cr_skip_test("the locked twin needs no fence");
+    (void)fill_caches(heap);
+    (void)hak_heap_flush(heap);
+    fake_os_use();
+    cr_assert(hak_heap_flush(heap) == 0);
+    cr_assert(fake_os_calls(FAKE_FENCE) == 0, "%ld fences", fake_os_calls(FAKE_FENCE));
+    fake_os_restore();
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, a_refused_purge_is_counted)
+{
+    hak_heap_t *heap = contract_heap(0, "purge");
+    size_t left = fragment(heap, 4096);
+    (void)hak_heap_flush(heap);
+    hak_heap_stats_t before = contract_stats(heap);
+    fake_os_use();
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    errno = 4321;
+    size_t returned = hak_heap_trim(heap, 0);
+    cr_assert(errno == 4321 && returned == 0, "%zu bytes returned", returned);
+    cr_assert(fake_os_calls(FAKE_PURGE) > 0);
+    cr_assert(hak_last_error() == HAK_ERROR_PURGE, "it says %d", (int)hak_last_error());
+    cr_assert(contract_stats(heap).free_bytes == before.free_bytes, "what was not returned is still counted");
+    must_be_sound(heap, left, "with purge refused");
+    /* One of several refused: the others are returned, and it comes next time. */
+    fake_os_allow(FAKE_PURGE);
+    fake_os_refuse(FAKE_PURGE, 2, 1);
+    returned = hak_heap_trim(heap, 0);
+    cr_assert(returned > 0 && hak_last_error() == HAK_ERROR_PURGE);
+    must_be_sound(heap, left, "with one purge refused");
+    fake_os_allow(FAKE_PURGE);
+    size_t rest = hak_heap_trim(heap, 0);
+    cr_assert(rest > 0, "what was refused once is not returned later");
+    cr_assert(near(returned + rest, before.free_bytes, left * 8 * 4096), "%zu bytes in all, %zu were free",
+              returned + rest, before.free_bytes);
+    must_be_sound(heap, left, "with purge");
+    fake_os_restore();
+    free_left(heap, 4096);
+    must_be_sound(heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, a_refused_unmap_is_counted_and_reused)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.large_cache_bytes = 1;
+    hak_heap_t *heap = hak_heap_create(&config);
+    void *ptr = hak_heap_malloc(heap, 4 * HAK_MIB);
+    cr_assert(ptr != NULL);
+    hak_heap_free(heap, ptr);
+    cr_assert(contract_stats(heap).large_cached_bytes == 0, "the cache holds one byte");
+    size_t idle = contract_mappings();
+
+    fake_os_use();
+    enum { BLOCKS = 20 };
+    void *blocks[BLOCKS];
+    for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 4 * HAK_MIB)) != NULL);
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    errno = 4321;
+    for (int i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
+    cr_assert(errno == 4321);
+    cr_assert(contract_stats(heap).large_cached_bytes == BLOCKS * 4 * HAK_MIB, "%zu bytes counted",
+              contract_stats(heap).large_cached_bytes);
+    cr_assert(hak_last_error() == HAK_ERROR_PURGE);
+    /* Not must_be_sound: a check unmaps what it walked with. */
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.live_blocks == 0 && contract_sum(&stats) == stats.committed_bytes);
+    cr_assert(hak_heap_trim(heap, 0) == 0 && hak_last_error() == HAK_ERROR_PURGE);
+    long maps = fake_os_calls(FAKE_MAP);
+    void *again = hak_heap_calloc(heap, 1, 4 * HAK_MIB);
+    cr_assert(again && fake_os_calls(FAKE_MAP) == maps, "what could not be unmapped is used again");
+    cr_assert(contract_is_zero(again, 4 * HAK_MIB));
+    hak_heap_free(heap, again);
+    fake_os_allow(FAKE_UNMAP);
+    must_be_sound(heap, 0, "with unmap");
+    cr_assert(hak_heap_trim(heap, 0) == BLOCKS * 4 * HAK_MIB);
+    /* The registry may have made a table for the GiB that the blocks lay in; tables stay. */
+    cr_assert(contract_mappings() <= idle + 1, "%zu mappings, %zu before", contract_mappings(), idle);
+    must_be_sound(heap, 0, "at the end");
+    fake_os_restore();
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, destroy_with_unmap_refused_frees_the_pages)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("resident memory is the sanitizer's");
+    fake_os_use();
+    hak_heap_t *heap = contract_heap(0, "stuck");
+    void *ptr = hak_heap_malloc(heap, 32 * HAK_MIB);
+    cr_assert(ptr != NULL);
+    memset(ptr, 1, 32 * HAK_MIB);
+    size_t before = contract_resident();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    cr_assert(hak_heap_destroy(heap) == 0);
+    fake_os_restore();
+    size_t after = contract_resident();
+    cr_assert(before > after && before - after >= 31 * HAK_MIB, "%zu bytes before, %zu after", before, after);
+}
+
+/* ---- A million blocks, and ten thousand heaps ---- */
+
+Test(flush_trim, superslabs_go_back)
+{
+    size_t count = contract_work(1000000);
+    void **blocks = malloc(count * sizeof *blocks);
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "million");
+        for (size_t i = 0; i < count; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 16)) != NULL);
+        size_t most = contract_stats(heap).superslabs;
+        cr_assert(most >= count * 16 / SUPERSLAB, "%zu SuperSlabs", most);
+        must_be_sound(heap, count, "full");
+        /* Every third first: slabs empty in no order. */
+        for (size_t step = 0; step < 3; step++)
+            for (size_t i = step; i < count; i += 3) hak_heap_free(heap, blocks[i]);
+        cr_assert(contract_stats(heap).superslabs <= most);
+        (void)hak_heap_flush(heap);
+        must_be_flushed(heap, "after the flush");
+        must_be_sound(heap, 0, "after the flush");
+        cr_assert(contract_stats(heap).superslabs <= 1, "%zu of %zu SuperSlabs stay", contract_stats(heap).superslabs,
+                  most);
+        (void)hak_heap_trim(heap, 0);
+        cr_assert(contract_stats(heap).superslabs == 0);
+        must_be_sound(heap, 0, "after the trim");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+    free(blocks);
+}
+
+static void one_cycle(int level)
+{
+    hak_heap_t *heap = contract_heap(level, "cycle");
+    cr_assert(heap != NULL);
+    void *small = hak_heap_malloc(heap, 100), *mid = hak_heap_malloc(heap, 50000);
+    cr_assert(small && mid);
+    memset(small, 1, 100);
+    memset(mid, 1, 50000);
+    hak_heap_free(heap, small);
+    /* The mid block goes with the heap. */
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(flush_trim, ten_thousand_cycles_grow_nothing)
+{
+    for (int i = 0; i < 200; i++) one_cycle(i & 1);
+    size_t resident = contract_resident(), mappings = contract_mappings();
+    size_t cycles = contract_work(10000);
+    for (size_t i = 0; i < cycles; i++) one_cycle((int)(i & 1));
+    size_t more = contract_resident();
+    cr_assert(contract_mappings() <= mappings + 1, "%zu mappings, %zu before", contract_mappings(), mappings);
+    if (!CONTRACT_SANITIZED)
+        cr_assert(more <= resident + 128 * HAK_KIB, "%zu bytes resident, %zu before", more, resident);
+}
+
+/* With large blocks and SuperSlabs of their own, left to destroy. */
+Test(flush_trim, cycles_of_big_heaps_grow_nothing)
+{
+    size_t resident = 0, mappings = 0;
+    for (size_t i = 0; i < 5 + contract_work(60); i++) {
+        hak_heap_t *heap = contract_heap((int)(i & 1), "big");
+        for (int k = 0; k < 6; k++) {
+            void *large = hak_heap_malloc(heap, 3 * HAK_MIB), *mid = hak_heap_malloc(heap, 700000);
+            cr_assert(large && mid);
+            memset(large, 1, 4096);
+            memset(mid, 1, 4096);
+            if (k % 2) hak_heap_free(heap, large);
+        }
+        cr_assert(hak_heap_destroy(heap) == 0);
+        if (i == 4) resident = contract_resident(), mappings = contract_mappings();
+    }
+    cr_assert(contract_mappings() <= mappings + 1, "%zu mappings, %zu before", contract_mappings(), mappings);
+    if (!CONTRACT_SANITIZED)
+        cr_assert(contract_resident() <= resident + 256 * HAK_KIB, "%zu bytes, %zu before", contract_resident(),
+                  resident);
+}
+
+/* ---- The budget ---- */
+
+/* What magazines may hold, what cold chains hold, and what is left are what the heap was given. */
+static void must_balance_budget(hak_heap_t *heap, size_t given, const char *when)
+{
+    int64_t sum = load_relaxed(&heap->budget.room);
+    for (unsigned class = 0; class < CLASS_COUNT; class ++) {
+        const class_state_t *state = heap_class_made(heap, class);
+        if (state && state->cold) sum += (int64_t)state->cold->blocks * size_classes[class].bytes;
+        for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+            area_t *area = percpu_area(&heap->percpu, i);
+            if (area) sum += (int64_t)load_relaxed(&area->hot[class].limit) * 2 * size_classes[class].bytes;
+        }
+    }
+    cr_assert(sum == (int64_t)given, "%s: %lld of %zu bytes", when, (long long)sum, given);
+}
+
+Test(flush_trim, the_budget_balances)
+{
+    const size_t budgets[] = {1, 4096, 100000, 4 * HAK_MIB, HAK_GIB};
+    randoms_t randoms = {11};
+    for (size_t b = 0; b < CONTRACT_LENGTH(budgets); b++) {
+        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+        config.level = HAK_LEVEL_CHECKED;
+        config.cache_bytes = budgets[b];
+        hak_heap_t *heap = hak_heap_create(&config);
+        enum { SLOTS = 2000 };
+        static void *slots[SLOTS];
+        memset(slots, 0, sizeof slots);
+        for (size_t i = 0; i < contract_work(100000); i++) {
+            void **slot = &slots[random_below(&randoms, SLOTS)];
+            if (*slot) hak_heap_free(heap, *slot);
+            *slot = random_below(&randoms, 2) ? hak_heap_malloc(heap, random_below(&randoms, 5000)) : NULL;
+            if (random_below(&randoms, 4000) == 0) (void)hak_heap_flush(heap);
+            if (random_below(&randoms, 4000) == 0) (void)hak_heap_trim(heap, 0);
+        }
+        must_balance_budget(heap, budgets[b], "running");
+        cr_assert(cached_of(heap) <= budgets[b], "%zu bytes cached, %zu allowed", cached_of(heap), budgets[b]);
+        (void)hak_heap_flush(heap);
+        must_balance_budget(heap, budgets[b], "flushed");
+        (void)hak_heap_trim(heap, 0);
+        must_balance_budget(heap, budgets[b], "trimmed");
+        cr_assert(hak_heap_reset(heap) == 0);
+        must_balance_budget(heap, budgets[b], "reset");
+        must_be_sound(heap, 0, "reset");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- Several at once ---- */
+
+static hak_heap_t *common;
+static _Atomic bool stop;
+
+static void *use(void *arg)
+{
+    randoms_t randoms = {(uint64_t)(uintptr_t)arg};
+    void *slots[64] = {NULL};
+    while (!stop) {
+        void **slot = &slots[random_below(&randoms, 64)];
+        hak_heap_free(common, *slot);
+        *slot = hak_heap_malloc(common, random_below(&randoms, 70000));
+    }
+    for (int i = 0; i < 64; i++) hak_heap_free(common, slots[i]);
+    return NULL;
+}
+
+static void *tidy(void *arg)
+{
+    for (size_t i = (uintptr_t)arg; !stop; i++) {
+        (void)hak_heap_flush(common);
+        (void)hak_heap_trim(common, i % 2 ? 0 : 100000);
+    }
+    return NULL;
+}
+
+Test(flush_trim, several_flush_and_trim_at_once)
+{
+    common = contract_heap(1, "common");
+    pthread_t users[2], janitors[2];
+    for (uintptr_t i = 0; i < 2; i++) cr_assert(pthread_create(&users[i], NULL, use, (void *)(i + 1)) == 0);
+    for (uintptr_t i = 0; i < 2; i++) cr_assert(pthread_create(&janitors[i], NULL, tidy, (void *)i) == 0);
+    for (size_t i = 0; i < contract_work(400); i++) {
+        (void)hak_heap_flush(common);
+        (void)hak_heap_trim(common, i % 2 ? 0 : 100000);
+        cr_assert(hak_heap_check(common) == 0);
+        hak_heap_stats_t stats = contract_stats(common);
+        cr_assert(stats.live_bytes <= stats.committed_bytes && stats.committed_bytes <= stats.peak_bytes);
+    }
+    stop = true;
+    for (int i = 0; i < 2; i++) pthread_join(users[i], NULL), pthread_join(janitors[i], NULL);
+    (void)hak_heap_flush(common);
+    must_be_flushed(common, "at the end");
+    must_be_sound(common, 0, "at the end");
+    cr_assert(hak_heap_destroy(common) == 0);
+}

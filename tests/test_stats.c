@@ -1,0 +1,625 @@
+/* Statistics, report, counters and the whole-heap check: exact at rest, in order under load, and able to find damage. */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "hakheap.h"
+#include "heap.h"
+#include "support_contract.h"
+#include "support_random.h"
+
+TestSuite(stats, .timeout = 120);
+
+/* ---- The balance, against a shadow ---- */
+
+enum { SLOTS = 1500 };
+
+typedef struct shadow {
+    void *slots[SLOTS];
+    size_t usable[SLOTS];
+    size_t blocks, bytes, large_blocks, large_bytes;
+    size_t in_class[CLASS_COUNT]; /* by block size */
+} shadow_t;
+
+static unsigned class_of_usable(size_t usable) { return hak_size_class_of(usable); }
+
+static void account(shadow_t *shadow, size_t usable, int sign)
+{
+    size_t one = (size_t)sign;
+    shadow->blocks += one;
+    shadow->bytes += one * usable;
+    if (usable > MID_MAX) {
+        shadow->large_blocks += one;
+        shadow->large_bytes += one * usable;
+    }
+    unsigned class = class_of_usable(usable);
+    if (class < CLASS_COUNT) shadow->in_class[class] += one;
+}
+
+static void put_slot(hak_heap_t *heap, shadow_t *shadow, unsigned at, void *ptr)
+{
+    if (shadow->slots[at]) {
+        account(shadow, shadow->usable[at], -1);
+        hak_heap_free(heap, shadow->slots[at]);
+    }
+    shadow->slots[at] = ptr;
+    if (!ptr) return;
+    shadow->usable[at] = hak_usable_size(ptr);
+    account(shadow, shadow->usable[at], 1);
+}
+
+static size_t some_size(randoms_t *randoms)
+{
+    unsigned dice = random_below(randoms, 1000);
+    if (dice == 0) return HAK_MIB + random_below(randoms, 2 * HAK_MIB);
+    if (dice < 20) return SMALL_MAX + 1 + random_below(randoms, 300000);
+    if (dice < 200) return random_below(randoms, SMALL_MAX);
+    return random_below(randoms, 600);
+}
+
+static void must_agree(const hak_heap_t *heap, const shadow_t *shadow, size_t step)
+{
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.live_blocks == shadow->blocks && stats.live_bytes == shadow->bytes,
+              "step %zu: %zu blocks and %zu bytes live, %zu and %zu counted", step, stats.live_blocks,
+              stats.live_bytes, shadow->blocks, shadow->bytes);
+    cr_assert(stats.large_blocks == shadow->large_blocks && stats.large_bytes == shadow->large_bytes,
+              "step %zu: %zu large blocks, %zu counted", step, stats.large_blocks, shadow->large_blocks);
+    cr_assert(contract_sum(&stats) == stats.committed_bytes, "step %zu: %zu bytes by the balance, %zu committed",
+              step, contract_sum(&stats), stats.committed_bytes);
+    cr_assert(stats.peak_bytes >= stats.committed_bytes && stats.mapped_bytes >= stats.committed_bytes);
+
+    size_t hot = 0, spare = 0, cold = 0, remote = 0;
+    for (unsigned class = 0; class < hak_size_class_count(); class ++) {
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
+        cr_assert(row.block_bytes == hak_size_class_bytes(class));
+        cr_assert(row.live_blocks == shadow->in_class[class], "step %zu: class %zu: %zu blocks live, %zu counted",
+                  step, row.block_bytes, row.live_blocks, shadow->in_class[class]);
+        hot += row.hot_blocks * row.block_bytes;
+        spare += row.spare_blocks * row.block_bytes;
+        cold += row.cold_blocks * row.block_bytes;
+        remote += row.remote_blocks * row.block_bytes;
+        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks + row.remote_blocks +
+                     row.free_blocks + row.untouched_blocks;
+        cr_assert(all == row.slabs * size_classes[class].blocks, "step %zu: class %zu: %zu blocks of %zu slabs", step,
+                  row.block_bytes, all, row.slabs);
+    }
+    cr_assert(hot == stats.hot_bytes && spare == stats.spare_bytes && cold == stats.cold_bytes &&
+                  remote == stats.remote_bytes,
+              "step %zu: the classes' caches do not add up to the heap's", step);
+    int line = contract_unsound(heap, shadow->blocks);
+    cr_assert(line == 0, "step %zu: support_contract.c:%d", step, line);
+}
+
+static void random_workload(int level, uint64_t seed)
+{
+    static shadow_t shadow;
+    memset(&shadow, 0, sizeof shadow);
+    randoms_t randoms = {seed};
+    hak_heap_t *heap = contract_heap(level, "shadowed");
+    must_agree(heap, &shadow, 0);
+    for (size_t step = 1; step <= contract_work(60000); step++) {
+        unsigned at = random_below(&randoms, SLOTS);
+        if (random_below(&randoms, 3)) {
+            put_slot(heap, &shadow, at, hak_heap_malloc(heap, some_size(&randoms)));
+        } else if (shadow.slots[at]) {
+            account(&shadow, shadow.usable[at], -1);
+            shadow.slots[at] = hak_heap_realloc(heap, shadow.slots[at], some_size(&randoms));
+            cr_assert(shadow.slots[at] != NULL);
+            shadow.usable[at] = hak_usable_size(shadow.slots[at]);
+            account(&shadow, shadow.usable[at], 1);
+        }
+        if (random_below(&randoms, 3000) == 0) (void)hak_heap_flush(heap);
+        if (random_below(&randoms, 3000) == 0) (void)hak_heap_trim(heap, random_below(&randoms, 2) * HAK_MIB);
+        if (random_below(&randoms, 6000) == 0)
+            for (unsigned i = 0; i < SLOTS; i++) put_slot(heap, &shadow, i, NULL);
+        if (random_below(&randoms, 500) == 0) must_agree(heap, &shadow, step);
+    }
+    for (unsigned i = 0; i < SLOTS; i++) put_slot(heap, &shadow, i, NULL);
+    must_agree(heap, &shadow, SIZE_MAX);
+    (void)hak_heap_trim(heap, 0);
+    must_agree(heap, &shadow, SIZE_MAX);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(stats, agree_with_a_shadow)
+{
+    for (uint64_t seed = 1; seed <= 4; seed++) {
+        cr_log_info("seed %llu", (unsigned long long)seed);
+        random_workload((int)(seed & 1), seed);
+    }
+}
+
+/* ---- Under load ---- */
+
+static hak_heap_t *common;
+static _Atomic bool stop;
+static _Atomic size_t common_blocks;
+
+static void *use(void *arg)
+{
+    randoms_t randoms = {(uint64_t)(uintptr_t)arg};
+    void *slots[200] = {NULL};
+    while (!stop) {
+        void **slot = &slots[random_below(&randoms, 200)];
+        hak_free(*slot);
+        *slot = random_below(&randoms, 3) ? hak_heap_malloc(common, some_size(&randoms)) : NULL;
+    }
+    size_t left = 0;
+    for (int i = 0; i < 200; i++) left += slots[i] != NULL;
+    atomic_fetch_add(&common_blocks, left);
+    return NULL;
+}
+
+Test(stats, in_order_while_threads_run)
+{
+    enum { THREADS = 4 };
+    pthread_t threads[THREADS];
+    common = contract_heap(1, "common");
+    for (uintptr_t i = 0; i < THREADS; i++) cr_assert(pthread_create(&threads[i], NULL, use, (void *)(i + 1)) == 0);
+    size_t peak = 0;
+    for (size_t i = 0; i < contract_work(4000); i++) {
+        hak_heap_stats_t stats = contract_stats(common);
+        cr_assert(stats.live_bytes <= stats.committed_bytes && stats.committed_bytes <= stats.peak_bytes,
+                  "%zu live, %zu committed, %zu peak", stats.live_bytes, stats.committed_bytes, stats.peak_bytes);
+        cr_assert(stats.peak_bytes >= peak, "the peak fell");
+        peak = stats.peak_bytes;
+        cr_assert(contract_cached(&stats) <= stats.committed_bytes && stats.free_bytes <= stats.committed_bytes);
+        cr_assert(stats.untouched_bytes <= stats.committed_bytes && stats.metadata_bytes <= stats.committed_bytes);
+        cr_assert(stats.phantom_superslabs <= stats.superslabs);
+        if (i % 50 == 0) (void)hak_heap_trim(common, 0);
+        if (i % 100 == 0) cr_assert(hak_heap_check(common) == 0);
+        unsigned class = (unsigned)(i % hak_size_class_count());
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(common, class, &row) == 0);
+        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks + row.remote_blocks +
+                     row.free_blocks + row.untouched_blocks;
+        cr_assert(all == row.slabs * size_classes[class].blocks, "class %zu: %zu blocks of %zu slabs",
+                  row.block_bytes, all, row.slabs);
+    }
+    stop = true;
+    for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    (void)hak_heap_flush(common);
+    int line = contract_unsound(common, common_blocks);
+    cr_assert(line == 0, "support_contract.c:%d: %zu blocks live, %zu counted", line,
+              contract_stats(common).live_blocks, (size_t)common_blocks);
+    cr_assert(hak_heap_destroy(common) == 0);
+}
+
+/* ---- Frees that found a lock busy ---- */
+
+static pthread_barrier_t is_held, may_go;
+
+static void *hold_heap_lock(void *arg)
+{
+    hak_heap_t *heap = arg;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    pthread_barrier_wait(&is_held);
+    pthread_barrier_wait(&may_go);
+    lock_release(&heap->lock, RANK_HEAP);
+    return NULL;
+}
+
+static void *hold_class_lock(void *arg)
+{
+    class_state_t *state = arg;
+    lock_acquire(&state->lock, RANK_CLASS);
+    pthread_barrier_wait(&is_held);
+    pthread_barrier_wait(&may_go);
+    lock_release(&state->lock, RANK_CLASS);
+    return NULL;
+}
+
+/* A free never waits. What it leaves for others is free in the figures at once. */
+Test(stats, mid_and_large_blocks_freed_while_the_lock_is_busy)
+{
+    pthread_barrier_init(&is_held, NULL, 2);
+    pthread_barrier_init(&may_go, NULL, 2);
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "busy");
+        void *mid = hak_heap_malloc(heap, 100000), *large = hak_heap_malloc(heap, 3 * HAK_MIB);
+        void *stays = hak_heap_malloc(heap, 200000);
+        cr_assert(mid && large && stays);
+        pthread_t holder;
+        cr_assert(pthread_create(&holder, NULL, hold_heap_lock, heap) == 0);
+        pthread_barrier_wait(&is_held);
+        hak_heap_free(heap, mid);
+        hak_free(large);
+        cr_assert(hak_heap_of(mid) == NULL && hak_heap_of(large) == NULL);
+        pthread_barrier_wait(&may_go);
+        pthread_join(holder, NULL);
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(stats.live_blocks == 1 && stats.large_blocks == 0, "%zu blocks live, %zu of them large",
+                  stats.live_blocks, stats.large_blocks);
+        cr_assert(contract_sum(&stats) == stats.committed_bytes);
+        cr_assert(contract_unsound(heap, 1) == 0);
+        hak_heap_free(heap, stays);
+        cr_assert(contract_unsound(heap, 0) == 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(stats, small_blocks_freed_while_the_lock_is_busy)
+{
+    enum { BLOCKS = 1000 };
+    static void *blocks[BLOCKS];
+    pthread_barrier_init(&is_held, NULL, 2);
+    pthread_barrier_init(&may_go, NULL, 2);
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "busy");
+        for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 512)) != NULL);
+        class_state_t *state = heap_class_made(heap, hak_size_class_of(hak_usable_size(blocks[BLOCKS - 1])));
+        cr_assert(state != NULL);
+        pthread_t holder;
+        cr_assert(pthread_create(&holder, NULL, hold_class_lock, state) == 0);
+        pthread_barrier_wait(&is_held);
+        for (int i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
+        pthread_barrier_wait(&may_go);
+        pthread_join(holder, NULL);
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(stats.live_blocks == 0, "%zu blocks live", stats.live_blocks);
+        cr_assert(stats.remote_bytes > 0, "nothing is on the remote list, so nothing is tested");
+        cr_assert(contract_unsound(heap, 0) == 0);
+        if (HAK_COUNTERS)
+            cr_assert(load_relaxed(&heap->counters.count[COUNTER_ss_remote]) * 512 == stats.remote_bytes,
+                      "%llu blocks counted",
+                      (unsigned long long)load_relaxed(&heap->counters.count[COUNTER_ss_remote]));
+        cr_assert(hak_heap_flush(heap) == contract_cached(&stats));
+        cr_assert(contract_unsound(heap, 0) == 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- The report ---- */
+
+typedef struct text {
+    char text[65536];
+    size_t used, writes, fail_at;
+} text_t;
+
+static int gather(void *ctx, const char *at, size_t length)
+{
+    text_t *into = ctx;
+    if (++into->writes == into->fail_at) return -7;
+    if (into->used + length >= sizeof into->text) return 1;
+    memcpy(into->text + into->used, at, length);
+    into->used += length;
+    into->text[into->used] = '\0';
+    return 0;
+}
+
+static text_t text;
+
+static void must_say(const char *field, size_t value)
+{
+    char row[64];
+    snprintf(row, sizeof row, "\n  %s ", field);
+    const char *at = strstr(text.text, row);
+    cr_assert(at != NULL, "no row %s in:\n%s", field, text.text);
+    cr_assert(strtoull(at + strlen(row), NULL, 10) == value, "%s is not %zu in:\n%s", field, value, text.text);
+}
+
+Test(stats, the_report_has_every_row)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "reported");
+        for (size_t size = 0; size < 3 * HAK_MIB; size += 1 + size / 3) {
+            void *ptr = hak_heap_malloc(heap, size);
+            cr_assert(ptr != NULL);
+            if (size % 2) hak_heap_free(heap, ptr);
+        }
+        hak_heap_stats_t stats = contract_stats(heap);
+        memset(&text, 0, sizeof text);
+        cr_assert(hak_heap_report(heap, gather, &text) == 0);
+        cr_assert(strncmp(text.text, "heap \"reported\"", 15) == 0 && strstr(text.text, hak_percpu_mode()));
+#define SAYS(field) must_say(#field, stats.field);
+        SAYS(live_bytes)
+        SAYS(live_blocks)
+        SAYS(hot_bytes)
+        SAYS(spare_bytes)
+        SAYS(cold_bytes)
+        SAYS(remote_bytes)
+        SAYS(large_cached_bytes)
+        SAYS(free_bytes)
+        SAYS(untouched_bytes)
+        SAYS(metadata_bytes)
+        SAYS(committed_bytes)
+        SAYS(peak_bytes)
+        SAYS(mapped_bytes)
+        SAYS(superslabs)
+        SAYS(phantom_superslabs)
+        SAYS(large_blocks)
+        SAYS(large_bytes)
+#undef SAYS
+        /* One line for each class in use: block bytes, slabs, live blocks. */
+        for (unsigned class = 0; class < hak_size_class_count(); class ++) {
+            hak_class_stats_t row = {.struct_size = sizeof row};
+            cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
+            char line[64];
+            snprintf(line, sizeof line, "\n  %8zu %8zu %10zu ", row.block_bytes, row.slabs, row.live_blocks);
+            cr_assert((strstr(text.text, line) != NULL) == (row.slabs != 0), "class %zu in:\n%s", row.block_bytes,
+                      text.text);
+        }
+        for (unsigned i = 0; i < COUNTER_COUNT; i++) {
+            char line[64];
+            snprintf(line, sizeof line, "\n  %-22s ", counter_rows[i].name);
+            cr_assert((strstr(text.text, line) != NULL) == (HAK_COUNTERS != 0), "counter %s in:\n%s",
+                      counter_rows[i].name, text.text);
+        }
+        cr_assert(text.text[text.used - 1] == '\n' && strlen(text.text) == text.used);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(stats, a_writer_may_end_the_report)
+{
+    hak_heap_t *heap = contract_heap(0, "cancelled");
+    void *ptr = hak_heap_malloc(heap, 10);
+    cr_assert(ptr != NULL);
+    memset(&text, 0, sizeof text);
+    cr_assert(hak_heap_report(heap, gather, &text) == 0);
+    size_t writes = text.writes;
+    for (size_t k = 1; k <= writes; k++) {
+        memset(&text, 0, sizeof text);
+        text.fail_at = k;
+        cr_assert(hak_heap_report(heap, gather, &text) == ECANCELED, "write %zu of %zu", k, writes);
+        cr_assert(text.writes == k, "%zu writes after the one that ended it", text.writes - k);
+    }
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* No lock is held while the writer runs: it may call everything on the heap that it is told of. */
+static int writer_that_calls(void *ctx, const char *at, size_t length)
+{
+    (void)at, (void)length;
+    hak_heap_t *heap = ctx;
+    void *ptr = hak_heap_malloc(heap, 100000), *small = hak_heap_malloc(heap, 10);
+    if (!ptr || !small) return 1;
+    hak_heap_free(heap, ptr);
+    hak_heap_free(heap, small);
+    (void)hak_heap_flush(heap);
+    (void)hak_heap_trim(heap, 0);
+    return hak_heap_check(heap);
+}
+
+Test(stats, the_writer_may_call_the_heap)
+{
+    hak_heap_t *heap = contract_heap(1, "called");
+    cr_assert(hak_heap_report(heap, writer_that_calls, heap) == 0);
+    cr_assert(contract_unsound(heap, 0) == 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- Counters ---- */
+
+static uint64_t count_of(hak_heap_t *heap, counter_t counter)
+{
+    return load_relaxed(&heap->counters.count[HAK_COUNTERS ? counter : 0]);
+}
+
+#define COUNTS(name, n)                                                                                  \
+    cr_assert(count_of(heap, COUNTER_##name) == (uint64_t)(n), "%s is %llu, not %llu (level %d)", #name, \
+              (unsigned long long)count_of(heap, COUNTER_##name), (unsigned long long)(n), level)
+
+Test(stats, counters_count_what_happened)
+{
+    if (!HAK_COUNTERS) cr_skip_test("built without counters");
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        /* On one CPU, so that there is one area. */
+        int cpu;
+        cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+        hak_heap_t *heap = contract_heap(level, "counted");
+        for (unsigned i = 0; i < COUNTER_COUNT; i++) cr_assert(count_of(heap, (counter_t)i) == 0);
+
+        void *ptr = hak_heap_malloc(heap, 512);
+        cr_assert(ptr != NULL);
+        COUNTS(refill_fresh_slab, 1);
+        COUNTS(refill_slab, 1);
+        COUNTS(early_empty, 1);
+        COUNTS(early_no_area, 1);
+        COUNTS(refill_hot, 0);
+        COUNTS(refill_fresh_superslab, 0);
+        hak_heap_free(heap, ptr);
+        COUNTS(tls_sll, 1);
+        COUNTS(ss_local, 0);
+        ptr = hak_heap_malloc(heap, 512);
+        COUNTS(refill_hot, 1);
+        COUNTS(early_empty, 1);
+        hak_heap_free(heap, ptr);
+        COUNTS(tls_sll, 2);
+
+        size_t held = contract_stats(heap).hot_bytes + contract_stats(heap).spare_bytes;
+        cr_assert(hak_heap_flush(heap) == held);
+        COUNTS(ss_local, held / 512);
+
+        void *mid = hak_heap_malloc(heap, 600000);
+        COUNTS(early_mid, 1);
+        COUNTS(refill_fresh_superslab, 1);
+        void *large = hak_heap_malloc(heap, 3 * HAK_MIB);
+        COUNTS(early_large, 1);
+        COUNTS(early_wrong_owner, 0);
+        hak_heap_free(heap, mid);
+        hak_free(large);
+        COUNTS(early_wrong_owner, 2);
+        COUNTS(ss_remote, 0);
+        COUNTS(early_gate, 0);
+        COUNTS(early_reentered, 0);
+        COUNTS(early_no_rseq, 0);
+        COUNTS(refill_remote, 0);
+
+        /* Every malloc of a small block is answered by one stage, every free of one goes one way. */
+        enum { BLOCKS = 5000 };
+        static void *blocks[BLOCKS];
+        const counter_t answers[] = {COUNTER_refill_hot, COUNTER_refill_spare, COUNTER_refill_cold,
+                                     COUNTER_refill_slab};
+        uint64_t before = 0, after = 0;
+        for (int i = 0; i < 4; i++) before += count_of(heap, answers[i]);
+        for (int round = 0; round < 3; round++) {
+            for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 100)) != NULL);
+            for (int i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
+        }
+        for (int i = 0; i < 4; i++) after += count_of(heap, answers[i]);
+        cr_assert(after - before == 3 * BLOCKS, "%llu of %d calls counted", (unsigned long long)(after - before),
+                  3 * BLOCKS);
+        cr_assert(count_of(heap, COUNTER_refill_spare) > 0 && count_of(heap, COUNTER_early_full) > 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- The check finds damage, and finds nothing once it is undone ---- */
+
+typedef struct patient {
+    hak_heap_t *heap;
+    class_state_t *state; /* of 64 bytes */
+    slab_t *slab;         /* in use, with free blocks */
+    area_t *area;
+    void *cached, *live, *mid, *large;
+} patient_t;
+
+static bool operate(bool damaged, const patient_t *p, unsigned how)
+{
+    ptrdiff_t one = damaged ? 1 : -1;
+    switch (how) {
+    case 0: p->state->slabs.carved += (size_t)one; return true;
+    case 1:
+        store_relaxed(&p->state->slabs.outside, load_relaxed(&p->state->slabs.outside) + (size_t)one);
+        return true;
+    case 2: p->state->slabs.slabs += (size_t)one; return true;
+    case 3: p->slab->carved = (uint16_t)(p->slab->carved + one); return true;
+    case 4: p->slab->cls ^= 1; return true;
+    case 5: p->slab->bin ^= 1; return true;
+    case 6: store_relaxed(&p->heap->committed, load_relaxed(&p->heap->committed) + (size_t)(one * 16)); return true;
+    case 7: store_relaxed(&p->heap->metadata, load_relaxed(&p->heap->metadata) + (size_t)(one * 16)); return true;
+    case 8: p->heap->large.mid_blocks += (size_t)one; return true;
+    case 9: p->heap->large.live_blocks += (size_t)one; return true;
+    case 10: p->heap->superslabs.count += (size_t)one; return true;
+    case 11: p->heap->superslabs.all->free_granules += (uint32_t)one; return true;
+    case 12: p->heap->superslabs.all->free_touched += (uint32_t)one; return true;
+    case 13: p->heap->superslabs.all->free[1] ^= (uint64_t)1 << 63; return true;
+    case 14: registry_set_run(p->mid, 1, damaged ? NULL : p->heap, CODE_MID); return true;
+    case 15: registry_set_range(p->large, SUPERSLAB, damaged ? NULL : p->heap->large.live); return true;
+    case 16: p->heap->large.live->heap = damaged ? NULL : p->heap; return true;
+    case 17: {
+        /* A magazine that counts a block too many. */
+        _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
+        store_relaxed(word, load_relaxed(word) + (chain_t)one);
+        return true;
+    }
+    case 18: {
+        /* A magazine that leads to a block of the program. */
+        static chain_t before;
+        _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
+        if (damaged) before = load_relaxed(word);
+        store_relaxed(word, damaged ? (chain_t)(uintptr_t)p->mid << CHAIN_SHIFT | chain_count(before) : before);
+        return true;
+    }
+    case 19: {
+        /* A free block's link to itself: a cycle. */
+        static block_t before;
+        block_t *block = p->cached;
+        if (damaged) {
+            before = *block;
+            block->link = (chain_t)(uintptr_t)block << CHAIN_SHIFT | chain_count(before.link);
+            if (p->heap->key) block->seal = block->link ^ p->heap->key ^ (uintptr_t)block;
+        } else {
+            *block = before;
+        }
+        return true;
+    }
+    case 20: {
+        /* The same block in two magazines. */
+        _Atomic chain_t *spare = &p->area->spare[p->state->cls];
+        static chain_t before;
+        if (damaged) before = load_relaxed(spare);
+        store_relaxed(spare, damaged ? load_relaxed(&p->area->hot[p->state->cls].word) : before);
+        return true;
+    }
+    case 21: {
+        /* A live block that somebody put on the freelist. */
+        static chain_t before;
+        static block_t held_by_program;
+        if (damaged) {
+            before = p->slab->free;
+            held_by_program = *(block_t *)p->live;
+            p->slab->free = block_push(before, p->live, p->heap->key);
+        } else {
+            p->slab->free = before;
+            *(block_t *)p->live = held_by_program;
+        }
+        return true;
+    }
+    case 22: {
+        /* A freelist that counts a block too few. */
+        p->slab->free -= (chain_t)one;
+        return true;
+    }
+    case 23: {
+        /* Into the middle of a block. */
+        static chain_t before;
+        if (damaged) before = p->slab->free;
+        p->slab->free = damaged ? before + ((chain_t)16 << CHAIN_SHIFT) : before;
+        return true;
+    }
+    default: return false;
+    }
+}
+
+/* A heap with something of everything. */
+static patient_t admit(int level)
+{
+    patient_t p = {.heap = contract_heap(level, "patient")};
+    enum { BLOCKS = 400 };
+    static void *blocks[BLOCKS];
+    p.mid = hak_heap_malloc(p.heap, 600000);
+    p.large = hak_heap_malloc(p.heap, 3 * HAK_MIB);
+    for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(p.heap, 64)) != NULL);
+    /* Half of a slab free and half in use, with nothing cached, then a few blocks cached. */
+    for (int i = 0; i < BLOCKS; i += 2) hak_heap_free(p.heap, blocks[i]);
+    (void)hak_heap_flush(p.heap);
+    p.state = heap_class_made(p.heap, hak_size_class_of(64));
+    p.live = blocks[1];
+    p.slab = slab_of(registry_lookup(p.live), p.live);
+    for (int i = 3; i < 9; i += 2) hak_heap_free(p.heap, p.cached = blocks[i]);
+    int index = percpu_index();
+    cr_assert(index >= 0);
+    p.area = percpu_area(&p.heap->percpu, (unsigned)index);
+    cr_assert(p.area != NULL && chain_block(load_relaxed(&p.area->hot[p.state->cls].word)) == p.cached);
+    cr_assert(slab_outside(p.slab) > 0 && chain_count(p.slab->free) > 1);
+    return p;
+}
+
+Test(stats, check_can_fail)
+{
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    /* What the check says is tested elsewhere; here it is noise. */
+    int quiet = open("/dev/null", O_WRONLY | O_CLOEXEC), stderr_before = dup(STDERR_FILENO);
+    unsigned missed = 0, how = 0;
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        patient_t p = admit(level);
+        cr_assert(hak_heap_check(p.heap) == 0);
+        for (how = 0; operate(true, &p, how); how++) {
+            dup2(quiet, STDERR_FILENO);
+            int found = hak_heap_check(p.heap);
+            dup2(stderr_before, STDERR_FILENO);
+            (void)operate(false, &p, how);
+            if (found != EFAULT) {
+                missed++;
+                cr_log_error("level %d: check gave %d for damage %u", level, found, how);
+            }
+            cr_assert(hak_heap_check(p.heap) == 0, "level %d: damage %u was undone, and is found", level, how);
+        }
+        cr_assert(hak_heap_destroy(p.heap) == 0);
+    }
+    close(quiet);
+    close(stderr_before);
+    cr_assert(how > 20 && missed == 0, "%u of %u kinds of damage were not found", missed, how);
+}
