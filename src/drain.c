@@ -53,7 +53,7 @@ size_t drain_remote_list(hak_heap_t *heap, class_state_t *state)
 static cold_t *cold_of(hak_heap_t *heap, class_state_t *state)
 {
     if (state->cold || !lock_try(&heap->lock, RANK_HEAP)) return state->cold;
-    state->cold = heap_record(heap, sizeof *state->cold);
+    state->cold = heap_record_now(heap, sizeof *state->cold);
     lock_release(&heap->lock, RANK_HEAP);
     return state->cold;
 }

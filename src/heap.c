@@ -128,7 +128,7 @@ static void *from_room(hak_heap_t *heap, size_t bytes)
     return NULL;
 }
 
-void *heap_record(hak_heap_t *heap, size_t bytes)
+static void *record(hak_heap_t *heap, size_t bytes, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
     bytes = hak_round_up(bytes, HAK_LINE);
@@ -136,8 +136,8 @@ void *heap_record(hak_heap_t *heap, size_t bytes)
     if (at) return at;
     size_t pages = (bytes + HAK_LINE + HAK_PAGE - 1) / HAK_PAGE;
     bool zeroed;
-    hak_tls.last_error = HAK_ERROR_COMMIT;
-    char *page = meta_take(pages, &zeroed, &hak_tls.last_error);
+    if (may_wait) hak_tls.last_error = HAK_ERROR_COMMIT;
+    char *page = may_wait ? meta_take(pages, &zeroed, &hak_tls.last_error) : meta_take_now(pages, &zeroed);
     if (!page) return NULL;
     if (!zeroed) memset(page, 0, pages * HAK_PAGE);
     charge_records(heap, pages * HAK_PAGE);
@@ -152,6 +152,9 @@ void *heap_record(hak_heap_t *heap, size_t bytes)
     heap->room_end[smaller] = page + pages * HAK_PAGE;
     return from_room(heap, bytes);
 }
+
+void *heap_record(hak_heap_t *heap, size_t bytes) { return record(heap, bytes, true); }
+void *heap_record_now(hak_heap_t *heap, size_t bytes) { return record(heap, bytes, false); }
 
 class_state_t *heap_class(hak_heap_t *heap, unsigned cls)
 {

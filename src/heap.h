@@ -99,6 +99,8 @@ HAK_INLINE unsigned heap_class_of(const hak_heap_t *heap, size_t size)
 
 /* Zeroed memory for the heap's lifetime; lock: HEAP. NULL and hak_last_error() where refused. */
 void *heap_record(hak_heap_t *heap, size_t bytes);
+/* The same for a free: NULL, and no error, rather than wait. */
+void *heap_record_now(hak_heap_t *heap, size_t bytes);
 /* The record of a class, made where there is none; NULL where memory is refused. */
 class_state_t *heap_class(hak_heap_t *heap, unsigned cls);
 HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)

@@ -38,7 +38,7 @@ typedef struct large {
     struct large *prev;
     void *_Atomic heap; /* these three are written under the lock and read by large_find without it */
     char *_Atomic base;
-    _Atomic size_t bytes;   /* mapped and usable */
+    _Atomic size_t bytes; /* mapped and usable */
     asked_t asked;
     _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
 } large_t;
@@ -53,7 +53,10 @@ HAK_INLINE size_t large_bytes(const large_t *large) { return load_relaxed(&((lar
 /* The same where its heap was reset or destroyed. */
 #define LARGE_DEAD ((large_t *)(uintptr_t)(2 * SUPERSLAB))
 
-HAK_INLINE bool large_is_record(const large_t *large) { return large && large != LARGE_RELEASED && large != LARGE_DEAD; }
+HAK_INLINE bool large_is_record(const large_t *large)
+{
+    return large && large != LARGE_RELEASED && large != LARGE_DEAD;
+}
 
 enum { LARGE_CACHED = 32, LARGE_SLACK = 4 };
 

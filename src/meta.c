@@ -78,16 +78,30 @@ static void *take_from(meta_t *meta, size_t pages, bool *zeroed)
     return meta->base + first * HAK_PAGE;
 }
 
+static void *take_held(size_t pages, bool *zeroed)
+{
+    void *at = NULL;
+    for (meta_t *meta = metas.all; meta && !at; meta = meta->next) at = take_from(meta, pages, zeroed);
+    return at;
+}
+
 void *meta_take(size_t pages, bool *zeroed, uint32_t *refused)
 {
     if (pages > PAGES) return NULL;
     lock_acquire(&metas.lock, RANK_META);
-    void *at = NULL;
-    for (meta_t *meta = metas.all; meta && !at; meta = meta->next) at = take_from(meta, pages, zeroed);
+    void *at = take_held(pages, zeroed);
     if (!at) {
         meta_t *meta = grow(refused);
         if (meta) at = take_from(meta, pages, zeroed);
     }
+    lock_release(&metas.lock, RANK_META);
+    return at;
+}
+
+void *meta_take_now(size_t pages, bool *zeroed)
+{
+    if (!lock_try(&metas.lock, RANK_META)) return NULL;
+    void *at = take_held(pages, zeroed);
     lock_release(&metas.lock, RANK_META);
     return at;
 }

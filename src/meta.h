@@ -12,6 +12,8 @@
 enum { META_TOUCHED = 1024 /* free pages kept with their content, 4 MiB; more are purged */ };
 
 void *meta_take(size_t pages, bool *zeroed, uint32_t *refused);
+/* The same without waiting for a lock or asking the kernel; NULL also where that would be needed. */
+void *meta_take_now(size_t pages, bool *zeroed);
 void meta_put(void *at, size_t pages);
 /* Purges all free pages. Returns bytes. */
 size_t meta_trim(void);

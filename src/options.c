@@ -71,7 +71,8 @@ int options_read(const hak_heap_config_t *config, settings_t *out)
     hak_heap_config_t given = HAK_HEAP_CONFIG_INIT;
     if (config) {
         size_t size = config->struct_size;
-        if (!options_struct_is_known(config, size, sizeof size, sizeof given) || !ends_at_a_field(size)) return EINVAL;
+        if (!options_struct_is_known(config, size, sizeof size, sizeof given) || !ends_at_a_field(size))
+            return EINVAL;
         memcpy(&given, config, hak_min(size, sizeof given));
     }
     if (given.flags != 0) return EINVAL;

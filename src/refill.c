@@ -56,13 +56,18 @@ void refill_grow_limit(hak_heap_t *heap, area_t *area, const class_state_t *stat
 
 /* ---- The running CPU's area ---- */
 
-static bool grow_table(hak_heap_t *heap, unsigned index)
+static void *take_area_record(hak_heap_t *heap, size_t bytes, bool may_wait)
+{
+    return may_wait ? heap_record(heap, bytes) : heap_record_now(heap, bytes);
+}
+
+static bool grow_table(hak_heap_t *heap, unsigned index, bool may_wait)
 {
     uint32_t capacity = load_relaxed(&heap->percpu.capacity);
     if (index < capacity) return true;
     while (capacity <= index) capacity *= 2;
-    area_t *_Atomic *table = heap_record(heap, capacity * sizeof *table);
-    area_t **areas = heap_record(heap, capacity * sizeof *areas);
+    area_t *_Atomic *table = take_area_record(heap, capacity * sizeof *table, may_wait);
+    area_t **areas = take_area_record(heap, capacity * sizeof *areas, may_wait);
     if (!table || !areas) return false;
     percpu_grow(&heap->percpu, table, areas, capacity);
     return true;
@@ -73,10 +78,10 @@ static area_t *make_area(hak_heap_t *heap, unsigned index, bool may_wait)
     percpu_t *percpu = &heap->percpu;
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return NULL;
     area_t *area = NULL;
-    if (grow_table(heap, index)) {
+    if (grow_table(heap, index, may_wait)) {
         area = percpu->idle;
         if (area) percpu->idle = area->next;
-        else area = heap_record(heap, sizeof *area);
+        else area = take_area_record(heap, sizeof *area, may_wait);
     }
     lock_release(&heap->lock, RANK_HEAP);
     if (area) percpu_adopt(percpu, index, area);

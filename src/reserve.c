@@ -26,7 +26,8 @@ static struct {
 static bool reserve_more(void)
 {
     size_t least = 2 * (size_t)SUPERSLAB;
-    size_t most = hak_max(os_address_space() / LIMIT_SHARE, least); /* large blocks need some of a limited space, too */
+    size_t most =
+        hak_max(os_address_space() / LIMIT_SHARE, least); /* large blocks need some of a limited space, too */
     for (size_t bytes = HAK_GIB; bytes >= least; bytes /= 4) {
         if (bytes > most) continue;
         size_t count = bytes / SUPERSLAB;

@@ -18,7 +18,7 @@
  * and its share of a page-table page, not a SuperSlab.
  */
 enum {
-    LIMIT_SHARE = 8,              /* a reservation takes at most this part of a limited address space */
+    LIMIT_SHARE = 8,            /* a reservation takes at most this part of a limited address space */
     RESERVE_DIRTY = 8,          /* SuperSlabs kept with their pages: 16 MiB */
     NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB */
 };

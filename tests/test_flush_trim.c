@@ -363,6 +363,15 @@ Test(flush_trim, the_reserve_returns_what_destroyed_heaps_left)
 
 /* ---- Refusals ---- */
 
+/* Whether threads reach every area that the heap has: none was left stopped. */
+static bool all_areas_run(hak_heap_t *heap)
+{
+    bool run = true;
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++)
+        run = run && (!percpu_area(&heap->percpu, i) || percpu_running(&heap->percpu, i));
+    return run;
+}
+
 /* Blocks of many classes in hot, spare and cold magazines. Returns cached bytes. */
 static size_t fill_caches(hak_heap_t *heap)
 {
@@ -395,8 +404,10 @@ Test(flush_trim, a_refused_fence_changes_nothing)
         cr_assert(hak_last_error() == HAK_ERROR_FENCE, "call %d says %d", what, (int)hak_last_error());
         hak_heap_stats_t now = contract_stats(heap);
         cr_assert(memcmp(&before, &now, sizeof now) == 0, "call %d changed figures", what);
+        cr_assert(all_areas_run(heap), "call %d leaves areas stopped", what);
     }
     cr_assert(hak_heap_check(heap) == EAGAIN);
+    cr_assert(all_areas_run(heap), "the check leaves areas stopped");
     cr_assert(fake_os_calls(FAKE_FENCE) >= 4);
     /* The magazines run again: what is freed now is cached, and what is cached is handed out. */
     void *ptr = hak_heap_malloc(heap, 48);
@@ -407,6 +418,7 @@ Test(flush_trim, a_refused_fence_changes_nothing)
     must_be_sound(heap, 1, "with the fence");
     cr_assert(contract_holds(live, 100, 7));
     cr_assert(hak_heap_flush(heap) == held);
+    cr_assert(all_areas_run(heap), "a flush leaves areas stopped");
     must_be_flushed(heap, "with the fence");
     hak_heap_free(heap, live);
     must_be_sound(heap, 0, "at the end");
@@ -561,14 +573,19 @@ static void one_cycle(int level)
 
 Test(flush_trim, ten_thousand_cycles_grow_nothing)
 {
-    for (int i = 0; i < 200; i++) one_cycle(i & 1);
-    size_t resident = contract_resident(), mappings = contract_mappings();
+    /* Heaps and slabs begin at places that differ by their address, so it takes a while until each page was one's turn. */
     size_t cycles = contract_work(10000);
+    size_t resident = 0, mappings = 0;
+    /* Measured twice: the first time brings the C library's own pages in. */
+    for (int twice = 0; twice < 2; twice++) {
+        for (size_t i = 0; i < cycles; i++) one_cycle((int)(i & 1));
+        resident = contract_resident(), mappings = contract_mappings();
+    }
     for (size_t i = 0; i < cycles; i++) one_cycle((int)(i & 1));
     size_t more = contract_resident();
     cr_assert(contract_mappings() <= mappings + 1, "%zu mappings, %zu before", contract_mappings(), mappings);
     if (!CONTRACT_SANITIZED)
-        cr_assert(more <= resident + 128 * HAK_KIB, "%zu bytes resident, %zu before", more, resident);
+        cr_assert(more <= resident + 32 * HAK_KIB, "%zu bytes resident, %zu before", more, resident);
 }
 
 /* With large blocks and SuperSlabs of their own, left to destroy. */

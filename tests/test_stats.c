@@ -219,7 +219,7 @@ static void *hold_class_lock(void *arg)
 }
 
 /* A free never waits. What it leaves for others is free in the figures at once. */
-Test(stats, mid_and_large_blocks_freed_while_the_lock_is_busy)
+static void free_big_while_busy(bool reset)
 {
     pthread_barrier_init(&is_held, NULL, 2);
     pthread_barrier_init(&may_go, NULL, 2);
@@ -236,6 +236,11 @@ Test(stats, mid_and_large_blocks_freed_while_the_lock_is_busy)
         cr_assert(hak_heap_of(mid) == NULL && hak_heap_of(large) == NULL);
         pthread_barrier_wait(&may_go);
         pthread_join(holder, NULL);
+        if (reset) {
+            cr_assert(hak_heap_reset(heap) == 0 && contract_unsound(heap, 0) == 0);
+            cr_assert(hak_heap_destroy(heap) == 0);
+            continue;
+        }
         hak_heap_stats_t stats = contract_stats(heap);
         cr_assert(stats.live_blocks == 1 && stats.large_blocks == 0, "%zu blocks live, %zu of them large",
                   stats.live_blocks, stats.large_blocks);
@@ -247,7 +252,10 @@ Test(stats, mid_and_large_blocks_freed_while_the_lock_is_busy)
     }
 }
 
-Test(stats, small_blocks_freed_while_the_lock_is_busy)
+Test(stats, mid_and_large_blocks_freed_while_the_lock_is_busy) { free_big_while_busy(false); }
+Test(stats, a_reset_forgets_blocks_noted_as_free) { free_big_while_busy(true); }
+
+static void free_small_while_busy(bool reset)
 {
     enum { BLOCKS = 1000 };
     static void *blocks[BLOCKS];
@@ -272,11 +280,15 @@ Test(stats, small_blocks_freed_while_the_lock_is_busy)
             cr_assert(load_relaxed(&heap->counters.count[COUNTER_ss_remote]) * 512 == stats.remote_bytes,
                       "%llu blocks counted",
                       (unsigned long long)load_relaxed(&heap->counters.count[COUNTER_ss_remote]));
-        cr_assert(hak_heap_flush(heap) == contract_cached(&stats));
+        if (reset) cr_assert(hak_heap_reset(heap) == 0);
+        else cr_assert(hak_heap_flush(heap) == contract_cached(&stats));
         cr_assert(contract_unsound(heap, 0) == 0);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
+
+Test(stats, small_blocks_freed_while_the_lock_is_busy) { free_small_while_busy(false); }
+Test(stats, a_reset_forgets_remote_lists) { free_small_while_busy(true); }
 
 /* ---- The report ---- */
 
