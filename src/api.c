@@ -49,6 +49,10 @@ static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *
 static HAK_NOINLINE void *malloc_missed(hak_heap_t *heap, size_t size)
 {
     bool zeroed;
+    if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
+        void *ptr = refill_from_spare(heap, heap_class_of(heap, size));
+        if (ptr) return ptr;
+    }
     return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
 }
 
@@ -137,6 +141,10 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     if (id.kind != KIND_SMALL) {
         counter_add(&heap->counters, early_wrong_owner, 1);
         validate_free_big(&id, ptr);
+    }
+    if (id.kind == KIND_SMALL && drain_to_spare(heap, id.cls, ptr)) {
+        errno = before;
+        return;
     }
     gate_entry_t entry = gate_enter(false);
     if (entry == GATE_REENTERED) counter_add(&heap->counters, early_reentered, 1);

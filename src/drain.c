@@ -84,6 +84,27 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
 
 /* ---- The ladder ---- */
 
+bool drain_to_spare(hak_heap_t *heap, unsigned cls, void *ptr)
+{
+    if (percpu_mode == PERCPU_LOCKED) return false;
+    percpu_t *percpu = &heap->percpu;
+    int index = percpu_index();
+    area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
+    if (!area || load_relaxed(&area->spare[cls])) return false;
+    size_t hot = PERCPU_HOT(cls);
+    chain_t full = section_take(percpu, hot);
+    if (!full) return false;
+    if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
+        /* The thread has moved, or a flush has come: nobody's magazine is owed these blocks. */
+        counter_add(&heap->counters, ss_remote, chain_count(full));
+        remote_push(&heap_class_made(heap, cls)->remote, full, &heap->guard, size_classes[cls].bytes);
+    }
+    if (!percpu_push(percpu, hot, ptr, heap->key)) return false;
+    counter_add(&heap->counters, early_full, 1);
+    counter_add(&heap->counters, tls_sll, 1);
+    return true;
+}
+
 void drain_block(hak_heap_t *heap, unsigned cls, void *ptr)
 {
     percpu_t *percpu = &heap->percpu;

@@ -151,6 +151,23 @@ static void *hand_out(hak_heap_t *heap, class_state_t *state, chain_t chain, int
     return block;
 }
 
+/* What a fork catches in these registers is lost to the child, like every chain in transit. */
+void *refill_from_spare(hak_heap_t *heap, unsigned cls)
+{
+    if (percpu_mode == PERCPU_LOCKED) return NULL;
+    chain_t chain = section_take(&heap->percpu, PERCPU_SPARE(cls));
+    if (!chain) return NULL;
+    size_t bytes = size_classes[cls].bytes;
+    block_t *block = chain_block(chain);
+    chain_t rest = block_next(chain, &heap->guard, "malloc", bytes);
+    if (heap->key) block_unseal(block);
+    counter_add(&heap->counters, early_empty, 1);
+    counter_add(&heap->counters, refill_spare, 1);
+    if (rest && !section_install(&heap->percpu, PERCPU_HOT(cls), PERCPU_HOT(cls), rest))
+        remote_push(&heap_class_made(heap, cls)->remote, rest, &heap->guard, bytes);
+    return block;
+}
+
 void *refill_block(hak_heap_t *heap, unsigned cls)
 {
     class_state_t *state = heap_class(heap, cls);
