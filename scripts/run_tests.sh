@@ -5,7 +5,8 @@
 #
 # how: three-ways  the Criterion suites by mm_cid (where the kernel has it), by cpu_id and locked
 #      asan        the Criterion suites, aborting on the first error and on leaks
-#      valgrind    the Criterion suites but those that start compilers and scripts, under valgrind
+#      valgrind    the Criterion suites under valgrind, but those that start compilers and scripts, that limit the address
+#                  space (valgrind needs some itself) and that run for a time
 #      tsan        the stress programs by themselves
 #
 # HAK_TEST_SECONDS  how long each stress program runs (2; valgrind: 1)
@@ -99,7 +100,7 @@ asan)
     ;;
 valgrind)
     export HAK_TEST_SECONDS=1
-    [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=!(tree)/*')
+    [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=!(tree|fault|stress)/*')
     for dir in "$@"; do
         suite "$dir" valgrind valgrind -q --error-exitcode=99 --exit-on-first-error=yes --trace-children=yes
     done

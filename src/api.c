@@ -210,7 +210,10 @@ static asked_t *asked_of(const block_id_t *id, const void *ptr)
 static bool size_is_possible(const block_id_t *id, const void *ptr, size_t size)
 {
     const asked_t *asked = asked_of(id, ptr);
+    if (asked && size == 0) return asked->size <= 1;
     if (asked) return size >= asked->size && size <= hak_round_up(asked->size, asked->alignment);
+    /* An aligned block of size 0 is as long as its alignment. */
+    if (size == 0 && (uintptr_t)ptr % id->usable == 0) return true;
     return size <= id->usable && (size >= id->usable / 2 || hak_good_size(size) == id->usable);
 }
 
@@ -302,13 +305,16 @@ unsigned hak_size_class_of(size_t size) { return size <= SMALL_MAX ? sizeclass_o
 
 /* ---- Control ---- */
 
+static int bad_argument(void)
+{
+    hak_tls.last_error = HAK_ERROR_ARGUMENT;
+    return EINVAL;
+}
+
 /* Enters for a control call: 0, EINVAL, or EDEADLK in a handler that interrupted a slow path. */
 static int control_enter(const hak_heap_t *heap)
 {
-    if (!heap || !heap_is_valid(heap)) {
-        hak_tls.last_error = HAK_ERROR_ARGUMENT;
-        return EINVAL;
-    }
+    if (!heap || !heap_is_valid(heap)) return bad_argument();
     if (gate_enter(true) == GATE_IN) return 0;
     hak_tls.last_error = HAK_ERROR_REENTERED;
     return EDEADLK;
@@ -402,7 +408,7 @@ static hak_heap_t *writable(const hak_heap_t *heap) { return (hak_heap_t *)(uint
 
 int hak_heap_stats(const hak_heap_t *heap, hak_heap_stats_t *out)
 {
-    if (!out || out->struct_size < sizeof out->struct_size) return EINVAL;
+    if (!out || out->struct_size < sizeof out->struct_size) return bad_argument();
     int before = errno;
     int error = control_enter(heap);
     if (!error) {
@@ -419,7 +425,7 @@ int hak_heap_stats(const hak_heap_t *heap, hak_heap_stats_t *out)
 
 int hak_heap_class_stats(const hak_heap_t *heap, unsigned size_class, hak_class_stats_t *out)
 {
-    if (!out || out->struct_size < sizeof out->struct_size || size_class >= CLASS_COUNT) return EINVAL;
+    if (!out || out->struct_size < sizeof out->struct_size || size_class >= CLASS_COUNT) return bad_argument();
     int before = errno;
     int error = control_enter(heap);
     if (!error) {
@@ -448,7 +454,7 @@ int hak_heap_check(const hak_heap_t *heap)
 
 int hak_heap_report(const hak_heap_t *heap, hak_write_fn write, void *ctx)
 {
-    if (!heap || !heap_is_valid(heap) || !write) return EINVAL;
+    if (!heap || !heap_is_valid(heap) || !write) return bad_argument();
     int before = errno;
     int error = report_write(heap, write, ctx);
     errno = before;

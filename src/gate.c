@@ -8,14 +8,21 @@
 
 enum { SHARDS = 64 };
 
+typedef struct shard {
+    _Atomic uint32_t inside;
+} __attribute__((aligned(HAK_LINE))) shard_t;
+
 static struct {
-    struct {
-        _Atomic uint32_t inside;
-    } __attribute__((aligned(HAK_LINE))) shard[SHARDS];
+    /* Two sets: a child goes on with the other one, zeroed, so that a count that its only thread was just making or taking
+     * back when a signal handler forked hits a set that nobody reads. */
+    shard_t shard[2][SHARDS];
+    _Atomic uint32_t epoch; /* its lowest bit chooses the set */
     _Atomic uint32_t closed;
     hak_lock_t lock; /* rank GATE_CLOSE: held while closed, so that who may wait has something to wait on */
     void (*in_child)(void);
 } gate;
+
+static _Atomic uint32_t *counter(uint32_t epoch, uint32_t at) { return &gate.shard[epoch & 1][at].inside; }
 
 gate_entry_t gate_enter(bool may_wait)
 {
@@ -24,13 +31,15 @@ gate_entry_t gate_enter(bool may_wait)
     atomic_signal_fence(memory_order_seq_cst); /* a handler on this thread sees depth before anything is taken */
     for (;;) {
         uint32_t at = os_cpu() % SHARDS;
+        uint32_t epoch = load_relaxed(&gate.epoch);
+        hak_tls.gate_shard = at;
+        hak_tls.gate_epoch = epoch;
         /* Ordered: either the closer sees this count, or this thread sees the gate closed. */
-        add_ordered(&gate.shard[at].inside, 1u);
-        if (HAK_LIKELY(!load_ordered(&gate.closed))) {
-            hak_tls.gate_shard = at;
-            return GATE_IN;
-        }
-        sub_release(&gate.shard[at].inside, 1u);
+        add_ordered(counter(epoch, at), 1u);
+        bool closed = load_ordered(&gate.closed);
+        if (HAK_LIKELY(!closed && load_relaxed(&gate.epoch) == epoch)) return GATE_IN;
+        sub_release(counter(epoch, at), 1u);
+        if (!closed) continue; /* this is the child of a handler's fork */
         if (!may_wait) break;
         lock_acquire(&gate.lock, RANK_GATE_CLOSE);
         lock_release(&gate.lock, RANK_GATE_CLOSE);
@@ -42,35 +51,49 @@ gate_entry_t gate_enter(bool may_wait)
 void gate_leave(void)
 {
     /* Release: pairs with the closer's ordered load, which then sees all that was done inside. */
-    sub_release(&gate.shard[hak_tls.gate_shard].inside, 1u);
+    sub_release(counter(hak_tls.gate_epoch, hak_tls.gate_shard), 1u);
     atomic_signal_fence(memory_order_seq_cst);
     hak_tls.depth = 0;
 }
 
-/* A fork in a signal handler that interrupted a slow path cannot wait for that path. */
+/*
+ * `closing` comes first and goes last: a handler that interrupts these functions finds the library closed to this thread,
+ * and never waits for a lock that the thread itself holds. A fork in a handler that interrupted a slow path, or another
+ * fork, cannot wait for what it interrupted and does without.
+ */
 static void close_gate(void)
 {
-    if (hak_tls.depth) return;
+    bool outermost = hak_tls.closing++ == 0 && !hak_tls.depth;
+    if (!outermost) return;
+    hak_tls.closer = 1;
+    atomic_signal_fence(memory_order_seq_cst);
     lock_acquire(&gate.lock, RANK_GATE_CLOSE);
     store_ordered(&gate.closed, 1u);
     for (uint32_t at = 0; at < SHARDS; at++)
-        while (load_ordered(&gate.shard[at].inside)) os_yield();
-    hak_tls.closing = 1; /* other fork handlers of this thread may call the library: they must not wait for it */
+        while (load_ordered(counter(load_relaxed(&gate.epoch), at))) os_yield();
 }
 
 static void open_gate(void)
 {
-    if (!hak_tls.closing) return;
-    hak_tls.closing = 0;
-    store_ordered(&gate.closed, 0u);
-    lock_release(&gate.lock, RANK_GATE_CLOSE);
+    if (hak_tls.closing == 1 && hak_tls.closer) {
+        store_ordered(&gate.closed, 0u);
+        lock_release(&gate.lock, RANK_GATE_CLOSE);
+        hak_tls.closer = 0;
+        atomic_signal_fence(memory_order_seq_cst);
+    }
+    hak_tls.closing--;
 }
 
-/* Only this thread exists here: what others counted goes, and nobody holds or awaits the lock. */
+/* Only this thread exists here: what others counted goes, and what they had closed is open. */
 static void open_in_child(void)
 {
-    for (uint32_t at = 0; at < SHARDS; at++) store_relaxed(&gate.shard[at].inside, 0u);
-    if (hak_tls.depth) store_relaxed(&gate.shard[hak_tls.gate_shard].inside, 1u);
+    uint32_t epoch = load_relaxed(&gate.epoch) + 1;
+    for (uint32_t at = 0; at < SHARDS; at++) store_relaxed(counter(epoch, at), 0u);
+    store_relaxed(&gate.epoch, epoch);
+    if (!hak_tls.closer) {
+        store_relaxed(&gate.closed, 0u);
+        store_relaxed(&gate.lock.word, 0u);
+    }
     gate.in_child();
     open_gate();
 }

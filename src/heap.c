@@ -241,10 +241,14 @@ bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
 static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
 {
     char *start = superslab_granule(run.ss, run.first);
-    entry_t entry = registry_lookup(start);
+    /* A mid block that is being freed carries CODE_RELEASED in its first granule already. */
+    unsigned code = entry_code(registry_lookup(start));
+    bool pending = code == CODE_RELEASED;
+    if (pending) code = CODE_MID;
     registry_set_run(start, granules, heap, CODE_RELEASED);
     if (!nursery_put(run, granules, pages, may_wait)) {
-        registry_set_run(start, granules, heap, entry_code(entry) | (heap->key ? CODE_CHECKED : 0));
+        registry_set_run(start, granules, heap, code | (heap->key ? CODE_CHECKED : 0));
+        if (pending) registry_release(start);
         return false;
     }
     uint32_t at = 0;

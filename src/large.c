@@ -106,7 +106,12 @@ static bool shrink(large_t *large, size_t bytes)
 static bool grow(large_t *large, size_t bytes)
 {
     char *base = large_base(large);
-    if (!registry_cover(base, bytes) || !os->resize(base, large_bytes(large), bytes)) return move(large, bytes);
+    /* The kernel first: tables for a size that it refuses would stay. */
+    if (!os->resize(base, large_bytes(large), bytes)) return move(large, bytes);
+    if (!registry_cover(base, bytes)) {
+        (void)os->resize(base, bytes, large_bytes(large));
+        return false;
+    }
     store_relaxed(&large->bytes, bytes);
     registry_set_range(base, bytes, large);
     return true;

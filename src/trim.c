@@ -48,13 +48,23 @@ static void retire_area(hak_heap_t *heap, unsigned index)
     percpu_retire(&heap->percpu, index);
 }
 
+static bool has_limits(const percpu_t *percpu)
+{
+    for (unsigned index = 0; index < load_relaxed(&percpu->capacity); index++) {
+        const area_t *area = percpu_area(percpu, index);
+        for (unsigned cls = 0; area && cls < CLASS_COUNT; cls++)
+            if (load_relaxed(&area->hot[cls].limit)) return true;
+    }
+    return false;
+}
+
 static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
 {
     percpu_t *percpu = &heap->percpu;
     stolen_t stolen = {.count = 0};
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     bool fenced = true;
-    if (!percpu_is_empty(percpu)) {
+    if (!percpu_is_empty(percpu) || (retire && has_limits(percpu))) {
         percpu_halt(percpu);
         fenced = percpu_fence();
         if (!fenced) percpu_restart_all(percpu);

@@ -327,6 +327,27 @@ static int walk_all(hak_heap_t *heap)
     return walk.error;
 }
 
+typedef class_state_t *classes_t[CLASS_COUNT];
+
+static void release_all(hak_heap_t *heap, classes_t held)
+{
+    lock_release(&heap->lock, RANK_HEAP);
+    for (unsigned cls = CLASS_COUNT; cls-- > 0;)
+        if (held[cls]) lock_release_next(&held[cls]->lock);
+}
+
+/* Every class lock, and HEAP, under which no class is made. False: one was made meanwhile; nothing is held. */
+static bool hold_all(hak_heap_t *heap, classes_t held)
+{
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+        if ((held[cls] = heap_class_made(heap, cls)) != NULL) lock_acquire_next(&held[cls]->lock, RANK_CLASS);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    bool all = true;
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) all &= held[cls] == heap_class_made(heap, cls);
+    if (!all) release_all(heap, held);
+    return all;
+}
+
 int validate_heap(hak_heap_t *heap)
 {
     lock_acquire(&heap->areas_lock, RANK_AREAS);
@@ -335,14 +356,11 @@ int validate_heap(hak_heap_t *heap)
     if (error) {
         hak_tls.last_error = HAK_ERROR_FENCE;
     } else {
-        class_state_t *held[CLASS_COUNT] = {NULL};
-        for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
-            if ((held[cls] = heap_class_made(heap, cls)) != NULL) lock_acquire_next(&held[cls]->lock, RANK_CLASS);
-        lock_acquire(&heap->lock, RANK_HEAP);
+        classes_t held;
+        while (!hold_all(heap, held)) {
+        }
         error = walk_all(heap);
-        lock_release(&heap->lock, RANK_HEAP);
-        for (unsigned cls = CLASS_COUNT; cls-- > 0;)
-            if (held[cls]) lock_release_next(&held[cls]->lock);
+        release_all(heap, held);
     }
     percpu_restart_all(&heap->percpu);
     lock_release(&heap->areas_lock, RANK_AREAS);
