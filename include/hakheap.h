@@ -176,8 +176,8 @@ HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
  * Frees a block whose size the caller knows. Never waits, preserves `errno`.
  * @param heap the heap that the block came from.
  * @param ptr the block, or NULL.
- * @param size the size it was last asked for by malloc, calloc or realloc (for hak_heap_aligned_alloc(): rounded up
- *        to its alignment). In CHECKED heaps a size that this block cannot have aborts with code SIZE.
+ * @param size the size it was last asked for by malloc, calloc or realloc (for hak_heap_aligned_alloc(): also rounded up
+ *        to its alignment; 0 counts as 1). In CHECKED heaps a size that this block cannot have aborts with code SIZE.
  */
 HAK_API void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size);
 

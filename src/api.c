@@ -210,10 +210,7 @@ static asked_t *asked_of(const block_id_t *id, const void *ptr)
 static bool size_is_possible(const block_id_t *id, const void *ptr, size_t size)
 {
     const asked_t *asked = asked_of(id, ptr);
-    if (asked && size == 0) return asked->size <= 1;
     if (asked) return size >= asked->size && size <= hak_round_up(asked->size, asked->alignment);
-    /* An aligned block of size 0 is as long as its alignment. */
-    if (size == 0 && (uintptr_t)ptr % id->usable == 0) return true;
     return size <= id->usable && (size >= id->usable / 2 || hak_good_size(size) == id->usable);
 }
 
