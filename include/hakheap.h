@@ -86,7 +86,7 @@ typedef struct hak_heap_config {
     uint32_t flags;
     /**
      * Bytes that all of the heap's magazines (hot, spare and cold) together may hold free. 0: the environment
-     * variable HAKHEAP_CACHE_BYTES, else 16 MiB. At most 1 GiB. Magazines also stay a fraction of the blocks in use.
+     * variable HAKHEAP_CACHE_BYTES, else 32 MiB. At most 1 GiB. Magazines also stay a fraction of the blocks in use.
      */
     size_t cache_bytes;
     /**

@@ -142,7 +142,7 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
         counter_add(&heap->counters, early_wrong_owner, 1);
         validate_free_big(&id, ptr);
     }
-    if (id.kind == KIND_SMALL && drain_to_spare(heap, id.cls, ptr)) {
+    if (id.kind == KIND_SMALL && drain_to_spare(heap, id.entry, ptr)) {
         errno = before;
         return;
     }
@@ -151,27 +151,63 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     if (entry == GATE_CLOSED) counter_add(&heap->counters, early_gate, 1);
     if (id.kind != KIND_SMALL) drain_big(heap, ptr, entry != GATE_IN);
     else if (entry != GATE_IN) drain_remote(heap, id.cls, ptr);
-    else drain_block(heap, id.cls, ptr);
+    else drain_block(heap, id.entry, ptr);
     if (entry == GATE_IN) gate_leave();
     errno = before;
 }
 
 /*
- * The push behind every free of a small block, its owner known. False: the slow path has to look. CHECKED heaps test two
- * things first: that the address is a block's start, and that the block does not carry the seal of a free one.
+ * The push behind every free of a small block, its owner known. CHECKED heaps test two things first: that the address is a
+ * block's start, and that the block does not carry the seal of a free one. PUSH_MISSED: the slow path has to look.
  */
-HAK_INLINE bool push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
+HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
 {
     size_t hot = entry_slot(mine);
-    if (!entry_is_checked(mine)) return section_push(&heap->percpu, hot, ptr);
+    unsigned home = entry_home(mine);
+    if (!entry_is_checked(mine)) return section_push_home(&heap->percpu, hot, ptr, home);
     const block_t *block = ptr;
     uint64_t unlinked = heap->key ^ (uintptr_t)ptr;
-    if (HAK_UNLIKELY(!entry_divides(mine, rotated))) return false;
-    if (HAK_UNLIKELY((block->link ^ block->seal) == unlinked)) return false;
-    if (HAK_LIKELY(section_push_sealed(&heap->percpu, hot, ptr, unlinked))) return true;
-    /* A section that was restarted may have sealed the block before it found the area stopped. */
+    if (HAK_UNLIKELY(!entry_divides(mine, rotated))) return PUSH_MISSED;
+    uint64_t mark = block->link ^ block->seal;
+    if (HAK_UNLIKELY(!mark)) return PUSH_BLANK;
+    if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED;
+    push_t result = section_push_home_sealed(&heap->percpu, hot, ptr, home, unlinked);
+    /* A section that was restarted may have sealed the block before it found the area stopped, or itself elsewhere. */
+    if (HAK_UNLIKELY(result != PUSH_DONE)) block_unseal(ptr);
+    return result;
+}
+
+/* The same of a block whose two words are equal: the program's, most of all zeros, or what is left of a seal where a trim
+ * gave the page back. */
+static HAK_NOINLINE void free_blank(hak_heap_t *heap, entry_t mine, void *ptr)
+{
+    push_t result = PUSH_MISSED;
+    if (!slab_forgot(slab_of(mine, ptr), ptr))
+        result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, entry_home(mine),
+                                          heap->key ^ (uintptr_t)ptr);
+    if (HAK_LIKELY(result == PUSH_DONE)) {
+        counter_add(&heap->counters, tls_sll, 1);
+        return;
+    }
+    /* The words as they were, so that nothing of a restarted section looks like a seal. */
     block_unseal(ptr);
-    return false;
+    free_slow(heap, ptr);
+}
+
+/* The same of a block whose home is another CPU, into this one's outbox: the tests are done. */
+static HAK_NOINLINE void free_away(hak_heap_t *heap, entry_t mine, void *ptr)
+{
+    percpu_t *percpu = &heap->percpu;
+    size_t hot = entry_slot(mine);
+    push_t result;
+    if (entry_is_checked(mine)) {
+        result = section_post_sealed(percpu, hot, ptr, HOME_NONE, heap->key ^ (uintptr_t)ptr);
+        if (HAK_UNLIKELY(result != PUSH_DONE)) block_unseal(ptr);
+    } else {
+        result = section_post(percpu, hot, ptr, HOME_NONE);
+    }
+    if (HAK_UNLIKELY(result != PUSH_DONE)) free_slow(heap, ptr);
+    else counter_add(&heap->counters, outbox, 1);
 }
 
 static HAK_COLD void free_without_heap(const void *ptr)
@@ -184,7 +220,10 @@ HAK_HOT void hak_heap_free(hak_heap_t *heap, void *ptr)
     uint64_t rotated = registry_rotate(ptr);
     if (HAK_UNLIKELY(!heap)) return free_without_heap(ptr);
     entry_t mine = registry_entry(rotated) ^ heap->owner;
-    if (HAK_LIKELY(entry_is_owned(mine) && push(heap, mine, rotated, ptr))) counter_add(&heap->counters, tls_sll, 1);
+    push_t result = HAK_LIKELY(entry_is_owned(mine)) ? push(heap, mine, rotated, ptr) : PUSH_MISSED;
+    if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
+    else if (result == PUSH_AWAY) free_away(heap, mine, ptr);
+    else if (result == PUSH_BLANK) free_blank(heap, mine, ptr);
     else free_slow(heap, ptr);
 }
 
@@ -194,7 +233,10 @@ HAK_HOT void hak_free(void *ptr)
     entry_t entry = registry_entry(rotated);
     hak_heap_t *heap = entry_heap(entry);
     bool small = heap && entry_code(entry) < CLASS_COUNT;
-    if (HAK_LIKELY(small && push(heap, entry ^ heap->owner, rotated, ptr))) counter_add(&heap->counters, tls_sll, 1);
+    push_t result = HAK_LIKELY(small) ? push(heap, entry ^ heap->owner, rotated, ptr) : PUSH_MISSED;
+    if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
+    else if (result == PUSH_AWAY) free_away(heap, entry ^ heap->owner, ptr);
+    else if (result == PUSH_BLANK) free_blank(heap, entry ^ heap->owner, ptr);
     else free_slow(NULL, ptr);
 }
 

@@ -18,7 +18,8 @@
 #define HAK_NOINLINE    __attribute__((noinline))
 #define HAK_INLINE      static inline __attribute__((always_inline, unused))
 #define HAK_COLD        __attribute__((cold, noinline))
-#define HAK_HOT         __attribute__((hot))
+#define HAK_HOT \
+    __attribute__((hot, aligned(64))) /* a cache line: how calls fall into lines must not depend on other code */
 
 enum {
     HAK_LINE = 64,   /* a cache line */

@@ -23,11 +23,18 @@ chain_t cold_put(cold_t *cold, chain_t chain, unsigned cpu)
 
 chain_t cold_take(cold_t *cold, unsigned cpu)
 {
-    if (cold->count == 0) return 0;
     for (uint32_t at = cold->count; at-- > 0;)
         if (cold->cpu[at] == (uint16_t)cpu) return remove_at(cold, at);
-    return remove_at(cold, 0);
+    return 0;
 }
+
+void cold_move(cold_t *cold, unsigned from, unsigned to)
+{
+    for (uint32_t at = 0; at < cold->count; at++)
+        if (cold->cpu[at] == (uint16_t)from) cold->cpu[at] = (uint16_t)to;
+}
+
+chain_t cold_steal(cold_t *cold) { return cold->count ? remove_at(cold, 0) : 0; }
 
 void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t bytes)
 {

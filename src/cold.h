@@ -24,8 +24,12 @@ typedef struct cold {
 
 /* Adds a chain. Returns the oldest one where the array is full, else the empty chain. */
 chain_t cold_put(cold_t *cold, chain_t chain, unsigned cpu);
-/* The newest chain of `cpu`, else the oldest of all, else the empty chain. */
+/* The newest chain of `cpu`, or the empty chain. */
 chain_t cold_take(cold_t *cold, unsigned cpu);
+/* Chains of one CPU become another's. */
+void cold_move(cold_t *cold, unsigned from, unsigned to);
+/* The oldest chain of all, or the empty chain. */
+chain_t cold_steal(cold_t *cold);
 
 /*
  * The remote list: blocks whose class lock was busy, so that a free never waits. Push by compare-and-swap; taken whole by

@@ -19,6 +19,7 @@
     X(refill_fresh_slab, "refill stage", "a slab was made")                        \
     X(refill_fresh_superslab, "refill stage", "a SuperSlab was taken")             \
     X(tls_sll, "free pipeline", "pushed on the hot magazine")                      \
+    X(outbox, "free pipeline", "pushed on the outbox, for another CPU")            \
     X(ss_local, "free pipeline", "returned to slabs under the lock (blocks)")      \
     X(ss_remote, "free pipeline", "put on a remote list (blocks)")                 \
     X(early_empty, "early return", "malloc: the hot magazine was empty")           \

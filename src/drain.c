@@ -10,9 +10,10 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
     run_t run = slab_run(slab);
     pages_t pages = slab_pages(slab);
-    slab_remove(&state->slabs, slab);
+    slab_set_t *set = heap_set_of(state, slab->home);
+    slab_remove(set, slab);
     bool gone = heap_put_run(heap, run, size_classes[state->cls].granules, pages, may_wait);
-    if (!gone) slab_restore(&state->slabs, slab);
+    if (!gone) slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
     return gone;
 }
@@ -26,10 +27,12 @@ chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, si
         block_t *block = chain_block(chain);
         chain = block_next(chain, &heap->guard, "free", bytes);
         slab_t *slab = slab_of(registry_lookup(block), block);
-        if (slab_put(&state->slabs, slab, block, &heap->guard) && slab_is_spare(&state->slabs, slab))
+        slab_set_t *set = heap_set_of(state, slab->home);
+        if (slab_put(set, slab, block, &heap->guard) && slab_is_spare(set, slab))
             (void)drain_retire(heap, state, slab, false);
         moved++;
     }
+    store_relaxed(&state->outside, load_relaxed(&state->outside) - moved);
     counter_add(&heap->counters, ss_local, moved);
     return chain;
 }
@@ -82,15 +85,99 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
     lock_release(&state->lock, RANK_CLASS);
 }
 
+/* ---- Blocks whose home is another CPU ---- */
+
+static bool is_away(entry_t entry, int index)
+{
+    return entry_home(entry) != HOME_NONE && entry_home(entry) != registry_home(index);
+}
+
+/* Splits the blocks of `home` off a chain. Returns the others. */
+static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t chain, unsigned home, chain_t *same)
+{
+    chain_t others = 0;
+    for (*same = 0; chain;) {
+        block_t *block = chain_block(chain);
+        chain = block_next(chain, &heap->guard, "free", size_classes[state->cls].bytes);
+        chain_t *to = entry_home(registry_lookup(block)) == home ? same : &others;
+        *to = block_push(*to, block, heap->key);
+    }
+    return others;
+}
+
+/* Sends the blocks of one home there; lock: CLASS. Where the home's CPU is idle, the one that frees takes all it has over:
+ * a thread has moved, or another goes on with its blocks. */
+static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home, int index)
+{
+    unsigned here = heap_home(heap, state, index, false);
+    if (home != here && home < state->homes && heap_home_is_idle(heap, state, home)) {
+        heap_take_over(state, home, here);
+        home = here;
+    }
+    chain_t overflow = home == HOME_NONE ? chain : put_cold(heap, state, chain, (int)home);
+    if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
+}
+
+/* Sends a chain home, the blocks of each home together. */
+static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
+{
+    if (!chain) return;
+    if (!lock_enter(&state->lock, RANK_CLASS, false)) {
+        counter_add(&heap->counters, ss_remote, chain_count(chain));
+        remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
+        return;
+    }
+    while (chain) {
+        chain_t same;
+        unsigned home = entry_home(registry_lookup(chain_block(chain)));
+        chain = split(heap, state, chain, home, &same);
+        send_home(heap, state, same, home, index);
+    }
+    lock_release(&state->lock, RANK_CLASS);
+}
+
+/* An area's outbox, made when it is first wanted. */
+static magazine_t *outbox_of(hak_heap_t *heap, area_t *area)
+{
+    /* Acquire: pairs with the release below; the record is zeroed before. */
+    magazine_t *outbox = load_acquire(&area->outbox);
+    if (outbox || !lock_try(&heap->lock, RANK_HEAP)) return outbox;
+    outbox = load_relaxed(&area->outbox);
+    if (!outbox && (outbox = heap_record_now(heap, CLASS_COUNT * sizeof *outbox)) != NULL)
+        store_release(&area->outbox, outbox);
+    lock_release(&heap->lock, RANK_HEAP);
+    return outbox;
+}
+
+static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int index, void *ptr)
+{
+    percpu_t *percpu = &heap->percpu;
+    unsigned cls = state->cls;
+    size_t hot = PERCPU_HOT(cls);
+    magazine_t *outbox = outbox_of(heap, area);
+    if (outbox && !load_relaxed(&outbox[cls].limit)) refill_grow_limit(heap, area, &outbox[cls], state);
+    if (percpu_post(percpu, hot, ptr, heap->key)) {
+        counter_add(&heap->counters, outbox, 1);
+        return;
+    }
+    counter_add(&heap->counters, early_full, 1);
+    chain_t full = percpu_take_outbox(percpu, hot);
+    /* The thread may have moved: what it took is then another area's, and this one may have no outbox. */
+    if (full && outbox) refill_grow_limit(heap, area, &outbox[cls], state);
+    if (!percpu_post(percpu, hot, ptr, heap->key)) drain_home(heap, state, block_push(0, ptr, heap->key), index);
+    drain_home(heap, state, full, index);
+}
+
 /* ---- The ladder ---- */
 
-bool drain_to_spare(hak_heap_t *heap, unsigned cls, void *ptr)
+bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
 {
     if (percpu_mode == PERCPU_LOCKED) return false;
     percpu_t *percpu = &heap->percpu;
+    unsigned cls = entry_code(entry);
     int index = percpu_index();
     area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
-    if (!area || load_relaxed(&area->spare[cls])) return false;
+    if (!area || is_away(entry, index) || load_relaxed(&area->spare[cls])) return false;
     size_t hot = PERCPU_HOT(cls);
     chain_t full = section_take(percpu, hot);
     if (!full) return false;
@@ -105,14 +192,19 @@ bool drain_to_spare(hak_heap_t *heap, unsigned cls, void *ptr)
     return true;
 }
 
-void drain_block(hak_heap_t *heap, unsigned cls, void *ptr)
+void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
 {
     percpu_t *percpu = &heap->percpu;
+    unsigned cls = entry_code(entry);
     class_state_t *state = heap_class_made(heap, cls);
     size_t hot = PERCPU_HOT(cls);
     int index;
     area_t *area = refill_area(heap, &index, false);
-    if (area && !load_relaxed(&area->hot[cls].limit)) refill_grow_limit(heap, area, state);
+    if (area && is_away(entry, index)) {
+        drain_away(heap, state, area, index, ptr);
+        return;
+    }
+    if (area && !load_relaxed(&area->hot[cls].limit)) refill_grow_limit(heap, area, &area->hot[cls], state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);
         return;
@@ -123,7 +215,7 @@ void drain_block(hak_heap_t *heap, unsigned cls, void *ptr)
     if (full && !percpu_install(percpu, cls, PERCPU_SPARE(cls), full)) {
         older = percpu_take(percpu, PERCPU_SPARE(cls));
         if (!percpu_install(percpu, cls, PERCPU_SPARE(cls), full)) drain_chain(heap, state, full, index, false);
-        if (area) refill_grow_limit(heap, area, state);
+        if (area) refill_grow_limit(heap, area, &area->hot[cls], state);
     }
     if (!percpu_push(percpu, hot, ptr, heap->key))
         drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
@@ -167,14 +259,9 @@ static void free_large(hak_heap_t *heap, large_t *large)
     large_remove(set, large);
     large_cache(set, large);
     for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
-        if (!large_unmap(large_base(old), large_bytes(old), LARGE_RELEASED)) {
-            large_cache(set, old);
-            hak_tls.last_error = HAK_ERROR_PURGE;
-            return;
-        }
-        heap_uncharge(heap, large_bytes(old));
-        old->next = set->unused;
-        set->unused = old;
+        if (heap_drop_large(heap, old, LARGE_RELEASED)) continue;
+        large_cache(set, old);
+        return;
     }
 }
 

@@ -27,6 +27,7 @@ static void in_child(void)
 static void start_process(void)
 {
     os_random(&process.key, sizeof process.key);
+    options_start_process();
     percpu_start_process(os_environment("HAKHEAP_RSEQ"));
     process.ready = gate_start_process(in_child);
 }
@@ -171,6 +172,79 @@ class_state_t *heap_class(hak_heap_t *heap, unsigned cls)
     return state;
 }
 
+/* ---- Homes ---- */
+
+void heap_rehome(class_state_t *state, slab_t *slab, unsigned home)
+{
+    hak_assert(lock_is_held(&state->lock));
+    slab_move(heap_set_of(state, slab->home), heap_set_of(state, home), slab);
+    slab->home = (uint8_t)home;
+    registry_set_home(slab->start, size_classes[slab->cls].granules, home);
+}
+
+enum { STILL = 3 };
+
+bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home)
+{
+    hak_assert(lock_is_held(&state->lock) && home < state->homes);
+    home_t *at = &state->at_home[home];
+    area_t *area = percpu_running(&heap->percpu, home);
+    if (!area) return true;
+    /* Relaxed: a look at what another CPU writes, for no more than whether it does. */
+    chain_t now = load_relaxed(&area->hot[state->cls].word);
+    at->still = now == at->seen ? at->still + 1 : 0;
+    at->seen = now;
+    return at->still >= STILL;
+}
+
+void heap_take_over(class_state_t *state, unsigned from, unsigned to)
+{
+    slab_set_t *set = heap_set_of(state, from);
+    hak_assert(lock_is_held(&state->lock) && set != heap_set_of(state, to));
+    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
+        while (set->bin[bin]) heap_rehome(state, set->bin[bin], to);
+    if (state->cold) cold_move(state->cold, from, to);
+}
+
+/* Sets for at least `homes` homes. What the class shared while the heap was small goes to `home`. */
+static bool make_homes(hak_heap_t *heap, class_state_t *state, unsigned home, bool may_wait)
+{
+    uint32_t homes = state->homes ? state->homes : PERCPU_INLINE;
+    while (homes <= home) homes *= 2;
+    if (homes > HOME_NONE) homes = HOME_NONE;
+    if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
+    home_t *sets = record(heap, homes * sizeof *sets, may_wait);
+    lock_release(&heap->lock, RANK_HEAP);
+    if (!sets) return false;
+    bool first = state->homes == 0;
+    if (!first) memcpy(sets, state->at_home, state->homes * sizeof *sets);
+    state->at_home = sets;
+    state->homes = homes;
+    for (unsigned bin = 0; first && bin < SLAB_BINS; bin++)
+        while (state->shared.bin[bin]) heap_rehome(state, state->shared.bin[bin], home);
+    return true;
+}
+
+unsigned heap_home(hak_heap_t *heap, class_state_t *state, int index, bool may_wait)
+{
+    unsigned home = heap_is_divided(heap) ? registry_home(index) : HOME_NONE;
+    if (home == HOME_NONE || home < state->homes || make_homes(heap, state, home, may_wait)) return home;
+    return HOME_NONE;
+}
+
+void heap_divide(hak_heap_t *heap, int index)
+{
+    uint32_t due = DUE;
+    if (!cas_relaxed(&heap->divided, &due, (uint32_t)DIVIDED)) return;
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
+        if (!state) continue;
+        lock_acquire(&state->lock, RANK_CLASS);
+        (void)heap_home(heap, state, index, true);
+        lock_release(&state->lock, RANK_CLASS);
+    }
+}
+
 /* ---- Granules ---- */
 
 static const size_t granule_records = DESCRIPTOR_BYTES + sizeof(entry_t);
@@ -219,8 +293,9 @@ run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, uns
     hak_assert(lock_is_held(&heap->lock));
     run_t run = alignment == 1 ? take_from_nursery(heap, granules) : (run_t){0};
     if (!run.ss) run = take_from_superslabs(heap, granules, alignment);
-    if (run.ss)
-        registry_set_run(superslab_granule(run.ss, run.first), granules, heap, code | (heap->key ? CODE_CHECKED : 0));
+    if (!run.ss) return run;
+    registry_set_run(superslab_granule(run.ss, run.first), granules, heap, code | (heap->key ? CODE_CHECKED : 0));
+    if (++heap->runs == DIVIDE_RUNS) heap_divide_soon(heap);
     return run;
 }
 
@@ -241,13 +316,15 @@ bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
 static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
 {
     char *start = superslab_granule(run.ss, run.first);
+    entry_t entry = registry_lookup(start);
     /* A mid block that is being freed carries CODE_RELEASED in its first granule already. */
-    unsigned code = entry_code(registry_lookup(start));
+    unsigned code = entry_code(entry);
     bool pending = code == CODE_RELEASED;
     if (pending) code = CODE_MID;
     registry_set_run(start, granules, heap, CODE_RELEASED);
     if (!nursery_put(run, granules, pages, may_wait)) {
         registry_set_run(start, granules, heap, code | (heap->key ? CODE_CHECKED : 0));
+        registry_set_home(start, granules, entry_home(entry));
         if (pending) registry_release(start);
         return false;
     }
@@ -261,7 +338,9 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
 bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
-    if (run.ss->shared) return put_nursery_run(heap, run, granules, pages, may_wait);
+    if (run.ss->shared && !put_nursery_run(heap, run, granules, pages, may_wait)) return false;
+    heap->runs--;
+    if (run.ss->shared) return true;
     registry_set_run(superslab_granule(run.ss, run.first), granules, heap, CODE_RELEASED);
     superslab_put(&heap->superslabs, run, granules, pages);
     /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every call. */
@@ -298,35 +377,55 @@ static void empty_superslabs(hak_heap_t *heap)
     }
 }
 
+static void forget_large(hak_heap_t *heap, large_t *large)
+{
+    heap_uncharge(heap, large_bytes(large));
+    large->next = heap->large.unused;
+    heap->large.unused = large;
+}
+
+bool heap_drop_large(hak_heap_t *heap, large_t *large, large_t *tombstone)
+{
+    if (!large_unmap(large_base(large), large_bytes(large), tombstone)) {
+        hak_tls.last_error = HAK_ERROR_PURGE;
+        return false;
+    }
+    forget_large(heap, large);
+    return true;
+}
+
 /* Where the kernel refuses to unmap, the pages go and the address space stays. */
 static void empty_large(hak_heap_t *heap)
 {
     large_set_t *set = &heap->large;
     for (large_t *large; (large = set->live) != NULL; large_cache(set, large)) large_remove(set, large);
     for (large_t *large; (large = large_evict(set, 0)) != NULL;) {
-        if (!large_unmap(large_base(large), large_bytes(large), LARGE_DEAD)) {
-            registry_set_range(large_base(large), large_bytes(large), LARGE_DEAD);
-            (void)os->purge(large_base(large), large_bytes(large));
-        }
-        heap_uncharge(heap, large_bytes(large));
-        large->next = set->unused;
-        set->unused = large;
+        if (heap_drop_large(heap, large, LARGE_DEAD)) continue;
+        registry_set_range(large_base(large), large_bytes(large), LARGE_DEAD);
+        (void)os->purge(large_base(large), large_bytes(large));
+        forget_large(heap, large);
     }
     set->mids = NULL;
     set->mid_blocks = set->mid_bytes = 0;
 }
 
+static void empty_area(area_t *area)
+{
+    magazine_t *outbox = load_relaxed(&area->outbox);
+    memset(area, 0, offsetof(area_t, outbox));
+    if (outbox) memset(outbox, 0, CLASS_COUNT * sizeof *outbox);
+}
+
 static void empty_caches(hak_heap_t *heap)
 {
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
-        area_t *area = heap->percpu.areas[i];
-        if (area) memset(area, 0, offsetof(area_t, busy));
-    }
-    for (area_t *area = heap->percpu.idle; area; area = area->next) memset(area, 0, offsetof(area_t, busy));
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++)
+        if (heap->percpu.areas[i]) empty_area(heap->percpu.areas[i]);
+    for (area_t *area = heap->percpu.idle; area; area = area->next) empty_area(area);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         class_state_t *state = heap_class_made(heap, cls);
         if (!state) continue;
-        state->slabs = (slab_set_t){0};
+        for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) *set = (slab_set_t){0};
+        store_relaxed(&state->outside, 0);
         store_relaxed(&state->remote.head, 0);
         store_relaxed(&state->remote.blocks, 0);
         if (state->cold) state->cold->count = state->cold->blocks = 0;
@@ -342,6 +441,7 @@ void heap_empty(hak_heap_t *heap)
     empty_superslabs(heap);
     empty_large(heap);
     empty_caches(heap);
+    heap->runs = 0;
 }
 
 void heap_destroy(hak_heap_t *heap)

@@ -28,17 +28,45 @@
 enum {
     NURSERY_RUNS = 40,     /* runs a heap takes from the nursery before it takes SuperSlabs */
     NURSERY_GRANULES = 16, /* longest such run */
+    DIVIDE_RUNS = 128,     /* with which each CPU gets slabs of its own; */
+    DIVIDE_SLABS = 8,      /* or with so many of one class; */
+    DIVIDE_ONE_WAY = 32,   /* or when blocks of a class went to one CPU so often and never back */
     COARSE_RUNS = 16,      /* runs with which a heap uses the coarse classes */
 };
 
+enum { UNDIVIDED, DUE, DIVIDED };
+
+/* What one CPU has of one class. */
+typedef struct home {
+    slab_set_t slabs; /* first: see heap_next_set */
+    chain_t seen;     /* its hot magazine, when others last sent blocks home */
+    uint32_t still;   /* how often in a row that was the same */
+} home_t;
+
 /* One size class of one heap; made when the class is first used. */
 typedef struct class_state {
-    hak_lock_t lock;  /* rank CLASS; guards slabs and cold */
-    uint32_t cls;     /* const */
-    remote_t remote;  /* atomic */
-    slab_set_t slabs; /* lock: this */
-    cold_t *cold;     /* lock: this; made at first use */
+    hak_lock_t lock;        /* rank CLASS; guards slabs and cold */
+    uint32_t cls;           /* const */
+    remote_t remote;        /* atomic */
+    _Atomic size_t outside; /* blocks live or cached; written under the lock, read by who sizes magazines; relaxed */
+    slab_set_t shared;      /* lock: this; slabs without a home */
+    home_t *at_home;        /* lock: this; made when the class is divided */
+    uint32_t homes;         /* lock: this; of at_home */
+    cold_t *cold;           /* lock: this; made at first use */
+    int32_t taker;          /* lock: this; the CPU that got the last blocks that another had given up */
+    uint32_t one_way;       /* lock: this; how often in a row that was the same */
 } class_state_t;
+
+/* The sets of a class one after another, `shared` first; lock: CLASS. */
+HAK_INLINE slab_set_t *heap_next_set(class_state_t *state, const slab_set_t *set)
+{
+    size_t next = set == &state->shared ? 0 : (size_t)((const home_t *)(const void *)set - state->at_home) + 1;
+    return next < state->homes ? &state->at_home[next].slabs : NULL;
+}
+HAK_INLINE slab_set_t *heap_set_of(class_state_t *state, unsigned home)
+{
+    return home < state->homes ? &state->at_home[home].slabs : &state->shared;
+}
 
 typedef struct meta_page {
     struct meta_page *next;
@@ -57,6 +85,7 @@ struct hak_heap {
     _Atomic uint64_t magic;                      /* HEAP_MAGIC ^ address while the heap lives */
     budget_t budget;                             /* atomic: what magazines may still take */
     class_state_t *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
+    _Atomic uint32_t divided;                    /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
     void *_Atomic deferred;                      /* atomic: mid and large blocks freed while the HEAP lock was busy */
 
     /* ---- lock: HEAP ---- */
@@ -66,6 +95,7 @@ struct hak_heap {
     char *nursery[NURSERY_RUNS]; /* starts of runs in the nursery */
     uint16_t nursery_granules[NURSERY_RUNS];
     uint32_t nursery_count;
+    uint32_t runs;      /* slabs and mid blocks */
     bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
     large_set_t large;
     meta_page_t *pages;          /* all but the first */
@@ -108,12 +138,43 @@ HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)
     return load_acquire(&((hak_heap_t *)(uintptr_t)heap)->classes[cls]);
 }
 
+/*
+ * ---- Homes; lock: CLASS. ----
+ *
+ * In a heap of more than a few runs each CPU takes blocks from slabs of its own, and blocks go back to their slab's home:
+ * blocks of two CPUs in one cache line, or in two that a prefetcher fetches together, cost each of them a miss whenever the
+ * other writes. (mimalloc keeps threads apart in the same way, by pages that a thread owns; here a home is a hint in the
+ * granule's entry, and a CPU that is out of blocks takes over a slab that its home hardly uses.) A small heap is not
+ * divided: its CPUs share slabs, because few blocks in many slabs cost more in pages than they save in lines. All classes
+ * are divided at once: a free whose branch meets slabs with and without a home in turn is guessed wrong half the time.
+ */
+HAK_INLINE bool heap_is_divided(const hak_heap_t *heap) { return load_relaxed(&heap->divided) != UNDIVIDED; }
+HAK_INLINE void heap_divide_soon(hak_heap_t *heap)
+{
+    if (!heap_is_divided(heap)) store_relaxed(&heap->divided, (uint32_t)DUE);
+}
+/* Once, when the heap has grown enough: gives all slabs to the CPU that runs. No lock is held. */
+void heap_divide(hak_heap_t *heap, int index);
+/* The home of what a CPU takes from slabs; HOME_NONE in an undivided heap, and where memory for its set is refused, or
+ * would have to be waited for. */
+unsigned heap_home(hak_heap_t *heap, class_state_t *state, int index, bool may_wait);
+/* Whether a home's CPU has done nothing with a class, as far as the last few calls show. */
+bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home);
+/* Moves all that a home has of a class to another. */
+void heap_take_over(class_state_t *state, unsigned from, unsigned to);
+/* Moves a slab to another home. */
+void heap_rehome(class_state_t *state, slab_t *slab, unsigned home);
+
 /* ---- Granules; lock: HEAP. The registry's entries are the heap's business, in these two. ---- */
 run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigned code);
 /* Gives a run back. False: may not wait, and the process's lock is busy; nothing has changed. */
 bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait);
 /* Gives an empty SuperSlab back to the reserve; false as heap_put_run. */
 bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait);
+
+/* Unmaps a large block that large_evict took out. False, and hak_last_error(), where the kernel refuses: nothing has
+ * changed, and it is in no list. Lock: HEAP. */
+bool heap_drop_large(hak_heap_t *heap, large_t *large, large_t *tombstone);
 
 /* All that a heap holds, given back at once: every block of it is gone. Destroy and reset. */
 void heap_empty(hak_heap_t *heap);

@@ -31,21 +31,31 @@ static size_t from_environment(const char *name, size_t lowest, size_t highest)
     return good ? (size_t)value : 0;
 }
 
-static int read_number(size_t given, size_t otherwise, size_t lowest, size_t highest, const char *name, size_t *out)
+/* What a heap gets that does not ask. Written by options_start_process, before there is a heap. */
+static settings_t defaults;
+
+void options_start_process(void)
+{
+    const char *text = os_environment("HAKHEAP_LEVEL");
+    defaults.level = text && strcmp(text, "checked") == 0 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+#define READ(field, otherwise, lowest, highest, environment, words)  \
+    defaults.field = from_environment(environment, lowest, highest); \
+    if (!defaults.field) defaults.field = (otherwise);
+    OPTIONS(READ)
+#undef READ
+}
+
+static int read_number(size_t given, size_t otherwise, size_t lowest, size_t highest, size_t *out)
 {
     if (given && !in_range(given, lowest, highest)) return EINVAL;
-    size_t value = given ? given : from_environment(name, lowest, highest);
-    *out = value ? value : otherwise;
+    *out = given ? given : otherwise;
     return 0;
 }
 
 static int read_level(hak_level_t given, hak_level_t *out)
 {
-    const char *text = os_environment("HAKHEAP_LEVEL");
     switch (given) {
-    case HAK_LEVEL_DEFAULT:
-        *out = text && strcmp(text, "checked") == 0 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
-        return 0;
+    case HAK_LEVEL_DEFAULT: *out = defaults.level; return 0;
     case HAK_LEVEL_FAST:
     case HAK_LEVEL_CHECKED: *out = given; return 0;
     case HAK_LEVEL_HARDENED: return ENOTSUP;
@@ -80,7 +90,8 @@ int options_read(const hak_heap_config_t *config, settings_t *out)
     strncpy(out->name, given.name ? given.name : "unnamed", sizeof out->name - 1);
     int error = read_level(given.level, &out->level);
 #define READ(field, otherwise, lowest, highest, environment, text) \
-    if (!error) error = read_number(given.field, otherwise, lowest, highest, environment, &out->field);
+    if (!error) error = read_number(given.field, defaults.field, lowest, highest, &out->field);
     OPTIONS(READ)
+#undef READ
     return error;
 }

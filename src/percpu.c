@@ -39,6 +39,9 @@ enum { UNREGISTERED = UINT32_MAX, REFUSED = UINT32_MAX - 1 };
 
 static _Thread_local own_rseq_t own_rseq __attribute__((tls_model("initial-exec"))) = {{0, UNREGISTERED}};
 
+/* What sections read for their index where the twin serves: nobody's. */
+static _Thread_local uint32_t no_index __attribute__((tls_model("initial-exec"))) = UINT32_MAX;
+
 static bool own_register(void)
 {
     if (load_relaxed(&own_rseq.cpu_id) == REFUSED) return false;
@@ -96,6 +99,8 @@ void percpu_start_process(const char *wish)
 {
     percpu_mode = choose(wish);
     percpu_index_offset = percpu_rseq_offset + (percpu_mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
+    /* Where the twin serves, no section may find itself at home. */
+    if (percpu_mode == PERCPU_LOCKED) percpu_index_offset = (char *)&no_index - thread_pointer();
 }
 
 const char *percpu_mode_name(percpu_mode_t mode)
@@ -229,8 +234,11 @@ bool percpu_is_empty(const percpu_t *percpu)
     for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) {
         const area_t *area = percpu->areas[i];
         if (!area) continue;
-        for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+        const magazine_t *outbox = load_acquire(&area->outbox);
+        for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
             if (load_relaxed(&area->hot[cls].word) | load_relaxed(&area->spare[cls])) return false;
+            if (outbox && load_relaxed(&outbox[cls].word)) return false;
+        }
     }
     return true;
 }
@@ -269,15 +277,42 @@ static block_t *locked_pop(percpu_t *percpu, size_t hot, chain_t *link)
     return block;
 }
 
+static bool push_on(magazine_t *magazine, void *ptr, uint64_t key)
+{
+    chain_t word = load_relaxed(&magazine->word);
+    if (chain_count(word) >= load_relaxed(&magazine->limit)) return false;
+    store_relaxed(&magazine->word, block_push(word, ptr, key));
+    return true;
+}
+
 static bool locked_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     area_t *area = locked_enter(percpu);
     if (!area) return false;
-    _Atomic chain_t *word = word_at(area, hot);
-    bool room = chain_count(load_relaxed(word)) < limit_at(area, hot);
-    if (room) store_relaxed(word, block_push(load_relaxed(word), ptr, key));
+    bool done = push_on(&area->hot[hot / PERCPU_HOT(1)], ptr, key);
     busy_leave(area);
-    return room;
+    return done;
+}
+
+static bool locked_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
+{
+    area_t *area = locked_enter(percpu);
+    if (!area) return false;
+    magazine_t *outbox = load_acquire(&area->outbox);
+    bool done = outbox && push_on(&outbox[hot / PERCPU_HOT(1)], ptr, key);
+    busy_leave(area);
+    return done;
+}
+
+static chain_t locked_take_outbox(percpu_t *percpu, size_t hot)
+{
+    area_t *area = locked_enter(percpu);
+    if (!area) return 0;
+    magazine_t *outbox = load_acquire(&area->outbox);
+    chain_t chain = outbox ? load_relaxed(&outbox[hot / PERCPU_HOT(1)].word) : 0;
+    if (chain) store_relaxed(&outbox[hot / PERCPU_HOT(1)].word, 0);
+    busy_leave(area);
+    return chain;
 }
 
 static chain_t locked_take(percpu_t *percpu, size_t word)
@@ -311,13 +346,27 @@ block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link)
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_push(percpu, hot, ptr, key);
-    return key ? section_push_sealed(percpu, hot, ptr, key ^ (uintptr_t)ptr) : section_push(percpu, hot, ptr);
+    if (!key) return section_push(percpu, hot, ptr, HOME_NONE) == PUSH_DONE;
+    return section_push_sealed(percpu, hot, ptr, HOME_NONE, key ^ (uintptr_t)ptr) == PUSH_DONE;
+}
+
+bool percpu_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
+{
+    if (percpu_mode == PERCPU_LOCKED) return locked_post(percpu, hot, ptr, key);
+    if (!key) return section_post(percpu, hot, ptr, HOME_NONE) == PUSH_DONE;
+    return section_post_sealed(percpu, hot, ptr, HOME_NONE, key ^ (uintptr_t)ptr) == PUSH_DONE;
 }
 
 chain_t percpu_take(percpu_t *percpu, size_t word)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_take(percpu, word);
     return section_take(percpu, word);
+}
+
+chain_t percpu_take_outbox(percpu_t *percpu, size_t hot)
+{
+    if (percpu_mode == PERCPU_LOCKED) return locked_take_outbox(percpu, hot);
+    return section_take_outbox(percpu, hot);
 }
 
 bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain)

@@ -7,7 +7,7 @@
 
 /*
  * Role: the hot level of the two-level magazine. Callers: api (pop, push) and the ladders (the rest). Memory: areas and
- * tables are given by the heap and live as long as it. Lock: AREAS of the heap, for everything but the five operations.
+ * tables are given by the heap and live as long as it. Lock: AREAS of the heap, for everything but these operations.
  *
  *   percpu.table --> [ area of index 0 | area of index 1 | ... ]   index: mm_cid, or the CPU's number
  *                       |                  |
@@ -16,8 +16,9 @@
  *     hot[slot]   = { word, limit }   16 bytes: pop and push touch one line
  *     spare[slot] = word              a second chain: alternating at a boundary reaches no lock (Bonwick's
  *                                     "previous" magazine; Bonwick and Adams, USENIX 2001)
+ *     outbox --> { word, limit }      by slot; blocks that were carved for another CPU, on their way back to it
  *
- * The five operations (pop, push, take, install, fence) are Linux restartable sequences: a thread that is preempted,
+ * The operations (pop, push, post, take, install, fence) are Linux restartable sequences: a thread that is preempted,
  * migrated or signalled inside one starts it again, so between its first instruction and its one committing store it is
  * alone with the area of the CPU it runs on (rseq(2); Desnoyers' librseq; tcmalloc's "Restartable Sequence Mechanism").
  * The locked twin (sanitizers, valgrind, other architectures, HAKHEAP_RSEQ=0) does the same with a try-lock in each area.
@@ -39,6 +40,8 @@ typedef struct magazine {
 typedef struct area {
     magazine_t hot[SLOT_COUNT];
     _Atomic chain_t spare[CLASS_COUNT];
+    magazine_t
+        *_Atomic outbox;     /* by class: blocks whose home is another CPU; NULL until there is one; then for ever */
     _Atomic uint32_t busy;   /* the locked twin's try-lock */
     _Atomic uint32_t victim; /* relaxed: where the next class that gives up its limit is looked for */
     struct area *next;       /* lock: AREAS; list of areas without a CPU */
@@ -78,6 +81,10 @@ void percpu_close(percpu_t *percpu);
 #define PERCPU_HOT(cls)   ((size_t)(cls) * sizeof(magazine_t) / 4)
 #define PERCPU_SPARE(cls) ((offsetof(area_t, spare) + (size_t)(cls) * sizeof(chain_t)) / 4)
 
+#define PERCPU_OUTBOX offsetof(area_t, outbox)
+
+typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY, PUSH_BLANK } push_t; /* BLANK: api's own */
+
 /* The sections, or twins that always miss. */
 #include "percpu_rseq.h"
 
@@ -85,9 +92,18 @@ void percpu_close(percpu_t *percpu);
 
 block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link); /* NULL: a miss */
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
+/* The same into the outbox; false also where there is none. */
+bool percpu_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 chain_t percpu_take(percpu_t *percpu, size_t word);
+chain_t percpu_take_outbox(percpu_t *percpu, size_t hot);
 /* A chain into an empty magazine; false where it is not empty, or its area is stopped or missing. */
 bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain);
+
+/* What a limit of so many blocks takes from the heap's budget: a hot magazine's is also the limit of the spare one. */
+HAK_INLINE size_t percpu_limit_bytes(const area_t *area, const magazine_t *magazine, unsigned cls, uint64_t blocks)
+{
+    return (magazine == &area->hot[cls] ? 2 : 1) * blocks * size_classes[cls].bytes;
+}
 
 /* The index of the running thread, PERCPU_NONE where it can use no magazine. Registers the thread where that is ours. */
 int percpu_index(void);

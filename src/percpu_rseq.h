@@ -22,23 +22,31 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
  * Every section: a descriptor {version, flags, start, length, abort} in __rseq_cs; the abort handler, preceded by the
  * signature, which starts the section again. Then
  *   5  arm: store the descriptor's address in the thread's rseq area
- *   1  start: leave where the thread has no rseq (cpu_id < 0: mm_cid reads 0 then, a valid index of somebody else) or
- *      its index is not below the heap's count; load the area of the index, from the table of now
+ *   1  start: leave where the thread has no rseq (cpu_id < 0: mm_cid reads 0 then, a valid index of somebody else);
+ *      then one of three ways to a magazine:
+ *        here    leave where the index is not below the heap's count; load the area of the index, from the table of now
+ *        home    as here, and leave where the block has a home that is not the index; an index that is the home is tested all
+ *                the same: HOME_NONE is the index of a CPU, too, and a CPU may have slabs and no place in the table
+ *        outbox  as here, and from the area to its outbox; leave where there is none
  *   2  end; the store before it commits
  * What cannot succeed jumps out of the section, to the C label `miss`. The flags "aw?" and "ax?" put both parts in the
  * group of the function they are in, so that C++ inline functions link.
  */
 /* clang-format off */
-#define RSEQ_SECTION                                                                            \
+#define RSEQ_ARM                                                                                \
     ".pushsection __rseq_cs,\"aw?\"\n .balign 32\n"                                             \
     "3: .long 0,0\n .quad 1f,(2f-1f),4f\n .popsection\n"                                        \
     ".pushsection __rseq_abort,\"ax?\"\n .byte 0x0f,0xb9,0x3d\n .long 0x53053053\n"             \
     "4: jmp 5f\n .popsection\n"                                                                 \
     "5: movq percpu_rseq_offset(%%rip),%[area]\n leaq 3b(%%rip),%[result]\n movq %[result],%%fs:8(%[area])\n" \
     "1: cmpl $0,%%fs:4(%[area])\n js %l[miss]\n"                                                \
-    " movq percpu_index_offset(%%rip),%[area]\n movl %%fs:(%[area]),%k[result]\n"                            \
-    " cmpl %[count],%k[result]\n jae %l[miss]\n"                                                \
-    " movq %[table],%[area]\n movq (%[area],%[result],8),%[area]\n"
+    " movq percpu_index_offset(%%rip),%[area]\n movl %%fs:(%[area]),%k[result]\n"
+#define RSEQ_AREA   " movq %[table],%[area]\n movq (%[area],%[result],8),%[area]\n"
+#define RSEQ_COUNT  " cmpl %[count],%k[result]\n jae %l[miss]\n"
+#define RSEQ_HERE   RSEQ_COUNT RSEQ_AREA
+#define RSEQ_HOME   RSEQ_COUNT " cmpl %k[home],%k[result]\n je 6f\n cmpl %[none],%k[home]\n jne %l[away]\n6:\n" RSEQ_AREA
+#define RSEQ_OUTBOX RSEQ_HERE " movq %c[outbox](%[area]),%[area]\n testq %[area],%[area]\n jz %l[miss]\n"
+#define RSEQ_SECTION RSEQ_ARM RSEQ_HERE
 
 #define RSEQ_INPUTS(p) [count] "m"((p)->count), [table] "m"((p)->table)
 /* clang-format on */
@@ -61,42 +69,59 @@ miss:
     return NULL;
 }
 
-/* Push: the old word into the block, the new word over it. The seal is written here, because it depends on the word; the
- * test for a double free is the caller's, before: a restart must not see its own mark. */
+/*
+ * Push: the old word into the block, the new word over it. The seal is written here, because it depends on the word; the
+ * test for a double free is the caller's, before: a restart must not see its own mark. `shifted` is the new word but for
+ * the count, which a restart writes again; `unlinked` the seal but for the link, key ^ address.
+ */
 /* clang-format off */
 #define RSEQ_PUSH_HEAD " movq (%[area],%[hot],4),%[result]\n cmpw 8(%[area],%[hot],4),%w[result]\n" \
                        " jae %l[miss]\n movq %[result],(%[block])\n"
 #define RSEQ_PUSH_SEAL " movq %[result],%[seal]\n xorq %[unlinked],%[seal]\n movq %[seal],8(%[block])\n"
 #define RSEQ_PUSH_TAIL " incl %k[result]\n movw %w[result],%w[shifted]\n movq %[shifted],(%[area],%[hot],4)\n2:\n"
+
+#define RSEQ_BOTH(one, other) one, other
+
+/* Defines section_<name> and section_<name>_sealed; WHERE is one of the three ways, INPUT the operand it takes. */
+#define SECTION_PUSH(name, WHERE, INPUT)                                                                     \
+    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, unsigned home)                 \
+    {                                                                                                        \
+        uint64_t result, area, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;                            \
+        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_TAIL                                   \
+                              : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)         \
+                              : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr), INPUT                 \
+                              : "memory", "cc"                                                               \
+                              : miss, away);                                                                 \
+        return (void)home, PUSH_DONE;                                                                        \
+    miss:                                                                                                    \
+        return PUSH_MISSED;                                                                                  \
+    away:                                                                                                    \
+        return PUSH_AWAY;                                                                                    \
+    }                                                                                                        \
+    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, unsigned home,        \
+                                              uint64_t unlinked)                                             \
+    {                                                                                                        \
+        uint64_t result, area, seal, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;                      \
+        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL                    \
+                              : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal),              \
+                                [shifted] "+&r"(shifted)                                                     \
+                              : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),                       \
+                                [unlinked] "r"(unlinked), INPUT                                              \
+                              : "memory", "cc"                                                               \
+                              : miss, away);                                                                 \
+        return (void)home, PUSH_DONE;                                                                        \
+    miss:                                                                                                    \
+        return PUSH_MISSED;                                                                                  \
+    away:                                                                                                    \
+        return PUSH_AWAY;                                                                                    \
+    }
 /* clang-format on */
 
-/* `shifted` is the new word but for the count, which a restart writes again. */
-HAK_INLINE bool section_push(percpu_t *percpu, size_t hot, void *ptr)
-{
-    uint64_t result, area, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;
-    __asm__ volatile goto(RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_TAIL
-                          : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)
-                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr)
-                          : "memory", "cc"
-                          : miss);
-    return true;
-miss:
-    return false;
-}
-
-/* `unlinked`: the seal but for the link, key ^ address. */
-HAK_INLINE bool section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t unlinked)
-{
-    uint64_t result, area, seal, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;
-    __asm__ volatile goto(RSEQ_SECTION RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL
-                          : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal), [shifted] "+&r"(shifted)
-                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr), [unlinked] "r"(unlinked)
-                          : "memory", "cc"
-                          : miss);
-    return true;
-miss:
-    return false;
-}
+/* The hot magazine, where the CPU is the block's home, or the block has none. */
+SECTION_PUSH(push_home, RSEQ_HOME, RSEQ_BOTH([home] "r"(home), [none] "i"(HOME_NONE)))
+SECTION_PUSH(push, RSEQ_HERE, [home] "X"(home))              /* the hot magazine of whichever CPU this is */
+SECTION_PUSH(post, RSEQ_OUTBOX, [outbox] "i"(PERCPU_OUTBOX)) /* the outbox of whichever CPU this is */
+#undef SECTION_PUSH
 
 /* Take: the whole chain, leaving the magazine empty. */
 HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word)
@@ -107,6 +132,22 @@ HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word)
                           " movq $0,(%[area],%[word],4)\n2:\n"
                           : [result] "=&r"(result), [area] "=&r"(area)
                           : RSEQ_INPUTS(percpu), [word] "r"(word)
+                          : "memory", "cc"
+                          : miss);
+    return result;
+miss:
+    return 0;
+}
+
+/* The same of the outbox. */
+HAK_INLINE chain_t section_take_outbox(percpu_t *percpu, size_t hot)
+{
+    uint64_t result, area;
+    __asm__ volatile goto(RSEQ_ARM RSEQ_OUTBOX
+                          " movq (%[area],%[hot],4),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
+                          " movq $0,(%[area],%[hot],4)\n2:\n"
+                          : [result] "=&r"(result), [area] "=&r"(area)
+                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [outbox] "i"(PERCPU_OUTBOX)
                           : "memory", "cc"
                           : miss);
     return result;
@@ -138,16 +179,26 @@ HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, chain_t *link)
     return NULL;
 }
 
-HAK_INLINE bool section_push(percpu_t *percpu, size_t hot, void *ptr)
-{
-    (void)percpu, (void)hot, (void)ptr;
-    return false;
-}
+#define SECTION_PUSH(name)                                                                            \
+    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, unsigned home)          \
+    {                                                                                                 \
+        return (void)percpu, (void)hot, (void)ptr, (void)home, PUSH_MISSED;                           \
+    }                                                                                                 \
+    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, unsigned home, \
+                                              uint64_t unlinked)                                      \
+    {                                                                                                 \
+        return (void)percpu, (void)hot, (void)ptr, (void)home, (void)unlinked, PUSH_MISSED;           \
+    }
 
-HAK_INLINE bool section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t unlinked)
+SECTION_PUSH(push_home)
+SECTION_PUSH(push)
+SECTION_PUSH(post)
+#undef SECTION_PUSH
+
+HAK_INLINE chain_t section_take_outbox(percpu_t *percpu, size_t hot)
 {
-    (void)percpu, (void)hot, (void)ptr, (void)unlinked;
-    return false;
+    (void)percpu, (void)hot;
+    return 0;
 }
 
 HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word)

@@ -8,50 +8,48 @@
  * or MOST_BLOCKS, as long as the heap's budget has room; the budget is charged for hot and spare alike. Where it has
  * none, another class of the same area gives up half of what it has (the "stealing" of tcmalloc's thread caches).
  */
-enum { MOST_BYTES = 128 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS = 4, SHARE = 4, STEAL_TRIES = 8 };
+enum { MOST_BYTES = 256 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS = 8, SHARE = 4, STEAL_TRIES = 8 };
 
 static uint64_t most_blocks(const class_state_t *state)
 {
     size_t fits = hak_min(MOST_BYTES / size_classes[state->cls].bytes, MOST_BLOCKS);
     /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
-    size_t share = load_relaxed(&state->slabs.outside) / SHARE;
+    size_t share = load_relaxed(&state->outside) / SHARE;
     return hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
 }
 
-/* Relaxed: a limit orders nothing; a section reads the one or the other. Both magazines of the class are charged. */
-static bool set_limit(area_t *area, unsigned cls, uint64_t from, uint64_t to)
+/* Relaxed: a limit orders nothing; a section reads the one or the other. */
+static bool set_limit(magazine_t *magazine, uint64_t from, uint64_t to)
 {
-    return atomic_compare_exchange_strong_explicit(&area->hot[cls].limit, &from, to, memory_order_relaxed,
+    return atomic_compare_exchange_strong_explicit(&magazine->limit, &from, to, memory_order_relaxed,
                                                    memory_order_relaxed);
 }
 
-static size_t limit_bytes(unsigned cls, uint64_t blocks) { return 2 * blocks * size_classes[cls].bytes; }
-
-static void steal_limits(hak_heap_t *heap, area_t *area, unsigned for_class)
+static void steal_limits(hak_heap_t *heap, area_t *area, const magazine_t *for_magazine)
 {
     for (int tries = 0; tries < STEAL_TRIES; tries++) {
-        unsigned victim = add_relaxed(&area->victim, 1u) % CLASS_COUNT;
-        uint64_t limit = load_relaxed(&area->hot[victim].limit);
-        if (victim == for_class || limit <= LEAST_BLOCKS) continue;
-        if (set_limit(area, victim, limit, limit / 2))
-            budget_put(&heap->budget, limit_bytes(victim, limit - limit / 2));
+        unsigned cls = add_relaxed(&area->victim, 1u) % CLASS_COUNT;
+        magazine_t *victim = &area->hot[cls];
+        uint64_t limit = load_relaxed(&victim->limit);
+        if (victim == for_magazine || limit <= LEAST_BLOCKS) continue;
+        if (set_limit(victim, limit, limit / 2))
+            budget_put(&heap->budget, percpu_limit_bytes(area, victim, cls, limit - limit / 2));
     }
 }
 
-void refill_grow_limit(hak_heap_t *heap, area_t *area, const class_state_t *state)
+void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state)
 {
-    unsigned cls = state->cls;
-    uint64_t limit = load_relaxed(&area->hot[cls].limit);
+    uint64_t limit = load_relaxed(&magazine->limit);
     uint64_t most = most_blocks(state);
     uint64_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
     if (wanted > most) wanted = most;
     if (wanted <= limit) return;
-    size_t bytes = limit_bytes(cls, wanted - limit);
+    size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
     if (!budget_take(&heap->budget, bytes)) {
-        steal_limits(heap, area, cls);
+        steal_limits(heap, area, magazine);
         if (!budget_take(&heap->budget, bytes)) return;
     }
-    if (!set_limit(area, cls, limit, wanted)) budget_put(&heap->budget, bytes);
+    if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
 }
 
 /* ---- The running CPU's area ---- */
@@ -108,7 +106,7 @@ area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait)
 
 /* ---- Small blocks ---- */
 
-static bool fresh_slab(hak_heap_t *heap, class_state_t *state)
+static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
 {
     lock_acquire(&heap->lock, RANK_HEAP);
     drain_deferred(heap, true);
@@ -116,24 +114,79 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state)
     lock_release(&heap->lock, RANK_HEAP);
     if (!run.ss) return false;
     counter_add(&heap->counters, refill_fresh_slab, 1);
-    slab_add(&state->slabs, run, state->cls);
+    slab_t *slab = slab_add(&state->shared, run, state->cls);
+    if (home != HOME_NONE) heap_rehome(state, slab, home);
+    else if (state->shared.slabs >= DIVIDE_SLABS) heap_divide_soon(heap);
     return true;
+}
+
+/* Takes a slab over that another home uses less than half of: its CPU may be idle, or its threads may have moved here. */
+static bool adopt_slab(class_state_t *state, unsigned home)
+{
+    const slab_set_t *mine = heap_set_of(state, home);
+    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) {
+        slab_t *slab = set == mine ? NULL : slab_find(set, BIN_LOW);
+        if (!slab) continue;
+        heap_rehome(state, slab, home);
+        return true;
+    }
+    return false;
+}
+
+static chain_t take_cold(hak_heap_t *heap, const class_state_t *state, chain_t chain)
+{
+    if (chain) budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
+    return chain;
+}
+
+/* One CPU allocates what another frees: then both are better off with slabs of their own and chains sent home. */
+static void note_taker(hak_heap_t *heap, class_state_t *state, int index)
+{
+    state->one_way = state->taker == index ? state->one_way + 1 : 1;
+    state->taker = index;
+    if (state->one_way >= DIVIDE_ONE_WAY) heap_divide_soon(heap);
+}
+
+/* Blocks that wait in a chain for another CPU go back to their slabs, for this one to take, or to take over. */
+static bool drain_others(hak_heap_t *heap, class_state_t *state, int index)
+{
+    chain_t chain = state->cold ? take_cold(heap, state, cold_steal(state->cold)) : 0;
+    if (!chain) return false;
+    note_taker(heap, state, index);
+    drain_to_slabs(heap, state, chain, SIZE_MAX);
+    return true;
+}
+
+/* Where the system refuses a slab, any block will do. */
+static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, size_t want)
+{
+    chain_t chain = 0;
+    for (slab_set_t *set = &state->shared; set && !chain; set = heap_next_set(state, set))
+        chain = slab_take(set, state->cls, want, &heap->guard);
+    return chain;
+}
+
+static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want)
+{
+    if (drain_remote_list(heap, state)) counter_add(&heap->counters, refill_remote, 1);
+    unsigned home = heap_home(heap, state, index, true);
+    chain_t chain;
+    while (!(chain = slab_take(heap_set_of(state, home), state->cls, want, &heap->guard)) &&
+           (adopt_slab(state, home) || drain_others(heap, state, index) || fresh_slab(heap, state, home))) {
+    }
+    if (!chain) chain = take_anywhere(heap, state, want);
+    store_relaxed(&state->outside, load_relaxed(&state->outside) + chain_count(chain));
+    if (chain) counter_add(&heap->counters, refill_slab, 1);
+    return chain;
 }
 
 /* The rungs below the areas. */
 static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want)
 {
     lock_acquire(&state->lock, RANK_CLASS);
-    chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
-    if (chain) {
-        counter_add(&heap->counters, refill_cold, 1);
-        budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
-    } else {
-        if (drain_remote_list(heap, state)) counter_add(&heap->counters, refill_remote, 1);
-        chain = slab_take(&state->slabs, state->cls, want, &heap->guard);
-        if (!chain && fresh_slab(heap, state)) chain = slab_take(&state->slabs, state->cls, want, &heap->guard);
-        if (chain) counter_add(&heap->counters, refill_slab, 1);
-    }
+    chain_t chain = state->cold ? take_cold(heap, state, cold_take(state->cold, (unsigned)index)) : 0;
+    if (chain) counter_add(&heap->counters, refill_cold, 1);
+    else chain = take_slab(heap, state, index, want);
     lock_release(&state->lock, RANK_CLASS);
     return chain;
 }
@@ -190,9 +243,10 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
     if (chain) {
         counter_add(&heap->counters, refill_spare, 1);
     } else {
-        if (area) refill_grow_limit(heap, area, state);
+        if (area) refill_grow_limit(heap, area, &area->hot[cls], state);
         uint64_t limit = area ? load_relaxed(&area->hot[cls].limit) : 0;
-        chain = take_shared(heap, state, index, hak_max(1, limit / 2));
+        chain = take_shared(heap, state, index, hak_max(1, limit <= FIRST_BLOCKS ? limit : limit / 2));
+        if (HAK_UNLIKELY(load_relaxed(&heap->divided) == DUE)) heap_divide(heap, index);
     }
     return chain ? hand_out(heap, state, chain, index) : NULL;
 }

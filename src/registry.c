@@ -3,11 +3,13 @@
 
 #include "os.h"
 
-_Static_assert((int)CODE_META <= 0xff, "codes have eight bits");
-_Static_assert(SUPERSLAB_GRANULES <= 0x100, "granules before have eight bits");
+_Static_assert(CODE_META << ENTRY_CLASS_SHIFT <= ENTRY_SLOT_MASK, "codes have seven bits");
+_Static_assert((MID_MAX / GRANULE - 1) << ENTRY_BACK_SHIFT <= ENTRY_BACK_MASK, "granules before have six bits");
+_Static_assert(1 << ENTRY_BACK_SHIFT == GRANULE / BLOCK_ALIGN, "granules before, in place, are an offset in blocks");
 _Static_assert(CODE_MID * 4 * 4 == CODE_MID * 16, "a slot is 16 bytes");
 
-#define DIVISOR(bytes, granules) {SIZECLASS_DIVISOR(bytes), SIZECLASS_DIVISOR(bytes) - 1},
+#define CEILING(bytes)           ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))
+#define DIVISOR(bytes, granules) {CEILING(bytes), CEILING(bytes) - 1},
 const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32_MAX}, {0, UINT32_MAX}};
 
 gib_t *_Atomic registry_top[REGISTRY_TOP];
@@ -43,20 +45,35 @@ bool registry_cover(const void *base, size_t bytes)
     return true;
 }
 
+/* A run lies in one SuperSlab, so in one GiB: its entries follow this one. */
+static _Atomic entry_t *entry_at(const void *start)
+{
+    return &gib_of((uintptr_t)start)->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
+}
+
 void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code)
 {
-    entry_t entry = entry_owner_bits(heap) | (entry_t)code << ENTRY_CLASS_SHIFT;
-    /* A run lies in one SuperSlab, so in one GiB. */
-    _Atomic entry_t *at = &gib_of((uintptr_t)base)->entry[(uintptr_t)base >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
-    for (size_t i = 0; i < granules; i++) store_relaxed(&at[i], entry | (entry_t)i << ENTRY_BACK_SHIFT);
+    entry_t entry =
+        entry_owner_bits(heap) | (entry_t)HOME_NONE << ENTRY_HOME_SHIFT | (entry_t)code << ENTRY_CLASS_SHIFT;
+    _Atomic entry_t *at = entry_at(base);
+    for (size_t i = 0; i < granules; i++)
+        store_relaxed(&at[i], entry | ((entry_t)i << ENTRY_BACK_SHIFT & ENTRY_BACK_MASK));
+}
+
+void registry_set_home(const void *base, size_t granules, unsigned home)
+{
+    _Atomic entry_t *at = entry_at(base);
+    entry_t mask = (entry_t)HOME_NONE << ENTRY_HOME_SHIFT;
+    for (size_t i = 0; i < granules; i++)
+        store_relaxed(&at[i], (load_relaxed(&at[i]) & ~mask) | (entry_t)home << ENTRY_HOME_SHIFT);
 }
 
 bool registry_release(const void *start)
 {
-    _Atomic entry_t *at = &gib_of((uintptr_t)start)->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
+    _Atomic entry_t *at = entry_at(start);
     entry_t entry = load_relaxed(at);
     if (entry_code(entry) != CODE_MID) return false;
-    entry_t released = (entry & ~((entry_t)0xff << ENTRY_CLASS_SHIFT)) | (entry_t)CODE_RELEASED << ENTRY_CLASS_SHIFT;
+    entry_t released = (entry & ~(entry_t)ENTRY_SLOT_MASK) | (entry_t)CODE_RELEASED << ENTRY_CLASS_SHIFT;
     return cas_acquire(at, &entry, released);
 }
 

@@ -16,17 +16,19 @@
  *            +--------+---------------+----------------+----------+------+
  *   Rotated right by 4, the index into registry_top is below 2^17 only for aligned pointers of the user half.
  *
- *   entry     63                        20 19 18 17      10 9        2 1 0
- *            +----------------------------+-----+----------+----------+---+
- *            | owner: heap address / 64   | 0 C | granules | class    | 0 |
- *            |                            |     | before   | code     |   |   C: the heap is CHECKED
- *            +----------------------------+-----+----------+----------+---+
- *   Entry xor owner is below 2^20 exactly for the owner's granules; the class code * 4 is then the name of the
- *   class's slot in an area, and "granules before" leads to the start of the run.
+ *   entry     63                      23 22    16 15    10  9  8        2 1 0
+ *            +--------------------------+--------+--------+---+----------+---+
+ *            | owner: heap address / 64 | home   | gran.  | C | class    | 0 |
+ *            |                          |        | before |   | code     |   |   C: the heap is CHECKED
+ *            +--------------------------+--------+--------+---+----------+---+
+ *   Entry xor owner is below 2^23 exactly for the owner's granules; the class code * 4 is then the name of the
+ *   class's slot in an area, "granules before" leads to the start of the run, and the home is the index of the CPU that
+ *   the slab's blocks come from and go back to.
  *
  * Thread-safety: entries are written by who holds the run (from taking it until giving it back) and read by anyone.
  * A reader that races with a writer holds a pointer into a run that is being given back: a bug of the caller,
- * which is named by whichever entry is read.
+ * which is named by whichever entry is read. Only the home changes under a live run: it says where a free is cheapest,
+ * and a stale one is as correct.
  */
 enum {
     GIB_SHIFT = 30,
@@ -36,8 +38,12 @@ enum {
     REGISTRY_TOP = 1 << (ADDRESS_BITS - GIB_SHIFT),
     ENTRY_CLASS_SHIFT = 2,
     ENTRY_BACK_SHIFT = 10,
-    ENTRY_CHECKED_SHIFT = 18,
-    ENTRY_OWNER_SHIFT = 20,
+    ENTRY_CHECKED_SHIFT = 9,
+    ENTRY_HOME_SHIFT = 16,
+    ENTRY_OWNER_SHIFT = 23,
+    ENTRY_SLOT_MASK = 0x1fc,
+    ENTRY_BACK_MASK = 0xfc00,
+    HOME_NONE = (1 << (ENTRY_OWNER_SHIFT - ENTRY_HOME_SHIFT)) - 1, /* also of CPUs whose index is not below it */
 };
 
 /* Class codes: the size classes, then what is no size class. Codes up to SLOT_COUNT have a slot in every area. */
@@ -61,8 +67,12 @@ typedef struct gib {
     struct large *_Atomic range[GIB_SUPERSLABS];         /* the large block that covers these 2 MiB; see large.h */
 } gib_t;
 
-/* By code, see sizeclass_divides. What is no size class has {0, 2^32 - 1}: everything passes, and is refused by its slot,
- * whose limit stays 0. */
+/*
+ * By code: whether a number of 16 bytes is a multiple of a block's d. n * ceil(2^32 / d), modulo 2^32, stays below that
+ * ceiling exactly where d divides n (Lemire, Kaser, Kurz: "Faster remainder by direct computation", 2019; exact here
+ * because n < 2^16 and d <= 2^11). For d = 1 the ceiling is 2^32, stored as 0: everything passes. What is no size class
+ * has {0, 2^32 - 1}: everything passes, and is refused by its slot, whose limit stays 0.
+ */
 typedef struct divisor {
     uint32_t multiply, most;
 } divisor_t;
@@ -97,24 +107,25 @@ HAK_INLINE entry_t registry_lookup(const void *ptr)
 
 HAK_INLINE entry_t entry_owner_bits(const void *heap) { return (uint64_t)(uintptr_t)heap << (ENTRY_OWNER_SHIFT - 6); }
 HAK_INLINE void *entry_heap(entry_t entry) { return (void *)(uintptr_t)(entry >> ENTRY_OWNER_SHIFT << 6); }
-HAK_INLINE unsigned entry_code(entry_t entry) { return (unsigned)(entry >> ENTRY_CLASS_SHIFT) & 0xff; }
-HAK_INLINE unsigned entry_back(entry_t entry) { return (unsigned)(entry >> ENTRY_BACK_SHIFT) & 0xff; }
+HAK_INLINE unsigned entry_code(entry_t entry) { return (unsigned)(entry & ENTRY_SLOT_MASK) >> ENTRY_CLASS_SHIFT; }
+HAK_INLINE unsigned entry_back(entry_t entry) { return (unsigned)(entry & ENTRY_BACK_MASK) >> ENTRY_BACK_SHIFT; }
+HAK_INLINE unsigned entry_home(entry_t entry) { return (unsigned)(entry >> ENTRY_HOME_SHIFT) & HOME_NONE; }
 /* Of an entry xor the owner bits of a heap: whether it is that heap's. */
 HAK_INLINE bool entry_is_owned(entry_t mine) { return mine < (entry_t)1 << ENTRY_OWNER_SHIFT; }
 /* Of an entry xor the owner bits: whether the heap is CHECKED, known without a look at the heap. */
 HAK_INLINE bool entry_is_checked(entry_t mine) { return mine >> ENTRY_CHECKED_SHIFT & 1; }
 /* The code times 4, which is what sections call the slot (PERCPU_HOT), from an entry whose owner bits are gone. */
-HAK_INLINE size_t entry_slot(entry_t mine) { return mine & 0x3fc; }
+HAK_INLINE size_t entry_slot(entry_t mine) { return mine & ENTRY_SLOT_MASK; }
 /* A rotated pointer's distance from the start of its run, in 16 bytes. */
 HAK_INLINE uint32_t entry_offset(entry_t entry, uint64_t rotated)
 {
-    return (uint32_t)((entry & 0x3fc00) + (rotated & 0x3ff));
+    return (uint32_t)((entry & ENTRY_BACK_MASK) + (rotated & 0x3ff));
 }
 /* Whether a rotated pointer is at the start of a block. */
 HAK_INLINE bool entry_divides(entry_t mine, uint64_t rotated)
 {
     const divisor_t *divisor =
-        (const divisor_t *)(const void *)((const char *)registry_divisors + (mine & 0x3fc) * 2);
+        (const divisor_t *)(const void *)((const char *)registry_divisors + entry_slot(mine) * 2);
     return entry_offset(mine, rotated) * divisor->multiply <= divisor->most;
 }
 HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
@@ -124,7 +135,12 @@ HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 
 /* Makes the tables for a range. False where the system refuses memory; what was made stays, harmless. */
 bool registry_cover(const void *base, size_t bytes);
-/* Writes the entries of a run. `heap` NULL: no owner. */
+/* The home's name in an entry, for the index of a CPU; HOME_NONE where there is none. */
+HAK_INLINE unsigned registry_home(int index) { return (unsigned)index < HOME_NONE ? (unsigned)index : HOME_NONE; }
+/* Gives a run of blocks another home. */
+void registry_set_home(const void *base, size_t granules, unsigned home);
+
+/* Writes the entries of a run, which has no home. `heap` NULL: no owner. */
 void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code);
 /* Marks a run of one block as given back; false where it was already. Of two that free it, one succeeds. */
 bool registry_release(const void *start);

@@ -21,14 +21,18 @@ void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
         if (!area) continue;
         out->hot_blocks += chain_count(load_relaxed(&area->hot[cls].word));
         out->spare_blocks += chain_count(load_relaxed(&area->spare[cls]));
+        const magazine_t *outbox = load_acquire(&area->outbox);
+        if (outbox) out->remote_blocks += chain_count(load_relaxed(&outbox[cls].word));
     }
     lock_acquire(&state->lock, RANK_CLASS);
     out->cold_blocks = state->cold ? state->cold->blocks : 0;
-    out->remote_blocks = load_relaxed(&state->remote.blocks);
-    out->slabs = state->slabs.slabs;
-    out->free_blocks = state->slabs.carved - load_relaxed(&state->slabs.outside);
-    out->untouched_blocks = state->slabs.slabs * size_classes[cls].blocks - state->slabs.carved;
-    size_t outside = load_relaxed(&state->slabs.outside);
+    out->remote_blocks += load_relaxed(&state->remote.blocks);
+    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) {
+        out->slabs += set->slabs;
+        out->free_blocks += set->carved - set->outside;
+        out->untouched_blocks += set->slabs * size_classes[cls].blocks - set->carved;
+    }
+    size_t outside = load_relaxed(&state->outside);
     lock_release(&state->lock, RANK_CLASS);
     lock_release(&heap->areas_lock, RANK_AREAS);
     /* Magazines moved while they were read: the caches get what the slabs say is outside, in the order of the ladder. */
@@ -71,9 +75,10 @@ static void tally_class(hak_heap_t *heap, class_state_t *state)
 {
     unsigned cls = state->cls;
     lock_acquire(&state->lock, RANK_CLASS);
-    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
-        for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next)
-            tally(heap, slab->start, cls, (int64_t)(slab_outside(slab) * size_classes[cls].bytes));
+    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+        for (unsigned bin = 0; bin < SLAB_BINS; bin++)
+            for (slab_t *slab = set->bin[bin]; slab; slab = slab->next)
+                tally(heap, slab->start, cls, (int64_t)(slab_outside(slab) * size_classes[cls].bytes));
     for (uint32_t i = 0; state->cold && i < state->cold->count; i++) tally_chain(heap, cls, state->cold->chain[i]);
     tally_chain(heap, cls, load_acquire(&state->remote.head));
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
@@ -81,6 +86,8 @@ static void tally_class(hak_heap_t *heap, class_state_t *state)
         if (!area) continue;
         tally_chain(heap, cls, load_relaxed(&area->hot[cls].word));
         tally_chain(heap, cls, load_relaxed(&area->spare[cls]));
+        const magazine_t *outbox = load_acquire(&area->outbox);
+        if (outbox) tally_chain(heap, cls, load_relaxed(&outbox[cls].word));
     }
     lock_release(&state->lock, RANK_CLASS);
 }

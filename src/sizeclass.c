@@ -1,7 +1,7 @@
 /* hakheap level 1: sizeclass - the table of classes */
 #include "sizeclass.h"
 
-#define ROW(bytes, granules) {bytes, SIZECLASS_DIVISOR(bytes), (granules)*GRANULE / (bytes), granules},
+#define ROW(bytes, granules) {bytes, (granules)*GRANULE / (bytes), granules},
 
 const size_class_t size_classes[CLASS_COUNT] = {SIZE_CLASSES(ROW)};
 

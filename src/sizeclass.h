@@ -1,4 +1,4 @@
-/* hakheap level 1: sizeclass - request size -> class -> block size, slab size, divisor */
+/* hakheap level 1: sizeclass - request size -> class -> block size, slab size */
 #ifndef HAK_SIZECLASS_H
 #define HAK_SIZECLASS_H
 
@@ -39,12 +39,8 @@ enum {
     X(22528, 11) X(24576, 12) X(26624, 13) X(28672, 14) X(30720, 15) X(32768, 16)
 /* clang-format on */
 
-/* ceil(2^32 / (bytes / 16)): see sizeclass_divides. */
-#define SIZECLASS_DIVISOR(bytes) ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))
-
 typedef struct size_class {
     uint32_t bytes;    /* a block */
-    uint32_t divisor;  /* SIZECLASS_DIVISOR */
     uint16_t blocks;   /* in a slab */
     uint16_t granules; /* in a slab */
 } size_class_t;
@@ -74,12 +70,5 @@ HAK_INLINE unsigned sizeclass_of(size_t size)
     unsigned top = 63u - (unsigned)__builtin_clzll(size - 1);
     return (top - 6) * 8 + (unsigned)((size - 1) >> (top - 3)) - 8;
 }
-
-/*
- * Whether an offset, in units of 16 bytes from the start of a slab, is a block's start: n * ceil(2^32 / d), modulo 2^32,
- * stays below that divisor exactly where d divides n (Lemire, Kaser, Kurz: "Faster remainder by direct computation",
- * 2019; exact here because n < 2^14 and d <= 2^11). The divisor of d = 1 is 2^32, stored as 0: always true.
- */
-HAK_INLINE bool sizeclass_divides(uint32_t divisor, uint32_t n) { return n * divisor <= divisor - 1; }
 
 #endif

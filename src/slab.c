@@ -10,12 +10,6 @@ static uint8_t bin_of(const slab_t *slab)
     return (uint8_t)(BIN_HIGH + (outside * 4 < blocks * 3) + (outside * 2 < blocks) + (outside * 4 < blocks));
 }
 
-/* Only the lock's holder writes, so a load and a store will do. */
-static void add_outside(slab_set_t *set, ptrdiff_t blocks)
-{
-    store_relaxed(&set->outside, load_relaxed(&set->outside) + (size_t)blocks);
-}
-
 /* At the head where its address is the lowest of the two, else behind the head. */
 static void bin_insert(slab_set_t *set, slab_t *slab)
 {
@@ -65,8 +59,9 @@ pages_t slab_pages(const slab_t *slab)
 {
     size_t blocks = size_classes[slab->cls].blocks;
     size_t end = (size_t)slab->origin + slab->carved;
-    if (end <= blocks) return pages_of(slab, slab->origin, end);
-    return pages_of(slab, slab->origin, blocks) | pages_of(slab, 0, end - blocks);
+    pages_t carved = end <= blocks ? pages_of(slab, slab->origin, end)
+                                   : pages_of(slab, slab->origin, blocks) | pages_of(slab, 0, end - blocks);
+    return carved & ~load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
 }
 
 /* Spread over the pages of the slab and over the lines of half a page, by the slab's address. */
@@ -82,27 +77,44 @@ static uint16_t origin_of(const char *start, unsigned cls)
     return (uint16_t)(origin < sizes->blocks ? origin : 0);
 }
 
-void slab_add(slab_set_t *set, run_t run, unsigned cls)
+slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls)
 {
     slab_t *slab = superslab_descriptor(run.ss, run.first);
     char *start = superslab_granule(run.ss, run.first);
-    *slab = (slab_t){.start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .bin = BIN_EMPTY};
+    *slab = (slab_t){
+        .start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .home = HOME_NONE, .bin = BIN_EMPTY};
     bin_insert(set, slab);
     set->slabs++;
+    return slab;
 }
 
 void slab_restore(slab_set_t *set, slab_t *slab)
 {
     bin_insert(set, slab);
     set->slabs++;
-    set->carved += slab->carved;
+    set->carved += slab_touched(slab);
 }
 
 void slab_remove(slab_set_t *set, slab_t *slab)
 {
     bin_remove(set, slab);
     set->slabs--;
-    set->carved -= slab->carved;
+    set->carved -= slab_touched(slab);
+}
+
+void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab)
+{
+    slab_remove(from, slab);
+    slab_restore(to, slab);
+    from->outside -= slab_outside(slab);
+    to->outside += slab_outside(slab);
+}
+
+static bool is_carved(const slab_t *slab, size_t index)
+{
+    size_t blocks = size_classes[slab->cls].blocks;
+    size_t at = index >= slab->origin ? index - slab->origin : index + blocks - slab->origin;
+    return at < slab->carved;
 }
 
 /* The index of the block that is carved next. */
@@ -141,6 +153,30 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, 
     return chain;
 }
 
+/* A block that overlaps a released page is untouched, so that the page's bit stays true until it is wanted again. */
+static bool is_released(const slab_t *slab, size_t index)
+{
+    pages_t released = load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
+    return released && (pages_of(slab, index, index + 1) & released) && is_carved(slab, index);
+}
+
+/* Wants the first released page again: blocks of it that overlap no other are free ones. */
+static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
+{
+    size_t bytes = size_classes[slab->cls].bytes;
+    pages_t released = load_relaxed(&slab->released);
+    size_t page = (size_t)__builtin_ctzll(released);
+    size_t first = page * HAK_PAGE / bytes;
+    size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, size_classes[slab->cls].blocks);
+    store_relaxed(&slab->released, released & (released - 1));
+    for (size_t i = end; i-- > first;) {
+        if (!is_carved(slab, i) || is_released(slab, i)) continue;
+        slab->free = block_push(slab->free, slab->start + i * bytes, key);
+        slab->released_blocks--;
+        set->carved++;
+    }
+}
+
 static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, const guard_t *guard)
 {
     if (!chain && chain_count(slab->free) <= want) {
@@ -157,9 +193,9 @@ static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, const guard
     return chain;
 }
 
-static slab_t *fullest(const slab_set_t *set)
+slab_t *slab_find(const slab_set_t *set, unsigned bin)
 {
-    for (unsigned bin = BIN_HIGH; bin < SLAB_BINS; bin++)
+    for (; bin < SLAB_BINS; bin++)
         if (set->bin[bin]) return set->bin[bin];
     return NULL;
 }
@@ -168,12 +204,13 @@ chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *gua
 {
     chain_t chain = 0;
     slab_t *slab;
-    while (chain_count(chain) < want && (slab = fullest(set)) != NULL) {
+    while (chain_count(chain) < want && (slab = slab_find(set, BIN_HIGH)) != NULL) {
         hak_assert(slab->cls == cls);
+        while (!slab->free && load_relaxed(&slab->released)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
         chain = listed ? take_listed(slab, chain, want, guard) : carve(set, slab, chain, want - before, guard->key);
-        add_outside(set, (ptrdiff_t)(chain_count(chain) - before));
+        set->outside += chain_count(chain) - before;
         rebin(set, slab);
         if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */
     }
@@ -187,8 +224,7 @@ bool slab_has(const slab_t *slab, const void *ptr)
     size_t offset = (size_t)((const char *)ptr - slab->start);
     size_t index = offset / cls->bytes;
     if (offset % cls->bytes || index >= cls->blocks) return false;
-    size_t carved_as = index >= slab->origin ? index - slab->origin : index + cls->blocks - slab->origin;
-    return carved_as < slab->carved;
+    return is_carved(slab, index) && !is_released(slab, index);
 }
 
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
@@ -208,9 +244,82 @@ bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
                                  .class_bytes = size_classes[slab->cls].bytes,
                                  .words = "every block of its slab is free already"});
     slab->free = block_push(slab->free, ptr, guard->key);
-    add_outside(set, -1);
+    set->outside--;
     rebin(set, slab);
     return slab->bin == BIN_EMPTY;
+}
+
+/* ---- Releasing pages ---- */
+
+enum { MOST_BLOCKS = GRANULE / BLOCK_ALIGN, BIT_WORDS = MOST_BLOCKS / 64 };
+
+typedef struct bits {
+    uint64_t word[BIT_WORDS];
+} bits_t;
+
+_Static_assert(sizeof(pages_t) * 8 * HAK_PAGE >= 16 * GRANULE, "a bit for each page of the longest slab");
+
+static bool bit_is_set(const bits_t *bits, size_t at) { return bits->word[at / 64] >> (at % 64) & 1; }
+
+/* A bit for each block on the freelist. */
+static void mark_free(const slab_t *slab, const guard_t *guard, bits_t *bits)
+{
+    size_t bytes = size_classes[slab->cls].bytes;
+    for (chain_t chain = slab->free; chain; chain = block_next(chain, guard, "trim", bytes)) {
+        size_t at = (size_t)((char *)chain_block(chain) - slab->start) / bytes;
+        bits->word[at / 64] |= 1ull << (at % 64);
+    }
+}
+
+/* Pages that a block outside overlaps. */
+static pages_t pages_outside(const slab_t *slab, const bits_t *is_free)
+{
+    pages_t pages = 0;
+    for (size_t i = 0; i < size_classes[slab->cls].blocks; i++)
+        if (is_carved(slab, i) && !bit_is_set(is_free, i) && !is_released(slab, i)) pages |= pages_of(slab, i, i + 1);
+    return pages;
+}
+
+/* Purges runs of the pages asked for, as few calls as there are runs. Returns those that are gone. */
+static pages_t purge_runs(const slab_t *slab, pages_t wanted, bool (*purge)(void *, size_t))
+{
+    pages_t gone = 0;
+    for (pages_t left = wanted; left;) {
+        unsigned first = (unsigned)__builtin_ctzll(left);
+        pages_t from = left >> first;
+        unsigned count = ~from ? (unsigned)__builtin_ctzll(~from) : 64;
+        pages_t run = (count == 64 ? PAGES_ALL : ((pages_t)1 << count) - 1) << first;
+        if (purge(slab->start + first * (size_t)HAK_PAGE, count * (size_t)HAK_PAGE)) gone |= run;
+        left &= ~run;
+    }
+    return gone;
+}
+
+/* The freelist without the blocks that overlap released pages. */
+static void rebuild(slab_t *slab, const bits_t *is_free, uint64_t key)
+{
+    size_t bytes = size_classes[slab->cls].bytes;
+    slab->free = 0;
+    for (size_t i = size_classes[slab->cls].blocks; i-- > 0;) {
+        if (!bit_is_set(is_free, i)) continue;
+        if (is_released(slab, i)) slab->released_blocks++;
+        else slab->free = block_push(slab->free, slab->start + i * bytes, key);
+    }
+}
+
+size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep, bool (*purge)(void *, size_t))
+{
+    bits_t is_free = {{0}};
+    mark_free(slab, guard, &is_free);
+    pages_t wanted = slab_pages(slab) & ~pages_outside(slab, &is_free);
+    for (; wanted && *keep; (*keep)--) wanted &= wanted - 1;
+    pages_t gone = purge_runs(slab, wanted, purge);
+    if (!gone) return 0;
+    set->carved -= slab_touched(slab);
+    store_relaxed(&slab->released, load_relaxed(&slab->released) | gone);
+    rebuild(slab, &is_free, guard->key);
+    set->carved += slab_touched(slab);
+    return (size_t)__builtin_popcountll(gone);
 }
 
 bool slab_is_spare(const slab_set_t *set, const slab_t *slab)

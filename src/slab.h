@@ -24,7 +24,10 @@
  * they are; blocks come from the fullest first, and within a bin from low addresses before high ones where two are
  * compared, so that the emptiest slabs drain and go back.
  *
- * Invariant: carved == blocks outside (live or cached) + chain_count(free).
+ * A trim may give back pages of a slab in use that no block outside overlaps. Blocks that overlap such a page leave the
+ * freelist and count as never touched again; `released` remembers the pages, and a take asks for one after another.
+ *
+ * Invariant: carved == blocks outside (live or cached) + chain_count(free) + released_blocks.
  */
 enum {
     BIN_FULL, /* nothing to take */
@@ -45,19 +48,33 @@ typedef struct slab {
     uint16_t origin;  /* const while the slab lives: index of the block that was carved first */
     uint32_t scratch; /* check's: where this slab's bits begin, in words */
     uint8_t bin;
-    uint8_t cls; /* const while the slab lives */
+    uint8_t cls;              /* const while the slab lives */
+    uint8_t home;             /* whose set it is in; what the registry's entries say */
+    uint16_t released_blocks; /* carved blocks that overlap released pages */
+    _Atomic pages_t released; /* pages given back since they were carved; written under the lock, read by any free */
 } slab_t;
 
 _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
 
+/* Slabs of one class and one home. */
 typedef struct slab_set {
     slab_t *bin[SLAB_BINS];
     size_t slabs;
-    _Atomic size_t outside; /* blocks live or cached; written under the lock, read by who sizes magazines */
-    size_t carved;          /* blocks, over all slabs */
+    size_t outside; /* blocks live or cached, over all slabs */
+    size_t carved;  /* blocks, but for released ones */
 } slab_set_t;
 
-HAK_INLINE size_t slab_outside(const slab_t *slab) { return slab->carved - chain_count(slab->free); }
+/* Whether a block begins in a page that was given back, so that the seal it had is gone. Any thread, no lock: the bit of a
+ * page with a live block was cleared before that was handed out, and stays so while it lives. */
+HAK_INLINE bool slab_forgot(const slab_t *slab, const void *ptr)
+{
+    pages_t released = load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
+    return released >> ((size_t)((const char *)ptr - slab->start) / HAK_PAGE) & 1;
+}
+
+/* Blocks that may have been written. */
+HAK_INLINE size_t slab_touched(const slab_t *slab) { return (size_t)slab->carved - slab->released_blocks; }
+HAK_INLINE size_t slab_outside(const slab_t *slab) { return slab_touched(slab) - chain_count(slab->free); }
 
 /* The descriptor of the slab that a pointer lies in; its entry has been read. */
 HAK_INLINE slab_t *slab_of(entry_t entry, const void *ptr)
@@ -71,14 +88,21 @@ HAK_INLINE slab_t *slab_of(entry_t entry, const void *ptr)
 run_t slab_run(const slab_t *slab);
 pages_t slab_pages(const slab_t *slab);
 
-void slab_add(slab_set_t *set, run_t run, unsigned cls);
+slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls);
 void slab_remove(slab_set_t *set, slab_t *slab);
 /* Undoes slab_remove. */
 void slab_restore(slab_set_t *set, slab_t *slab);
+/* Moves a slab, with what is outside of it, to another set of its class. */
+void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab);
+/* The fullest slab that is no fuller than `bin` and has a block to give; NULL: there is none. */
+slab_t *slab_find(const slab_set_t *set, unsigned bin);
 /* A chain of up to `want` blocks, more only to fill a cache line; the empty chain where no slab has one. */
 chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
+/* Gives back pages that no block outside overlaps; the first `keep` of them stay, and are taken off it. `purge` tells the
+ * kernel, and false says that it refused: then they stay too. Returns pages. */
+size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep, bool (*purge)(void *, size_t));
 /* Any slab with no block outside, or NULL. */
 HAK_INLINE slab_t *slab_empty(const slab_set_t *set) { return set->bin[BIN_EMPTY]; }
 /* Whether another slab could serve, were this empty one gone. */

@@ -1,5 +1,6 @@
 /* hakheap level 8: ladder_trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs, SuperSlabs to the kernel */
 #include "ladder.h"
+#include "os.h"
 #include "tls.h"
 
 /* ---- Areas: halt, one fence, take the words, restart, and only then return the blocks ---- */
@@ -37,13 +38,20 @@ static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
     stolen->count = 0;
 }
 
+static void take_limit(hak_heap_t *heap, const area_t *area, magazine_t *magazine, unsigned cls)
+{
+    uint64_t limit = atomic_exchange_explicit(&magazine->limit, 0, memory_order_relaxed);
+    budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit));
+}
+
 /* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but its bytes. */
 static void retire_area(hak_heap_t *heap, unsigned index)
 {
     area_t *area = heap->percpu.areas[index];
+    magazine_t *outbox = load_relaxed(&area->outbox);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        uint64_t limit = atomic_exchange_explicit(&area->hot[cls].limit, 0, memory_order_relaxed);
-        budget_put(&heap->budget, 2 * limit * size_classes[cls].bytes);
+        take_limit(heap, area, &area->hot[cls], cls);
+        if (outbox) take_limit(heap, area, &outbox[cls], cls);
     }
     percpu_retire(&heap->percpu, index);
 }
@@ -52,8 +60,9 @@ static bool has_limits(const percpu_t *percpu)
 {
     for (unsigned index = 0; index < load_relaxed(&percpu->capacity); index++) {
         const area_t *area = percpu_area(percpu, index);
+        const magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL;
         for (unsigned cls = 0; area && cls < CLASS_COUNT; cls++)
-            if (load_relaxed(&area->hot[cls].limit)) return true;
+            if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit))) return true;
     }
     return false;
 }
@@ -72,10 +81,12 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
             area_t *area = percpu_area(percpu, index);
             if (!area) continue;
             /* Many CPUs' words may not fit: then some blocks go back while the last areas still wait. */
-            if (stolen.count + 2 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
+            if (stolen.count + 3 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
+            magazine_t *outbox = load_relaxed(&area->outbox);
             for (unsigned cls = first; cls < end; cls++) {
                 steal_word(&stolen, cls, &area->hot[cls].word);
                 steal_word(&stolen, cls, &area->spare[cls]);
+                if (outbox) steal_word(&stolen, cls, &outbox[cls].word);
             }
             if (retire) retire_area(heap, index);
             else percpu_restart(percpu, index);
@@ -94,7 +105,7 @@ static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
     size_t block_bytes = size_classes[state->cls].bytes;
     for (;;) {
         lock_acquire(&state->lock, RANK_CLASS);
-        chain_t chain = state->cold ? cold_take(state->cold, 0) : 0;
+        chain_t chain = state->cold ? cold_steal(state->cold) : 0;
         budget_put(&heap->budget, chain_count(chain) * block_bytes);
         *bytes += chain_count(chain) * block_bytes;
         drain_to_slabs(heap, state, chain, SIZE_MAX);
@@ -123,7 +134,8 @@ static void retire_empty_slabs(hak_heap_t *heap, unsigned first, unsigned end)
         class_state_t *state = heap_class_made(heap, cls);
         if (!state) continue;
         lock_acquire(&state->lock, RANK_CLASS);
-        for (slab_t *slab; (slab = slab_empty(&state->slabs)) != NULL;) drain_retire(heap, state, slab, true);
+        for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+            for (slab_t *slab; (slab = slab_empty(set)) != NULL;) drain_retire(heap, state, slab, true);
         lock_release(&state->lock, RANK_CLASS);
     }
 }
@@ -133,6 +145,23 @@ bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes)
     if (!flush(heap, first, end, false, bytes)) return false;
     retire_empty_slabs(heap, first, end);
     return true;
+}
+
+/* Pages inside slabs in use that hold no block; `keep` bytes of them stay. Returns bytes. */
+static size_t release_pages(hak_heap_t *heap, size_t keep)
+{
+    size_t stay = keep / HAK_PAGE, pages = 0;
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        class_state_t *state = heap_class_made(heap, cls);
+        if (!state) continue;
+        lock_acquire(&state->lock, RANK_CLASS);
+        for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+            for (unsigned bin = BIN_HIGH; bin < BIN_EMPTY; bin++)
+                for (slab_t *slab = set->bin[bin]; slab; slab = slab->next)
+                    pages += slab_release(set, slab, &heap->guard, &stay, os->purge);
+        lock_release(&state->lock, RANK_CLASS);
+    }
+    return pages * HAK_PAGE;
 }
 
 /* ---- Memory to the kernel; lock: HEAP ---- */
@@ -148,15 +177,12 @@ static size_t trim_large(hak_heap_t *heap, size_t target)
     size_t returned = 0;
     while (returned < target && set->oldest) {
         large_t *large = large_evict(set, set->cached_bytes - 1);
-        if (!large_unmap(large_base(large), large_bytes(large), LARGE_RELEASED)) {
-            hak_tls.last_error = HAK_ERROR_PURGE;
+        size_t bytes = large_bytes(large);
+        if (!heap_drop_large(heap, large, LARGE_RELEASED)) {
             large_cache(set, large);
             break;
         }
-        returned += large_bytes(large);
-        heap_uncharge(heap, large_bytes(large));
-        large->next = set->unused;
-        set->unused = large;
+        returned += bytes;
     }
     return returned;
 }
@@ -188,6 +214,8 @@ bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
     bool nursery = heap->nursery_given && keep == 0;
     if (nursery) heap->nursery_given = false;
     lock_release(&heap->lock, RANK_HEAP);
+    size_t left = held > returned ? held - returned : 0;
+    returned += release_pages(heap, keep > left ? keep - left : 0);
     /* What the heap gave to the process before is still resident, and its to return. */
     if (keep == 0) returned += reserve_trim(heap);
     if (nursery) returned += nursery_trim();

@@ -19,7 +19,7 @@ static _Noreturn HAK_COLD void bad_pointer(const char *code, const char *operati
                              .words = words});
 }
 
-_Noreturn void validate_double_free(hak_heap_t *heap, const void *ptr, size_t bytes, const char *operation)
+static _Noreturn HAK_COLD void double_free(hak_heap_t *heap, const void *ptr, size_t bytes, const char *operation)
 {
     bad_pointer("DOUBLE_FREE", operation, ptr, heap, bytes, "the block is free already");
 }
@@ -87,8 +87,9 @@ block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operati
     if (!is_start(&id, ptr))
         bad_pointer("INTERIOR", operation, ptr, id.heap, id.usable, "the address is not the start of a block");
     const block_t *block = ptr;
-    if (id.kind == KIND_SMALL && id.heap->key && block_is_sealed(block, block->link, id.heap->key))
-        validate_double_free(id.heap, ptr, id.usable, operation);
+    if (id.kind == KIND_SMALL && id.heap->key &&
+        (block_is_sealed(block, block->link, id.heap->key) || slab_forgot(slab_of(id.entry, ptr), ptr)))
+        double_free(id.heap, ptr, id.usable, operation);
     return id;
 }
 
@@ -97,7 +98,7 @@ void validate_free_big(const block_id_t *id, void *ptr)
     uint32_t live = LARGE_LIVE;
     bool first =
         id->kind == KIND_MID ? registry_release(ptr) : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
-    if (!first) validate_double_free(id->heap, ptr, id->usable, "free");
+    if (!first) double_free(id->heap, ptr, id->usable, "free");
 }
 
 /* ---- The whole heap. Halted, with every lock of it held, in the order of the ranks. ---- */
@@ -173,12 +174,13 @@ static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted
 }
 
 /* A mid block whose free is under way carries CODE_RELEASED in its first granule, until who frees it gets the lock. */
-static void check_run(walk_t *walk, const char *start, unsigned granules, unsigned code)
+static void check_run(walk_t *walk, const char *start, unsigned granules, unsigned code, unsigned home)
 {
     for (unsigned g = 0; g < granules; g++) {
         entry_t entry = registry_lookup(start + (size_t)g * GRANULE);
         bool pending = code == CODE_MID && g == 0 && entry_code(entry) == CODE_RELEASED;
-        if (entry_heap(entry) != walk->heap || (entry_code(entry) != code && !pending) || entry_back(entry) != g)
+        if (entry_heap(entry) != walk->heap || (entry_code(entry) != code && !pending) || entry_back(entry) != g ||
+            entry_home(entry) != home)
             wrong(walk, start, 0, "the granule table disagrees with a run");
     }
     superslab_t *ss = registry_superslab(start);
@@ -189,15 +191,16 @@ static void check_run(walk_t *walk, const char *start, unsigned granules, unsign
 static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, slab_set_t *sum)
 {
     const size_class_t *sizes = &size_classes[cls];
-    if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks)
+    if (slab->cls != cls || slab->bin != bin || entry_home(registry_lookup(slab->start)) != slab->home ||
+        slab->carved > sizes->blocks || slab->released_blocks > slab->carved)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
-    check_run(walk, slab->start, sizes->granules, cls);
+    check_run(walk, slab->start, sizes->granules, cls, slab->home);
     size_t free_blocks = walk_chain(walk, cls, slab->free, true);
     sum->slabs++;
-    sum->carved += slab->carved;
-    store_relaxed(&sum->outside, load_relaxed(&sum->outside) + slab->carved - free_blocks);
+    sum->carved += slab_touched(slab);
+    sum->outside += slab_touched(slab) - free_blocks;
     walk->free_bytes += free_blocks * sizes->bytes;
-    walk->untouched_bytes += (size_t)sizes->granules * GRANULE - (size_t)slab->carved * sizes->bytes;
+    walk->untouched_bytes += (size_t)sizes->granules * GRANULE - slab_touched(slab) * sizes->bytes;
 }
 
 /* Blocks of a slab that no chain and no freelist has: the program's. Counted bit by bit; only carved blocks have bits. */
@@ -206,7 +209,22 @@ static size_t unfound(const walk_t *walk, const slab_t *slab)
     size_t found = 0;
     for (size_t word = 0; word < bit_words(slab->cls); word++)
         found += (size_t)__builtin_popcountll(walk->bits[slab->scratch + word]);
-    return slab->carved - found;
+    return slab_touched(slab) - found;
+}
+
+/* Returns the blocks outside. */
+static size_t check_set(walk_t *walk, class_state_t *state, const slab_set_t *set)
+{
+    slab_set_t sum = {.slabs = 0};
+    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
+        for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) {
+            if (heap_set_of(state, slab->home) != set)
+                wrong(walk, slab->start, 0, "a slab is not where its home says");
+            check_slab(walk, slab, state->cls, bin, &sum);
+        }
+    if (sum.slabs != set->slabs || sum.carved != set->carved || sum.outside != set->outside)
+        wrong(walk, state, size_classes[state->cls].bytes, "a class's counts disagree with its slabs");
+    return sum.outside;
 }
 
 static void check_class(walk_t *walk, class_state_t *state)
@@ -214,12 +232,10 @@ static void check_class(walk_t *walk, class_state_t *state)
     hak_heap_t *heap = walk->heap;
     unsigned cls = state->cls;
     size_t bytes = size_classes[cls].bytes;
-    slab_set_t sum = {.slabs = 0};
-    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
-        for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) check_slab(walk, slab, cls, bin, &sum);
-    size_t outside = load_relaxed(&sum.outside);
-    if (sum.slabs != state->slabs.slabs || sum.carved != state->slabs.carved ||
-        outside != load_relaxed(&state->slabs.outside))
+    size_t outside = 0;
+    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+        outside += check_set(walk, state, set);
+    if (outside != load_relaxed(&state->outside))
         wrong(walk, state, bytes, "a class's counts disagree with its slabs");
     size_t cached = 0;
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
@@ -227,6 +243,8 @@ static void check_class(walk_t *walk, class_state_t *state)
         if (!area) continue;
         cached += walk_chain(walk, cls, load_relaxed(&area->hot[cls].word), true);
         cached += walk_chain(walk, cls, load_relaxed(&area->spare[cls]), true);
+        const magazine_t *outbox = load_relaxed(&area->outbox);
+        if (outbox) cached += walk_chain(walk, cls, load_relaxed(&outbox[cls].word), true);
     }
     for (uint32_t i = 0; state->cold && i < state->cold->count; i++)
         cached += walk_chain(walk, cls, state->cold->chain[i], true);
@@ -235,8 +253,9 @@ static void check_class(walk_t *walk, class_state_t *state)
         wrong(walk, state, bytes, "a remote list is longer than it counts");
     cached += listed;
     size_t live = 0;
-    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
-        for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) live += unfound(walk, slab);
+    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+        for (unsigned bin = 0; bin < SLAB_BINS; bin++)
+            for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) live += unfound(walk, slab);
     if (live + cached != outside) wrong(walk, state, bytes, "cached blocks and live blocks are not all blocks");
     walk->cached_bytes += cached * bytes;
     walk->live_bytes += live * bytes;
@@ -260,7 +279,7 @@ static void check_big(walk_t *walk)
     large_set_t *set = &walk->heap->large;
     size_t mids = 0, live = 0, cached = 0;
     for (mid_t *mid = set->mids; mid; mid = mid->next, mids++) {
-        check_run(walk, mid->start, mid->granules, CODE_MID);
+        check_run(walk, mid->start, mid->granules, CODE_MID, HOME_NONE);
         walk->live_bytes += mid->bytes;
         if (mids > set->mid_blocks) break;
     }
@@ -288,17 +307,24 @@ static void check_superslabs(walk_t *walk)
     if (shared != walk->shared_granules) wrong(walk, heap, 0, "granules of the nursery are in no slab");
 }
 
-/* Gives each slab its bits. Returns words. */
-static size_t number_slabs(hak_heap_t *heap)
+/* Gives each slab of a set its bits, from `words` on. Returns where the next begin. */
+static size_t number_slabs(const slab_set_t *set, size_t words)
+{
+    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
+        for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) {
+            slab->scratch = (uint32_t)words;
+            words += bit_words(slab->cls);
+        }
+    return words;
+}
+
+static size_t number_all_slabs(hak_heap_t *heap)
 {
     size_t words = 0;
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         class_state_t *state = heap_class_made(heap, cls);
-        for (unsigned bin = 0; state && bin < SLAB_BINS; bin++)
-            for (slab_t *slab = state->slabs.bin[bin]; slab; slab = slab->next) {
-                slab->scratch = (uint32_t)words;
-                words += bit_words(cls);
-            }
+        for (slab_set_t *set = state ? &state->shared : NULL; set; set = heap_next_set(state, set))
+            words = number_slabs(set, words);
     }
     return words;
 }
@@ -306,7 +332,7 @@ static size_t number_slabs(hak_heap_t *heap)
 static int walk_all(hak_heap_t *heap)
 {
     walk_t walk = {.heap = heap};
-    size_t bytes = hak_round_up((number_slabs(heap) + 1) * sizeof *walk.bits, HAK_PAGE);
+    size_t bytes = hak_round_up((number_all_slabs(heap) + 1) * sizeof *walk.bits, HAK_PAGE);
     walk.bits = os->map(bytes, 0);
     if (!walk.bits) {
         hak_tls.last_error = HAK_ERROR_COMMIT;

@@ -26,9 +26,6 @@ bool validate_find(const void *ptr, block_id_t *out);
 /* Marks a mid or large block freed; aborts where it is already. */
 void validate_free_big(const block_id_t *id, void *ptr);
 
-/* Ends the process for a small block that carries the seal of a free one. */
-_Noreturn void validate_double_free(hak_heap_t *heap, const void *ptr, size_t bytes, const char *operation);
-
 /* The whole-heap check: 0, EFAULT after a line, ENOMEM, EAGAIN. */
 int validate_heap(hak_heap_t *heap);
 

@@ -1,6 +1,7 @@
 /*
  * Everything comes and goes: threads that live for an instant, hop over heaps and over CPUs, and free each other's blocks;
- * heaps that their owners destroy and create again meanwhile. Every block's content is proved before it is freed.
+ * heaps that their owners destroy and create again meanwhile, half of them divided (heap.h). Every block's content is proved
+ * before it is freed.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -34,15 +35,22 @@ typedef struct parcel {
 
 static place_t places[PLACES];
 static _Atomic(parcel_t *) mailboxes[MAILBOXES];
-static _Atomic size_t threads_run, heaps_run, proved, gone;
+static _Atomic size_t threads_run, heaps_run, proved, gone, posted;
 static int cpus[MOST_CPUS];
 static size_t cpu_count;
 static stress_options_t options;
+
+static void destroy_at(unsigned at)
+{
+    atomic_fetch_add(&posted, stress_posted(places[at].heap));
+    if (hak_heap_destroy(places[at].heap) != 0) stress_fail("destroy failed");
+}
 
 static void create_at(unsigned at)
 {
     places[at].heap = contract_heap((int)(at & 1), at & 1 ? "checked" : "fast");
     if (!places[at].heap) stress_fail("no heap: %s", hak_error_text(hak_last_error()));
+    if (at & 2) stress_divide(places[at].heap);
     places[at].generation++;
     atomic_fetch_add(&heaps_run, 1);
 }
@@ -139,7 +147,7 @@ static void *own(void *arg)
             pthread_rwlock_wrlock(&place->lock);
             if (hak_heap_check(place->heap) != 0) stress_fail("a heap fails its check before it goes");
             if (what == 0) {
-                if (hak_heap_destroy(place->heap) != 0) stress_fail("destroy failed");
+                destroy_at(at);
                 create_at(at);
             } else {
                 if (hak_heap_reset(place->heap) != 0) stress_fail("reset failed");
@@ -185,10 +193,11 @@ int main(int argc, char *argv[])
     }
     for (unsigned i = 0; i < PLACES; i++) {
         stress_prove_empty(places[i].heap, i & 1 ? "checked" : "fast");
-        STRESS_REQUIRE(hak_heap_destroy(places[i].heap) == 0);
+        destroy_at(i);
         pthread_rwlock_destroy(&places[i].lock);
     }
     pthread_rwlockattr_destroy(&fair);
+    stress_prove_posted(posted);
     printf("%zu threads, %zu heaps, %zu blocks proved, %zu gone with their heaps\n", (size_t)threads_run,
            (size_t)heaps_run, (size_t)proved, (size_t)gone);
     return 0;

@@ -1,6 +1,7 @@
 /*
  * Threads allocate, free, move and hand blocks to each other, and prove every byte of every block, while a janitor
- * flushes, trims, measures and checks the same heaps in a loop. In the end everything balances to the block.
+ * flushes, trims, measures and checks the same heaps in a loop. The one heap has homes from the start, the other grows and is
+ * divided under load. In the end everything balances to the block.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -9,7 +10,7 @@
 #include "support_contract.h"
 #include "support_stress.h"
 
-enum { HEAPS = 2, SLOTS = 512, MAILBOXES = 64 };
+enum { HEAPS = 2, SLOTS = 1024, MAILBOXES = 64 };
 
 static hak_heap_t *heaps[HEAPS];
 static const char *const names[HEAPS] = {"fast", "checked"};
@@ -163,6 +164,7 @@ int main(int argc, char *argv[])
 {
     options = stress_begin(argc, argv, 8);
     for (int i = 0; i < HEAPS; i++) STRESS_REQUIRE((heaps[i] = contract_heap(i, names[i])) != NULL);
+    stress_divide(heaps[0]);
 
     static worker_t workers[256];
     pthread_t janitor;
@@ -179,6 +181,9 @@ int main(int argc, char *argv[])
         done += workers[i].done;
     }
     pthread_join(janitor, NULL);
+    STRESS_REQUIRE(stress_is_divided(heaps[1]) || options.threads < 8);
+    stress_prove_posted(stress_posted(heaps[0]));
+    stress_prove_posted(stress_posted(heaps[1]));
 
     for (int i = 0; i < HEAPS; i++) {
         STRESS_REQUIRE(hak_heap_check(heaps[i]) == 0);

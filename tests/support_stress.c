@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "heap.h"
 #include "support_contract.h"
 
 static _Atomic bool over;
@@ -152,4 +153,31 @@ void stress_prove_empty(hak_heap_t *heap, const char *name)
     if (stats.phantom_superslabs) stress_fail("%s: %zu phantoms after the flush", name, stats.phantom_superslabs);
     if (contract_sum(&stats) != stats.committed_bytes)
         stress_fail("%s: %zu bytes by the balance, %zu committed", name, contract_sum(&stats), stats.committed_bytes);
+}
+
+/* ---- Homes ---- */
+
+void stress_divide(hak_heap_t *heap)
+{
+    enum { MID = 40000 };
+    void *mids[DIVIDE_RUNS], *small;
+    for (int i = 0; i < DIVIDE_RUNS; i++) STRESS_REQUIRE((mids[i] = hak_heap_malloc(heap, MID)) != NULL);
+    STRESS_REQUIRE((small = hak_heap_malloc(heap, 30000)) != NULL); /* a miss divides */
+    hak_heap_free(heap, small);
+    for (int i = 0; i < DIVIDE_RUNS; i++) hak_heap_free(heap, mids[i]);
+    STRESS_REQUIRE(stress_is_divided(heap));
+}
+
+bool stress_is_divided(const hak_heap_t *heap) { return load_relaxed(&heap->divided) == DIVIDED; }
+
+uint64_t stress_posted(const hak_heap_t *heap)
+{
+    return load_relaxed(&((hak_heap_t *)(uintptr_t)heap)->counters.count[HAK_COUNTERS ? COUNTER_outbox : 0]);
+}
+
+void stress_prove_posted(uint64_t posted)
+{
+    int cpus[2];
+    printf("%llu blocks freed for another CPU\n", (unsigned long long)posted);
+    if (HAK_COUNTERS && contract_cpus(cpus, 2) == 2 && !posted) stress_fail("no block went through an outbox");
 }

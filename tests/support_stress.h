@@ -44,4 +44,14 @@ size_t stress_size(randoms_t *randoms);
 /* The end of a heap that nobody uses: all blocks are free, everything balances, flush leaves nothing cached. */
 void stress_prove_empty(hak_heap_t *heap, const char *name);
 
+/*
+ * A heap that has homes (heap.h). Divide lets it take as many runs as that needs, and gives them back: it stays divided. Posted
+ * says how many blocks its CPUs have freed for each other, 0 where counters are not compiled in; prove_posted fails where
+ * they are, and there is more than one CPU, and it is 0.
+ */
+void stress_divide(hak_heap_t *heap);
+bool stress_is_divided(const hak_heap_t *heap);
+uint64_t stress_posted(const hak_heap_t *heap);
+void stress_prove_posted(uint64_t posted);
+
 #endif

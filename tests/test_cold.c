@@ -26,17 +26,31 @@ Test(cold, its_own_cpu_comes_first_newest_first)
     cr_assert(cold.count == 2 && cold.blocks == 4);
 }
 
-Test(cold, the_oldest_of_another_is_stolen_last)
+Test(cold, another_cpu_gets_chains_by_stealing_only_oldest_first)
 {
     cold_t cold = {0};
     cr_assert(cold_put(&cold, chain_of(0, 2), 7) == 0);
     cr_assert(cold_put(&cold, chain_of(1, 2), 8) == 0);
     cr_assert(cold_put(&cold, chain_of(2, 2), 7) == 0);
-    cr_assert(cold_take(&cold, 3) == chain_of(0, 2));
-    cr_assert(cold_take(&cold, 3) == chain_of(1, 2));
-    cr_assert(cold_take(&cold, 3) == chain_of(2, 2));
-    cr_assert(cold_take(&cold, 3) == 0 && cold_take(&cold, 7) == 0);
+    cr_assert(cold_take(&cold, 3) == 0 && cold.count == 3);
+    cr_assert(cold_steal(&cold) == chain_of(0, 2));
+    cr_assert(cold_steal(&cold) == chain_of(1, 2));
+    cr_assert(cold_steal(&cold) == chain_of(2, 2));
+    cr_assert(cold_steal(&cold) == 0 && cold_take(&cold, 7) == 0);
     cr_assert(cold.count == 0 && cold.blocks == 0);
+}
+
+Test(cold, chains_move_to_another_cpu_in_their_order)
+{
+    cold_t cold = {0};
+    for (unsigned i = 0; i < 6; i++) cr_assert(cold_put(&cold, chain_of(i, 2), i % 3) == 0);
+    cold_move(&cold, 0, 2);
+    cr_assert(cold_take(&cold, 0) == 0 && cold.count == 6 && cold.blocks == 12);
+    cr_assert(cold_take(&cold, 2) == chain_of(5, 2));
+    cr_assert(cold_take(&cold, 2) == chain_of(3, 2));
+    cr_assert(cold_take(&cold, 2) == chain_of(2, 2));
+    cr_assert(cold_take(&cold, 2) == chain_of(0, 2));
+    cr_assert(cold_take(&cold, 2) == 0 && cold_take(&cold, 1) == chain_of(4, 2));
 }
 
 Test(cold, a_full_array_gives_up_its_oldest)
@@ -74,7 +88,10 @@ Test(cold, random_chains_against_a_shadow)
         } else {
             bool some = cold.count > 0;
             chain = cold_take(&cold, random_below(&randoms, 5));
-            cr_assert((chain != 0) == some);
+            if (!chain) {
+                chain = cold_steal(&cold);
+                cr_assert((chain != 0) == some);
+            }
         }
         if (chain) {
             unsigned number = (unsigned)(chain >> 20) - 1;

@@ -11,6 +11,7 @@
 #include "hakheap.h"
 #include "heap.h"
 #include "support_contract.h"
+#include "support_memory.h"
 #include "support_os.h"
 #include "support_random.h"
 
@@ -248,6 +249,20 @@ static void free_left(hak_heap_t *heap, size_t count)
     }
 }
 
+static int by_value(const void *a, const void *b)
+{
+    size_t left = *(const size_t *)a, right = *(const size_t *)b;
+    return (left > right) - (left < right);
+}
+
+static size_t count_different(size_t *values, size_t count)
+{
+    size_t different = 0;
+    qsort(values, count, sizeof *values, by_value);
+    for (size_t i = 0; i < count; i++) different += i == 0 || values[i] != values[i - 1];
+    return different;
+}
+
 static bool near(size_t a, size_t b, size_t slack) { return a > b ? a - b <= slack : b - a <= slack; }
 
 Test(flush_trim, trim_returns_what_the_process_loses)
@@ -278,6 +293,61 @@ Test(flush_trim, trim_returns_what_the_process_loses)
         cr_assert(stats.superslabs == 0, "%zu SuperSlabs stay in an empty heap", stats.superslabs);
         cr_assert(stats.committed_bytes == stats.metadata_bytes, "%zu bytes committed, %zu of them records",
                   stats.committed_bytes, stats.metadata_bytes);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* What stays after nine blocks of ten are gone is the pages that hold a live one, and little else. */
+Test(flush_trim, trim_reaches_pages_between_live_blocks)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("resident memory is the sanitizer's");
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "sparse");
+        (void)hak_heap_trim(heap, 0);
+        size_t idle = contract_resident();
+        randoms_t randoms = {11};
+        static size_t sizes[PIECES];
+        static size_t pages[2 * PIECES];
+        size_t touched = 0, live = 0;
+        for (size_t i = 0; i < PIECES; i++) {
+            sizes[i] = 16 + random_below(&randoms, 2000);
+            cr_assert((pieces[i] = hak_heap_malloc(heap, sizes[i])) != NULL);
+            memset(pieces[i], (int)i, sizes[i]);
+        }
+        for (size_t i = 0; i < PIECES; i++) {
+            if (random_below(&randoms, 10) == 0) {
+                /* Whole blocks count, not the bytes asked for. */
+                size_t first = (uintptr_t)pieces[i] / 4096;
+                size_t last = ((uintptr_t)pieces[i] + hak_usable_size(pieces[i]) - 1) / 4096;
+                for (size_t page = first; page <= last; page++) pages[touched++] = page;
+                live++;
+                continue;
+            }
+            hak_heap_free(heap, pieces[i]);
+            pieces[i] = NULL;
+        }
+        cr_assert(hak_heap_trim(heap, 0) > 0);
+        size_t resident = contract_resident() - idle, wanted = count_different(pages, touched) * 4096;
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(resident <= wanted + wanted / 20 + stats.metadata_bytes + 256 * HAK_KIB,
+                  "level %d: %zu KiB stay, pages with a live block have %zu", level, resident / 1024, wanted / 1024);
+        must_be_sound(heap, live, "after the trim");
+        for (size_t i = 0; i < PIECES; i++) {
+            if (!pieces[i]) continue;
+            const unsigned char *at = pieces[i];
+            cr_assert(at[0] == (unsigned char)i && at[sizes[i] - 1] == (unsigned char)i, "content was lost");
+        }
+        /* What was given back serves again, zeroed or not as calloc needs. */
+        for (size_t i = 0; i < PIECES; i++) {
+            if (pieces[i]) continue;
+            cr_assert((pieces[i] = hak_heap_calloc(heap, 1, sizes[i])) != NULL);
+            cr_assert(memory_is_zero(pieces[i], sizes[i]), "calloc gave what is not zero");
+            memset(pieces[i], 0xff, sizes[i]);
+        }
+        must_be_sound(heap, PIECES, "used again");
+        for (size_t i = 0; i < PIECES; i++) hak_heap_free(heap, pieces[i]);
+        (void)hak_heap_trim(heap, 0);
+        must_be_sound(heap, 0, "at the end");
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }

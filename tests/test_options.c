@@ -15,6 +15,13 @@ static void forget_environment(void)
     unsetenv("HAKHEAP_LARGE_CACHE_BYTES");
 }
 
+/* With the environment of now. */
+static int read_again(const hak_heap_config_t *config, settings_t *settings)
+{
+    options_start_process();
+    return options_read(config, settings);
+}
+
 TestSuite(options, .init = forget_environment, .timeout = 30);
 
 #define DEFAULT_OF(field, otherwise, lowest, highest, environment, text) \
@@ -33,11 +40,11 @@ Test(options, no_config_and_an_empty_one_are_defaults)
 {
     settings_t settings;
     memset(&settings, 0xff, sizeof settings);
-    cr_assert(options_read(NULL, &settings) == 0);
+    cr_assert(read_again(NULL, &settings) == 0);
     must_be_defaults(&settings);
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     memset(&settings, 0xff, sizeof settings);
-    cr_assert(options_read(&config, &settings) == 0);
+    cr_assert(read_again(&config, &settings) == 0);
     must_be_defaults(&settings);
 }
 
@@ -49,7 +56,7 @@ Test(options, every_field_is_read)
     config.cache_bytes = 12345;
     config.large_cache_bytes = 67890;
     settings_t settings;
-    cr_assert(options_read(&config, &settings) == 0);
+    cr_assert(read_again(&config, &settings) == 0);
     cr_assert(strcmp(settings.name, "sessions") == 0);
     cr_assert(settings.level == HAK_LEVEL_CHECKED);
     cr_assert(settings.cache_bytes == 12345);
@@ -62,11 +69,11 @@ Test(options, names_are_cut_to_31_bytes)
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     config.name = long_name;
     settings_t settings;
-    cr_assert(options_read(&config, &settings) == 0);
+    cr_assert(read_again(&config, &settings) == 0);
     cr_assert(strlen(settings.name) == 31);
     cr_assert(strncmp(settings.name, long_name, 31) == 0);
     config.name = "";
-    cr_assert(options_read(&config, &settings) == 0);
+    cr_assert(read_again(&config, &settings) == 0);
     cr_assert(settings.name[0] == '\0');
 }
 
@@ -90,7 +97,7 @@ Test(options, a_longer_struct_with_a_zero_tail_is_read)
 {
     longer_t longer = longer_config();
     settings_t settings;
-    cr_assert(options_read(&longer.known, &settings) == 0);
+    cr_assert(read_again(&longer.known, &settings) == 0);
     cr_assert(settings.cache_bytes == 4711);
 }
 
@@ -100,14 +107,14 @@ Test(options, a_longer_struct_that_says_more_is_refused)
         longer_t longer = longer_config();
         longer.tail[at] = 1;
         settings_t settings;
-        cr_assert(options_read(&longer.known, &settings) == EINVAL, "byte %zu", at);
+        cr_assert(read_again(&longer.known, &settings) == EINVAL, "byte %zu", at);
     }
     /* Beyond the struct's own size nothing is looked at. */
     longer_t longer = longer_config();
     longer.known.struct_size = sizeof longer - 1;
     longer.tail[63] = 1;
     settings_t settings;
-    cr_assert(options_read(&longer.known, &settings) == 0);
+    cr_assert(read_again(&longer.known, &settings) == 0);
 }
 
 /* Fields beyond the struct's end take their defaults, whatever lies there. */
@@ -122,7 +129,7 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         hak_heap_config_t config = {ends[i], "given", HAK_LEVEL_CHECKED, i < 3 ? 99 : 0, 1111, 2222};
         settings_t settings;
-        cr_assert(options_read(&config, &settings) == 0, "size %zu", ends[i]);
+        cr_assert(read_again(&config, &settings) == 0, "size %zu", ends[i]);
         cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);
         cr_assert(settings.level == (i > 1 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST), "size %zu", ends[i]);
         cr_assert(settings.cache_bytes == (i > 3 ? 1111 : default_cache_bytes), "size %zu", ends[i]);
@@ -142,7 +149,7 @@ Test(options, a_struct_that_ends_inside_a_field_is_refused)
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         hak_heap_config_t config = {.struct_size = ends[i], .cache_bytes = 1000, .large_cache_bytes = 1000};
         settings_t settings;
-        cr_assert(options_read(&config, &settings) == EINVAL, "size %zu", ends[i]);
+        cr_assert(read_again(&config, &settings) == EINVAL, "size %zu", ends[i]);
     }
 }
 
@@ -153,12 +160,12 @@ Test(options, a_struct_without_a_size_is_refused)
     settings_t settings;
     for (size_t size = 0; size < sizeof(size_t); size++) {
         config->struct_size = size;
-        cr_assert(options_read(config, &settings) == EINVAL, "size %zu", size);
+        cr_assert(read_again(config, &settings) == EINVAL, "size %zu", size);
     }
     static const size_t absurd[] = {HAK_PAGE + 1, HAK_GIB, SIZE_MAX};
     for (unsigned i = 0; i < 3; i++) {
         config->struct_size = absurd[i];
-        cr_assert(options_read(config, &settings) == EINVAL, "size %zu", absurd[i]);
+        cr_assert(read_again(config, &settings) == EINVAL, "size %zu", absurd[i]);
     }
 }
 
@@ -187,7 +194,7 @@ Test(options, flags_must_be_zero)
         hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
         config.flags = 1u << bit;
         settings_t settings;
-        cr_assert(options_read(&config, &settings) == EINVAL, "bit %u", bit);
+        cr_assert(read_again(&config, &settings) == EINVAL, "bit %u", bit);
     }
 }
 
@@ -195,7 +202,7 @@ static int level_error(int level, settings_t *settings)
 {
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     config.level = (hak_level_t)level;
-    return options_read(&config, settings);
+    return read_again(&config, settings);
 }
 
 Test(options, levels)
@@ -222,22 +229,22 @@ Test(options, levels_by_environment)
 }
 
 /* Each row of the table: its field, its default, both ends of its range, its environment name. */
-#define RANGE_HOLDS(field, otherwise, lowest, highest, environment, text)                       \
-    {                                                                                           \
-        static const size_t good[] = {lowest, (lowest) + 1, (highest)-1, highest};              \
-        for (unsigned i = 0; i < 4; i++) {                                                      \
-            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                    \
-            config.field = good[i];                                                             \
-            cr_assert(options_read(&config, &settings) == 0, #field " %zu", good[i]);           \
-            cr_assert(settings.field == good[i], #field " %zu", settings.field);                \
-        }                                                                                       \
-        static const size_t bad[] = {(highest) + 1, SIZE_MAX, (size_t)1 << 63};                 \
-        for (unsigned i = 0; i < 3; i++) {                                                      \
-            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                    \
-            config.field = bad[i];                                                              \
-            cr_assert(options_read(&config, &settings) == EINVAL, #field " %zu", bad[i]);       \
-        }                                                                                       \
-        cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field); \
+#define RANGE_HOLDS(field, otherwise, lowest, highest, environment, text)                     \
+    {                                                                                         \
+        static const size_t good[] = {lowest, (lowest) + 1, (highest)-1, highest};            \
+        for (unsigned i = 0; i < 4; i++) {                                                    \
+            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                  \
+            config.field = good[i];                                                           \
+            cr_assert(read_again(&config, &settings) == 0, #field " %zu", good[i]);           \
+            cr_assert(settings.field == good[i], #field " %zu", settings.field);              \
+        }                                                                                     \
+        static const size_t bad[] = {(highest) + 1, SIZE_MAX, (size_t)1 << 63};               \
+        for (unsigned i = 0; i < 3; i++) {                                                    \
+            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                  \
+            config.field = bad[i];                                                            \
+            cr_assert(read_again(&config, &settings) == EINVAL, #field " %zu", bad[i]);       \
+        }                                                                                     \
+        cr_assert(read_again(NULL, &settings) == 0 && settings.field == (otherwise), #field); \
     }
 
 Test(options, ranges_hold_at_both_ends)
@@ -270,19 +277,18 @@ static const number_t numbers[] = {
     {"18446744073709551615", 0},
 };
 
-#define ENVIRONMENT_HOLDS(field, otherwise, lowest, highest, environment, text)                          \
-    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {                                  \
-        setenv(environment, numbers[i].given, 1);                                                        \
-        errno = 4242;                                                                                    \
-        cr_assert(options_read(NULL, &settings) == 0);                                                   \
-        cr_assert(errno == 4242, #field ": errno is %d after \"%s\"", errno, numbers[i].given);          \
-        size_t wanted = numbers[i].wanted ? numbers[i].wanted : (otherwise);                             \
-        cr_assert(settings.field == wanted, #field ": %zu by \"%s\"", settings.field, numbers[i].given); \
-        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                 \
-        config.field = 777;                                                                              \
-        cr_assert(options_read(&config, &settings) == 0 && settings.field == 777,                        \
-                  #field ": the config comes first");                                                    \
-    }                                                                                                    \
+#define ENVIRONMENT_HOLDS(field, otherwise, lowest, highest, environment, text)                                     \
+    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {                                             \
+        setenv(environment, numbers[i].given, 1);                                                                   \
+        errno = 4242;                                                                                               \
+        cr_assert(read_again(NULL, &settings) == 0);                                                                \
+        cr_assert(errno == 4242, #field ": errno is %d after \"%s\"", errno, numbers[i].given);                     \
+        size_t wanted = numbers[i].wanted ? numbers[i].wanted : (otherwise);                                        \
+        cr_assert(settings.field == wanted, #field ": %zu by \"%s\"", settings.field, numbers[i].given);            \
+        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                            \
+        config.field = 777;                                                                                         \
+        cr_assert(read_again(&config, &settings) == 0 && settings.field == 777, #field ": the config comes first"); \
+    }                                                                                                               \
     unsetenv(environment);
 
 Test(options, environment_numbers)
@@ -291,13 +297,13 @@ Test(options, environment_numbers)
     OPTIONS(ENVIRONMENT_HOLDS)
 }
 
-#define ENVIRONMENT_ENDS(field, otherwise, lowest, highest, environment, text)                              \
-    snprintf(digits, sizeof digits, "%zu", (size_t)(highest));                                              \
-    setenv(environment, digits, 1);                                                                         \
-    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (highest), #field);                   \
-    snprintf(digits, sizeof digits, "%zu", (size_t)(highest) + 1);                                          \
-    setenv(environment, digits, 1);                                                                         \
-    cr_assert(options_read(NULL, &settings) == 0 && settings.field == (otherwise), #field " out of range"); \
+#define ENVIRONMENT_ENDS(field, otherwise, lowest, highest, environment, text)                            \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest));                                            \
+    setenv(environment, digits, 1);                                                                       \
+    cr_assert(read_again(NULL, &settings) == 0 && settings.field == (highest), #field);                   \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest) + 1);                                        \
+    setenv(environment, digits, 1);                                                                       \
+    cr_assert(read_again(NULL, &settings) == 0 && settings.field == (otherwise), #field " out of range"); \
     unsetenv(environment);
 
 Test(options, environment_numbers_in_range_only)

@@ -74,7 +74,7 @@ Test(registry, odd_values_stay_foreign_where_a_gib_is_covered)
     must_be_foreign(base + HAK_GIB);
 }
 
-/* Entries begin at bit 20 with the owner: only that heap's own come out small. */
+/* Entries begin at bit 23 with the owner: only that heap's own come out small. */
 static void must_be_run(const char *start, unsigned granules, const void *heap, unsigned code)
 {
     for (unsigned g = 0; g < granules; g++) {
@@ -114,7 +114,9 @@ Test(registry, runs_lead_to_owner_class_and_start)
     must_be_run(base, 1, heaps[0], 0);
     must_be_run(base + GRANULE, 16, heaps[1], CLASS_COUNT - 1);
     must_be_run(base + 17 * (size_t)GRANULE, 64, heaps[0], CODE_MID);
-    must_be_run(base + SUPERSLAB, SUPERSLAB_GRANULES, heaps[2], CODE_RELEASED);
+    /* "Granules before" counts to 63: no block is longer, and what was given back is no block. */
+    must_be_run(base + SUPERSLAB, MID_MAX / GRANULE, heaps[2], CODE_RELEASED);
+    cr_assert(entry_code(registry_lookup(base + 2 * (size_t)SUPERSLAB - 1)) == CODE_RELEASED);
     must_be_run(base + HAK_GIB - GRANULE, 1, heaps[2], 7);
     must_be_foreign(base + 81 * (size_t)GRANULE);
     must_be_foreign(base + 2 * (size_t)SUPERSLAB);
@@ -126,6 +128,27 @@ Test(registry, runs_lead_to_owner_class_and_start)
     cr_assert(entry_back(registry_lookup(base + 4 * (size_t)GRANULE)) == 3);
     registry_set_run(base, 1, NULL, CODE_DEAD);
     cr_assert(entry_heap(registry_lookup(base)) == NULL && entry_code(registry_lookup(base)) == CODE_DEAD);
+}
+
+Test(registry, a_home_is_written_over_and_changes_nothing_else)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    cr_assert(registry_home(-1) == HOME_NONE && registry_home(0) == 0);
+    cr_assert(registry_home(HOME_NONE - 1) == HOME_NONE - 1 && registry_home(HOME_NONE) == HOME_NONE);
+    cr_assert(registry_home(1 << 20) == HOME_NONE);
+    registry_set_run(base, 16, heaps[0], 9 | CODE_CHECKED);
+    registry_set_run(base + 16 * (size_t)GRANULE, 1, heaps[0], 9);
+    static const unsigned homes[] = {HOME_NONE, 0, 1, HOME_NONE - 1, 64, HOME_NONE};
+    for (unsigned i = 0; i < sizeof homes / sizeof homes[0]; i++) {
+        if (i) registry_set_home(base, 16, homes[i]);
+        must_be_run(base, 16, heaps[0], 9);
+        for (size_t g = 0; g < 17; g++) {
+            entry_t mine = registry_lookup(base + g * GRANULE) ^ entry_owner_bits(heaps[0]);
+            cr_assert(entry_home(mine) == (g < 16 ? homes[i] : HOME_NONE), "granule %zu", g);
+            cr_assert(entry_is_checked(mine) == (g < 16));
+        }
+    }
 }
 
 /* For every class: an address is a block's start or it is not, from the entry alone, in every granule of a slab. */

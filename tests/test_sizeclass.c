@@ -90,24 +90,6 @@ Test(sizeclass, slabs_are_the_smallest_good_ones)
     }
 }
 
-Test(sizeclass, divisors_are_exact_for_every_offset)
-{
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        const size_class_t *row = &size_classes[cls];
-        uint32_t units = (uint32_t)row->granules * GRANULE / BLOCK_ALIGN;
-        uint32_t starts = 0;
-        for (uint32_t n = 0; n < units; n++) {
-            bool divides = sizeclass_divides(row->divisor, n);
-            cr_assert(divides == (n * BLOCK_ALIGN % row->bytes == 0), "class %u, offset %u * 16: %d", cls, n,
-                      divides);
-            starts += divides;
-        }
-        /* One more than the blocks where some of a block's beginning fits behind the last one. */
-        uint32_t rest = (uint32_t)row->granules * GRANULE % row->bytes;
-        cr_assert(starts == row->blocks + (rest ? 1u : 0u), "class %u: %u starts of %u", cls, starts, row->blocks);
-    }
-}
-
 Test(sizeclass, units_fit_each_other)
 {
     cr_assert(SUPERSLAB_GRANULES == 128);

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 
+#include "os.h"
 #include "reserve.h"
 #include "support_child.h"
 #include "support_memory.h"
@@ -35,7 +36,7 @@ static slab_t *add(unsigned cls)
     return superslab_descriptor(run.ss, run.first);
 }
 
-static size_t outside_of(const slab_set_t *of) { return load_relaxed(&((slab_set_t *)(uintptr_t)of)->outside); }
+static size_t outside_of(const slab_set_t *of) { return of->outside; }
 
 /* The bins are what the counts of each slab say, and the set's counts their sums. */
 static void must_add_up(void)
@@ -54,10 +55,10 @@ static void must_add_up(void)
                                                       : BIN_SPARSE;
             cr_assert(slab->bin == bin && slab->prev == before);
             cr_assert(bin == wanted, "%zu of %zu outside: bin %u, not %u", out, blocks, bin, wanted);
-            cr_assert(slab->carved <= blocks && chain_count(slab->free) <= slab->carved);
+            cr_assert(slab->carved <= blocks && chain_count(slab->free) + slab->released_blocks <= slab->carved);
             slabs++;
             outside += out;
-            carved += slab->carved;
+            carved += slab_touched(slab);
         }
     }
     cr_assert(set.slabs == slabs && outside_of(&set) == outside && set.carved == carved);
@@ -134,7 +135,7 @@ static void carve_whole_slab(unsigned cls, const guard_t *guard)
     cr_assert(slab_take(&set, cls, 1, guard) == 0, "class %u: more blocks than there are", cls);
     must_add_up();
     slab_remove(&set, slab);
-    store_relaxed(&set.outside, 0);
+    set.outside = 0;
 }
 
 Test(slab, carving_gives_every_block_once_for_every_class)
@@ -274,6 +275,126 @@ Test(slab, the_fullest_slab_serves_first)
     for (unsigned i = 0; i < 14; i++)
         cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == slabs[0], "take %u", i);
     cr_assert(slab_take(&set, CLASS, 1, &checked) == 0);
+    must_add_up();
+}
+
+Test(slab, a_slab_moves_to_another_set_with_all_that_is_counted)
+{
+    enum { CLASS = 31 };
+    slab_t *stays = add(CLASS), *goes = add(CLASS);
+    slab_set_t other = {.slabs = 0};
+    cr_assert(empty_into(CLASS, 32, blocks) == 32);
+    unsigned put = 0;
+    for (unsigned i = 0; i < 32 && put < 11; i++)
+        if (home(blocks[i]) == goes) put += !slab_put(&set, goes, blocks[i], &checked);
+    cr_assert(put == 11 && goes->bin == BIN_LOW && stays->bin == BIN_FULL);
+    cr_assert(slab_find(&set, BIN_HIGH) == goes && slab_find(&set, BIN_LOW) == goes);
+    cr_assert(slab_find(&set, BIN_SPARSE) == NULL, "fuller than was asked for");
+    slab_move(&set, &other, goes);
+    must_add_up();
+    cr_assert(set.slabs == 1 && set.outside == 16 && set.carved == 16 && slab_find(&set, BIN_HIGH) == NULL);
+    cr_assert(other.slabs == 1 && other.outside == 5 && other.carved == 16 && slab_find(&other, BIN_HIGH) == goes);
+    chain_t chain = slab_take(&other, CLASS, 11, &checked);
+    cr_assert(chain_count(chain) == 11 && other.outside == 16 && goes->bin == BIN_FULL);
+    slab_move(&other, &set, goes);
+    must_add_up();
+    cr_assert(other.slabs == 0 && other.outside == 0 && other.carved == 0 && set.outside == 32);
+}
+
+/* ---- Releasing pages ---- */
+
+static unsigned purge_calls;
+static bool purge_refuses;
+
+static bool purge_counted(void *at, size_t bytes)
+{
+    purge_calls++;
+    return !purge_refuses && os->purge(at, bytes);
+}
+
+static void stamp(char *block, size_t bytes, size_t number) { memset(block, (int)(number % 251 + 1), bytes); }
+
+/* Takes every block of a fresh slab, puts some back, and says which pages hold one that is still outside. */
+static pages_t thin_out(slab_t *slab, unsigned cls, const guard_t *guard, randoms_t *randoms, char *kept[],
+                        size_t *count)
+{
+    size_t bytes = size_classes[cls].bytes, all = 0;
+    for (size_t got; (got = take(cls, 100000, guard, &blocks[all])) != 0;) all += got;
+    pages_t live = 0;
+    unsigned one_in = 1 + random_below(randoms, 12);
+    for (size_t i = *count = 0; i < all; i++) {
+        stamp(blocks[i], bytes, i);
+        if (random_below(randoms, one_in) == 0 || i == 0) {
+            live |= pages_of_block(slab, blocks[i]);
+            kept[(*count)++] = blocks[i];
+        } else {
+            slab_put(&set, slab, blocks[i], guard);
+        }
+    }
+    return live;
+}
+
+static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t *randoms)
+{
+    static char *kept[MOST_BLOCKS];
+    size_t bytes = size_classes[cls].bytes, count, none = 0;
+    slab_t *slab = add(cls);
+    pages_t live = thin_out(slab, cls, guard, randoms, kept, &count);
+    pages_t touched = slab_pages(slab), gone = touched & ~live;
+    purge_refuses = true;
+    cr_assert(slab_release(&set, slab, guard, &none, purge_counted) == 0 && slab_pages(slab) == touched, "refused");
+    purge_refuses = false;
+    purge_calls = 0;
+    size_t pages = slab_release(&set, slab, guard, &none, purge_counted);
+    cr_assert(pages == (size_t)__builtin_popcountll(gone), "class %u: %zu pages", cls, pages);
+    cr_assert(slab_pages(slab) == live && (resident_pages(slab) & ~live) == 0, "class %u", cls);
+    cr_assert(purge_calls == (unsigned)__builtin_popcountll(gone & ~(gone << 1)), "a call for each run of pages");
+    cr_assert(slab_release(&set, slab, guard, &none, purge_counted) == 0, "nothing twice");
+    cr_assert(slab_outside(slab) == count);
+    must_add_up();
+    for (size_t i = 0; i < count; i++) {
+        cr_assert(slab_has(slab, kept[i]) && kept[i][0] == kept[i][bytes - 1] && kept[i][0], "content was lost");
+    }
+    /* Everything can be taken again, once, and touches pages one after another. */
+    static bool seen[MOST_BLOCKS];
+    memset(seen, 0, sizeof seen);
+    for (size_t i = 0; i < count; i++) seen[(size_t)(kept[i] - slab->start) / bytes] = true;
+    char *next[MOST_BLOCKS];
+    size_t total = count;
+    for (size_t got; (got = take(cls, 3, guard, next)) != 0; total += got)
+        for (size_t i = 0; i < got; i++) {
+            size_t at = (size_t)(next[i] - slab->start) / bytes;
+            cr_assert(!seen[at] && slab_has(slab, next[i]), "class %u: block %zu twice", cls, at);
+            seen[at] = true;
+            stamp(next[i], bytes, at);
+            cr_assert((pages_of_block(slab, next[i]) & ~slab_pages(slab)) == 0,
+                      "handed out, and said to be untouched");
+        }
+    cr_assert(total == size_classes[cls].blocks && load_relaxed(&slab->released) == 0 && slab->released_blocks == 0);
+    must_add_up();
+    slab_remove(&set, slab);
+    set.outside = 0;
+}
+
+Test(slab, pages_without_a_block_outside_are_released_and_come_back)
+{
+    randoms_t randoms = {7};
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+        for (unsigned round = 0; round < 6; round++)
+            release_and_take_again(cls, round % 2 ? &fast : &checked, &randoms);
+}
+
+Test(slab, as_many_pages_stay_as_may)
+{
+    enum { CLASS = 15 }; /* 256 bytes: 16 a page, 64 a slab */
+    slab_t *slab = add(CLASS);
+    size_t all = empty_into(CLASS, 64, blocks), keep = 2;
+    cr_assert(all == 64);
+    for (size_t i = 0; i < 64; i++)
+        if (i) slab_put(&set, slab, blocks[i], &fast);
+    cr_assert(slab_release(&set, slab, &fast, &keep, os->purge) == 1 && keep == 0);
+    keep = 5;
+    cr_assert(slab_release(&set, slab, &fast, &keep, os->purge) == 0 && keep == 3);
     must_add_up();
 }
 

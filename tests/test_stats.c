@@ -500,11 +500,9 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
 {
     ptrdiff_t one = damaged ? 1 : -1;
     switch (how) {
-    case 0: p->state->slabs.carved += (size_t)one; return true;
-    case 1:
-        store_relaxed(&p->state->slabs.outside, load_relaxed(&p->state->slabs.outside) + (size_t)one);
-        return true;
-    case 2: p->state->slabs.slabs += (size_t)one; return true;
+    case 0: heap_set_of(p->state, p->slab->home)->carved += (size_t)one; return true;
+    case 1: store_relaxed(&p->state->outside, load_relaxed(&p->state->outside) + (size_t)one); return true;
+    case 2: heap_set_of(p->state, p->slab->home)->slabs += (size_t)one; return true;
     case 3: p->slab->carved = (uint16_t)(p->slab->carved + one); return true;
     case 4: p->slab->cls ^= 1; return true;
     case 5: p->slab->bin ^= 1; return true;
