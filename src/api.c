@@ -61,13 +61,13 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
     block_corrupt(&heap->guard, "malloc", block, hak_usable_size(block));
 }
 
-/* The pop behind every allocation of a small block; NULL: a miss. */
-HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
+/* The pop behind every allocation of a small block; NULL: a miss. `checked`: the heap's level, known without a load. */
+HAK_INLINE void *pop(hak_heap_t *heap, size_t hot, bool checked)
 {
     chain_t link;
     block_t *block = section_pop(&heap->percpu, hot, &link);
     if (HAK_UNLIKELY(!block)) return NULL;
-    if (heap->key) {
+    if (checked) {
         if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
         block_unseal(block);
     }
@@ -78,16 +78,25 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t hot)
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)));
+        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)), heap->key != 0);
         if (HAK_LIKELY(ptr)) return ptr;
     }
+    return malloc_missed(heap, size);
+}
+
+static HAK_HOT HAK_NOINLINE void *malloc_checked(hak_heap_t *heap, size_t size, size_t hot)
+{
+    void *ptr = pop(heap, hot, true);
+    if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed(heap, size);
 }
 
 HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
-    void *ptr = pop(heap, sizeclass_slot(load_relaxed(&heap->lookup), size));
+    unsigned slot = sizeclass_slot(load_relaxed(&heap->lookup), size);
+    if (HAK_UNLIKELY(slot & SLOT_MARK)) return malloc_checked(heap, size, slot - SLOT_MARK);
+    void *ptr = pop(heap, slot, false);
     if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed(heap, size);
 }
@@ -156,22 +165,27 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     errno = before;
 }
 
-/*
- * The push behind every free of a small block, its owner known. CHECKED heaps test two things first: that the address is a
- * block's start, and that the block does not carry the seal of a free one. PUSH_MISSED: the slow path has to look.
- */
+/* The push behind every free of a small block of a FAST heap. PUSH_MISSED: the slow path has to look. */
 HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
 {
-    size_t hot = entry_slot(mine);
-    unsigned home = entry_home(mine);
-    if (!entry_is_checked(mine)) return section_push_home(&heap->percpu, hot, ptr, home);
+    /* chain_address(ptr), from what is at hand. */
+    uint64_t shifted = registry_unrotate(rotated) << CHAIN_SHIFT;
+    return section_push_home(&heap->percpu, entry_slot(mine), ptr, shifted, entry_tag(mine));
+}
+
+/* The same in a CHECKED heap, after two tests: that the address is a block's start, and that the block does not carry the
+ * seal of a free one. */
+HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
+{
     const block_t *block = ptr;
     uint64_t unlinked = heap->key ^ (uintptr_t)ptr;
     if (HAK_UNLIKELY(!entry_divides(mine, rotated))) return PUSH_MISSED;
     uint64_t mark = block->link ^ block->seal;
+    __asm__("" : "+r"(mark)); /* one register and one comparison with zero: the compiler would keep both words */
     if (HAK_UNLIKELY(!mark)) return PUSH_BLANK;
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED;
-    push_t result = section_push_home_sealed(&heap->percpu, hot, ptr, home, unlinked);
+    push_t result =
+        section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr), entry_tag(mine), unlinked);
     /* A section that was restarted may have sealed the block before it found the area stopped, or itself elsewhere. */
     if (HAK_UNLIKELY(result != PUSH_DONE)) block_unseal(ptr);
     return result;
@@ -179,11 +193,11 @@ HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *p
 
 /* The same of a block whose two words are equal: the program's, most of all zeros, or what is left of a seal where a trim
  * gave the page back. */
-static HAK_NOINLINE void free_blank(hak_heap_t *heap, entry_t mine, void *ptr)
+static HAK_NOINLINE void free_blank(hak_heap_t *heap, void *ptr, entry_t mine)
 {
     push_t result = PUSH_MISSED;
     if (!slab_forgot(slab_of(mine, ptr), ptr))
-        result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, entry_home(mine),
+        result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr), entry_tag(mine),
                                           heap->key ^ (uintptr_t)ptr);
     if (HAK_LIKELY(result == PUSH_DONE)) {
         counter_add(&heap->counters, tls_sll, 1);
@@ -194,17 +208,22 @@ static HAK_NOINLINE void free_blank(hak_heap_t *heap, entry_t mine, void *ptr)
     free_slow(heap, ptr);
 }
 
-/* The same of a block whose home is another CPU, into this one's outbox: the tests are done. */
-static HAK_NOINLINE void free_away(hak_heap_t *heap, entry_t mine, void *ptr)
+/* The same of a block whose home is another CPU, into this one's outbox: the tests are done. A magazine that knows of no
+ * home yet turns its own blocks away, too: those are for the slow path. */
+static HAK_NOINLINE void free_away(hak_heap_t *heap, void *ptr, entry_t mine)
 {
+    if (!drain_is_away(mine)) {
+        free_slow(heap, ptr);
+        return;
+    }
     percpu_t *percpu = &heap->percpu;
     size_t hot = entry_slot(mine);
     push_t result;
-    if (entry_is_checked(mine)) {
-        result = section_post_sealed(percpu, hot, ptr, HOME_NONE, heap->key ^ (uintptr_t)ptr);
+    if (!entry_is_fast(mine)) {
+        result = section_post_sealed(percpu, hot, ptr, chain_address(ptr), 0, heap->key ^ (uintptr_t)ptr);
         if (HAK_UNLIKELY(result != PUSH_DONE)) block_unseal(ptr);
     } else {
-        result = section_post(percpu, hot, ptr, HOME_NONE);
+        result = section_post(percpu, hot, ptr, chain_address(ptr), 0);
     }
     if (HAK_UNLIKELY(result != PUSH_DONE)) free_slow(heap, ptr);
     else counter_add(&heap->counters, outbox, 1);
@@ -215,16 +234,30 @@ static HAK_COLD void free_without_heap(const void *ptr)
     if (ptr) hak_fatal(&(hak_fault_t){.code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
 }
 
+static HAK_HOT HAK_NOINLINE void free_checked(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
+{
+    push_t result = HAK_LIKELY(entry_is_owned(mine)) ? push_checked(heap, mine, rotated, ptr) : PUSH_MISSED;
+    if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
+    else if (result == PUSH_AWAY) free_away(heap, ptr, mine);
+    else if (result == PUSH_BLANK) free_blank(heap, ptr, mine);
+    else free_slow(heap, ptr);
+}
+
+/* `mine`: the pointer's entry xor the owner bits of the heap. */
+HAK_INLINE void free_mine(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
+{
+    if (HAK_UNLIKELY(!entry_is_fast(mine))) return free_checked(heap, ptr, mine, rotated);
+    push_t result = push(heap, mine, rotated, ptr);
+    if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
+    else if (result == PUSH_AWAY) free_away(heap, ptr, mine);
+    else free_slow(heap, ptr);
+}
+
 HAK_HOT void hak_heap_free(hak_heap_t *heap, void *ptr)
 {
     uint64_t rotated = registry_rotate(ptr);
     if (HAK_UNLIKELY(!heap)) return free_without_heap(ptr);
-    entry_t mine = registry_entry(rotated) ^ heap->owner;
-    push_t result = HAK_LIKELY(entry_is_owned(mine)) ? push(heap, mine, rotated, ptr) : PUSH_MISSED;
-    if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
-    else if (result == PUSH_AWAY) free_away(heap, mine, ptr);
-    else if (result == PUSH_BLANK) free_blank(heap, mine, ptr);
-    else free_slow(heap, ptr);
+    free_mine(heap, ptr, registry_entry(rotated) ^ heap->owner, rotated);
 }
 
 HAK_HOT void hak_free(void *ptr)
@@ -232,12 +265,8 @@ HAK_HOT void hak_free(void *ptr)
     uint64_t rotated = registry_rotate(ptr);
     entry_t entry = registry_entry(rotated);
     hak_heap_t *heap = entry_heap(entry);
-    bool small = heap && entry_code(entry) < CLASS_COUNT;
-    push_t result = HAK_LIKELY(small) ? push(heap, entry ^ heap->owner, rotated, ptr) : PUSH_MISSED;
-    if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
-    else if (result == PUSH_AWAY) free_away(heap, entry ^ heap->owner, ptr);
-    else if (result == PUSH_BLANK) free_blank(heap, entry ^ heap->owner, ptr);
-    else free_slow(NULL, ptr);
+    if (HAK_UNLIKELY(!heap || entry_code(entry) >= CLASS_COUNT)) return free_slow(NULL, ptr);
+    free_mine(heap, ptr, entry ^ heap->owner, rotated);
 }
 
 /* What a big block was asked for with; NULL for a small one. */

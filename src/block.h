@@ -36,6 +36,8 @@ typedef struct guard {
     const char *name; /* const */
 } guard_t;
 
+/* The word of a chain that begins with this block, but for its count. */
+HAK_INLINE chain_t chain_address(const void *block) { return (uintptr_t)block << CHAIN_SHIFT; }
 HAK_INLINE block_t *chain_block(chain_t chain) { return (block_t *)(chain >> CHAIN_SHIFT); }
 HAK_INLINE size_t chain_count(chain_t chain) { return chain & CHAIN_MAX; }
 
@@ -54,7 +56,7 @@ HAK_INLINE chain_t block_push(chain_t chain, void *ptr, uint64_t key)
     block_t *block = ptr;
     block->link = chain;
     if (key) block->seal = chain ^ key ^ (uintptr_t)block;
-    return (uintptr_t)block << CHAIN_SHIFT | (chain_count(chain) + 1);
+    return chain_address(block) | (chain_count(chain) + 1);
 }
 
 /* The link of a chain's newest block, proved where the heap has seals. */

@@ -92,6 +92,8 @@ static bool is_away(entry_t entry, int index)
     return entry_home(entry) != HOME_NONE && entry_home(entry) != registry_home(index);
 }
 
+bool drain_is_away(entry_t entry) { return is_away(entry, percpu_index()); }
+
 /* Splits the blocks of `home` off a chain. Returns the others. */
 static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t chain, unsigned home, chain_t *same)
 {
@@ -177,8 +179,13 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     unsigned cls = entry_code(entry);
     int index = percpu_index();
     area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
-    if (!area || is_away(entry, index) || load_relaxed(&area->spare[cls])) return false;
+    if (!area || is_away(entry, index)) return false;
     size_t hot = PERCPU_HOT(cls);
+    if (refill_tag(heap, area, index, cls) && percpu_push(percpu, hot, ptr, heap->key)) {
+        counter_add(&heap->counters, tls_sll, 1);
+        return true;
+    }
+    if (load_relaxed(&area->spare[cls])) return false;
     chain_t full = section_take(percpu, hot);
     if (!full) return false;
     if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
@@ -204,6 +211,7 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
         drain_away(heap, state, area, index, ptr);
         return;
     }
+    if (area) (void)refill_tag(heap, area, index, cls);
     if (area && !load_relaxed(&area->hot[cls].limit)) refill_grow_limit(heap, area, &area->hot[cls], state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);

@@ -79,6 +79,11 @@ static hak_heap_t *place(char *page)
     return heap;
 }
 
+static void set_lookup(hak_heap_t *heap, size_t table)
+{
+    store_relaxed(&heap->lookup, table + (heap->key ? CLASSES_MARKED : 0));
+}
+
 hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
 {
     settings_t settings;
@@ -97,7 +102,7 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
         heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
-    store_relaxed(&heap->lookup, CLASSES_COARSE);
+    set_lookup(heap, CLASSES_COARSE);
     heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
@@ -259,7 +264,7 @@ static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
     if (!run.ss) return run;
     heap->nursery[heap->nursery_count] = superslab_granule(run.ss, run.first);
     heap->nursery_granules[heap->nursery_count++] = (uint16_t)granules;
-    if (heap->nursery_count == COARSE_RUNS) store_relaxed(&heap->lookup, CLASSES_FINE);
+    if (heap->nursery_count == COARSE_RUNS) set_lookup(heap, CLASSES_FINE);
     heap_charge(heap, granules * (size_t)GRANULE);
     charge_records(heap, granules * granule_records);
     return run;
@@ -282,7 +287,7 @@ static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned 
     if (!ss) return run;
     counter_add(&heap->counters, refill_fresh_superslab, 1);
     superslab_set_add(&heap->superslabs, ss);
-    store_relaxed(&heap->lookup, CLASSES_FINE);
+    set_lookup(heap, CLASSES_FINE);
     heap_charge(heap, SUPERSLAB);
     charge_records(heap, superslab_records);
     return superslab_take(&heap->superslabs, granules, alignment);

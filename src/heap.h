@@ -75,10 +75,11 @@ typedef struct meta_page {
 
 struct hak_heap {
     /* ---- line 0: every call ---- */
-    entry_t owner;         /* const: what the registry's entries of this heap begin with */
-    uint64_t key;          /* const: guard.key, here for its line */
-    _Atomic size_t lookup; /* relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time */
-    percpu_t percpu;       /* its first 40 bytes are what sections read */
+    entry_t owner; /* const: what the registry's entries of this heap begin with */
+    uint64_t key;  /* const: guard.key, here for its line */
+    _Atomic size_t
+        lookup; /* relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time. Marked: CHECKED */
+    percpu_t percpu; /* its first 40 bytes are what sections read */
 
     /* ---- every slow path ---- */
     guard_t guard;                               /* const */

@@ -23,11 +23,15 @@ void *refill_from_spare(hak_heap_t *heap, unsigned cls);
 
 /* The running CPU's area and index; made where there is none. NULL where the thread must go without. */
 area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait);
+/* Tells a hot magazine which blocks are at home there. False: nothing has changed since it was told. */
+bool refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls);
 /* Lets a magazine of this area hold more, inside the heap's budget. */
 void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state);
 
 /* ---- drain: a free whose magazine was full. Never waits. ---- */
 void drain_block(hak_heap_t *heap, entry_t entry, void *ptr);
+/* Whether the home of a block is another CPU than the one that runs. */
+bool drain_is_away(entry_t entry);
 /* The rung that needs no lock and no gate: a full hot magazine becomes the spare one, where that is empty. */
 bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr);
 /* The same from a signal handler or during a fork: only the remote list, or the deferred list, is touched. */

@@ -9,8 +9,8 @@ extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
 #endif
 
-_Static_assert(offsetof(magazine_t, limit) == 8, "sections know the limit's place");
-_Static_assert(PERCPU_HOT(1) == 4, "a granule's entry carries the class's number times 4");
+_Static_assert(offsetof(magazine_t, limit) == 8 && offsetof(magazine_t, tag) == 12, "sections know these places");
+_Static_assert(PERCPU_HOT(1) == 1 << ENTRY_CODE_SHIFT, "a granule's entry carries the class's slot");
 _Static_assert(offsetof(area_t, hot) == 0, "sections use slots as offsets");
 
 const area_t zero_area;
@@ -259,9 +259,9 @@ static area_t *locked_enter(percpu_t *percpu)
 
 static _Atomic chain_t *word_at(area_t *area, size_t word)
 {
-    return (_Atomic chain_t *)(void *)((char *)area + word * 4);
+    return (_Atomic chain_t *)(void *)((char *)area + word * 8);
 }
-static uint64_t limit_at(area_t *area, size_t hot) { return load_relaxed(&area->hot[hot / PERCPU_HOT(1)].limit); }
+static uint32_t limit_at(area_t *area, size_t hot) { return load_relaxed(&area->hot[hot / PERCPU_HOT(1)].limit); }
 
 static block_t *locked_pop(percpu_t *percpu, size_t hot, chain_t *link)
 {
@@ -346,15 +346,15 @@ block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link)
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_push(percpu, hot, ptr, key);
-    if (!key) return section_push(percpu, hot, ptr, HOME_NONE) == PUSH_DONE;
-    return section_push_sealed(percpu, hot, ptr, HOME_NONE, key ^ (uintptr_t)ptr) == PUSH_DONE;
+    if (!key) return section_push(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
+    return section_push_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) == PUSH_DONE;
 }
 
 bool percpu_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_post(percpu, hot, ptr, key);
-    if (!key) return section_post(percpu, hot, ptr, HOME_NONE) == PUSH_DONE;
-    return section_post_sealed(percpu, hot, ptr, HOME_NONE, key ^ (uintptr_t)ptr) == PUSH_DONE;
+    if (!key) return section_post(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
+    return section_post_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) == PUSH_DONE;
 }
 
 chain_t percpu_take(percpu_t *percpu, size_t word)

@@ -13,10 +13,10 @@
  *                       |                  |
  *                       v                  v
  *                     area_t             zero_area   (not yet made, or stopped)
- *     hot[slot]   = { word, limit }   16 bytes: pop and push touch one line
- *     spare[slot] = word              a second chain: alternating at a boundary reaches no lock (Bonwick's
+ *     hot[slot]   = { word, limit, tag }   16 bytes: pop and push touch one line
+ *     spare[slot] = word                   a second chain: alternating at a boundary reaches no lock (Bonwick's
  *                                     "previous" magazine; Bonwick and Adams, USENIX 2001)
- *     outbox --> { word, limit }      by slot; blocks that were carved for another CPU, on their way back to it
+ *     outbox --> { word, limit }           by slot; blocks that were carved for another CPU, on their way back to it
  *
  * The operations (pop, push, post, take, install, fence) are Linux restartable sequences: a thread that is preempted,
  * migrated or signalled inside one starts it again, so between its first instruction and its one committing store it is
@@ -34,7 +34,9 @@
  */
 typedef struct magazine {
     _Atomic chain_t word;
-    _Atomic uint64_t limit; /* blocks; written by the slow path of any thread, read by push and install */
+    _Atomic uint32_t limit; /* blocks; written by the slow path of any thread, read by push and install */
+    _Atomic uint32_t
+        tag; /* hot: of the blocks that are pushed without a look at their home; written like the limit */
 } magazine_t;
 
 typedef struct area {
@@ -47,7 +49,7 @@ typedef struct area {
     struct area *next;       /* lock: AREAS; list of areas without a CPU */
 } area_t;
 
-enum { PERCPU_INLINE = 3, PERCPU_NONE = -1 };
+enum { PERCPU_INLINE = 3, PERCPU_NONE = -1, PERCPU_MOST = 0x8000 /* sections compare 16 bits */ };
 
 typedef struct percpu {
     area_t *_Atomic *_Atomic table; /* what sections load; replaced by a longer copy, never freed before the heap */
@@ -76,10 +78,10 @@ void percpu_init(percpu_t *percpu);
 /* Every operation misses from now on. For a heap that is going away. */
 void percpu_close(percpu_t *percpu);
 
-/* A fourth of the byte offset into an area: how sections name a magazine, because addressing multiplies by 4 for free and
- * a granule's entry carries the class's number times 4. */
-#define PERCPU_HOT(cls)   ((size_t)(cls) * sizeof(magazine_t) / 4)
-#define PERCPU_SPARE(cls) ((offsetof(area_t, spare) + (size_t)(cls) * sizeof(chain_t)) / 4)
+/* An eighth of the byte offset into an area: how sections name a magazine, because addressing multiplies by 8 for free
+ * and a granule's entry carries the class's number times 2. */
+#define PERCPU_HOT(cls)   ((size_t)(cls) * sizeof(magazine_t) / 8)
+#define PERCPU_SPARE(cls) ((offsetof(area_t, spare) + (size_t)(cls) * sizeof(chain_t)) / 8)
 
 #define PERCPU_OUTBOX offsetof(area_t, outbox)
 
@@ -99,10 +101,19 @@ chain_t percpu_take_outbox(percpu_t *percpu, size_t hot);
 /* A chain into an empty magazine; false where it is not empty, or its area is stopped or missing. */
 bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain);
 
-/* What a limit of so many blocks takes from the heap's budget: a hot magazine's is also the limit of the spare one. */
-HAK_INLINE size_t percpu_limit_bytes(const area_t *area, const magazine_t *magazine, unsigned cls, uint64_t blocks)
+/* Says which blocks a hot magazine takes without a look at their home. False: it has said so before. */
+HAK_INLINE bool percpu_tag(area_t *area, unsigned cls, uint16_t tag)
 {
-    return (magazine == &area->hot[cls] ? 2 : 1) * blocks * size_classes[cls].bytes;
+    /* Relaxed: a home is a hint, and the rest of the tag never changes; see registry.h. */
+    if (load_relaxed(&area->hot[cls].tag) == tag) return false;
+    store_relaxed(&area->hot[cls].tag, (uint32_t)tag);
+    return true;
+}
+
+/* What a limit of so many blocks takes from the heap's budget: a hot magazine's is also the limit of the spare one. */
+HAK_INLINE size_t percpu_limit_bytes(const area_t *area, const magazine_t *magazine, unsigned cls, uint32_t blocks)
+{
+    return (magazine == &area->hot[cls] ? 2 : 1) * (size_t)blocks * size_classes[cls].bytes;
 }
 
 /* The index of the running thread, PERCPU_NONE where it can use no magazine. Registers the thread where that is ours. */

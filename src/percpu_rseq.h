@@ -22,11 +22,11 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
  * Every section: a descriptor {version, flags, start, length, abort} in __rseq_cs; the abort handler, preceded by the
  * signature, which starts the section again. Then
  *   5  arm: store the descriptor's address in the thread's rseq area
- *   1  start: leave where the thread has no rseq (cpu_id < 0: mm_cid reads 0 then, a valid index of somebody else);
- *      then one of three ways to a magazine:
+ *   1  start: load the index, and or the upper half of cpu_id into it. Where the thread has no rseq, cpu_id is negative
+ *      (mm_cid reads 0 then, a valid index of somebody else), and the lower 16 bits become 0xffff, which is no index: no
+ *      kernel has 2^15 CPUs. Then one of three ways to a magazine:
  *        here    leave where the index is not below the heap's count; load the area of the index, from the table of now
- *        home    as here, and leave where the block has a home that is not the index; an index that is the home is tested all
- *                the same: HOME_NONE is the index of a CPU, too, and a CPU may have slabs and no place in the table
+ *        home    as here, and leave where the block's tag is not the magazine's: its home is another CPU
  *        outbox  as here, and from the area to its outbox; leave where there is none
  *   2  end; the store before it commits
  * What cannot succeed jumps out of the section, to the C label `miss`. The flags "aw?" and "ax?" put both parts in the
@@ -39,12 +39,9 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
     ".pushsection __rseq_abort,\"ax?\"\n .byte 0x0f,0xb9,0x3d\n .long 0x53053053\n"             \
     "4: jmp 5f\n .popsection\n"                                                                 \
     "5: movq percpu_rseq_offset(%%rip),%[area]\n leaq 3b(%%rip),%[result]\n movq %[result],%%fs:8(%[area])\n" \
-    "1: cmpl $0,%%fs:4(%[area])\n js %l[miss]\n"                                                \
-    " movq percpu_index_offset(%%rip),%[area]\n movl %%fs:(%[area]),%k[result]\n"
-#define RSEQ_AREA   " movq %[table],%[area]\n movq (%[area],%[result],8),%[area]\n"
-#define RSEQ_COUNT  " cmpl %[count],%k[result]\n jae %l[miss]\n"
-#define RSEQ_HERE   RSEQ_COUNT RSEQ_AREA
-#define RSEQ_HOME   RSEQ_COUNT " cmpl %k[home],%k[result]\n je 6f\n cmpl %[none],%k[home]\n jne %l[away]\n6:\n" RSEQ_AREA
+    "1: movq percpu_index_offset(%%rip),%[result]\n movl %%fs:(%[result]),%k[result]\n orw %%fs:6(%[area]),%w[result]\n"
+#define RSEQ_HERE   " cmpw %[count],%w[result]\n jae %l[miss]\n movq %[table],%[area]\n movq (%[area],%[result],8),%[area]\n"
+#define RSEQ_HOME   RSEQ_HERE " cmpw %w[tag],12(%[area],%[hot],8)\n jne %l[away]\n"
 #define RSEQ_OUTBOX RSEQ_HERE " movq %c[outbox](%[area]),%[area]\n testq %[area],%[area]\n jz %l[miss]\n"
 #define RSEQ_SECTION RSEQ_ARM RSEQ_HERE
 
@@ -55,10 +52,10 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
 HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, chain_t *link)
 {
     uint64_t result, next, area;
-    __asm__ volatile goto(RSEQ_SECTION " movq (%[area],%[hot],4),%[result]\n shrq $16,%[result]\n jz %l[miss]\n"
-                                       " movq (%[result]),%[next]\n movq %[next],(%[area],%[hot],4)\n"
+    __asm__ volatile goto(RSEQ_SECTION " movq (%[area],%[hot],8),%[result]\n shrq $16,%[result]\n jz %l[miss]\n"
+                                       " movq (%[result]),%[next]\n movq %[next],(%[area],%[hot],8)\n"
                                        "2:\n"
-                          : [result] "=&r"(result), [next] "=&r"(next), [area] "=&r"(area)
+                          : [result] "=&a"(result), [next] "=&c"(next), [area] "=&r"(area)
                           : RSEQ_INPUTS(percpu), [hot] "r"(hot)
                           : "memory", "cc"
                           : miss);
@@ -71,37 +68,35 @@ miss:
 
 /*
  * Push: the old word into the block, the new word over it. The seal is written here, because it depends on the word; the
- * test for a double free is the caller's, before: a restart must not see its own mark. `shifted` is the new word but for
- * the count, which a restart writes again; `unlinked` the seal but for the link, key ^ address.
+ * test for a double free is the caller's, before: a restart must not see its own mark. `shifted` (chain_address) is the new word
+ * but for the count, which a restart writes again; `unlinked` the seal but for the link, key ^ address.
  */
 /* clang-format off */
-#define RSEQ_PUSH_HEAD " movq (%[area],%[hot],4),%[result]\n cmpw 8(%[area],%[hot],4),%w[result]\n" \
+#define RSEQ_PUSH_HEAD " movq (%[area],%[hot],8),%[result]\n cmpw 8(%[area],%[hot],8),%w[result]\n" \
                        " jae %l[miss]\n movq %[result],(%[block])\n"
 #define RSEQ_PUSH_SEAL " movq %[result],%[seal]\n xorq %[unlinked],%[seal]\n movq %[seal],8(%[block])\n"
-#define RSEQ_PUSH_TAIL " incl %k[result]\n movw %w[result],%w[shifted]\n movq %[shifted],(%[area],%[hot],4)\n2:\n"
-
-#define RSEQ_BOTH(one, other) one, other
+#define RSEQ_PUSH_TAIL " incl %k[result]\n movw %w[result],%w[shifted]\n movq %[shifted],(%[area],%[hot],8)\n2:\n"
 
 /* Defines section_<name> and section_<name>_sealed; WHERE is one of the three ways, INPUT the operand it takes. */
 #define SECTION_PUSH(name, WHERE, INPUT)                                                                     \
-    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, unsigned home)                 \
+    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag)                 \
     {                                                                                                        \
-        uint64_t result, area, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;                            \
+        uint64_t result, area;                            \
         __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_TAIL                                   \
                               : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)         \
                               : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr), INPUT                 \
                               : "memory", "cc"                                                               \
                               : miss, away);                                                                 \
-        return (void)home, PUSH_DONE;                                                                        \
+        return (void)tag, PUSH_DONE;                                                                        \
     miss:                                                                                                    \
         return PUSH_MISSED;                                                                                  \
     away:                                                                                                    \
         return PUSH_AWAY;                                                                                    \
     }                                                                                                        \
-    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, unsigned home,        \
+    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag,        \
                                               uint64_t unlinked)                                             \
     {                                                                                                        \
-        uint64_t result, area, seal, shifted = (uint64_t)(uintptr_t)ptr << CHAIN_SHIFT;                      \
+        uint64_t result, area, seal;                      \
         __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL                    \
                               : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal),              \
                                 [shifted] "+&r"(shifted)                                                     \
@@ -109,7 +104,7 @@ miss:
                                 [unlinked] "r"(unlinked), INPUT                                              \
                               : "memory", "cc"                                                               \
                               : miss, away);                                                                 \
-        return (void)home, PUSH_DONE;                                                                        \
+        return (void)tag, PUSH_DONE;                                                                        \
     miss:                                                                                                    \
         return PUSH_MISSED;                                                                                  \
     away:                                                                                                    \
@@ -118,8 +113,8 @@ miss:
 /* clang-format on */
 
 /* The hot magazine, where the CPU is the block's home, or the block has none. */
-SECTION_PUSH(push_home, RSEQ_HOME, RSEQ_BOTH([home] "r"(home), [none] "i"(HOME_NONE)))
-SECTION_PUSH(push, RSEQ_HERE, [home] "X"(home))              /* the hot magazine of whichever CPU this is */
+SECTION_PUSH(push_home, RSEQ_HOME, [tag] "r"(tag))
+SECTION_PUSH(push, RSEQ_HERE, [tag] "X"(tag))                /* the hot magazine of whichever CPU this is */
 SECTION_PUSH(post, RSEQ_OUTBOX, [outbox] "i"(PERCPU_OUTBOX)) /* the outbox of whichever CPU this is */
 #undef SECTION_PUSH
 
@@ -128,8 +123,8 @@ HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word)
 {
     uint64_t result, area;
     __asm__ volatile goto(RSEQ_SECTION
-                          " movq (%[area],%[word],4),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
-                          " movq $0,(%[area],%[word],4)\n2:\n"
+                          " movq (%[area],%[word],8),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
+                          " movq $0,(%[area],%[word],8)\n2:\n"
                           : [result] "=&r"(result), [area] "=&r"(area)
                           : RSEQ_INPUTS(percpu), [word] "r"(word)
                           : "memory", "cc"
@@ -144,8 +139,8 @@ HAK_INLINE chain_t section_take_outbox(percpu_t *percpu, size_t hot)
 {
     uint64_t result, area;
     __asm__ volatile goto(RSEQ_ARM RSEQ_OUTBOX
-                          " movq (%[area],%[hot],4),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
-                          " movq $0,(%[area],%[hot],4)\n2:\n"
+                          " movq (%[area],%[hot],8),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
+                          " movq $0,(%[area],%[hot],8)\n2:\n"
                           : [result] "=&r"(result), [area] "=&r"(area)
                           : RSEQ_INPUTS(percpu), [hot] "r"(hot), [outbox] "i"(PERCPU_OUTBOX)
                           : "memory", "cc"
@@ -159,9 +154,9 @@ miss:
 HAK_INLINE bool section_install(percpu_t *percpu, size_t hot, size_t word, chain_t chain)
 {
     uint64_t result, area;
-    __asm__ volatile goto(RSEQ_SECTION " cmpq $0,(%[area],%[word],4)\n jne %l[miss]\n"
-                                       " cmpq $0,8(%[area],%[hot],4)\n je %l[miss]\n"
-                                       " movq %[chain],(%[area],%[word],4)\n2:\n"
+    __asm__ volatile goto(RSEQ_SECTION " cmpq $0,(%[area],%[word],8)\n jne %l[miss]\n"
+                                       " cmpl $0,8(%[area],%[hot],8)\n je %l[miss]\n"
+                                       " movq %[chain],(%[area],%[word],8)\n2:\n"
                           : [result] "=&r"(result), [area] "=&r"(area)
                           : RSEQ_INPUTS(percpu), [hot] "r"(hot), [word] "r"(word), [chain] "r"(chain)
                           : "memory", "cc"
@@ -179,15 +174,15 @@ HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, chain_t *link)
     return NULL;
 }
 
-#define SECTION_PUSH(name)                                                                            \
-    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, unsigned home)          \
-    {                                                                                                 \
-        return (void)percpu, (void)hot, (void)ptr, (void)home, PUSH_MISSED;                           \
-    }                                                                                                 \
-    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, unsigned home, \
-                                              uint64_t unlinked)                                      \
-    {                                                                                                 \
-        return (void)percpu, (void)hot, (void)ptr, (void)home, (void)unlinked, PUSH_MISSED;           \
+#define SECTION_PUSH(name)                                                                                    \
+    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag) \
+    {                                                                                                         \
+        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, PUSH_MISSED;                     \
+    }                                                                                                         \
+    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,      \
+                                              uint16_t tag, uint64_t unlinked)                                \
+    {                                                                                                         \
+        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, (void)unlinked, PUSH_MISSED;     \
     }
 
 SECTION_PUSH(push_home)

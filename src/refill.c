@@ -10,19 +10,31 @@
  */
 enum { MOST_BYTES = 256 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS = 8, SHARE = 4, STEAL_TRIES = 8 };
 
-static uint64_t most_blocks(const class_state_t *state)
+static uint32_t most_blocks(const class_state_t *state)
 {
     size_t fits = hak_min(MOST_BYTES / size_classes[state->cls].bytes, MOST_BLOCKS);
     /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
     size_t share = load_relaxed(&state->outside) / SHARE;
-    return hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
+    return (uint32_t)hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
 }
 
 /* Relaxed: a limit orders nothing; a section reads the one or the other. */
-static bool set_limit(magazine_t *magazine, uint64_t from, uint64_t to)
+static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
 {
     return atomic_compare_exchange_strong_explicit(&magazine->limit, &from, to, memory_order_relaxed,
                                                    memory_order_relaxed);
+}
+
+/* What a magazine holds beyond a lowered limit would be outside of the budget: then all of it goes to the slabs. */
+static void empty_above(hak_heap_t *heap, area_t *area, unsigned cls, uint32_t limit)
+{
+    const size_t words[] = {PERCPU_HOT(cls), PERCPU_SPARE(cls)};
+    const chain_t held[] = {load_relaxed(&area->hot[cls].word), load_relaxed(&area->spare[cls])};
+    for (int i = 0; i < 2; i++) {
+        /* The thread may have moved: then another CPU's magazine is emptied, which does no harm. */
+        chain_t chain = chain_count(held[i]) > limit ? percpu_take(&heap->percpu, words[i]) : 0;
+        if (chain) drain_chain(heap, heap_class_made(heap, cls), chain, PERCPU_NONE, false);
+    }
 }
 
 static void steal_limits(hak_heap_t *heap, area_t *area, const magazine_t *for_magazine)
@@ -30,18 +42,18 @@ static void steal_limits(hak_heap_t *heap, area_t *area, const magazine_t *for_m
     for (int tries = 0; tries < STEAL_TRIES; tries++) {
         unsigned cls = add_relaxed(&area->victim, 1u) % CLASS_COUNT;
         magazine_t *victim = &area->hot[cls];
-        uint64_t limit = load_relaxed(&victim->limit);
-        if (victim == for_magazine || limit <= LEAST_BLOCKS) continue;
-        if (set_limit(victim, limit, limit / 2))
-            budget_put(&heap->budget, percpu_limit_bytes(area, victim, cls, limit - limit / 2));
+        uint32_t limit = load_relaxed(&victim->limit);
+        if (victim == for_magazine || limit <= LEAST_BLOCKS || !set_limit(victim, limit, limit / 2)) continue;
+        budget_put(&heap->budget, percpu_limit_bytes(area, victim, cls, limit - limit / 2));
+        empty_above(heap, area, cls, limit / 2);
     }
 }
 
 void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state)
 {
-    uint64_t limit = load_relaxed(&magazine->limit);
-    uint64_t most = most_blocks(state);
-    uint64_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
+    uint32_t limit = load_relaxed(&magazine->limit);
+    uint32_t most = most_blocks(state);
+    uint32_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
     if (wanted > most) wanted = most;
     if (wanted <= limit) return;
     size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
@@ -50,6 +62,13 @@ void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, con
         if (!budget_take(&heap->budget, bytes)) return;
     }
     if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
+}
+
+bool refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
+{
+    /* While the heap is being divided some of its slabs have no home yet: to free their blocks costs the slow path. */
+    unsigned home = load_relaxed(&heap->divided) == DIVIDED ? registry_home(index) : HOME_NONE;
+    return percpu_tag(area, cls, registry_tag(home, cls));
 }
 
 /* ---- The running CPU's area ---- */
@@ -63,6 +82,7 @@ static bool grow_table(hak_heap_t *heap, unsigned index, bool may_wait)
 {
     uint32_t capacity = load_relaxed(&heap->percpu.capacity);
     if (index < capacity) return true;
+    if (index >= PERCPU_MOST) return false;
     while (capacity <= index) capacity *= 2;
     area_t *_Atomic *table = take_area_record(heap, capacity * sizeof *table, may_wait);
     area_t **areas = take_area_record(heap, capacity * sizeof *areas, may_wait);
@@ -227,6 +247,7 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
     if (!state) return NULL;
     int index;
     area_t *area = refill_area(heap, &index, true);
+    if (area) (void)refill_tag(heap, area, index, cls);
     chain_t link;
     block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), &link);
     if (block) {
@@ -244,7 +265,7 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
         counter_add(&heap->counters, refill_spare, 1);
     } else {
         if (area) refill_grow_limit(heap, area, &area->hot[cls], state);
-        uint64_t limit = area ? load_relaxed(&area->hot[cls].limit) : 0;
+        uint32_t limit = area ? load_relaxed(&area->hot[cls].limit) : 0;
         chain = take_shared(heap, state, index, hak_max(1, limit <= FIRST_BLOCKS ? limit : limit / 2));
         if (HAK_UNLIKELY(load_relaxed(&heap->divided) == DUE)) heap_divide(heap, index);
     }

@@ -3,36 +3,40 @@
 
 #include "os.h"
 
-_Static_assert(CODE_META << ENTRY_CLASS_SHIFT <= ENTRY_SLOT_MASK, "codes have seven bits");
-_Static_assert((MID_MAX / GRANULE - 1) << ENTRY_BACK_SHIFT <= ENTRY_BACK_MASK, "granules before have six bits");
-_Static_assert(1 << ENTRY_BACK_SHIFT == GRANULE / BLOCK_ALIGN, "granules before, in place, are an offset in blocks");
-_Static_assert(CODE_MID * 4 * 4 == CODE_MID * 16, "a slot is 16 bytes");
+_Static_assert(CODE_META << ENTRY_CODE_SHIFT <= ENTRY_SLOT_MASK, "codes have seven bits");
+_Static_assert(MID_MAX / GRANULE - 1 <= ENTRY_BACK_MASK, "granules before have six bits");
 
 #define CEILING(bytes)           ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))
 #define DIVISOR(bytes, granules) {CEILING(bytes), CEILING(bytes) - 1},
 const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32_MAX}, {0, UINT32_MAX}};
 
-gib_t *_Atomic registry_top[REGISTRY_TOP];
+_Atomic uintptr_t registry_top[REGISTRY_TOP];
 static hak_lock_t registry_lock; /* rank REGISTRY: who makes a table */
+
+/* From a table's first entry to where the entry of address 0 would lie. */
+static size_t bias(size_t index) { return index * GIB_GRANULES * sizeof(entry_t); }
 
 static gib_t *gib_of(uintptr_t at)
 {
     if (at >> ADDRESS_BITS) return NULL;
-    return load_acquire(&registry_top[at >> GIB_SHIFT]);
+    size_t index = at >> GIB_SHIFT;
+    uintptr_t origin = load_acquire(&registry_top[index]);
+    return origin ? (gib_t *)(origin + bias(index) - offsetof(gib_t, entry)) : NULL;
 }
 
 static bool cover_gib(size_t index)
 {
     if (load_acquire(&registry_top[index])) return true;
     lock_acquire(&registry_lock, RANK_REGISTRY);
-    gib_t *gib = load_relaxed(&registry_top[index]);
-    if (!gib) {
-        gib = os->map(sizeof(gib_t), 0);
+    bool covered = load_relaxed(&registry_top[index]) != 0;
+    if (!covered) {
+        gib_t *gib = os->map(hak_round_up(sizeof *gib, HAK_PAGE), 0);
+        covered = gib != NULL;
         /* Release: pairs with the acquires in registry_entry and gib_of. */
-        store_release(&registry_top[index], gib);
+        if (covered) store_release(&registry_top[index], (uintptr_t)gib->entry - bias(index));
     }
     lock_release(&registry_lock, RANK_REGISTRY);
-    return gib != NULL;
+    return covered;
 }
 
 bool registry_cover(const void *base, size_t bytes)
@@ -53,11 +57,11 @@ static _Atomic entry_t *entry_at(const void *start)
 
 void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code)
 {
-    entry_t entry =
-        entry_owner_bits(heap) | (entry_t)HOME_NONE << ENTRY_HOME_SHIFT | (entry_t)code << ENTRY_CLASS_SHIFT;
+    entry_t entry = entry_owner_bits(heap) | registry_tag(HOME_NONE, code & ~(unsigned)CODE_CHECKED);
+    if (code & CODE_CHECKED) entry |= ENTRY_CHECKED;
     _Atomic entry_t *at = entry_at(base);
     for (size_t i = 0; i < granules; i++)
-        store_relaxed(&at[i], entry | ((entry_t)i << ENTRY_BACK_SHIFT & ENTRY_BACK_MASK));
+        store_relaxed(&at[i], entry | ((entry_t)i & ENTRY_BACK_MASK) << ENTRY_BACK_SHIFT);
 }
 
 void registry_set_home(const void *base, size_t granules, unsigned home)
@@ -73,7 +77,7 @@ bool registry_release(const void *start)
     _Atomic entry_t *at = entry_at(start);
     entry_t entry = load_relaxed(at);
     if (entry_code(entry) != CODE_MID) return false;
-    entry_t released = (entry & ~(entry_t)ENTRY_SLOT_MASK) | (entry_t)CODE_RELEASED << ENTRY_CLASS_SHIFT;
+    entry_t released = (entry & ~(entry_t)ENTRY_SLOT_MASK) | (entry_t)CODE_RELEASED << ENTRY_CODE_SHIFT;
     return cas_acquire(at, &entry, released);
 }
 

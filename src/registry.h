@@ -16,14 +16,17 @@
  *            +--------+---------------+----------------+----------+------+
  *   Rotated right by 4, the index into registry_top is below 2^17 only for aligned pointers of the user half.
  *
- *   entry     63                      23 22    16 15    10  9  8        2 1 0
- *            +--------------------------+--------+--------+---+----------+---+
- *            | owner: heap address / 64 | home   | gran.  | C | class    | 0 |
- *            |                          |        | before |   | code     |   |   C: the heap is CHECKED
- *            +--------------------------+--------+--------+---+----------+---+
- *   Entry xor owner is below 2^23 exactly for the owner's granules; the class code * 4 is then the name of the
+ *   entry     63                      23 22 21    16 15     8 7       1  0
+ *            +--------------------------+---+--------+--------+---------+---+
+ *            | owner: heap address / 64 | C | gran.  | home   | class   | 0 |
+ *            |                          |   | before |        | code    |   |   C: the heap is CHECKED
+ *            +--------------------------+---+--------+--------+---------+---+
+ *                                                     <------ tag ------->
+ *   Entry xor owner is below 2^23 exactly for the owner's granules, and below 2^22 where the owner is FAST besides, so
+ *   that one comparison is all that a free of a FAST heap spends on both. The class code * 2 is then the name of the
  *   class's slot in an area, "granules before" leads to the start of the run, and the home is the index of the CPU that
- *   the slab's blocks come from and go back to.
+ *   the slab's blocks come from and go back to. The tag says all that a push has to know; the magazine that takes such
+ *   blocks carries the same.
  *
  * Thread-safety: entries are written by who holds the run (from taking it until giving it back) and read by anyone.
  * A reader that races with a writer holds a pointer into a run that is being given back: a bug of the caller,
@@ -36,14 +39,15 @@ enum {
     GIB_SUPERSLABS = 1 << (GIB_SHIFT - SUPERSLAB_SHIFT),
     ADDRESS_BITS = 47,
     REGISTRY_TOP = 1 << (ADDRESS_BITS - GIB_SHIFT),
-    ENTRY_CLASS_SHIFT = 2,
-    ENTRY_BACK_SHIFT = 10,
-    ENTRY_CHECKED_SHIFT = 9,
-    ENTRY_HOME_SHIFT = 16,
+    BLOCKS_SHIFT = GRANULE_SHIFT - 4, /* a granule in 16 bytes */
+    ENTRY_CODE_SHIFT = 1,
+    ENTRY_HOME_SHIFT = 8,
+    ENTRY_BACK_SHIFT = 16,
     ENTRY_OWNER_SHIFT = 23,
-    ENTRY_SLOT_MASK = 0x1fc,
-    ENTRY_BACK_MASK = 0xfc00,
-    HOME_NONE = (1 << (ENTRY_OWNER_SHIFT - ENTRY_HOME_SHIFT)) - 1, /* also of CPUs whose index is not below it */
+    ENTRY_CHECKED = 1 << (ENTRY_OWNER_SHIFT - 1),
+    ENTRY_SLOT_MASK = 0xff, /* its lowest bit is always 0 */
+    ENTRY_BACK_MASK = 0x3f,
+    HOME_NONE = (1 << (ENTRY_BACK_SHIFT - ENTRY_HOME_SHIFT)) - 1, /* also of CPUs whose index is not below it */
 };
 
 /* Class codes: the size classes, then what is no size class. Codes up to SLOT_COUNT have a slot in every area. */
@@ -53,7 +57,7 @@ enum {
     SLOT_COUNT,
     CODE_DEAD = SLOT_COUNT, /* given back by a heap that was reset or destroyed; owner 0 */
     CODE_META,              /* the library's own records; owner 0 */
-    CODE_CHECKED = 1 << (ENTRY_CHECKED_SHIFT - ENTRY_CLASS_SHIFT), /* or-ed to a code: the owner is CHECKED */
+    CODE_CHECKED = 1 << 7,  /* or-ed to a code: the owner is CHECKED */
 };
 
 typedef uint64_t entry_t;
@@ -62,6 +66,7 @@ struct superslab;
 struct large;
 
 typedef struct gib {
+    char lead[HAK_LINE]; /* unused: entries begin at no page's start, so registry_top is never 0 by chance */
     _Atomic entry_t entry[GIB_GRANULES];
     struct superslab *_Atomic superslab[GIB_SUPERSLABS]; /* NULL: not ours */
     struct large *_Atomic range[GIB_SUPERSLABS];         /* the large block that covers these 2 MiB; see large.h */
@@ -78,13 +83,20 @@ typedef struct divisor {
 } divisor_t;
 extern const divisor_t registry_divisors[SLOT_COUNT];
 
-extern gib_t *_Atomic registry_top[REGISTRY_TOP];
+/*
+ * For each GiB the address at which the entry of address 0 would lie, were its table as long as that; 0: it has no table. So
+ * the granule's number in the whole address space is the index, and nothing has to be masked.
+ */
+extern _Atomic uintptr_t registry_top[REGISTRY_TOP];
 
 /* The pointer rotated: below 2^43 where it is aligned to 16 and in the user half. */
 HAK_INLINE uint64_t registry_rotate(const void *ptr)
 {
     return (uint64_t)(uintptr_t)ptr >> 4 | (uint64_t)(uintptr_t)ptr << 60;
 }
+
+/* The pointer again, where it was aligned. */
+HAK_INLINE uint64_t registry_unrotate(uint64_t rotated) { return rotated << 4; }
 
 /* The entry for a rotated pointer; 0 where nothing of ours is near. One branch for each way not to be ours. */
 HAK_INLINE entry_t registry_entry(uint64_t rotated)
@@ -93,10 +105,10 @@ HAK_INLINE entry_t registry_entry(uint64_t rotated)
         rotated >> (GIB_SHIFT - 4); /* what a misaligned or high pointer has in its top bits is out of range here */
     if (HAK_UNLIKELY(top >= REGISTRY_TOP)) return 0;
     /* Acquire: pairs with the release in registry_cover; the table is zeroed before it is linked. */
-    gib_t *gib = load_acquire(&registry_top[top]);
-    if (HAK_UNLIKELY(!gib)) return 0;
+    uintptr_t origin = load_acquire(&registry_top[top]);
+    if (HAK_UNLIKELY(!origin)) return 0;
     /* Relaxed: the pointer itself came from who wrote the entry, through whatever handed the block over. */
-    return load_relaxed(&gib->entry[rotated >> (GRANULE_SHIFT - 4) & (GIB_GRANULES - 1)]);
+    return load_relaxed((_Atomic entry_t *)(origin + (rotated >> (GRANULE_SHIFT - 4)) * sizeof(entry_t)));
 }
 
 /* The entry for any pointer, aligned or not. */
@@ -107,25 +119,32 @@ HAK_INLINE entry_t registry_lookup(const void *ptr)
 
 HAK_INLINE entry_t entry_owner_bits(const void *heap) { return (uint64_t)(uintptr_t)heap << (ENTRY_OWNER_SHIFT - 6); }
 HAK_INLINE void *entry_heap(entry_t entry) { return (void *)(uintptr_t)(entry >> ENTRY_OWNER_SHIFT << 6); }
-HAK_INLINE unsigned entry_code(entry_t entry) { return (unsigned)(entry & ENTRY_SLOT_MASK) >> ENTRY_CLASS_SHIFT; }
-HAK_INLINE unsigned entry_back(entry_t entry) { return (unsigned)(entry & ENTRY_BACK_MASK) >> ENTRY_BACK_SHIFT; }
+HAK_INLINE unsigned entry_code(entry_t entry) { return (unsigned)(entry & ENTRY_SLOT_MASK) >> ENTRY_CODE_SHIFT; }
+HAK_INLINE unsigned entry_back(entry_t entry) { return (unsigned)(entry >> ENTRY_BACK_SHIFT) & ENTRY_BACK_MASK; }
 HAK_INLINE unsigned entry_home(entry_t entry) { return (unsigned)(entry >> ENTRY_HOME_SHIFT) & HOME_NONE; }
 /* Of an entry xor the owner bits of a heap: whether it is that heap's. */
 HAK_INLINE bool entry_is_owned(entry_t mine) { return mine < (entry_t)1 << ENTRY_OWNER_SHIFT; }
-/* Of an entry xor the owner bits: whether the heap is CHECKED, known without a look at the heap. */
-HAK_INLINE bool entry_is_checked(entry_t mine) { return mine >> ENTRY_CHECKED_SHIFT & 1; }
-/* The code times 4, which is what sections call the slot (PERCPU_HOT), from an entry whose owner bits are gone. */
+/* The same: whether it is that heap's, and the heap is FAST. */
+HAK_INLINE bool entry_is_fast(entry_t mine) { return mine < ENTRY_CHECKED; }
+/* The code times 2, which is what sections call the slot (PERCPU_HOT), from an entry whose owner bits are gone. */
 HAK_INLINE size_t entry_slot(entry_t mine) { return mine & ENTRY_SLOT_MASK; }
+/* What the granules of a slab and the magazine that takes its blocks have in common: the low 16 bits of an entry. */
+HAK_INLINE uint16_t entry_tag(entry_t entry) { return (uint16_t)entry; }
+HAK_INLINE uint16_t registry_tag(unsigned home, unsigned code)
+{
+    return (uint16_t)(home << ENTRY_HOME_SHIFT | code << ENTRY_CODE_SHIFT);
+}
 /* A rotated pointer's distance from the start of its run, in 16 bytes. */
 HAK_INLINE uint32_t entry_offset(entry_t entry, uint64_t rotated)
 {
-    return (uint32_t)((entry & ENTRY_BACK_MASK) + (rotated & 0x3ff));
+    uint32_t back = (uint32_t)(entry >> (ENTRY_BACK_SHIFT - BLOCKS_SHIFT)) & ENTRY_BACK_MASK << BLOCKS_SHIFT;
+    return back | (uint32_t)(rotated & ((1 << BLOCKS_SHIFT) - 1));
 }
 /* Whether a rotated pointer is at the start of a block. */
 HAK_INLINE bool entry_divides(entry_t mine, uint64_t rotated)
 {
     const divisor_t *divisor =
-        (const divisor_t *)(const void *)((const char *)registry_divisors + entry_slot(mine) * 2);
+        (const divisor_t *)(const void *)((const char *)registry_divisors + entry_slot(mine) * 4);
     return entry_offset(mine, rotated) * divisor->multiply <= divisor->most;
 }
 HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)

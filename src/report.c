@@ -134,6 +134,20 @@ static void add_class(hak_heap_t *heap, unsigned cls, hak_heap_stats_t *out)
     out->untouched_bytes += slab_bytes - (stats.slabs * size_classes[cls].blocks - stats.untouched_blocks) * bytes;
 }
 
+/* Classes are read one after another while threads run, so memory that moved may have been counted twice: no sum of parts
+ * is more than the whole. */
+static void fit(hak_heap_stats_t *out)
+{
+    size_t *parts[] = {&out->metadata_bytes,     &out->live_bytes, &out->hot_bytes,
+                       &out->spare_bytes,        &out->cold_bytes, &out->remote_bytes,
+                       &out->large_cached_bytes, &out->free_bytes, &out->untouched_bytes};
+    size_t left = out->committed_bytes;
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        *parts[i] = hak_min(*parts[i], left);
+        left -= *parts[i];
+    }
+}
+
 void report_stats(hak_heap_t *heap, hak_heap_stats_t *out)
 {
     *out = (hak_heap_stats_t){.struct_size = sizeof *out};
@@ -156,8 +170,8 @@ void report_stats(hak_heap_t *heap, hak_heap_stats_t *out)
     out->metadata_bytes = load_relaxed(&heap->metadata);
     out->committed_bytes = load_relaxed(&heap->committed);
     out->peak_bytes = hak_max(load_relaxed(&heap->peak), out->committed_bytes);
-    out->live_bytes = hak_min(out->live_bytes, out->committed_bytes);
     out->mapped_bytes = out->committed_bytes;
+    fit(out);
 }
 
 /* ---- Text ---- */

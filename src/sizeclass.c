@@ -12,58 +12,23 @@ const size_class_t size_classes[CLASS_COUNT] = {SIZE_CLASSES(ROW)};
     _Static_assert((bytes) % BLOCK_ALIGN == 0, "blocks are aligned");
 SIZE_CLASSES(FITS)
 
-#define ONE(cls)   (4 * (cls))
-#define TWO(cls)   ONE(cls), ONE(cls)
-#define FOUR(cls)  TWO(cls), TWO(cls)
-#define EIGHT(cls) FOUR(cls), FOUR(cls)
+#define ONE(cls, mark)   (2 * (cls) + (mark))
+#define TWO(cls, mark)   ONE(cls, mark), ONE(cls, mark)
+#define FOUR(cls, mark)  TWO(cls, mark), TWO(cls, mark)
+#define EIGHT(cls, mark) FOUR(cls, mark), FOUR(cls, mark)
 
-const uint16_t size_class_slots[2 * LOOKUP_ENTRIES] = {
-    /* coarse: 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024 */
-    TWO(0),
-    ONE(1),
-    ONE(2),
-    ONE(3),
-    TWO(5),
-    TWO(7),
-    FOUR(11),
-    FOUR(15),
-    EIGHT(19),
-    EIGHT(23),
-    EIGHT(27),
-    EIGHT(27),
-    EIGHT(31),
-    EIGHT(31),
-    /* fine */
-    TWO(0),
-    ONE(1),
-    ONE(2),
-    ONE(3),
-    ONE(4),
-    ONE(5),
-    ONE(6),
-    ONE(7),
-    ONE(8),
-    ONE(9),
-    ONE(10),
-    ONE(11),
-    ONE(12),
-    ONE(13),
-    ONE(14),
-    ONE(15),
-    TWO(16),
-    TWO(17),
-    TWO(18),
-    TWO(19),
-    TWO(20),
-    TWO(21),
-    TWO(22),
-    TWO(23),
-    FOUR(24),
-    FOUR(25),
-    FOUR(26),
-    FOUR(27),
-    FOUR(28),
-    FOUR(29),
-    FOUR(30),
-    FOUR(31),
-};
+/* clang-format off */
+/* 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024 */
+#define COARSE(mark) \
+    TWO(0, mark), ONE(1, mark), ONE(2, mark), ONE(3, mark), TWO(5, mark), TWO(7, mark), FOUR(11, mark), \
+    FOUR(15, mark), EIGHT(19, mark), EIGHT(23, mark), EIGHT(27, mark), EIGHT(27, mark), EIGHT(31, mark), \
+    EIGHT(31, mark)
+#define FINE(mark) \
+    TWO(0, mark), ONE(1, mark), ONE(2, mark), ONE(3, mark), ONE(4, mark), ONE(5, mark), ONE(6, mark), \
+    ONE(7, mark), ONE(8, mark), ONE(9, mark), ONE(10, mark), ONE(11, mark), ONE(12, mark), ONE(13, mark), \
+    ONE(14, mark), ONE(15, mark), TWO(16, mark), TWO(17, mark), TWO(18, mark), TWO(19, mark), TWO(20, mark), \
+    TWO(21, mark), TWO(22, mark), TWO(23, mark), FOUR(24, mark), FOUR(25, mark), FOUR(26, mark), FOUR(27, mark), \
+    FOUR(28, mark), FOUR(29, mark), FOUR(30, mark), FOUR(31, mark)
+/* clang-format on */
+
+const uint8_t size_class_slots[4 * LOOKUP_ENTRIES] = {COARSE(0), FINE(0), COARSE(SLOT_MARK), FINE(SLOT_MARK)};

@@ -55,13 +55,18 @@ extern const size_class_t size_classes[CLASS_COUNT];
 enum {
     LOOKUP_ENTRIES = LOOKUP_MAX / BLOCK_ALIGN + 1,
     CLASSES_COARSE = BLOCK_ALIGN - 1, /* added to a size before it is divided: rounds it up, */
-    CLASSES_FINE = CLASSES_COARSE + LOOKUP_ENTRIES * BLOCK_ALIGN, /* and chooses the second table */
+    CLASSES_FINE = CLASSES_COARSE + LOOKUP_ENTRIES * BLOCK_ALIGN, /* and chooses the second table, */
+    CLASSES_MARKED = 2 * LOOKUP_ENTRIES * BLOCK_ALIGN,            /* added to either: its slots with SLOT_MARK */
+    SLOT_MARK = 1, /* what a heap wants to know when it has the slot, without a load of its own */
 };
-extern const uint16_t size_class_slots[2 * LOOKUP_ENTRIES]; /* the class times 4: what sections call the slot */
+extern const uint8_t size_class_slots[4 * LOOKUP_ENTRIES]; /* the class times 2: what sections call the slot */
 
-/* `table` is CLASSES_COARSE or CLASSES_FINE; also 0, what a heap that is gone may read, stays inside the tables. */
-HAK_INLINE size_t sizeclass_slot(size_t table, size_t size) { return size_class_slots[(table + size) / BLOCK_ALIGN]; }
-HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size) { return (unsigned)sizeclass_slot(table, size) / 4; }
+/* `table` is CLASSES_COARSE or CLASSES_FINE, marked or not; also 0, what a heap that is gone may read, stays inside the tables. */
+HAK_INLINE unsigned sizeclass_slot(size_t table, size_t size)
+{
+    return size_class_slots[(table + size) / BLOCK_ALIGN];
+}
+HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size) { return sizeclass_slot(table, size) / 2; }
 
 /* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */
 HAK_INLINE unsigned sizeclass_of(size_t size)

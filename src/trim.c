@@ -40,7 +40,7 @@ static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
 
 static void take_limit(hak_heap_t *heap, const area_t *area, magazine_t *magazine, unsigned cls)
 {
-    uint64_t limit = atomic_exchange_explicit(&magazine->limit, 0, memory_order_relaxed);
+    uint32_t limit = atomic_exchange_explicit(&magazine->limit, 0u, memory_order_relaxed);
     budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit));
 }
 

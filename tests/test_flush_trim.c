@@ -691,7 +691,10 @@ static void must_balance_budget(hak_heap_t *heap, size_t given, const char *when
         if (state && state->cold) sum += (int64_t)state->cold->blocks * size_classes[class].bytes;
         for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
             area_t *area = percpu_area(&heap->percpu, i);
-            if (area) sum += (int64_t)load_relaxed(&area->hot[class].limit) * 2 * size_classes[class].bytes;
+            if (!area) continue;
+            sum += (int64_t)load_relaxed(&area->hot[class].limit) * 2 * size_classes[class].bytes;
+            const magazine_t *outbox = load_relaxed(&area->outbox);
+            if (outbox) sum += (int64_t)load_relaxed(&outbox[class].limit) * size_classes[class].bytes;
         }
     }
     cr_assert(sum == (int64_t)given, "%s: %lld of %zu bytes", when, (long long)sum, given);

@@ -314,7 +314,7 @@ Test(home, a_small_heap_has_no_homes)
 {
     hak_heap_t *heap = heap_on(HERE, 1);
     size_t count = 0;
-    for (; heap->runs < DIVIDE_RUNS - 1; count++) blocks[count] = must_calloc_one(heap);
+    for (; heap->runs < DIVIDE_SLABS - 1; count++) blocks[count] = must_calloc_one(heap);
     cr_assert(load_relaxed(&heap->divided) == UNDIVIDED && state_of(heap)->homes == 0);
     heap_divide(heap, HERE); /* nothing is due */
     lock_acquire(&state_of(heap)->lock, RANK_CLASS);
@@ -430,7 +430,7 @@ Test(home, all_of_a_home_is_taken_over)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_on(HERE, level);
-        size_t count = divide(heap, 200);
+        size_t count = divide(heap, 2000);
         for (size_t i = 0; i < 1500; i++) hak_heap_free(heap, blocks[--count]);
         class_state_t *state = state_of(heap);
         cr_assert(state->cold && state->cold->count > 0, "no chain of the home");

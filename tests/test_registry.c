@@ -97,7 +97,7 @@ static void must_be_run(const char *start, unsigned granules, const void *heap, 
             cr_assert(registry_entry(rotated) == entry);
             entry_t mine = entry ^ entry_owner_bits(heap);
             cr_assert(entry_offset(mine, rotated) == (g * GRANULE + places[i]) / 16, "granule %u + %u", g, places[i]);
-            if (code < SLOT_COUNT) cr_assert(entry_slot(mine) == (size_t)code * 4);
+            if (code < SLOT_COUNT) cr_assert(entry_slot(mine) == (size_t)code * 2);
         }
     }
 }
@@ -146,7 +146,8 @@ Test(registry, a_home_is_written_over_and_changes_nothing_else)
         for (size_t g = 0; g < 17; g++) {
             entry_t mine = registry_lookup(base + g * GRANULE) ^ entry_owner_bits(heaps[0]);
             cr_assert(entry_home(mine) == (g < 16 ? homes[i] : HOME_NONE), "granule %zu", g);
-            cr_assert(entry_is_checked(mine) == (g < 16));
+            cr_assert(entry_is_owned(mine) && entry_is_fast(mine) == (g == 16));
+            cr_assert(entry_tag(mine) == registry_tag(entry_home(mine), 9));
         }
     }
 }
@@ -166,9 +167,9 @@ Test(registry, entries_know_where_blocks_begin)
                       at);
         }
     }
-    cr_assert(entry_divides((entry_t)CODE_MID << ENTRY_CLASS_SHIFT, 7),
+    cr_assert(entry_divides((entry_t)CODE_MID << ENTRY_CODE_SHIFT, 7),
               "what is no size class is refused by its slot");
-    cr_assert(entry_divides((entry_t)CODE_RELEASED << ENTRY_CLASS_SHIFT, 7));
+    cr_assert(entry_divides((entry_t)CODE_RELEASED << ENTRY_CODE_SHIFT, 7));
 }
 
 Test(registry, entries_know_the_level)
@@ -184,11 +185,13 @@ Test(registry, entries_know_the_level)
     for (size_t g = 0; g < 9; g++) {
         const char *at = base + g * GRANULE;
         entry_t mine = registry_lookup(at) ^ entry_owner_bits(heaps[g < 3 ? 0 : 1]);
-        cr_assert(entry_is_checked(mine) == (g >= 3), "granule %zu", g);
+        cr_assert(entry_is_owned(mine) && entry_is_fast(mine) == (g < 3), "granule %zu", g);
+        entry_t foreign = registry_lookup(at) ^ entry_owner_bits(heaps[2]);
+        cr_assert(!entry_is_owned(foreign) && !entry_is_fast(foreign), "granule %zu", g);
     }
     cr_assert(registry_release(base + 6 * GRANULE));
     entry_t mine = registry_lookup(base + 6 * GRANULE) ^ entry_owner_bits(heaps[1]);
-    cr_assert(entry_is_checked(mine) && entry_code(mine) == CODE_RELEASED && entry_back(mine) == 0);
+    cr_assert(!entry_is_fast(mine) && entry_code(mine) == CODE_RELEASED && entry_back(mine) == 0);
 }
 
 /* ---- Giving back a run of one block ---- */
@@ -290,7 +293,7 @@ Test(registry, two_reservations_share_a_gib)
     size_t index = (uintptr_t)base >> GIB_SHIFT;
     char *other = base + 100 * (size_t)SUPERSLAB;
     cr_assert(registry_cover(base, 4 * HAK_MIB));
-    gib_t *table = registry_top[index];
+    uintptr_t table = registry_top[index];
     registry_set_run(base, 2, heaps[0], 4);
     registry_set_superslab(base, fake_superslab(0));
     cr_assert(registry_cover(other, 4 * HAK_MIB));
@@ -314,8 +317,8 @@ Test(registry, refused_tables_can_be_asked_for_again)
     must_be_foreign(base);
     fake_os_refuse(FAKE_MAP, 2, 1);
     cr_assert(!registry_cover(base, 3 * HAK_GIB));
-    gib_t *first = registry_top[index];
-    cr_assert(first != NULL && registry_top[index + 1] == NULL && registry_top[index + 2] == NULL);
+    uintptr_t first = registry_top[index];
+    cr_assert(first && !registry_top[index + 1] && !registry_top[index + 2]);
     must_be_foreign(base);
     must_be_foreign(base + HAK_GIB);
     cr_assert(registry_cover(base, 3 * HAK_GIB));
@@ -335,7 +338,7 @@ Test(registry, a_range_is_covered_to_its_last_byte)
     cr_assert(registry_cover(base + SUPERSLAB, HAK_GIB - SUPERSLAB));
     cr_assert(registry_top[index] && !registry_top[index + 1]);
     cr_assert(registry_cover(base + SUPERSLAB, HAK_GIB - SUPERSLAB + 1));
-    cr_assert(registry_top[index + 1] != NULL);
+    cr_assert(registry_top[index + 1] != 0);
 }
 
 static char *cover_base;

@@ -12,6 +12,20 @@ Test(sizeclass, the_fine_lookup_is_what_is_computed)
                   size, sizeclass_lookup(CLASSES_FINE, size), sizeclass_of(size));
 }
 
+/* A marked table is the same table; what a heap that is gone reads (0) has no mark. */
+Test(sizeclass, marks_change_no_class)
+{
+    static const size_t tables[] = {CLASSES_COARSE, CLASSES_FINE};
+    for (size_t size = 0; size <= LOOKUP_MAX; size++) {
+        for (int i = 0; i < 2; i++) {
+            unsigned slot = sizeclass_slot(tables[i], size);
+            cr_assert(!(slot & SLOT_MARK) && sizeclass_slot(tables[i] + CLASSES_MARKED, size) == slot + SLOT_MARK);
+            cr_assert(sizeclass_lookup(tables[i] + CLASSES_MARKED, size) == slot / 2);
+        }
+        cr_assert(!(sizeclass_slot(0, size) & SLOT_MARK));
+    }
+}
+
 /* 2^k or 1.5 * 2^k. */
 static bool is_coarse(size_t bytes)
 {

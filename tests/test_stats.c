@@ -259,6 +259,9 @@ static void free_small_while_busy(bool reset)
 {
     enum { BLOCKS = 1000 };
     static void *blocks[BLOCKS];
+    /* On another CPU than where they were allocated, blocks would wait in its outbox. */
+    int cpu;
+    if (contract_cpus(&cpu, 1)) (void)contract_move_to(cpu);
     pthread_barrier_init(&is_held, NULL, 2);
     pthread_barrier_init(&may_go, NULL, 2);
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
