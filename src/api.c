@@ -61,16 +61,16 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
     block_corrupt(&heap->guard, "malloc", block, hak_usable_size(block));
 }
 
-/* The pop behind every allocation of a small block; NULL: a miss. `checked`: the heap's level, known without a load. */
-HAK_INLINE void *pop(hak_heap_t *heap, size_t hot, bool checked)
+/* The pop behind every allocation of a small block; NULL: a miss. `checked`: the heap's level, known without a load;
+ * `mark`: what the slot has too much. Both are constants. */
+HAK_INLINE void *pop(hak_heap_t *heap, size_t hot, bool checked, size_t mark)
 {
     chain_t link;
-    block_t *block = section_pop(&heap->percpu, hot, &link);
+    block_t *block = section_pop(&heap->percpu, hot, mark, &link);
     if (HAK_UNLIKELY(!block)) return NULL;
-    if (checked) {
-        if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
-        block_unseal(block);
-    }
+    /* Proves the seal and takes it away at once. */
+    if (checked && HAK_UNLIKELY((block->seal ^= link ^ heap->key ^ (uintptr_t)block) != 0))
+        malloc_corrupt(heap, block);
     counter_add(&heap->counters, refill_hot, 1);
     return block;
 }
@@ -78,16 +78,9 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t hot, bool checked)
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)), heap->key != 0);
+        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)), heap->key != 0, 0);
         if (HAK_LIKELY(ptr)) return ptr;
     }
-    return malloc_missed(heap, size);
-}
-
-static HAK_HOT HAK_NOINLINE void *malloc_checked(hak_heap_t *heap, size_t size, size_t hot)
-{
-    void *ptr = pop(heap, hot, true);
-    if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed(heap, size);
 }
 
@@ -95,8 +88,7 @@ HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
     unsigned slot = sizeclass_slot(load_relaxed(&heap->lookup), size);
-    if (HAK_UNLIKELY(slot & SLOT_MARK)) return malloc_checked(heap, size, slot - SLOT_MARK);
-    void *ptr = pop(heap, slot, false);
+    void *ptr = HAK_UNLIKELY(slot & SLOT_MARK) ? pop(heap, slot, true, SLOT_MARK) : pop(heap, slot, false, 0);
     if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed(heap, size);
 }
@@ -181,31 +173,12 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
     uint64_t unlinked = heap->key ^ (uintptr_t)ptr;
     if (HAK_UNLIKELY(!entry_divides(mine, rotated))) return PUSH_MISSED;
     uint64_t mark = block->link ^ block->seal;
-    __asm__("" : "+r"(mark)); /* one register and one comparison with zero: the compiler would keep both words */
-    if (HAK_UNLIKELY(!mark)) return PUSH_BLANK;
-    if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED;
+    if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
     push_t result =
         section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr), entry_tag(mine), unlinked);
     /* A section that was restarted may have sealed the block before it found the area stopped, or itself elsewhere. */
     if (HAK_UNLIKELY(result != PUSH_DONE)) block_unseal(ptr);
     return result;
-}
-
-/* The same of a block whose two words are equal: the program's, most of all zeros, or what is left of a seal where a trim
- * gave the page back. */
-static HAK_NOINLINE void free_blank(hak_heap_t *heap, void *ptr, entry_t mine)
-{
-    push_t result = PUSH_MISSED;
-    if (!slab_forgot(slab_of(mine, ptr), ptr))
-        result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr), entry_tag(mine),
-                                          heap->key ^ (uintptr_t)ptr);
-    if (HAK_LIKELY(result == PUSH_DONE)) {
-        counter_add(&heap->counters, tls_sll, 1);
-        return;
-    }
-    /* The words as they were, so that nothing of a restarted section looks like a seal. */
-    block_unseal(ptr);
-    free_slow(heap, ptr);
 }
 
 /* The same of a block whose home is another CPU, into this one's outbox: the tests are done. A magazine that knows of no
@@ -234,12 +207,11 @@ static HAK_COLD void free_without_heap(const void *ptr)
     if (ptr) hak_fatal(&(hak_fault_t){.code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
 }
 
-static HAK_HOT HAK_NOINLINE void free_checked(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
+HAK_INLINE void free_checked(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
 {
     push_t result = HAK_LIKELY(entry_is_owned(mine)) ? push_checked(heap, mine, rotated, ptr) : PUSH_MISSED;
     if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
     else if (result == PUSH_AWAY) free_away(heap, ptr, mine);
-    else if (result == PUSH_BLANK) free_blank(heap, ptr, mine);
     else free_slow(heap, ptr);
 }
 

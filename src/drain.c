@@ -89,7 +89,7 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
 
 static bool is_away(entry_t entry, int index)
 {
-    return entry_home(entry) != HOME_NONE && entry_home(entry) != registry_home(index);
+    return entry_home(entry) < HOME_LOOK && entry_home(entry) != registry_home(index);
 }
 
 bool drain_is_away(entry_t entry) { return is_away(entry, percpu_index()); }
@@ -116,7 +116,7 @@ static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, uns
         heap_take_over(state, home, here);
         home = here;
     }
-    chain_t overflow = home == HOME_NONE ? chain : put_cold(heap, state, chain, (int)home);
+    chain_t overflow = home >= HOME_LOOK ? chain : put_cold(heap, state, chain, (int)home);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
 }
 
@@ -181,7 +181,9 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
     if (!area || is_away(entry, index)) return false;
     size_t hot = PERCPU_HOT(cls);
-    if (refill_tag(heap, area, index, cls) && percpu_push(percpu, hot, ptr, heap->key)) {
+    refill_tag(heap, area, index, cls);
+    /* The tag was behind, or the block's slab wants to be looked at; by now it has been. */
+    if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);
         return true;
     }
@@ -211,7 +213,7 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
         drain_away(heap, state, area, index, ptr);
         return;
     }
-    if (area) (void)refill_tag(heap, area, index, cls);
+    if (area) refill_tag(heap, area, index, cls);
     if (area && !load_relaxed(&area->hot[cls].limit)) refill_grow_limit(heap, area, &area->hot[cls], state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);

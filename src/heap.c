@@ -184,7 +184,7 @@ void heap_rehome(class_state_t *state, slab_t *slab, unsigned home)
     hak_assert(lock_is_held(&state->lock));
     slab_move(heap_set_of(state, slab->home), heap_set_of(state, home), slab);
     slab->home = (uint8_t)home;
-    registry_set_home(slab->start, size_classes[slab->cls].granules, home);
+    slab_tell_home(slab);
 }
 
 enum { STILL = 3 };
@@ -216,7 +216,7 @@ static bool make_homes(hak_heap_t *heap, class_state_t *state, unsigned home, bo
 {
     uint32_t homes = state->homes ? state->homes : PERCPU_INLINE;
     while (homes <= home) homes *= 2;
-    if (homes > HOME_NONE) homes = HOME_NONE;
+    if (homes > HOME_LOOK) homes = HOME_LOOK;
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
     home_t *sets = record(heap, homes * sizeof *sets, may_wait);
     lock_release(&heap->lock, RANK_HEAP);

@@ -23,8 +23,8 @@ void *refill_from_spare(hak_heap_t *heap, unsigned cls);
 
 /* The running CPU's area and index; made where there is none. NULL where the thread must go without. */
 area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait);
-/* Tells a hot magazine which blocks are at home there. False: nothing has changed since it was told. */
-bool refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls);
+/* Tells a hot magazine which blocks are at home there. */
+void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls);
 /* Lets a magazine of this area hold more, inside the heap's budget. */
 void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state);
 

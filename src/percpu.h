@@ -85,7 +85,7 @@ void percpu_close(percpu_t *percpu);
 
 #define PERCPU_OUTBOX offsetof(area_t, outbox)
 
-typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY, PUSH_BLANK } push_t; /* BLANK: api's own */
+typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY } push_t;
 
 /* The sections, or twins that always miss. */
 #include "percpu_rseq.h"
@@ -101,13 +101,11 @@ chain_t percpu_take_outbox(percpu_t *percpu, size_t hot);
 /* A chain into an empty magazine; false where it is not empty, or its area is stopped or missing. */
 bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain);
 
-/* Says which blocks a hot magazine takes without a look at their home. False: it has said so before. */
-HAK_INLINE bool percpu_tag(area_t *area, unsigned cls, uint16_t tag)
+/* Says which blocks a hot magazine takes without a look at their home. */
+HAK_INLINE void percpu_tag(area_t *area, unsigned cls, uint16_t tag)
 {
     /* Relaxed: a home is a hint, and the rest of the tag never changes; see registry.h. */
-    if (load_relaxed(&area->hot[cls].tag) == tag) return false;
-    store_relaxed(&area->hot[cls].tag, (uint32_t)tag);
-    return true;
+    if (load_relaxed(&area->hot[cls].tag) != tag) store_relaxed(&area->hot[cls].tag, (uint32_t)tag);
 }
 
 /* What a limit of so many blocks takes from the heap's budget: a hot magazine's is also the limit of the spare one. */

@@ -48,15 +48,17 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
 #define RSEQ_INPUTS(p) [count] "m"((p)->count), [table] "m"((p)->table)
 /* clang-format on */
 
-/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. */
-HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, chain_t *link)
+/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. `mark`, a constant, is taken off `hot` by
+ * the addressing. */
+HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, const size_t mark, chain_t *link)
 {
     uint64_t result, next, area;
-    __asm__ volatile goto(RSEQ_SECTION " movq (%[area],%[hot],8),%[result]\n shrq $16,%[result]\n jz %l[miss]\n"
-                                       " movq (%[result]),%[next]\n movq %[next],(%[area],%[hot],8)\n"
-                                       "2:\n"
+    __asm__ volatile goto(RSEQ_SECTION
+                          " movq -8*%c[mark](%[area],%[hot],8),%[result]\n shrq $16,%[result]\n jz %l[miss]\n"
+                          " movq (%[result]),%[next]\n movq %[next],-8*%c[mark](%[area],%[hot],8)\n"
+                          "2:\n"
                           : [result] "=&a"(result), [next] "=&c"(next), [area] "=&r"(area)
-                          : RSEQ_INPUTS(percpu), [hot] "r"(hot)
+                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [mark] "i"(mark)
                           : "memory", "cc"
                           : miss);
     *link = next;
@@ -74,15 +76,16 @@ miss:
 /* clang-format off */
 #define RSEQ_PUSH_HEAD " movq (%[area],%[hot],8),%[result]\n cmpw 8(%[area],%[hot],8),%w[result]\n" \
                        " jae %l[miss]\n movq %[result],(%[block])\n"
-#define RSEQ_PUSH_SEAL " movq %[result],%[seal]\n xorq %[unlinked],%[seal]\n movq %[seal],8(%[block])\n"
-#define RSEQ_PUSH_TAIL " incl %k[result]\n movw %w[result],%w[shifted]\n movq %[shifted],(%[area],%[hot],8)\n2:\n"
+#define RSEQ_PUSH_COUNT " movw %w[result],%w[shifted]\n incq %[shifted]\n"
+#define RSEQ_PUSH_SEAL  " xorq %[unlinked],%[result]\n movq %[result],8(%[block])\n"
+#define RSEQ_PUSH_TAIL  " movq %[shifted],(%[area],%[hot],8)\n2:\n"
 
 /* Defines section_<name> and section_<name>_sealed; WHERE is one of the three ways, INPUT the operand it takes. */
 #define SECTION_PUSH(name, WHERE, INPUT)                                                                     \
     HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag)                 \
     {                                                                                                        \
         uint64_t result, area;                            \
-        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_TAIL                                   \
+        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_COUNT RSEQ_PUSH_TAIL                                 \
                               : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)         \
                               : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr), INPUT                 \
                               : "memory", "cc"                                                               \
@@ -96,10 +99,9 @@ miss:
     HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag,        \
                                               uint64_t unlinked)                                             \
     {                                                                                                        \
-        uint64_t result, area, seal;                      \
-        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL                    \
-                              : [result] "=&r"(result), [area] "=&r"(area), [seal] "=&r"(seal),              \
-                                [shifted] "+&r"(shifted)                                                     \
+        uint64_t result, area;                     \
+        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_COUNT RSEQ_PUSH_SEAL RSEQ_PUSH_TAIL                    \
+                              : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)                                                     \
                               : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr),                       \
                                 [unlinked] "r"(unlinked), INPUT                                              \
                               : "memory", "cc"                                                               \
@@ -168,9 +170,9 @@ miss:
 
 #else
 
-HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, chain_t *link)
+HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, const size_t mark, chain_t *link)
 {
-    (void)percpu, (void)hot, (void)link;
+    (void)percpu, (void)hot, (void)mark, (void)link;
     return NULL;
 }
 

@@ -8,7 +8,7 @@
  * or MOST_BLOCKS, as long as the heap's budget has room; the budget is charged for hot and spare alike. Where it has
  * none, another class of the same area gives up half of what it has (the "stealing" of tcmalloc's thread caches).
  */
-enum { MOST_BYTES = 256 * 1024, MOST_BLOCKS = 128, LEAST_BLOCKS = 2, FIRST_BLOCKS = 8, SHARE = 4, STEAL_TRIES = 8 };
+enum { MOST_BYTES = 256 * 1024, MOST_BLOCKS = 256, LEAST_BLOCKS = 2, FIRST_BLOCKS = 8, SHARE = 2, STEAL_TRIES = 8 };
 
 static uint32_t most_blocks(const class_state_t *state)
 {
@@ -64,11 +64,11 @@ void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, con
     if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
 }
 
-bool refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
+void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
     /* While the heap is being divided some of its slabs have no home yet: to free their blocks costs the slow path. */
     unsigned home = load_relaxed(&heap->divided) == DIVIDED ? registry_home(index) : HOME_NONE;
-    return percpu_tag(area, cls, registry_tag(home, cls));
+    percpu_tag(area, cls, registry_tag(home, cls));
 }
 
 /* ---- The running CPU's area ---- */
@@ -247,7 +247,7 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
     if (!state) return NULL;
     int index;
     area_t *area = refill_area(heap, &index, true);
-    if (area) (void)refill_tag(heap, area, index, cls);
+    if (area) refill_tag(heap, area, index, cls);
     chain_t link;
     block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), &link);
     if (block) {

@@ -48,6 +48,7 @@ enum {
     ENTRY_SLOT_MASK = 0xff, /* its lowest bit is always 0 */
     ENTRY_BACK_MASK = 0x3f,
     HOME_NONE = (1 << (ENTRY_BACK_SHIFT - ENTRY_HOME_SHIFT)) - 1, /* also of CPUs whose index is not below it */
+    HOME_LOOK = HOME_NONE - 1, /* no CPU's either: a free has to look at the slab; see slab_tell_home */
 };
 
 /* Class codes: the size classes, then what is no size class. Codes up to SLOT_COUNT have a slot in every area. */
@@ -155,7 +156,7 @@ HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 /* Makes the tables for a range. False where the system refuses memory; what was made stays, harmless. */
 bool registry_cover(const void *base, size_t bytes);
 /* The home's name in an entry, for the index of a CPU; HOME_NONE where there is none. */
-HAK_INLINE unsigned registry_home(int index) { return (unsigned)index < HOME_NONE ? (unsigned)index : HOME_NONE; }
+HAK_INLINE unsigned registry_home(int index) { return (unsigned)index < HOME_LOOK ? (unsigned)index : HOME_NONE; }
 /* Gives a run of blocks another home. */
 void registry_set_home(const void *base, size_t granules, unsigned home);
 

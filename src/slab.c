@@ -160,6 +160,13 @@ static bool is_released(const slab_t *slab, size_t index)
     return released && (pages_of(slab, index, index + 1) & released) && is_carved(slab, index);
 }
 
+void slab_tell_home(const slab_t *slab)
+{
+    bool checked = registry_lookup(slab->start) & ENTRY_CHECKED;
+    bool look = checked && load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
+    registry_set_home(slab->start, size_classes[slab->cls].granules, look ? HOME_LOOK : slab->home);
+}
+
 /* Wants the first released page again: blocks of it that overlap no other are free ones. */
 static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
 {
@@ -169,6 +176,7 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     size_t first = page * HAK_PAGE / bytes;
     size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, size_classes[slab->cls].blocks);
     store_relaxed(&slab->released, released & (released - 1));
+    if (!(released & (released - 1))) slab_tell_home(slab);
     for (size_t i = end; i-- > first;) {
         if (!is_carved(slab, i) || is_released(slab, i)) continue;
         slab->free = block_push(slab->free, slab->start + i * bytes, key);
@@ -317,6 +325,7 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     if (!gone) return 0;
     set->carved -= slab_touched(slab);
     store_relaxed(&slab->released, load_relaxed(&slab->released) | gone);
+    slab_tell_home(slab);
     rebuild(slab, &is_free, guard->key);
     set->carved += slab_touched(slab);
     return (size_t)__builtin_popcountll(gone);

@@ -72,6 +72,13 @@ HAK_INLINE bool slab_forgot(const slab_t *slab, const void *ptr)
     return released >> ((size_t)((const char *)ptr - slab->start) / HAK_PAGE) & 1;
 }
 
+/*
+ * Writes a slab's home into the entries of its granules. In a CHECKED heap a slab with released pages has HOME_LOOK there, as
+ * long as it has any: the seals of blocks in those pages are gone, so that a second free of one is known by slab_forgot
+ * only, and no push may skip that. Lock: the class's.
+ */
+void slab_tell_home(const slab_t *slab);
+
 /* Blocks that may have been written. */
 HAK_INLINE size_t slab_touched(const slab_t *slab) { return (size_t)slab->carved - slab->released_blocks; }
 HAK_INLINE size_t slab_outside(const slab_t *slab) { return slab_touched(slab) - chain_count(slab->free); }

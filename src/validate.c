@@ -87,8 +87,9 @@ block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operati
     if (!is_start(&id, ptr))
         bad_pointer("INTERIOR", operation, ptr, id.heap, id.usable, "the address is not the start of a block");
     const block_t *block = ptr;
-    if (id.kind == KIND_SMALL && id.heap->key &&
-        (block_is_sealed(block, block->link, id.heap->key) || slab_forgot(slab_of(id.entry, ptr), ptr)))
+    if (id.kind != KIND_SMALL || !id.heap->key) return id;
+    bool look = entry_home(id.entry) == HOME_LOOK;
+    if (block_is_sealed(block, block->link, id.heap->key) || (look && slab_forgot(slab_of(id.entry, ptr), ptr)))
         double_free(id.heap, ptr, id.usable, operation);
     return id;
 }
@@ -191,10 +192,10 @@ static void check_run(walk_t *walk, const char *start, unsigned granules, unsign
 static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, slab_set_t *sum)
 {
     const size_class_t *sizes = &size_classes[cls];
-    if (slab->cls != cls || slab->bin != bin || entry_home(registry_lookup(slab->start)) != slab->home ||
-        slab->carved > sizes->blocks || slab->released_blocks > slab->carved)
+    if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks || slab->released_blocks > slab->carved)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
-    check_run(walk, slab->start, sizes->granules, cls, slab->home);
+    bool look = walk->heap->key && load_relaxed(&slab->released);
+    check_run(walk, slab->start, sizes->granules, cls, look ? HOME_LOOK : slab->home);
     size_t free_blocks = walk_chain(walk, cls, slab->free, true);
     sum->slabs++;
     sum->carved += slab_touched(slab);

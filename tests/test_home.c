@@ -364,7 +364,7 @@ Test(home, all_classes_are_divided_at_once)
 
 Test(home, each_cpu_has_slabs_of_its_own)
 {
-    static const unsigned indices[] = {1, 2, 5, 40, HOME_NONE - 1, HOME_NONE, HOME_NONE + 1, 300};
+    static const unsigned indices[] = {1, 2, 5, 40, HOME_LOOK - 1, HOME_LOOK, HOME_NONE, HOME_NONE + 1, 300};
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_on(HERE, level);
         size_t count = divide(heap, 0);
@@ -372,7 +372,7 @@ Test(home, each_cpu_has_slabs_of_its_own)
         for (size_t i = 0; i < CONTRACT_LENGTH(indices); i++) {
             pretend(indices[i]);
             there[i] = memset(must_malloc(heap, SIZE), 1, SIZE);
-            unsigned wanted = indices[i] < HOME_NONE ? indices[i] : HOME_NONE;
+            unsigned wanted = indices[i] < HOME_LOOK ? indices[i] : HOME_NONE;
             cr_assert(home_of(there[i]) == wanted, "CPU %u: home %u", indices[i], home_of(there[i]));
             cr_assert(slab_at(there[i]) != slab_at(blocks[0]));
             must_be_sound(heap, count + i + 1, "one more CPU");
@@ -380,7 +380,7 @@ Test(home, each_cpu_has_slabs_of_its_own)
         /* But for the slab that was taken from last, whoever comes takes a slab of his own. */
         size_t whole = count - size_classes[class_of(SIZE)].blocks;
         for (size_t i = 0; i < whole; i++) cr_assert(home_of(blocks[i]) == HERE, "block %zu", i);
-        cr_assert(state_of(heap)->homes == HOME_NONE);
+        cr_assert(state_of(heap)->homes == HOME_LOOK);
         /* Freed by CPUs without a home, and by each other. */
         for (size_t i = 0; i < CONTRACT_LENGTH(indices); i++) {
             pretend(indices[CONTRACT_LENGTH(indices) - 1 - i]);
@@ -793,7 +793,7 @@ Test(home, sparse_slabs_are_adopted)
 
 /* ---- Anywhere, at any instant ---- */
 
-static const unsigned everywhere[] = {0, 1, 2, 7, HOME_NONE, 200};
+static const unsigned everywhere[] = {0, 1, 2, 7, HOME_LOOK, HOME_NONE, 200};
 static volatile sig_atomic_t moves;
 
 /* A migration: the kernel restarts the section that the signal hits, and it finds itself on another CPU. */

@@ -135,11 +135,12 @@ Test(registry, a_home_is_written_over_and_changes_nothing_else)
     char *base = reserve_gib_aligned(HAK_GIB);
     cr_assert(registry_cover(base, HAK_GIB));
     cr_assert(registry_home(-1) == HOME_NONE && registry_home(0) == 0);
-    cr_assert(registry_home(HOME_NONE - 1) == HOME_NONE - 1 && registry_home(HOME_NONE) == HOME_NONE);
+    cr_assert(registry_home(HOME_LOOK - 1) == HOME_LOOK - 1 && registry_home(HOME_LOOK) == HOME_NONE);
+    cr_assert(registry_home(HOME_NONE) == HOME_NONE);
     cr_assert(registry_home(1 << 20) == HOME_NONE);
     registry_set_run(base, 16, heaps[0], 9 | CODE_CHECKED);
     registry_set_run(base + 16 * (size_t)GRANULE, 1, heaps[0], 9);
-    static const unsigned homes[] = {HOME_NONE, 0, 1, HOME_NONE - 1, 64, HOME_NONE};
+    static const unsigned homes[] = {HOME_NONE, 0, 1, HOME_LOOK - 1, HOME_LOOK, 64, HOME_NONE};
     for (unsigned i = 0; i < sizeof homes / sizeof homes[0]; i++) {
         if (i) registry_set_home(base, 16, homes[i]);
         must_be_run(base, 16, heaps[0], 9);
