@@ -26,6 +26,7 @@ static void *blocks[MOST];
 static unsigned class_of(size_t size) { return hak_size_class_of(size); }
 static class_state_t *state_of(const hak_heap_t *heap) { return heap_class_made(heap, class_of(SIZE)); }
 static unsigned home_of(const void *ptr) { return entry_home(registry_lookup(ptr)); }
+static slab_t *slab_at(const void *ptr) { return slab_of(registry_lookup(ptr), ptr); }
 
 static void must_be_sound(const hak_heap_t *heap, size_t live_blocks, const char *when)
 {
@@ -297,6 +298,52 @@ Test(home, a_slab_that_cannot_go_keeps_its_home)
     }
 }
 
+/* ---- Slabs that gave pages back ---- */
+
+/* Frees all but each 16th block, trims, and frees and takes again: no push may skip the look at such a slab. */
+static void give_pages_back(int level, bool divided)
+{
+    hak_heap_t *heap = heap_on(HERE, level);
+    size_t before = divided ? divide(heap, 0) : 0, count = before + 6 * 16;
+    for (size_t i = before; i < count; i++) blocks[i] = must_calloc_one(heap);
+    size_t live = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (i % 16 == 0) live++;
+        else hak_heap_free(heap, blocks[i]);
+    }
+    (void)hak_heap_trim(heap, 0);
+    size_t looked = 0;
+    for (size_t i = 0; i < count; i += 16) {
+        slab_t *slab = slab_at(blocks[i]);
+        bool gave = load_relaxed(&slab->released) != 0;
+        looked += gave;
+        cr_assert(home_of(blocks[i]) == (gave && level ? HOME_LOOK : slab->home), "level %d: home %u", level,
+                  home_of(blocks[i]));
+    }
+    cr_assert(looked > 0, "no page was given back, so nothing is tested");
+    must_be_sound(heap, live, "trimmed");
+    /* The first words of these blocks are equal, as those of a page that was given back. */
+    for (size_t i = 0; i < count; i += 32) hak_heap_free(heap, blocks[i]), live--;
+    pretend(THERE);
+    for (size_t i = 16; i < count; i += 32) hak_heap_free(heap, blocks[i]), live--;
+    must_be_sound(heap, live, "freed");
+    pretend(HERE);
+    for (size_t i = 0; i < count; i++) contract_fill(blocks[i] = must_malloc(heap, SIZE), SIZE, (unsigned)i);
+    for (size_t i = 0; i < count; i++) cr_assert(contract_holds(blocks[i], SIZE, (unsigned)i), "block %zu", i);
+    must_be_sound(heap, count, "taken again");
+    free_all(heap, count);
+    must_be_sound(heap, 0, "all freed");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(home, slabs_that_gave_pages_back_are_looked_at)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        give_pages_back(level, false);
+        give_pages_back(level, true);
+    }
+}
+
 /* ---- What a home is ---- */
 
 static size_t slabs_of(class_state_t *state, unsigned home) { return heap_set_of(state, home)->slabs; }
@@ -307,8 +354,6 @@ static size_t all_slabs(class_state_t *state)
     for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) slabs += set->slabs;
     return slabs;
 }
-
-static slab_t *slab_at(const void *ptr) { return slab_of(registry_lookup(ptr), ptr); }
 
 Test(home, a_small_heap_has_no_homes)
 {

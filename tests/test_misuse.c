@@ -268,6 +268,19 @@ static void double_after_trim(const scene_t *scene)
     (void)hak_heap_trim(scene->heap, 0);
     bad_free(scene, ptr);
 }
+/* The page has gone and the block's seal with it; its slab stays, because each granule keeps a block. */
+static void double_in_released_page(const scene_t *scene)
+{
+    enum { MOST = 3072 };
+    static void *blocks[MOST];
+    size_t each = scene->bytes < 8192 ? 16384 / scene->bytes : 2;
+    size_t count = 3 * each;
+    for (size_t i = 0; i < count; i++) blocks[i] = block(scene);
+    for (size_t i = 0; i < count; i++)
+        if (i % each) hak_heap_free(scene->heap, blocks[i]);
+    (void)hak_heap_trim(scene->heap, 0);
+    bad_free(scene, blocks[each + each / 2]);
+}
 /* The slab, run or mapping itself has gone. */
 static void double_given_back(const scene_t *scene)
 {
@@ -569,6 +582,8 @@ static const row_t rows[] = {
      FREE_AGAIN},
     {"double free after trim, big", double_after_trim, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE,
      GONE},
+    {"double free in a released page", double_in_released_page, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
+     CLASS_USABLE, FREE_AGAIN},
     {"double free of released memory", double_given_back, ON_ALL, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE,
      GONE},
     {"double free of a released SuperSlab", double_superslab_given_back, 1 << SMALL | 1 << WIDE | ON_BIG, IN_BOTH,

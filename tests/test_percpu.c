@@ -80,6 +80,34 @@ static struct {
 
 static const char *name(void) { return percpu_mode_name(percpu_mode); }
 
+/* ---- Tags ---- */
+
+/* A push that looks at homes: the tag has to be the magazine's, in all its bits; a stopped area turns everything away. */
+Test(percpu, a_tag_lets_its_blocks_in)
+{
+    begin(NULL);
+    if (percpu_mode == PERCPU_LOCKED) cr_skip_test("the twin looks at no tag");
+    area_t *area = open_one(4);
+    static const uint16_t others[] = {0, 1, 0x8000, 0x0100, 0xfffe};
+    uint16_t tag = registry_tag(3, CLASS);
+    percpu_tag(area, CLASS, tag);
+    for (unsigned i = 0; i < sizeof others / sizeof others[0]; i++) {
+        uint16_t other = (uint16_t)(others[i] ? tag ^ others[i] : 0);
+        cr_assert(section_push_home(&percpu, HOT, &blocks[0], chain_address(&blocks[0]), other) == PUSH_AWAY);
+        cr_assert(section_push_home_sealed(&percpu, HOT, &blocks[0], chain_address(&blocks[0]), other, 77) ==
+                  PUSH_AWAY);
+    }
+    cr_assert(section_push_home(&percpu, HOT, &blocks[0], chain_address(&blocks[0]), tag) == PUSH_DONE);
+    cr_assert(section_push_home_sealed(&percpu, HOT, &blocks[1], chain_address(&blocks[1]), tag,
+                                       77 ^ (uintptr_t)&blocks[1]) == PUSH_DONE);
+    cr_assert(block_is_sealed(&blocks[1].block, blocks[1].block.link, 77));
+    cr_assert(chain_count(blocks[1].block.link) == 1 && chain_block(blocks[1].block.link) == &blocks[0].block);
+    store_relaxed(&area->hot[CLASS].limit, 2);
+    cr_assert(section_push_home(&percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
+    store_relaxed(&percpu.count, 0u);
+    cr_assert(section_push_home(&percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
+}
+
 /* ---- Modes ---- */
 
 Test(percpu, modes_have_names)
