@@ -178,6 +178,7 @@ uint64_t stress_posted(const hak_heap_t *heap)
 void stress_prove_posted(uint64_t posted)
 {
     int cpus[2];
+    if (!HAK_COUNTERS) return;
     printf("%llu blocks freed for another CPU\n", (unsigned long long)posted);
-    if (HAK_COUNTERS && contract_cpus(cpus, 2) == 2 && !posted) stress_fail("no block went through an outbox");
+    if (contract_cpus(cpus, 2) == 2 && !posted) stress_fail("no block went through an outbox");
 }
