@@ -3,7 +3,7 @@
 # and prints a table. Needs gcc, make, bash, awk and coreutils. See --help.
 set -euo pipefail
 caller_directory=$PWD
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 unset MAKEFLAGS MAKELEVEL
 # shellcheck disable=SC1091  # a file of its own, checked by itself
 source bench/environment.sh
@@ -82,8 +82,8 @@ Runs and output
   --plot FILE    draw an SVG with gnuplot, where that is installed
   --help         this text
 
-Lists are separated by commas. The exit code is 2 for a wrong command line, 1 where hakheap does not build or a run of
-it fails, else 0.
+Lists are separated by commas. The exit code is 2 for a wrong command line, 1 where something does not build, run or draw,
+else 0.
 EOF_USAGE
 }
 
@@ -143,7 +143,10 @@ take_option()
         --only) only=$value ;;
         --peers) peers=$value ;;
         --csv) csv_file=$(from_caller "$value") ;;
-        --plot) plot_file=$(from_caller "$value") ;;
+        --plot)
+            [[ $value != - ]] || fail 2 "--plot draws into a file"
+            plot_file=$(from_caller "$value")
+            ;;
     esac
     case $option in
         --threads | --heaps | --min | --max | --blocks | --rounds) override[${option#--}]=$((10#$value)) ;;
@@ -195,7 +198,8 @@ parse_command_line()
         fi
         shift
     done
-    for name in "${named[@]:-quick}"; do take_profile "$name"; done
+    [[ ${#named[@]} -gt 0 ]] || named=(quick)
+    for name in "${named[@]}"; do take_profile "$name"; done
 }
 
 # What a profile runs with: sets placement, heaps, threads, min, max, blocks and rounds.
@@ -475,7 +479,7 @@ main()
     trap 'exit 143' TERM
     results=$scratch/results
     : > "$results"
-    if [[ -n $plot_file && ! -w $(dirname "$plot_file") ]]; then fail 2 "--plot: cannot write '$plot_file'"; fi
+    if [[ -n $plot_file && (! -w $(dirname "$plot_file") || -d $plot_file) ]]; then fail 2 "--plot: cannot write '$plot_file'"; fi
     if [[ $csv_file == - ]]; then
         exec 3>&2 4>&1
     else

@@ -15,8 +15,8 @@
  *
  * **Thread-safety.** Every function may be called from every thread at any time unless its description says
  * otherwise. In a signal handler that interrupted this library, in the same thread, control calls return EDEADLK, and
- * flush and trim 0 (hak_last_error() is HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap does so after every other call that
- * names the heap or frees one of its blocks.
+ * flush and trim 0 (hak_last_error() is HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap
+ * does so after every other call that names the heap or frees one of its blocks.
  *
  * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must not call
  * this library.
@@ -66,9 +66,10 @@ typedef struct hak_heap hak_heap_t;
 typedef enum hak_level {
     /** What the environment variable HAKHEAP_LEVEL names (fast, checked), else HAK_LEVEL_FAST. */
     HAK_LEVEL_DEFAULT = 0,
-    /** Foreign, misaligned and wrong-heap pointers, and frees of memory already given back, are always caught. */
+    /** Catches foreign, misaligned and wrong-heap pointers, and frees of memory that the heap has given back. */
     HAK_LEVEL_FAST = 1,
-    /** FAST, and every double free, write after free, interior pointer and wrong free_sized. */
+    /** FAST, and of small blocks double frees, writes after free, interior pointers and wrong sizes, as far as
+     *  docs/reliability.md says. */
     HAK_LEVEL_CHECKED = 2,
     /** Reserved: hak_heap_create() refuses it with ENOTSUP. */
     HAK_LEVEL_HARDENED = 3
@@ -85,7 +86,7 @@ typedef struct hak_heap_config {
     /** Must be 0. */
     uint32_t flags;
     /**
-     * Bytes that all of the heap's magazines (hot, spare and cold) together may hold free. 0: the environment
+     * Bytes that all of the heap's magazines (hot, spare, cold and outboxes) together may hold free. 0: the environment
      * variable HAKHEAP_CACHE_BYTES, else 32 MiB. At most 1 GiB. Magazines also stay a fraction of the blocks in use.
      */
     size_t cache_bytes;
@@ -106,7 +107,8 @@ typedef struct hak_heap_config {
  * Creates a heap.
  * @param config what to create, or NULL for defaults; read during the call only.
  * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or value that this
- *         version does not know), ENOTSUP (HAK_LEVEL_HARDENED), ENOMEM (the system refused memory).
+ *         version does not know), ENOTSUP (HAK_LEVEL_HARDENED), ENOMEM (the system refused memory), EDEADLK (in a
+ *         signal handler that interrupted this library).
  */
 HAK_API HAK_NODISCARD hak_heap_t *hak_heap_create(const hak_heap_config_t *config);
 
@@ -166,9 +168,9 @@ HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alig
 
 /**
  * Frees a block. Never waits, preserves `errno`.
- * @param heap the heap that the block came from; anything else aborts with code WRONG_HEAP, FOREIGN, INTERIOR,
- *        DOUBLE_FREE or DESTROYED.
- * @param ptr the block, or NULL.
+ * @param heap the heap that the block came from; NULL, with a block, aborts with code HEAP.
+ * @param ptr the block, or NULL. What is no block of this heap aborts with code WRONG_HEAP, FOREIGN, INTERIOR,
+ *        DOUBLE_FREE, DESTROYED or CORRUPT, as far as the heap's level catches it: see docs/reliability.md.
  */
 HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
 
@@ -176,8 +178,9 @@ HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
  * Frees a block whose size the caller knows. Never waits, preserves `errno`.
  * @param heap the heap that the block came from.
  * @param ptr the block, or NULL.
- * @param size the size it was last asked for by malloc, calloc or realloc (for hak_heap_aligned_alloc(): also rounded up
- *        to its alignment; 0 counts as 1). In CHECKED heaps a size that this block cannot have aborts with code SIZE.
+ * @param size the size it was last asked for by malloc, calloc or realloc; of a block from hak_heap_aligned_alloc(), that
+ *        size, at least 1, rounded up to the alignment. In CHECKED heaps a size that this block cannot have aborts
+ *        with code SIZE.
  */
 HAK_API void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size);
 
@@ -196,7 +199,7 @@ HAK_API size_t hak_usable_size(const void *ptr);
 
 /**
  * The size of the class that serves a request: asking for it costs no more memory than asking for `size`. For
- * callers that grow buffers. A heap with few blocks may give a larger block than this.
+ * callers that grow buffers. A heap with few blocks, and a large mapping that is used again, may give more than this.
  * @param size bytes.
  * @return bytes, at least `size`; `size` itself where no heap could serve it.
  */
@@ -227,23 +230,25 @@ HAK_API size_t hak_heap_flush(hak_heap_t *heap);
 HAK_API size_t hak_heap_flush_class(hak_heap_t *heap, unsigned size_class);
 
 /**
- * Flushes a heap, then returns free memory to the operating system. Other threads may use the heap meanwhile.
- * Preserves `errno`.
+ * Flushes a heap, then returns free memory to the operating system: cached large mappings, free pages of SuperSlabs,
+ * whole pages inside slabs that no block overlaps. Other threads may use the heap meanwhile. Preserves `errno`.
  * @param heap the heap.
  * @param keep_bytes how many bytes of free memory the heap may keep for itself.
  * @return bytes returned to the operating system; 0 also where heap is NULL or destroyed, or where the fence was
- *         refused (hak_last_error() is HAK_ERROR_FENCE).
+ *         refused (hak_last_error() is HAK_ERROR_FENCE). Where the kernel does not take memory back,
+ *         hak_last_error() is HAK_ERROR_PURGE, and the memory stays counted and usable.
  */
 HAK_API size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes);
 
 /**
- * Returns to the operating system what destroyed, reset and trimmed heaps left in the process-wide reserve.
+ * Returns to the operating system what destroyed, reset and trimmed heaps left in the process-wide reserve, and what
+ * the nursery and the record pages hold free. Any thread. Preserves `errno`. Errors as hak_heap_trim().
  * @return bytes returned.
  */
 HAK_API size_t hak_reserve_trim(void);
 
-/** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap, never negative or above
- *  `committed_bytes` otherwise, for `live_bytes`. */
+/** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no part, and no sum of
+ *  parts, is above `committed_bytes`. */
 typedef struct hak_heap_stats {
     /** Size of this struct in bytes; set by the caller, and no more than that is written. */
     size_t struct_size;
@@ -257,7 +262,7 @@ typedef struct hak_heap_stats {
     size_t spare_bytes;
     /** Free blocks in cold chains. */
     size_t cold_bytes;
-    /** Free blocks on remote lists. */
+    /** Free blocks on remote lists and in outboxes. */
     size_t remote_bytes;
     /** Freed large mappings kept for reuse. */
     size_t large_cached_bytes;
@@ -307,7 +312,7 @@ typedef struct hak_class_stats {
     size_t spare_blocks;
     /** Free blocks in cold chains. */
     size_t cold_blocks;
-    /** Free blocks on the remote list. */
+    /** Free blocks on the remote list and in outboxes. */
     size_t remote_blocks;
     /** Free blocks in slabs that have been used before. */
     size_t free_blocks;
@@ -342,7 +347,8 @@ HAK_API unsigned hak_size_class_of(size_t size);
 
 /**
  * Proves a heap sound: walks every slab, magazine, chain and large block, finds each block exactly once and compares
- * the sums with the counts the heap keeps. Other threads that use the heap wait meanwhile.
+ * the sums with the counts the heap keeps. Allocations of other
+ * threads that miss their magazines wait meanwhile; frees do not, they go without a cache.
  * @param heap the heap.
  * @return 0; EFAULT after a line on standard error that says what is wrong; EINVAL (NULL or destroyed heap); ENOMEM
  *         (no memory for the walk); EAGAIN (the kernel refused the fence).
@@ -360,7 +366,8 @@ typedef int (*hak_write_fn)(void *ctx, const char *text, size_t length);
 
 /**
  * Writes the state of a heap as aligned text: totals, classes in use and, in builds with COUNTERS=1, the counters of
- * refill stages, the free pipeline and early returns. Allocates nothing; holds no lock while `write` runs.
+ * refill stages, the free pipeline and early returns. Allocates nothing; holds no lock while `write` runs, which may call
+ * anything, on this heap too.
  * @param heap the heap.
  * @param write receives the text in pieces.
  * @param ctx passed to `write`.

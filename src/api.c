@@ -351,13 +351,18 @@ static int bad_argument(void)
     return EINVAL;
 }
 
-/* Enters for a control call: 0, EINVAL, or EDEADLK in a handler that interrupted a slow path. */
-static int control_enter(const hak_heap_t *heap)
+/* 0, or EDEADLK in a handler that interrupted a slow path. */
+static int process_enter(void)
 {
-    if (!heap || !heap_is_valid(heap)) return bad_argument();
     if (gate_enter(true) == GATE_IN) return 0;
     hak_tls.last_error = HAK_ERROR_REENTERED;
     return EDEADLK;
+}
+
+/* Enters for a control call: the same, or EINVAL. */
+static int control_enter(const hak_heap_t *heap)
+{
+    return heap && heap_is_valid(heap) ? process_enter() : bad_argument();
 }
 
 hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
@@ -381,7 +386,7 @@ int hak_heap_destroy(hak_heap_t *heap)
         uint64_t alive = HEAP_MAGIC ^ (uintptr_t)heap;
         /* Of two that destroy the same heap, one wins the word. */
         if (cas_acquire(&heap->magic, &alive, 0)) trim_destroy(heap);
-        else error = EINVAL;
+        else error = bad_argument();
         gate_leave();
     }
     errno = before;
@@ -435,7 +440,7 @@ size_t hak_reserve_trim(void)
 {
     int before = errno;
     size_t bytes = 0;
-    if (gate_enter(true) == GATE_IN) {
+    if (process_enter() == 0) {
         bytes = reserve_trim(NULL) + nursery_trim() + meta_trim();
         gate_leave();
     }
@@ -497,6 +502,7 @@ int hak_heap_report(const hak_heap_t *heap, hak_write_fn write, void *ctx)
     if (!heap || !heap_is_valid(heap) || !write) return bad_argument();
     int before = errno;
     int error = report_write(heap, write, ctx);
+    if (error == EDEADLK) hak_tls.last_error = HAK_ERROR_REENTERED;
     errno = before;
     return error;
 }

@@ -62,7 +62,7 @@ HAK_INLINE size_t hak_max(size_t a, size_t b) { return a > b ? a : b; }
 #define cas_acquire(p, old, new) \
     atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_acquire, memory_order_relaxed)
 
-/* ---- Asserts: hak_assert in debug builds; hak_require always, for what must never go on. ---- */
+/* ---- Asserts, in debug builds ---- */
 
 #define hak_assert(x)                                                                   \
     do {                                                                                \

@@ -79,6 +79,15 @@ static hak_heap_t *place(char *page)
     return heap;
 }
 
+/* Record pages; NULL and hak_last_error() where refused, and only then. */
+static char *take_pages(size_t pages, bool *zeroed)
+{
+    uint32_t error = HAK_ERROR_COMMIT;
+    char *page = meta_take(pages, zeroed, &error);
+    if (!page) hak_tls.last_error = error;
+    return page;
+}
+
 static void set_lookup(hak_heap_t *heap, size_t table)
 {
     store_relaxed(&heap->lookup, table + (heap->key ? CLASSES_MARKED : 0));
@@ -87,13 +96,16 @@ static void set_lookup(hak_heap_t *heap, size_t table)
 hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
 {
     settings_t settings;
-    hak_tls.last_error = HAK_ERROR_ARGUMENT;
-    if ((*error = options_read(config, &settings)) != 0) return NULL;
-    *error = ENOMEM;
-    hak_tls.last_error = HAK_ERROR_COMMIT;
+    if ((*error = options_read(config, &settings)) != 0) {
+        hak_tls.last_error = HAK_ERROR_ARGUMENT;
+        return NULL;
+    }
     bool zeroed;
-    char *page = meta_take(1, &zeroed, &hak_tls.last_error);
-    if (!page) return NULL;
+    char *page = take_pages(1, &zeroed);
+    if (!page) {
+        *error = ENOMEM;
+        return NULL;
+    }
     if (!zeroed) memset(page, 0, HAK_PAGE);
     hak_heap_t *heap = place(page);
     heap->settings = settings;
@@ -142,8 +154,7 @@ static void *record(hak_heap_t *heap, size_t bytes, bool may_wait)
     if (at) return at;
     size_t pages = (bytes + HAK_LINE + HAK_PAGE - 1) / HAK_PAGE;
     bool zeroed;
-    if (may_wait) hak_tls.last_error = HAK_ERROR_COMMIT;
-    char *page = may_wait ? meta_take(pages, &zeroed, &hak_tls.last_error) : meta_take_now(pages, &zeroed);
+    char *page = may_wait ? take_pages(pages, &zeroed) : meta_take_now(pages, &zeroed);
     if (!page) return NULL;
     if (!zeroed) memset(page, 0, pages * HAK_PAGE);
     charge_records(heap, pages * HAK_PAGE);
@@ -407,7 +418,7 @@ static void empty_large(hak_heap_t *heap)
     for (large_t *large; (large = large_evict(set, 0)) != NULL;) {
         if (heap_drop_large(heap, large, LARGE_DEAD)) continue;
         registry_set_range(large_base(large), large_bytes(large), LARGE_DEAD);
-        (void)os->purge(large_base(large), large_bytes(large));
+        (void)os_purge(large_base(large), large_bytes(large));
         forget_large(heap, large);
     }
     set->mids = NULL;

@@ -23,7 +23,7 @@
  *   +----------+------------+------+--------+------------------+
  *              ^ colour * 64 bytes: page-aligned heaps would all fall in the same cache sets
  *
- * Invariant (DESIGN, section 5): live + cached + free + untouched + metadata == committed.
+ * Invariant: live + cached + free + untouched + metadata == committed.
  */
 enum {
     NURSERY_RUNS = 40,     /* runs a heap takes from the nursery before it takes SuperSlabs */

@@ -113,7 +113,7 @@ static size_t purge(meta_t *meta)
     for (size_t i = 0; i < PAGES;) {
         size_t end = i;
         while (end < PAGES && get_bit(meta->free, end) && get_bit(meta->touched, end)) end++;
-        if (end > i && os->purge(meta->base + i * HAK_PAGE, (end - i) * HAK_PAGE)) {
+        if (end > i && os_purge(meta->base + i * HAK_PAGE, (end - i) * HAK_PAGE)) {
             for (size_t k = i; k < end; k++) flip_bit(meta->touched, k);
             purged += end - i;
         }

@@ -3,6 +3,8 @@
 #define HAK_OS_H
 
 #include "base.h"
+#include "hakheap.h"
+#include "tls.h"
 
 /*
  * Role: address space, memory, fences and the CPU's number. Nothing above this level makes a system call.
@@ -34,6 +36,14 @@ typedef struct os_table {
 
 extern const os_table_t os_kernel;
 extern const os_table_t *os; /* written by tests only, before any other thread runs */
+
+/* os->purge; a refusal is told by hak_last_error(). */
+HAK_INLINE bool os_purge(void *at, size_t bytes)
+{
+    if (os->purge(at, bytes)) return true;
+    hak_tls.last_error = HAK_ERROR_PURGE;
+    return false;
+}
 
 /* What RLIMIT_AS grants; SIZE_MAX: no limit. */
 size_t os_address_space(void);

@@ -70,7 +70,7 @@ extern percpu_mode_t percpu_mode;
 extern bool percpu_registers_threads; /* the C library does not */
 extern const area_t zero_area;
 
-/* Chooses the mode; once a process, before the first heap. `wish`: NULL, "0", "cpu" or "mm_cid". */
+/* Chooses the mode; once a process, before the first heap. `wish`: NULL, "0", "locked" or "cpu". */
 void percpu_start_process(const char *wish);
 const char *percpu_mode_name(percpu_mode_t mode);
 

@@ -97,7 +97,7 @@ static size_t purge_empty(superslab_t *ss)
 {
     superslab_set_t alone = {.free_touched = ss->free_touched};
     size_t pages = superslab_purge(&alone, ss, SIZE_MAX);
-    (void)os->purge(ss->descriptors, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES); /* refused: they stay, unused */
+    (void)os_purge(ss->descriptors, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES); /* refused: they stay, unused */
     return pages;
 }
 

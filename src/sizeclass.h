@@ -8,7 +8,7 @@
  * Role: all arithmetic on sizes. Pure; no state.
  *
  * Classes: steps of 16 bytes to 128, then 8 per doubling to 32 KiB, so a block wastes at most 12.5 % of what was
- * asked for (the scheme of jemalloc, with 8 instead of 4 per doubling). A class is a number; slot = class * 16 is its
+ * asked for (the scheme of jemalloc, with 8 instead of 4 per doubling). A class is a number; slot = class * 2 names its
  * place in an area of magazines.
  *
  * A slab of a class is `granules` of 16 KiB: the fewest that hold 8 blocks and leave at most 1/16 over.
@@ -48,7 +48,7 @@ typedef struct size_class {
 extern const size_class_t size_classes[CLASS_COUNT];
 
 /*
- * Classes by size up to LOOKUP_MAX. A heap reads one of two tables: all classes, or only those at 2^k and 1.5 * 2^k. A heap
+ * Classes by size up to LOOKUP_MAX. A heap reads one of two tables (or its marked copy): all classes, or only those at 2^k and 1.5 * 2^k. A heap
  * with few blocks in each class pays for pages and TLB entries, not for bytes: the coarse table gives it 12 slabs in place
  * of 32.
  */

@@ -200,7 +200,7 @@ static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most)
             page++;
             continue;
         }
-        if (!os->purge(ss->base + first * HAK_PAGE, (page - first) * HAK_PAGE)) continue;
+        if (!os_purge(ss->base + first * HAK_PAGE, (page - first) * HAK_PAGE)) continue;
         purged += page - first;
         for (size_t at = first; at < page; at++)
             ss->touched[at / GRANULE_PAGES] &= (uint8_t) ~(1u << (at % GRANULE_PAGES));

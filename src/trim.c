@@ -158,7 +158,7 @@ static size_t release_pages(hak_heap_t *heap, size_t keep)
         for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
             for (unsigned bin = BIN_HIGH; bin < BIN_EMPTY; bin++)
                 for (slab_t *slab = set->bin[bin]; slab; slab = slab->next)
-                    pages += slab_release(set, slab, &heap->guard, &stay, os->purge);
+                    pages += slab_release(set, slab, &heap->guard, &stay, os_purge);
         lock_release(&state->lock, RANK_CLASS);
     }
     return pages * HAK_PAGE;
@@ -196,7 +196,6 @@ static size_t trim_superslabs(hak_heap_t *heap, size_t target, bool give_empty)
         if (returned < target) returned += superslab_purge(set, ss, (target - returned) / HAK_PAGE) * HAK_PAGE;
         if (superslab_is_empty(ss) && give_empty) heap_put_superslab(heap, ss, true);
     }
-    if (returned < target && set->free_touched) hak_tls.last_error = HAK_ERROR_PURGE;
     return returned;
 }
 
