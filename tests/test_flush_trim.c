@@ -680,6 +680,33 @@ Test(flush_trim, cycles_of_big_heaps_grow_nothing)
                   resident);
 }
 
+/* ---- What hak_last_error() tells ---- */
+
+/* A success changes nothing; a kernel that keeps no pages back is told of, wherever the pages were. */
+Test(flush_trim, errors_are_told_by_refusals_only)
+{
+    enum { COUNT = 9000 };
+    static void *blocks[COUNT];
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        cr_assert(hak_heap_malloc(NULL, 1) == NULL && hak_last_error() == HAK_ERROR_ARGUMENT);
+        hak_heap_t *heap = contract_heap(level, "errors");
+        for (int i = 0; i < COUNT; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 1000)) != NULL);
+        for (int i = 0; i < COUNT; i++)
+            if (i % 64) hak_heap_free(heap, blocks[i]);
+        cr_assert(hak_heap_trim(heap, HAK_MIB + 1) > 0);
+        cr_assert(hak_last_error() == HAK_ERROR_ARGUMENT, "%s", hak_error_text(hak_last_error()));
+        fake_os_use();
+        fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+        cr_assert(hak_heap_trim(heap, 0) == 0 && hak_last_error() == HAK_ERROR_PURGE);
+        for (int i = 0; i < COUNT; i += 64) hak_heap_free(heap, blocks[i]);
+        cr_assert(hak_heap_destroy(heap) == 0);
+        cr_assert(hak_heap_malloc(NULL, 1) == NULL);
+        cr_assert(hak_reserve_trim() == 0 && hak_last_error() == HAK_ERROR_PURGE);
+        fake_os_restore();
+        cr_assert(hak_reserve_trim() > 0);
+    }
+}
+
 /* ---- The budget ---- */
 
 /* What magazines may hold, what cold chains hold, and what is left are what the heap was given. */
