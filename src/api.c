@@ -61,24 +61,35 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
     block_corrupt(&heap->guard, "malloc", block, hak_usable_size(block));
 }
 
-/* The pop behind every allocation of a small block; NULL: a miss. `checked`: the heap's level, known without a load;
- * `mark`: what the slot has too much. Both are constants. */
-HAK_INLINE void *pop(hak_heap_t *heap, size_t hot, bool checked, size_t mark)
+/* What every popped block goes through. `checked`: proves the seal and takes it away at once. */
+HAK_INLINE void *hand_out(hak_heap_t *heap, block_t *block, chain_t link, bool checked)
 {
-    chain_t link;
-    block_t *block = section_pop(&heap->percpu, hot, mark, &link);
-    if (HAK_UNLIKELY(!block)) return NULL;
-    /* Proves the seal and takes it away at once. */
     if (checked && HAK_UNLIKELY((block->seal ^= link ^ heap->key ^ (uintptr_t)block) != 0))
         malloc_corrupt(heap, block);
     counter_add(&heap->counters, refill_hot, 1);
     return block;
 }
 
+/* The pop behind every allocation of a small block; NULL: a miss. */
+HAK_INLINE void *pop(hak_heap_t *heap, size_t hot, bool checked)
+{
+    chain_t link;
+    block_t *block = section_pop(&heap->percpu, hot, &link);
+    return HAK_LIKELY(block) ? hand_out(heap, block, link, checked) : NULL;
+}
+
+/* The same of a CHECKED heap, which is known by its marked slots. */
+HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t marked)
+{
+    chain_t link;
+    block_t *block = section_pop_marked(&heap->percpu, marked, &link);
+    return HAK_LIKELY(block) ? hand_out(heap, block, link, true) : NULL;
+}
+
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)), heap->key != 0, 0);
+        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)), heap->key != 0);
         if (HAK_LIKELY(ptr)) return ptr;
     }
     return malloc_missed(heap, size);
@@ -88,7 +99,7 @@ HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
     unsigned slot = sizeclass_slot(load_relaxed(&heap->lookup), size);
-    void *ptr = HAK_UNLIKELY(slot & SLOT_MARK) ? pop(heap, slot, true, SLOT_MARK) : pop(heap, slot, false, 0);
+    void *ptr = HAK_UNLIKELY(slot & SLOT_MARK) ? pop_marked(heap, slot) : pop(heap, slot, false);
     if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed(heap, size);
 }

@@ -112,7 +112,7 @@ static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t
 static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home, int index)
 {
     unsigned here = heap_home(heap, state, index, false);
-    if (home != here && home < state->homes && heap_home_is_idle(heap, state, home)) {
+    if (home != here && here != HOME_NONE && home < state->homes && heap_home_is_idle(heap, state, home)) {
         heap_take_over(state, home, here);
         home = here;
     }

@@ -152,7 +152,8 @@ HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)
 HAK_INLINE bool heap_is_divided(const hak_heap_t *heap) { return load_relaxed(&heap->divided) != UNDIVIDED; }
 HAK_INLINE void heap_divide_soon(hak_heap_t *heap)
 {
-    if (!heap_is_divided(heap)) store_relaxed(&heap->divided, (uint32_t)DUE);
+    uint32_t undivided = UNDIVIDED;
+    (void)cas_relaxed(&heap->divided, &undivided, (uint32_t)DUE);
 }
 /* Once, when the heap has grown enough: gives all slabs to the CPU that runs. No lock is held. */
 void heap_divide(hak_heap_t *heap, int index);

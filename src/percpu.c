@@ -340,7 +340,7 @@ static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t ch
 block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_pop(percpu, hot, link);
-    return section_pop(percpu, hot, 0, link);
+    return section_pop(percpu, hot, link);
 }
 
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)

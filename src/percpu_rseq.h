@@ -48,25 +48,36 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
 #define RSEQ_INPUTS(p) [count] "m"((p)->count), [table] "m"((p)->table)
 /* clang-format on */
 
-/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. `mark`, a constant, is taken off `hot` by
- * the addressing. */
-HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, const size_t mark, chain_t *link)
-{
-    uint64_t result, next, area;
-    __asm__ volatile goto(RSEQ_SECTION
-                          " movq -8*%c[mark](%[area],%[hot],8),%[result]\n shrq $16,%[result]\n jz %l[miss]\n"
-                          " movq (%[result]),%[next]\n movq %[next],-8*%c[mark](%[area],%[hot],8)\n"
-                          "2:\n"
-                          : [result] "=&a"(result), [next] "=&c"(next), [area] "=&r"(area)
-                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [mark] "i"(mark)
-                          : "memory", "cc"
-                          : miss);
-    *link = next;
-    if (!result) __builtin_unreachable(); /* so that the caller's test for a miss is the jump above */
-    return (block_t *)result;
-miss:
-    return NULL;
-}
+/* clang-format off */
+/*
+ * Where a section is left for `miss` a constant is returned. Without this, gcc (12.2, -O1 and -Og) takes the register of the
+ * result for it: it forgets that on that edge the constant has yet to be loaded.
+ */
+#define RSEQ_MISSED __asm__ volatile("")
+
+/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. AT: the word, from [area] and [hot]. */
+#define SECTION_POP(name, AT)                                                                                    \
+    HAK_INLINE block_t *section_##name(percpu_t *percpu, size_t hot, chain_t *link)                              \
+    {                                                                                                            \
+        uint64_t result, next, area;                                                                             \
+        __asm__ volatile goto(RSEQ_SECTION " movq " AT ",%[result]\n shrq $16,%[result]\n jz %l[miss]\n"          \
+                                           " movq (%[result]),%[next]\n movq %[next]," AT "\n2:\n"              \
+                              : [result] "=&a"(result), [next] "=&c"(next), [area] "=&r"(area)                   \
+                              : RSEQ_INPUTS(percpu), [hot] "r"(hot)                                              \
+                              : "memory", "cc"                                                                   \
+                              : miss);                                                                           \
+        *link = next;                                                                                            \
+        if (!result) __builtin_unreachable(); /* so that the caller's test for a miss is the jump above */       \
+        return (block_t *)result;                                                                                \
+    miss:                                                                                                        \
+        RSEQ_MISSED;                                                                                             \
+        return NULL;                                                                                             \
+    }
+/* clang-format on */
+
+SECTION_POP(pop, "(%[area],%[hot],8)")
+SECTION_POP(pop_marked, "-8(%[area],%[hot],8)") /* `hot` with SLOT_MARK, which the addressing takes off */
+#undef SECTION_POP
 
 /*
  * Push: the old word into the block, the new word over it. The seal is written here, because it depends on the word; the
@@ -133,6 +144,7 @@ HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word)
                           : miss);
     return result;
 miss:
+    RSEQ_MISSED;
     return 0;
 }
 
@@ -149,6 +161,7 @@ HAK_INLINE chain_t section_take_outbox(percpu_t *percpu, size_t hot)
                           : miss);
     return result;
 miss:
+    RSEQ_MISSED;
     return 0;
 }
 
@@ -170,11 +183,15 @@ miss:
 
 #else
 
-HAK_INLINE block_t *section_pop(percpu_t *percpu, size_t hot, const size_t mark, chain_t *link)
-{
-    (void)percpu, (void)hot, (void)mark, (void)link;
-    return NULL;
-}
+#define SECTION_POP(name)                                                           \
+    HAK_INLINE block_t *section_##name(percpu_t *percpu, size_t hot, chain_t *link) \
+    {                                                                               \
+        return (void)percpu, (void)hot, (void)link, NULL;                           \
+    }
+
+SECTION_POP(pop)
+SECTION_POP(pop_marked)
+#undef SECTION_POP
 
 #define SECTION_PUSH(name)                                                                                    \
     HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag) \

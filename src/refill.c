@@ -37,11 +37,23 @@ static void empty_above(hak_heap_t *heap, area_t *area, unsigned cls, uint32_t l
     }
 }
 
+/* A cold chain of a class that may have no use for it. */
+static void steal_cold(hak_heap_t *heap, unsigned cls)
+{
+    class_state_t *state = heap_class_made(heap, cls);
+    if (!state || !lock_try(&state->lock, RANK_CLASS)) return;
+    chain_t chain = state->cold ? cold_steal(state->cold) : 0;
+    budget_put(&heap->budget, chain_count(chain) * size_classes[cls].bytes);
+    drain_to_slabs(heap, state, chain, SIZE_MAX);
+    lock_release(&state->lock, RANK_CLASS);
+}
+
 static void steal_limits(hak_heap_t *heap, area_t *area, const magazine_t *for_magazine)
 {
     for (int tries = 0; tries < STEAL_TRIES; tries++) {
         unsigned cls = add_relaxed(&area->victim, 1u) % CLASS_COUNT;
         magazine_t *victim = &area->hot[cls];
+        if (victim != for_magazine) steal_cold(heap, cls);
         uint32_t limit = load_relaxed(&victim->limit);
         if (victim == for_magazine || limit <= LEAST_BLOCKS || !set_limit(victim, limit, limit / 2)) continue;
         budget_put(&heap->budget, percpu_limit_bytes(area, victim, cls, limit - limit / 2));
@@ -84,10 +96,10 @@ static bool grow_table(hak_heap_t *heap, unsigned index, bool may_wait)
     if (index < capacity) return true;
     if (index >= PERCPU_MOST) return false;
     while (capacity <= index) capacity *= 2;
-    area_t *_Atomic *table = take_area_record(heap, capacity * sizeof *table, may_wait);
-    area_t **areas = take_area_record(heap, capacity * sizeof *areas, may_wait);
-    if (!table || !areas) return false;
-    percpu_grow(&heap->percpu, table, areas, capacity);
+    /* Both at once: of two records the first would be lost where the second is refused. */
+    area_t *_Atomic *table = take_area_record(heap, capacity * (sizeof *table + sizeof(area_t *)), may_wait);
+    if (!table) return false;
+    percpu_grow(&heap->percpu, table, (area_t **)(void *)(table + capacity), capacity);
     return true;
 }
 
@@ -140,12 +152,21 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
     return true;
 }
 
-/* Takes a slab over that another home uses less than half of: its CPU may be idle, or its threads may have moved here. */
-static bool adopt_slab(class_state_t *state, unsigned home)
+/* Whether the set's CPU works with this class. The shared set is nobody's. */
+static bool is_busy(hak_heap_t *heap, class_state_t *state, const slab_set_t *set)
+{
+    return set != &state->shared &&
+           !heap_home_is_idle(heap, state, (unsigned)((const home_t *)(const void *)set - state->at_home));
+}
+
+/* Takes a slab over that another home uses less than half of (its threads may have moved here), or any with a block to give
+ * where the other home is `idle`. */
+static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bool idle)
 {
     const slab_set_t *mine = heap_set_of(state, home);
     for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) {
-        slab_t *slab = set == mine ? NULL : slab_find(set, BIN_LOW);
+        slab_t *slab = set == mine ? NULL : slab_find(set, idle ? BIN_HIGH : BIN_LOW);
+        if (slab && idle && is_busy(heap, state, set)) continue;
         if (!slab) continue;
         heap_rehome(state, slab, home);
         return true;
@@ -192,7 +213,8 @@ static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size
     unsigned home = heap_home(heap, state, index, true);
     chain_t chain;
     while (!(chain = slab_take(heap_set_of(state, home), state->cls, want, &heap->guard)) &&
-           (adopt_slab(state, home) || drain_others(heap, state, index) || fresh_slab(heap, state, home))) {
+           (adopt_slab(heap, state, home, false) || drain_others(heap, state, index) ||
+            adopt_slab(heap, state, home, true) || fresh_slab(heap, state, home))) {
     }
     if (!chain) chain = take_anywhere(heap, state, want);
     store_relaxed(&state->outside, load_relaxed(&state->outside) + chain_count(chain));

@@ -178,8 +178,14 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     store_relaxed(&slab->released, released & (released - 1));
     if (!(released & (released - 1))) slab_tell_home(slab);
     for (size_t i = end; i-- > first;) {
-        if (!is_carved(slab, i) || is_released(slab, i)) continue;
-        slab->free = block_push(slab->free, slab->start + i * bytes, key);
+        if (!is_carved(slab, i)) continue;
+        char *block = slab->start + i * bytes;
+        if (is_released(slab, i)) {
+            /* It reaches into a page that is still gone. Its seal would be here, where slab_forgot does not look any more. */
+            (void)block_push(0, block, key);
+            continue;
+        }
+        slab->free = block_push(slab->free, block, key);
         slab->released_blocks--;
         set->carved++;
     }

@@ -147,20 +147,47 @@ bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes)
     return true;
 }
 
-/* Pages inside slabs in use that hold no block; `keep` bytes of them stay. Returns bytes. */
+/* Pages inside one slab in use that hold no block; the first `stay` of them stay. No lock is held: the granule may be
+ * another's by now, and is this heap's slab for sure only under the lock of its class. */
+static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
+{
+    entry_t entry = registry_lookup(granule);
+    class_state_t *state = entry_code(entry) < CLASS_COUNT ? heap_class_made(heap, entry_code(entry)) : NULL;
+    if (entry_heap(entry) != heap || entry_back(entry) || !state) return 0;
+    size_t pages = 0;
+    lock_acquire(&state->lock, RANK_CLASS);
+    entry_t again = registry_lookup(granule);
+    if (entry_heap(again) == heap && entry_code(again) == state->cls && !entry_back(again)) {
+        slab_t *slab = slab_of(again, granule);
+        pages = slab_release(heap_set_of(state, slab->home), slab, &heap->guard, stay, os_purge);
+    }
+    lock_release(&state->lock, RANK_CLASS);
+    return pages;
+}
+
+/* The heap's SuperSlab with the lowest address from `from` on, or NULL. */
+static char *next_superslab(hak_heap_t *heap, const char *from)
+{
+    char *next = NULL;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next)
+        if (ss->base >= from && (!next || ss->base < next)) next = ss->base;
+    lock_release(&heap->lock, RANK_HEAP);
+    return next;
+}
+
+/* Slab by slab, in the order of addresses, so that nobody waits for more than one. `keep` bytes stay. Returns bytes. */
 static size_t release_pages(hak_heap_t *heap, size_t keep)
 {
     size_t stay = keep / HAK_PAGE, pages = 0;
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        class_state_t *state = heap_class_made(heap, cls);
-        if (!state) continue;
-        lock_acquire(&state->lock, RANK_CLASS);
-        for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
-            for (unsigned bin = BIN_HIGH; bin < BIN_EMPTY; bin++)
-                for (slab_t *slab = set->bin[bin]; slab; slab = slab->next)
-                    pages += slab_release(set, slab, &heap->guard, &stay, os_purge);
-        lock_release(&state->lock, RANK_CLASS);
-    }
+    const char *nursery[NURSERY_RUNS];
+    lock_acquire(&heap->lock, RANK_HEAP);
+    uint32_t runs = heap->nursery_count;
+    memcpy(nursery, heap->nursery, sizeof nursery);
+    lock_release(&heap->lock, RANK_HEAP);
+    for (uint32_t i = 0; i < runs; i++) pages += release_slab(heap, nursery[i], &stay);
+    for (char *base = NULL; (base = next_superslab(heap, base)) != NULL; base += SUPERSLAB)
+        for (size_t g = 0; g < SUPERSLAB_GRANULES; g++) pages += release_slab(heap, base + g * GRANULE, &stay);
     return pages * HAK_PAGE;
 }
 

@@ -334,6 +334,19 @@ static pages_t thin_out(slab_t *slab, unsigned cls, const guard_t *guard, random
     return live;
 }
 
+/* A second free is known by the seal or, where that is gone, by the page: also of a block that reaches into a page that is
+ * still gone from one that is wanted again. */
+static void free_blocks_must_be_known(const slab_t *slab, const bool *outside, const guard_t *guard)
+{
+    const size_class_t *sizes = &size_classes[slab->cls];
+    for (size_t i = 0; i < sizes->blocks; i++) {
+        const block_t *block = (const block_t *)(const void *)(slab->start + i * sizes->bytes);
+        if (outside[i] || slab_forgot(slab, block)) continue;
+        cr_assert(block_is_sealed(block, block->link, guard->key), "class %u: block %zu is free, and unknown",
+                  slab->cls, i);
+    }
+}
+
 static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t *randoms)
 {
     static char *kept[MOST_BLOCKS];
@@ -361,7 +374,7 @@ static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t
     for (size_t i = 0; i < count; i++) seen[(size_t)(kept[i] - slab->start) / bytes] = true;
     char *next[MOST_BLOCKS];
     size_t total = count;
-    for (size_t got; (got = take(cls, 3, guard, next)) != 0; total += got)
+    for (size_t got; (got = take(cls, 3, guard, next)) != 0; total += got) {
         for (size_t i = 0; i < got; i++) {
             size_t at = (size_t)(next[i] - slab->start) / bytes;
             cr_assert(!seen[at] && slab_has(slab, next[i]), "class %u: block %zu twice", cls, at);
@@ -370,6 +383,8 @@ static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t
             cr_assert((pages_of_block(slab, next[i]) & ~slab_pages(slab)) == 0,
                       "handed out, and said to be untouched");
         }
+        if (guard->key) free_blocks_must_be_known(slab, seen, guard);
+    }
     cr_assert(total == size_classes[cls].blocks && load_relaxed(&slab->released) == 0 && slab->released_blocks == 0);
     must_add_up();
     slab_remove(&set, slab);
