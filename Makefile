@@ -48,7 +48,8 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] examples/*.[ch] bench
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all check check-asan check-ubsan check-tsan check-valgrind examples docs bench format format-check clean \
+.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench format \
+        format-check clean \
         install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
@@ -150,6 +151,14 @@ check-valgrind:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
 	scripts/run_tests.sh valgrind $(checked)
 
+# What the optimiser makes of the sections: each level in a directory of its own, build/gcc_-O<level>-debug-counters.
+OPTIMISATIONS := 0 1 g 3
+check-optimised: $(OPTIMISATIONS:%=optimised-%)
+	scripts/run_tests.sh sections $(OPTIMISATIONS:%=build/gcc_-O%-debug-counters)
+
+optimised-%:
+	$(MAKE) CC='gcc -O$*' CFLAGS='-g -Wno-maybe-uninitialized' DEBUG=1 COUNTERS=1 SANITIZE= tests
+
 # ---- The rest ----
 
 docs:
@@ -190,6 +199,7 @@ help:
 	@echo 'make check-ubsan     all tests under UndefinedBehaviorSanitizer, three ways'
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
 	@echo 'make check-valgrind  the tests under valgrind'
+	@echo 'make check-optimised the tests of sections at gcc -O0, -O1, -Og and -O3'
 	@echo 'make bench           bench/larson.sh, the Larson server workload'
 	@echo 'make docs            build/docs/html, by Doxygen'
 	@echo 'make format          rewrites the sources by .clang-format; format-check only compares'

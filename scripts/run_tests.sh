@@ -7,6 +7,7 @@
 #      asan        the Criterion suites, aborting on the first error and on leaks
 #      valgrind    the Criterion suites under valgrind, but those that start compilers and scripts, that limit the address
 #                  space (valgrind needs some itself) and that run for a time
+#      sections    what reaches the rseq sections, by mm_cid and by cpu_id
 #      tsan        the stress programs by themselves
 #
 # HAK_TEST_SECONDS  how long each stress program runs (2; valgrind: 1)
@@ -91,6 +92,13 @@ three-ways)
         suite "$dir" locked env HAKHEAP_RSEQ=0 HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
     done
     ;;
+sections)
+    [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=@(percpu|home|api)/*')
+    for dir in "$@"; do
+        suite "$dir" best env -u HAKHEAP_RSEQ HAK_TEST_QUICK=1
+        suite "$dir" cpu_id env HAKHEAP_RSEQ=cpu HAK_TEST_QUICK=1
+    done
+    ;;
 asan)
     for dir in "$@"; do
         # One at a time: Criterion's runner leaks a few bytes of its own where it runs many.
@@ -114,7 +122,7 @@ tsan)
     done
     ;;
 *)
-    echo "run_tests: unknown way '$how': three-ways, asan, valgrind or tsan" >&2
+    echo "run_tests: unknown way '$how': three-ways, sections, asan, valgrind or tsan" >&2
     exit 2
     ;;
 esac

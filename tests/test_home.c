@@ -298,6 +298,27 @@ Test(home, a_slab_that_cannot_go_keeps_its_home)
     }
 }
 
+/* A section that is left has an index in its registers, and gives nothing all the same. */
+Test(home, an_operation_that_misses_gives_nothing)
+{
+    hak_heap_t *heap = heap_on(HERE, 0);
+    for (int i = 0; i < 4; i++) hak_heap_free(heap, must_malloc(heap, SIZE));
+    static const unsigned indices[] = {HERE, THERE, 2, BEYOND, HOME_NONE, 0x7fff, 0xffff, UINT32_MAX};
+    for (size_t i = 0; i < CONTRACT_LENGTH(indices); i++) {
+        pretend(indices[i]);
+        size_t hot = PERCPU_HOT(0); /* a class that nobody has used */
+        chain_t link;
+        cr_assert(percpu_take_outbox(&heap->percpu, hot) == 0, "index %u", indices[i]);
+        cr_assert(percpu_take(&heap->percpu, hot) == 0, "index %u", indices[i]);
+        cr_assert(percpu_take(&heap->percpu, PERCPU_SPARE(0)) == 0, "index %u", indices[i]);
+        cr_assert(percpu_pop(&heap->percpu, hot, &link) == NULL, "index %u", indices[i]);
+        cr_assert(section_pop_marked(&heap->percpu, hot + SLOT_MARK, &link) == NULL, "index %u", indices[i]);
+        cr_assert(!percpu_install(&heap->percpu, 0, hot, 0x10001), "index %u", indices[i]);
+    }
+    pretend(HERE);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* ---- Slabs that gave pages back ---- */
 
 /* Frees all but each 16th block, trims, and frees and takes again: no push may skip the look at such a slab. */
