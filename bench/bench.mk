@@ -1,6 +1,8 @@
-# The benchmark programs: one build/bench/larson-<adapter> for each allocator, all against shared libraries.
+# The benchmark programs: one build/bench/<workload>-<adapter> for each workload and allocator, all against shared
+# libraries.
 #
-#   make -f bench/bench.mk                build those whose allocator is installed (from the project's root)
+#   make -f bench/bench.mk WORKLOAD       build those of larson (the default), battle or handoff whose allocator is
+#                                         installed (from the project's root)
 #   make -f bench/bench.mk peers          print the adapters of the peers that are installed
 #   make -f bench/bench.mk compiler       print the compiler and its flags
 #   make -f bench/bench.mk build/bench/larson-system
@@ -8,6 +10,7 @@
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
 
 BENCH := build/bench
+WORKLOADS := larson battle handoff
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -33,9 +36,12 @@ installed = $(shell echo 'int main(void) { return 0; }' | \
 PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 
 .DELETE_ON_ERROR:
-.PHONY: bench-programs peers compiler bench-always
-bench-programs: $(BENCH)/larson-hakheap $(BENCH)/larson-system
-	@$(MAKE) --no-print-directory -f bench/bench.mk $(PEERS_INSTALLED:%=$(BENCH)/larson-%)
+.PHONY: bench-programs peers compiler bench-always $(WORKLOADS)
+bench-programs: larson
+
+# The programs of one workload, for every allocator that is installed.
+$(WORKLOADS): %: $(BENCH)/%-hakheap $(BENCH)/%-system
+	@$(MAKE) --no-print-directory -f bench/bench.mk $(PEERS_INSTALLED:%=$(BENCH)/$*-%)
 
 peers:
 	@echo $(PEERS_INSTALLED)
@@ -48,11 +54,15 @@ $(BENCH)/command: bench-always
 	@mkdir -p $(@D)
 	@echo '$(BENCH_COMPILE)' | cmp -s - $@ || echo '$(BENCH_COMPILE)' > $@
 
-$(BENCH)/larson-%: bench/larson.c bench/adapter_%.h $(BENCH)/command
-	@mkdir -p $(@D)
-	$(BENCH_COMPILE) -MMD -MP -MF $@.d -MT $@ -DADAPTER='"adapter_$*.h"' bench/larson.c -o $@ $(libs_$*) -ldl
+# $(call program,workload): the rule of its programs.
+define program
+$(BENCH)/$1-%: bench/$1.c bench/adapter_%.h $(BENCH)/command
+	@mkdir -p $$(@D)
+	$$(BENCH_COMPILE) -MMD -MP -MF $$@.d -MT $$@ -DADAPTER='"adapter_$$*.h"' bench/$1.c -o $$@ $$(libs_$$*) -ldl
 
-$(BENCH)/larson-hakheap: build/libhakheap.so
+$(BENCH)/$1-hakheap: build/libhakheap.so
+endef
+$(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 
 -include $(wildcard $(BENCH)/*.d)
 

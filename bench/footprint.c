@@ -1,11 +1,8 @@
 /*
- * What memory hakheap costs: many small blocks in one heap, and many heaps with one block each. Prints one line of
- * key=value pairs for each question, resident memory in KiB, from the kernel's own books.
+ * What many heaps cost, with one 64-byte block each: resident memory and page tables in KiB, from the kernel's own books,
+ * and the time of create and destroy. Prints one line of key=value pairs.
  *
- *   build/bench/footprint [--level fast|checked] [--blocks N] [--size BYTES] [--heaps N]
- *
- * idle: the same process after one allocation, its free and a trim. floor: idle + the blocks' bytes + the array of
- * pointers to them, which is the program's own. Nothing below it is possible for any allocator.
+ *   build/bench/footprint [--level fast|checked] [--heaps N]
  */
 #define _GNU_SOURCE
 #include <getopt.h>
@@ -17,8 +14,8 @@
 
 static struct {
     const char *level;
-    size_t blocks, size, heaps;
-} options = {"fast", 1000000, 16, 10000};
+    size_t heaps;
+} options = {"fast", 10000};
 
 /* A field of /proc/self/status, in KiB. */
 static size_t status_kib(const char *field)
@@ -49,36 +46,6 @@ static void *map_array(size_t bytes)
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) harness_exit(HARNESS_FAILED, "no memory for the program's own array");
     return at;
-}
-
-static void measure_blocks(void)
-{
-    hak_heap_t *heap = make_heap();
-    void **block = map_array(options.blocks * sizeof *block);
-    hak_heap_free(heap, hak_heap_malloc(heap, options.size));
-    hak_heap_trim(heap, 0);
-    size_t idle = harness_resident_kib();
-    for (size_t i = 0; i < options.blocks; i++) {
-        block[i] = hak_heap_malloc(heap, options.size);
-        if (!block[i]) harness_exit(HARNESS_FAILED, "no memory for block %zu", i);
-        memset(block[i], (int)i, options.size);
-    }
-    size_t peak = harness_resident_kib();
-    for (size_t i = 0; i < options.blocks; i++) hak_heap_free(heap, block[i]);
-    munmap(block, options.blocks * sizeof *block);
-    size_t freed = harness_resident_kib();
-    size_t flushed_bytes = hak_heap_flush(heap);
-    size_t flushed = harness_resident_kib();
-    size_t trimmed_bytes = hak_heap_trim(heap, 0);
-    size_t trimmed = harness_resident_kib();
-    size_t floor = idle + (options.blocks * (options.size + sizeof *block) + 1023) / 1024;
-    printf("blocks=%zu size=%zu level=%s mode=%s idle_kib=%zu floor_kib=%zu peak_kib=%zu peak_over_floor=%.4f "
-           "freed_kib=%zu flushed_kib=%zu flushed_bytes=%zu trimmed_kib=%zu trimmed_bytes=%zu "
-           "trimmed_over_idle_kib=%ld\n",
-           options.blocks, options.size, options.level, hak_percpu_mode(), idle, floor, peak,
-           (double)peak / (double)floor, freed, flushed, flushed_bytes, trimmed, trimmed_bytes,
-           (long)trimmed - (long)idle);
-    hak_heap_destroy(heap);
 }
 
 static size_t cost_kib(void) { return status_kib("VmRSS:") + status_kib("VmPTE:"); }
@@ -112,20 +79,14 @@ static void measure_heaps(void)
 
 int main(int argc, char **argv)
 {
-    static const struct option known[] = {{"level", required_argument, NULL, 'l'},
-                                          {"blocks", required_argument, NULL, 'b'},
-                                          {"size", required_argument, NULL, 's'},
-                                          {"heaps", required_argument, NULL, 'h'},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option known[] = {
+        {"level", required_argument, NULL, 'l'}, {"heaps", required_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
     static const char *const levels[] = {"fast", "checked"};
     for (int code; (code = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         if (code == 'l') options.level = levels[harness_choice("level", optarg, levels, 2)];
-        else if (code == 'b') options.blocks = harness_number("blocks", optarg, 1, 1000000000);
-        else if (code == 's') options.size = harness_number("size", optarg, 1, 1u << 30);
         else if (code == 'h') options.heaps = harness_number("heaps", optarg, 1, 10000000);
         else return HARNESS_USAGE;
     }
-    measure_blocks();
     measure_heaps();
     return 0;
 }

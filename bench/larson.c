@@ -39,6 +39,7 @@
 #include <sys/mman.h>
 
 #include ADAPTER
+#include "program.h"
 
 enum { LARSON_LINES = 128 }; /* two cache lines: the prefetcher fetches pairs */
 
@@ -63,9 +64,6 @@ typedef struct larson_area {
 
 enum larson_placement { PLACEMENT_SHARED, PLACEMENT_ISOLATED, PLACEMENT_HOP, PLACEMENTS };
 static const char *const placement_names[PLACEMENTS] = {"shared", "isolated", "hop"};
-
-enum { LEVELS = 2 };
-static const char *const level_names[LEVELS] = {"fast", "checked"};
 
 /* The command line; constant while threads run. */
 typedef struct larson_options {
@@ -198,31 +196,20 @@ static void *area_life(void *argument)
 
 /* ---- The run ---- */
 
-static void *map(size_t bytes)
-{
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED) harness_exit(HARNESS_FAILED, "no memory for %zu bytes of the program's own", bytes);
-    return at;
-}
-
 static size_t slots_bytes(void) { return options.blocks * sizeof(larson_slot_t); }
 
 static void heaps_create(void)
 {
-    heaps = map(options.heaps * sizeof *heaps);
-    for (uint32_t i = 0; i < options.heaps; i++) {
-        heaps[i] = alloc_heap_create(options.level, i);
-        if (!heaps[i] && alloc_has_heaps())
-            harness_exit(HARNESS_FAILED, "cannot create heap %u of %u: %m", i, options.heaps);
-    }
+    heaps = program_map(options.heaps * sizeof *heaps);
+    for (uint32_t i = 0; i < options.heaps; i++) heaps[i] = program_heap(options.level, i);
 }
 
 static void areas_create(harness_rng_t *seeds)
 {
-    areas = map(options.threads * sizeof *areas);
+    areas = program_map(options.threads * sizeof *areas);
     for (uint32_t i = 0; i < options.threads; i++)
         areas[i] = (larson_area_t){
-            .slots = map(slots_bytes()),
+            .slots = program_map(slots_bytes()),
             .rng = {harness_draw(seeds)},
             .first_heap = options.placement == PLACEMENT_ISOLATED ? i : 0,
             .heap_span = options.placement == PLACEMENT_HOP ? options.heaps : 1,
@@ -236,7 +223,7 @@ static void areas_create(harness_rng_t *seeds)
 static void areas_warm_up(harness_rng_t *rng)
 {
     uint32_t total = options.threads * options.blocks;
-    uint32_t *order = map(total * sizeof *order);
+    uint32_t *order = program_map(total * sizeof *order);
     for (uint32_t i = 0; i < total; i++) {
         uint32_t other = harness_below((uint32_t)harness_draw(rng), i + 1);
         order[i] = order[other];
@@ -304,33 +291,6 @@ static void usage(void)
            program_invocation_short_name, alloc_name());
 }
 
-static char library[256]; /* base name of the file that the allocator's calls go to */
-
-/* Ends the program where that is not the allocator named: its result would be worse than none. */
-static void library_prove(void)
-{
-    harness_library_of(alloc_symbol(), library, sizeof library);
-    if (strncmp(library, alloc_library(), strlen(alloc_library())) != 0)
-        harness_exit(HARNESS_FAILED, "%s comes from %s, which is not %s", alloc_symbol(), library, alloc_name());
-}
-
-static void print_identity(void)
-{
-    char version[32];
-    alloc_version(version, sizeof version);
-    printf("allocator=%s version=%s library=%s mode=%s has_heaps=%d", alloc_name(), version, library, alloc_mode(),
-           alloc_has_heaps());
-}
-
-/* A heap has to exist before an allocator can say how its caches are reached. */
-static void print_info(void)
-{
-    alloc_heap_t *heap = alloc_heap_create(options.level, 0);
-    print_identity();
-    putchar('\n');
-    alloc_heap_destroy(heap);
-}
-
 /* Fills in what follows from other options, and refuses what does not go together. */
 static void options_settle(void)
 {
@@ -378,7 +338,7 @@ static void options_parse(int argc, char **argv)
             break;
         case LEVEL: options.level = level_names[harness_choice(name, optarg, level_names, LEVELS)]; break;
         case SEED: options.seed = harness_number(name, optarg, 0, UINT64_MAX); break;
-        case INFO: print_info(); exit(0);
+        case INFO: program_print_info(options.level); exit(0);
         case HELP: usage(); exit(0);
         default: usage(); exit(HARNESS_USAGE);
         }
@@ -389,7 +349,7 @@ static void options_parse(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    library_prove();
+    program_prove_library();
     options_parse(argc, argv);
     sem_init(&stopped, 0, 0);
     sem_init(&released, 0, 0);
@@ -413,7 +373,7 @@ int main(int argc, char **argv)
     size_t rss_trimmed = harness_resident_kib();
     for (uint32_t i = 0; i < options.heaps; i++) alloc_heap_destroy(heaps[i]);
 
-    print_identity();
+    program_print_identity();
     printf(" level=%s placement=%s heaps=%u threads=%u min=%u max=%u blocks=%u rounds=%u seed=%llu", options.level,
            placement_names[options.placement], options.heaps, options.threads, options.min, options.max,
            options.blocks, options.rounds, (unsigned long long)options.seed);
