@@ -8,7 +8,7 @@
  * or MOST_BLOCKS, as long as the heap's budget has room; the budget is charged for hot and spare alike. Where it has
  * none, another class of the same area gives up half of what it has (the "stealing" of tcmalloc's thread caches).
  */
-enum { MOST_BYTES = 256 * 1024, MOST_BLOCKS = 256, LEAST_BLOCKS = 2, FIRST_BLOCKS = 8, SHARE = 2, STEAL_TRIES = 8 };
+enum { MOST_BYTES = 256 * 1024, MOST_BLOCKS = 256, LEAST_BLOCKS = 2, FIRST_BLOCKS = 32, SHARE = 2, STEAL_TRIES = 8 };
 
 static uint32_t most_blocks(const class_state_t *state)
 {
