@@ -51,6 +51,13 @@ size_t drain_remote_list(hak_heap_t *heap, class_state_t *state)
     return blocks;
 }
 
+/* For whoever next holds the class's lock, which is busy, or may not be tried. */
+static void put_remote(hak_heap_t *heap, class_state_t *state, chain_t chain)
+{
+    counter_add(&heap->counters, ss_remote, chain_count(chain));
+    remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
+}
+
 /* ---- Cold ---- */
 
 static cold_t *cold_of(hak_heap_t *heap, class_state_t *state)
@@ -75,8 +82,7 @@ static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, i
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait)
 {
     if (!lock_enter(&state->lock, RANK_CLASS, may_wait)) {
-        counter_add(&heap->counters, ss_remote, chain_count(chain));
-        remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
+        put_remote(heap, state, chain);
         return;
     }
     /* A thread that may use no magazine has no CPU to keep a chain for. */
@@ -125,8 +131,7 @@ static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, in
 {
     if (!chain) return;
     if (!lock_enter(&state->lock, RANK_CLASS, false)) {
-        counter_add(&heap->counters, ss_remote, chain_count(chain));
-        remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
+        put_remote(heap, state, chain);
         return;
     }
     while (chain) {
@@ -192,8 +197,7 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     if (!full) return false;
     if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
         /* The thread has moved, or a flush has come: nobody's magazine is owed these blocks. */
-        counter_add(&heap->counters, ss_remote, chain_count(full));
-        remote_push(&heap_class_made(heap, cls)->remote, full, &heap->guard, size_classes[cls].bytes);
+        put_remote(heap, heap_class_made(heap, cls), full);
     }
     if (!percpu_push(percpu, hot, ptr, heap->key)) return false;
     counter_add(&heap->counters, early_full, 1);
@@ -234,9 +238,7 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
 
 void drain_remote(hak_heap_t *heap, unsigned cls, void *ptr)
 {
-    class_state_t *state = heap_class_made(heap, cls);
-    counter_add(&heap->counters, ss_remote, 1);
-    remote_push(&state->remote, block_push(0, ptr, heap->key), &heap->guard, size_classes[cls].bytes);
+    put_remote(heap, heap_class_made(heap, cls), block_push(0, ptr, heap->key));
 }
 
 /* ---- Mid and large blocks ---- */

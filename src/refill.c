@@ -37,14 +37,26 @@ static void empty_above(hak_heap_t *heap, area_t *area, unsigned cls, uint32_t l
     }
 }
 
+static chain_t take_cold(hak_heap_t *heap, const class_state_t *state, chain_t chain)
+{
+    if (chain) budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
+    return chain;
+}
+
+/* Returns the oldest cold chain to its slabs; false: there is none. Lock: CLASS. */
+static bool drain_oldest(hak_heap_t *heap, class_state_t *state)
+{
+    chain_t chain = state->cold ? take_cold(heap, state, cold_steal(state->cold)) : 0;
+    drain_to_slabs(heap, state, chain, SIZE_MAX);
+    return chain != 0;
+}
+
 /* A cold chain of a class that may have no use for it. */
 static void steal_cold(hak_heap_t *heap, unsigned cls)
 {
     class_state_t *state = heap_class_made(heap, cls);
     if (!state || !lock_try(&state->lock, RANK_CLASS)) return;
-    chain_t chain = state->cold ? cold_steal(state->cold) : 0;
-    budget_put(&heap->budget, chain_count(chain) * size_classes[cls].bytes);
-    drain_to_slabs(heap, state, chain, SIZE_MAX);
+    (void)drain_oldest(heap, state);
     lock_release(&state->lock, RANK_CLASS);
 }
 
@@ -152,13 +164,6 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
     return true;
 }
 
-/* Whether the set's CPU works with this class. The shared set is nobody's. */
-static bool is_busy(hak_heap_t *heap, class_state_t *state, const slab_set_t *set)
-{
-    return set != &state->shared &&
-           !heap_home_is_idle(heap, state, (unsigned)((const home_t *)(const void *)set - state->at_home));
-}
-
 /* Takes a slab over that another home uses less than half of (its threads may have moved here), or any with a block to give
  * where the other home is `idle`. */
 static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bool idle)
@@ -166,18 +171,12 @@ static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bo
     const slab_set_t *mine = heap_set_of(state, home);
     for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) {
         slab_t *slab = set == mine ? NULL : slab_find(set, idle ? BIN_HIGH : BIN_LOW);
-        if (slab && idle && is_busy(heap, state, set)) continue;
         if (!slab) continue;
+        if (idle && slab->home < state->homes && !heap_home_is_idle(heap, state, slab->home)) continue;
         heap_rehome(state, slab, home);
         return true;
     }
     return false;
-}
-
-static chain_t take_cold(hak_heap_t *heap, const class_state_t *state, chain_t chain)
-{
-    if (chain) budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
-    return chain;
 }
 
 /* One CPU allocates what another frees: then both are better off with slabs of their own and chains sent home. */
@@ -191,10 +190,8 @@ static void note_taker(hak_heap_t *heap, class_state_t *state, int index)
 /* Blocks that wait in a chain for another CPU go back to their slabs, for this one to take, or to take over. */
 static bool drain_others(hak_heap_t *heap, class_state_t *state, int index)
 {
-    chain_t chain = state->cold ? take_cold(heap, state, cold_steal(state->cold)) : 0;
-    if (!chain) return false;
+    if (!drain_oldest(heap, state)) return false;
     note_taker(heap, state, index);
-    drain_to_slabs(heap, state, chain, SIZE_MAX);
     return true;
 }
 

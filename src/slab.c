@@ -153,11 +153,11 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, 
     return chain;
 }
 
-/* A block that overlaps a released page is untouched, so that the page's bit stays true until it is wanted again. */
+/* Of a carved block. One that overlaps a released page is untouched, so that the page's bit stays true until it is wanted again. */
 static bool is_released(const slab_t *slab, size_t index)
 {
     pages_t released = load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
-    return released && (pages_of(slab, index, index + 1) & released) && is_carved(slab, index);
+    return released && (pages_of(slab, index, index + 1) & released);
 }
 
 void slab_tell_home(const slab_t *slab)
