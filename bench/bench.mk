@@ -66,6 +66,7 @@ $(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 
 -include $(wildcard $(BENCH)/*.d)
 
-$(BENCH)/footprint: bench/footprint.c bench/harness.h build/libhakheap.so $(BENCH)/command
+$(BENCH)/footprint: bench/footprint.c bench/harness.h bench/program.h bench/adapter_hakheap.h build/libhakheap.so \
+    $(BENCH)/command
 	@mkdir -p $(@D)
 	$(BENCH_COMPILE) bench/footprint.c -o $@ $(libs_hakheap) -ldl

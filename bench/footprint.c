@@ -7,10 +7,11 @@
 #define _GNU_SOURCE
 #include <getopt.h>
 #include <stdbool.h>
-#include <sys/mman.h>
 
-#include "hakheap.h"
 #include "harness.h"
+
+#include "adapter_hakheap.h"
+#include "program.h"
 
 static struct {
     const char *level;
@@ -31,33 +32,16 @@ static size_t status_kib(const char *field)
     return (size_t)strtoull(at + strlen(field), NULL, 10);
 }
 
-static hak_heap_t *make_heap(void)
-{
-    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
-    config.name = "footprint";
-    config.level = strcmp(options.level, "checked") == 0 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
-    hak_heap_t *heap = hak_heap_create(&config);
-    if (!heap) harness_exit(HARNESS_FAILED, "cannot create a heap: %m");
-    return heap;
-}
-
-static void *map_array(size_t bytes)
-{
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED) harness_exit(HARNESS_FAILED, "no memory for the program's own array");
-    return at;
-}
-
 static size_t cost_kib(void) { return status_kib("VmRSS:") + status_kib("VmPTE:"); }
 
 static void measure_heaps(void)
 {
-    hak_heap_t **heap = map_array(options.heaps * sizeof(hak_heap_t *));
+    hak_heap_t **heap = program_map(options.heaps * sizeof(hak_heap_t *));
     memset(heap, 0, options.heaps * sizeof(hak_heap_t *));
     size_t before = cost_kib();
     uint64_t begin = harness_now();
     for (size_t i = 0; i < options.heaps; i++) {
-        heap[i] = make_heap();
+        heap[i] = program_heap(options.level, (unsigned)i);
         void *block = hak_heap_malloc(heap[i], 64);
         if (!block) harness_exit(HARNESS_FAILED, "no memory in heap %zu", i);
         memset(block, 1, 64);
@@ -81,9 +65,8 @@ int main(int argc, char **argv)
 {
     static const struct option known[] = {
         {"level", required_argument, NULL, 'l'}, {"heaps", required_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
-    static const char *const levels[] = {"fast", "checked"};
     for (int code; (code = getopt_long(argc, argv, "", known, NULL)) != -1;) {
-        if (code == 'l') options.level = levels[harness_choice("level", optarg, levels, 2)];
+        if (code == 'l') options.level = level_names[harness_choice("level", optarg, level_names, LEVELS)];
         else if (code == 'h') options.heaps = harness_number("heaps", optarg, 1, 10000000);
         else return HARNESS_USAGE;
     }

@@ -218,22 +218,25 @@ static HAK_COLD void free_without_heap(const void *ptr)
     if (ptr) hak_fatal(&(hak_fault_t){.code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
 }
 
-HAK_INLINE void free_checked(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
+/* After the push: done, or on to whoever can tell why not. */
+HAK_INLINE void free_end(hak_heap_t *heap, void *ptr, entry_t mine, push_t result)
 {
-    push_t result = HAK_LIKELY(entry_is_owned(mine)) ? push_checked(heap, mine, rotated, ptr) : PUSH_MISSED;
     if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
     else if (result == PUSH_AWAY) free_away(heap, ptr, mine);
     else free_slow(heap, ptr);
+}
+
+HAK_INLINE void free_checked(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
+{
+    push_t result = HAK_LIKELY(entry_is_owned(mine)) ? push_checked(heap, mine, rotated, ptr) : PUSH_MISSED;
+    free_end(heap, ptr, mine, result);
 }
 
 /* `mine`: the pointer's entry xor the owner bits of the heap. */
 HAK_INLINE void free_mine(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
 {
     if (HAK_UNLIKELY(!entry_is_fast(mine))) return free_checked(heap, ptr, mine, rotated);
-    push_t result = push(heap, mine, rotated, ptr);
-    if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
-    else if (result == PUSH_AWAY) free_away(heap, ptr, mine);
-    else free_slow(heap, ptr);
+    free_end(heap, ptr, mine, push(heap, mine, rotated, ptr));
 }
 
 HAK_HOT void hak_heap_free(hak_heap_t *heap, void *ptr)
