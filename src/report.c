@@ -166,7 +166,8 @@ void report_stats(hak_heap_t *heap, hak_heap_stats_t *out)
     for (superslab_t *ss = set->all; ss; ss = ss->set_next)
         out->untouched_bytes += (size_t)ss->free_granules * GRANULE - (size_t)ss->free_touched * HAK_PAGE;
     lock_release(&heap->lock, RANK_HEAP);
-    out->phantom_superslabs = cached && out->superslabs ? count_phantoms(heap) : 0;
+    /* Counted later than the SuperSlabs, of which there may be more by then. */
+    if (cached && out->superslabs) out->phantom_superslabs = hak_min(count_phantoms(heap), out->superslabs);
     out->metadata_bytes = load_relaxed(&heap->metadata);
     out->committed_bytes = load_relaxed(&heap->committed);
     out->peak_bytes = hak_max(load_relaxed(&heap->peak), out->committed_bytes);
