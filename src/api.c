@@ -61,11 +61,13 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
     block_corrupt(&heap->guard, "malloc", block, hak_usable_size(block));
 }
 
-/* What every popped block goes through. `checked`: proves the seal and takes it away at once. */
+/* What every popped block goes through. `checked`: proves the seal and takes it away. */
 HAK_INLINE void *hand_out(hak_heap_t *heap, block_t *block, chain_t link, bool checked)
 {
-    if (checked && HAK_UNLIKELY((block->seal ^= link ^ heap->key ^ (uintptr_t)block) != 0))
-        malloc_corrupt(heap, block);
+    if (checked) {
+        if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
+        block_unseal(block);
+    }
     counter_add(&heap->counters, refill_hot, 1);
     return block;
 }
@@ -86,6 +88,12 @@ HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t marked)
     return HAK_LIKELY(block) ? hand_out(heap, block, link, true) : NULL;
 }
 
+/* The same by the class's slot, so that nobody has to keep the size. */
+static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
+{
+    return malloc_missed(heap, size_classes[slot >> ENTRY_CODE_SHIFT].bytes);
+}
+
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
@@ -98,10 +106,10 @@ static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
-    unsigned slot = sizeclass_slot(load_relaxed(&heap->lookup), size);
+    size_t slot = sizeclass_slot(load_relaxed(&heap->lookup), size);
     void *ptr = HAK_UNLIKELY(slot & SLOT_MARK) ? pop_marked(heap, slot) : pop(heap, slot, false);
     if (HAK_LIKELY(ptr)) return ptr;
-    return malloc_missed(heap, size);
+    return malloc_missed_slot(heap, slot);
 }
 
 void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
@@ -176,13 +184,15 @@ HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *p
     return section_push_home(&heap->percpu, entry_slot(mine), ptr, shifted, entry_tag(mine));
 }
 
-/* The same in a CHECKED heap, after two tests: that the address is a block's start, and that the block does not carry the
- * seal of a free one. */
+/* The same in a CHECKED heap, after three tests: that the block is the heap's, that the address is a block's start, and that
+ * the block does not carry the seal of a free one. */
 HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
 {
     const block_t *block = ptr;
     uint64_t unlinked = heap->key ^ (uintptr_t)ptr;
-    if (HAK_UNLIKELY(!entry_divides(mine, rotated))) return PUSH_MISSED;
+    if (HAK_UNLIKELY(!(HAK_LIKELY(entry_is_first(mine)) ? entry_first_divides(mine, rotated)
+                                                        : entry_is_owned(mine) && entry_divides(mine, rotated))))
+        return PUSH_MISSED;
     uint64_t mark = block->link ^ block->seal;
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
     push_t result =
@@ -228,8 +238,7 @@ HAK_INLINE void free_end(hak_heap_t *heap, void *ptr, entry_t mine, push_t resul
 
 HAK_INLINE void free_checked(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
 {
-    push_t result = HAK_LIKELY(entry_is_owned(mine)) ? push_checked(heap, mine, rotated, ptr) : PUSH_MISSED;
-    free_end(heap, ptr, mine, result);
+    free_end(heap, ptr, mine, push_checked(heap, mine, rotated, ptr));
 }
 
 /* `mine`: the pointer's entry xor the owner bits of the heap. */

@@ -23,7 +23,7 @@
  */
 typedef uint64_t chain_t;
 
-enum { CHAIN_SHIFT = 16, CHAIN_MAX = 0xffff };
+enum { CHAIN_SHIFT = 16, CHAIN_MAX = 0xffff, LINK_OUT = 1 /* no chain's word: a block, and no address */ };
 
 typedef struct block {
     uint64_t link;
@@ -48,8 +48,12 @@ HAK_INLINE bool block_is_sealed(const block_t *block, uint64_t link, uint64_t ke
     return block->seal == (link ^ key ^ (uintptr_t)block);
 }
 
-/* Marks a block as handed out: what was its seal no longer proves it free. */
-HAK_INLINE void block_unseal(block_t *block) { block->seal = 0; }
+/*
+ * Marks a block as handed out: what is its seal no longer proves it free. The link is written, not the seal, because that
+ * is where most callers write first: on the processors we measured, stores to both words of a 16-byte chunk cost much more
+ * than two stores to one of them.
+ */
+HAK_INLINE void block_unseal(block_t *block) { block->link = LINK_OUT; }
 
 HAK_INLINE chain_t block_push(chain_t chain, void *ptr, uint64_t key)
 {

@@ -64,9 +64,12 @@ static void uncharge_records(hak_heap_t *heap, size_t bytes)
 
 /* ---- Create ---- */
 
-enum { COLOURS = (HAK_PAGE - (int)sizeof(struct hak_heap)) / HAK_LINE };
+enum { COLOURS = 8 };
 
-enum { RECORD_COLOURS = 8 };
+/* A heap with its tables. */
+static size_t heap_bytes(void) { return hak_round_up(offsetof(hak_heap_t, percpu) + percpu_bytes(), HAK_LINE); }
+/* One, but for machines of many CPUs. */
+static size_t heap_pages(void) { return (heap_bytes() + COLOURS * HAK_LINE + HAK_PAGE - 1) / HAK_PAGE; }
 
 static hak_heap_t *place(char *page)
 {
@@ -74,8 +77,8 @@ static hak_heap_t *place(char *page)
     hak_heap_t *heap = (hak_heap_t *)(void *)(page + colour * HAK_LINE);
     heap->room[0] = page;
     heap->room_end[0] = (char *)heap;
-    heap->room[1] = (char *)(heap + 1);
-    heap->room_end[1] = page + HAK_PAGE;
+    heap->room[1] = (char *)heap + heap_bytes();
+    heap->room_end[1] = page + heap_pages() * HAK_PAGE;
     return heap;
 }
 
@@ -101,12 +104,13 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
         return NULL;
     }
     bool zeroed;
-    char *page = take_pages(1, &zeroed);
+    size_t bytes = heap_pages() * HAK_PAGE;
+    char *page = take_pages(heap_pages(), &zeroed);
     if (!page) {
         *error = ENOMEM;
         return NULL;
     }
-    if (!zeroed) memset(page, 0, HAK_PAGE);
+    if (!zeroed) memset(page, 0, bytes);
     hak_heap_t *heap = place(page);
     heap->settings = settings;
     heap->guard.name = heap->settings.name;
@@ -118,8 +122,8 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
-    heap->percpu.idle = &heap->first_area;
-    charge_records(heap, HAK_PAGE);
+    *percpu_idle(&heap->percpu) = &heap->first_area;
+    charge_records(heap, bytes);
     /* Release: pairs with the acquire in heap_is_valid. */
     store_release(&heap->magic, HEAP_MAGIC ^ (uintptr_t)heap);
     return heap;
@@ -129,8 +133,8 @@ bool heap_is_valid(const hak_heap_t *heap)
 {
     if ((uintptr_t)heap % HAK_LINE || entry_code(registry_lookup(heap)) != CODE_META) return false;
     hak_heap_t *at = (hak_heap_t *)(uintptr_t)heap;
-    size_t in_page = (uintptr_t)heap % HAK_PAGE;
-    return in_page + sizeof *heap <= HAK_PAGE && load_acquire(&at->magic) == (HEAP_MAGIC ^ (uintptr_t)heap);
+    return (uintptr_t)heap % HAK_PAGE < COLOURS * HAK_LINE &&
+           load_acquire(&at->magic) == (HEAP_MAGIC ^ (uintptr_t)heap);
 }
 
 /* ---- Records ---- */
@@ -164,7 +168,7 @@ static void *record(hak_heap_t *heap, size_t bytes, bool may_wait)
     int smaller = heap->room_end[0] - heap->room[0] > heap->room_end[1] - heap->room[1];
     /* The same records of many heaps must not all fall in the same cache sets: see place(). */
     size_t spare = pages * HAK_PAGE - HAK_LINE - bytes;
-    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % (hak_min(spare, RECORD_COLOURS * HAK_LINE) / HAK_LINE + 1);
+    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % (hak_min(spare, COLOURS * HAK_LINE) / HAK_LINE + 1);
     heap->room[smaller] = page + HAK_LINE + colour * HAK_LINE;
     heap->room_end[smaller] = page + pages * HAK_PAGE;
     return from_room(heap, bytes);
@@ -225,7 +229,7 @@ void heap_take_over(class_state_t *state, unsigned from, unsigned to)
 /* Sets for at least `homes` homes. What the class shared while the heap was small goes to `home`. */
 static bool make_homes(hak_heap_t *heap, class_state_t *state, unsigned home, bool may_wait)
 {
-    uint32_t homes = state->homes ? state->homes : PERCPU_INLINE;
+    uint32_t homes = state->homes ? state->homes : PERCPU_FEWEST;
     while (homes <= home) homes *= 2;
     if (homes > HOME_LOOK) homes = HOME_LOOK;
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
@@ -434,9 +438,9 @@ static void empty_area(area_t *area)
 
 static void empty_caches(hak_heap_t *heap)
 {
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++)
-        if (heap->percpu.areas[i]) empty_area(heap->percpu.areas[i]);
-    for (area_t *area = heap->percpu.idle; area; area = area->next) empty_area(area);
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++)
+        if (percpu_area(&heap->percpu, i)) empty_area(percpu_area(&heap->percpu, i));
+    for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next) empty_area(area);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         class_state_t *state = heap_class_made(heap, cls);
         if (!state) continue;
@@ -473,5 +477,5 @@ void heap_destroy(hak_heap_t *heap)
         meta_put(page, page->pages);
         page = next;
     }
-    meta_put((void *)((uintptr_t)heap & ~(uintptr_t)(HAK_PAGE - 1)), 1);
+    meta_put((void *)((uintptr_t)heap & ~(uintptr_t)(HAK_PAGE - 1)), heap_pages());
 }

@@ -13,14 +13,14 @@
 #include "slab.h"
 
 /*
- * Role: what a heap is. Callers: api and the ladders. Memory: one metadata page holds the heap, its first area and the
- * records of its first size classes; more pages follow when they are needed.
+ * Role: what a heap is. Callers: api and the ladders. Memory: one metadata page (more on a machine of many CPUs) holds the
+ * heap, its first area and the records of its first size classes; more pages follow when they are needed.
  *
  *   metadata page
- *   +----------+------------+------+--------+------------------+
- *   |  small   | hak_heap_t | cold |  area  |  class records   |
- *   | records  |            |      |   0    |                  |
- *   +----------+------------+------+--------+------------------+
+ *   +----------+-----------------------------------------------------+------------------+
+ *   |  small   | hak_heap_t: slow paths | area 0 | line of every call |  class records   |
+ *   | records  |                        |        | and table          |                  |
+ *   +----------+-----------------------------------------------------+------------------+
  *              ^ colour * 64 bytes: page-aligned heaps would all fall in the same cache sets
  *
  * Invariant: live + cached + free + untouched + metadata == committed.
@@ -74,16 +74,9 @@ typedef struct meta_page {
 } meta_page_t;
 
 struct hak_heap {
-    /* ---- line 0: every call ---- */
-    entry_t owner; /* const: what the registry's entries of this heap begin with */
-    uint64_t key;  /* const: guard.key, here for its line */
-    _Atomic size_t
-        lookup; /* relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time. Marked: CHECKED */
-    percpu_t percpu; /* its first 40 bytes are what sections read */
-
     /* ---- every slow path ---- */
-    guard_t guard;                               /* const */
     _Atomic uint64_t magic;                      /* HEAP_MAGIC ^ address while the heap lives */
+    guard_t guard;                               /* const */
     budget_t budget;                             /* atomic: what magazines may still take */
     class_state_t *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
     _Atomic uint32_t divided;                    /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
@@ -109,12 +102,18 @@ struct hak_heap {
     counters_t counters;
 
     area_t first_area __attribute__((aligned(HAK_LINE)));
+
+    /* ---- the line of every call ---- */
+    entry_t owner __attribute__((aligned(HAK_LINE))); /* const: what the registry's entries of this heap begin with */
+    uint64_t key;                                     /* const: guard.key, here for its line */
+    /* Relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time. Marked: CHECKED. */
+    _Atomic size_t lookup;
+    percpu_t percpu; /* its tables are the end of the record */
 };
 
 #define HEAP_MAGIC 0x68616b6865617031ull
 
-_Static_assert(offsetof(struct hak_heap, percpu) + offsetof(percpu_t, areas) <= HAK_LINE, "hot fields share a line");
-_Static_assert(sizeof(struct hak_heap) + 8 * HAK_LINE <= HAK_PAGE || HAK_COUNTERS, "a page, with room for colours");
+_Static_assert(offsetof(struct hak_heap, percpu) == PERCPU_AT, "sections know this place");
 
 /* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused the handlers. */
 bool heap_start_process(void);

@@ -106,6 +106,12 @@ size_t os_address_space(void)
     return getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY ? (size_t)limit.rlim_cur : SIZE_MAX;
 }
 
+unsigned os_cpu_count(void)
+{
+    long count = sysconf(_SC_NPROCESSORS_CONF);
+    return count < 1 ? 1 : (unsigned)count;
+}
+
 unsigned os_cpu(void)
 {
     int cpu = sched_getcpu();

@@ -17,6 +17,7 @@ const area_t zero_area;
 ptrdiff_t percpu_rseq_offset __attribute__((used));
 ptrdiff_t percpu_index_offset __attribute__((used));
 percpu_mode_t percpu_mode;
+uint32_t percpu_slots;
 bool percpu_registers_threads;
 
 /* ---- Process and thread ---- */
@@ -95,8 +96,16 @@ static percpu_mode_t choose(const char *wish)
     return PERCPU_MM_CID;
 }
 
+/* The CPUs that the kernel knows of, or an even number of slots more. */
+static uint32_t count_slots(void)
+{
+    size_t cpus = hak_max(os_cpu_count(), PERCPU_FEWEST);
+    return (uint32_t)hak_min(hak_round_up(cpus, PERCPU_FEWEST), PERCPU_MOST);
+}
+
 void percpu_start_process(const char *wish)
 {
+    percpu_slots = count_slots();
     percpu_mode = choose(wish);
     percpu_index_offset = percpu_rseq_offset + (percpu_mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
     /* Where the twin serves, no section may find itself at home. */
@@ -112,78 +121,57 @@ const char *percpu_mode_name(percpu_mode_t mode)
 
 int percpu_index(void)
 {
-    if (percpu_mode == PERCPU_LOCKED) return (int)os_cpu();
-    if (thread_field(percpu_rseq_offset + RSEQ_CPU_ID) < 0 && !(percpu_registers_threads && own_register()))
-        return PERCPU_NONE;
-    return thread_field(percpu_index_offset);
+    int index = PERCPU_NONE;
+    if (percpu_mode == PERCPU_LOCKED) index = (int)os_cpu();
+    else if (thread_field(percpu_rseq_offset + RSEQ_CPU_ID) >= 0 || (percpu_registers_threads && own_register()))
+        index = thread_field(percpu_index_offset);
+    return (uint32_t)index < percpu_slots ? index : PERCPU_NONE;
 }
 
 /* ---- Areas ---- */
 
 #define STOPPED ((area_t *)(uintptr_t)&zero_area) /* read-only memory: nothing is ever stored there */
 
-/*
- * Release, table before counts: a section, or the twin, that reads the longer count reads the longer table. A section
- * that still uses the shorter table is restarted by the next fence like any other.
- */
-static void publish(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, uint32_t capacity)
-{
-    percpu->areas = areas;
-    store_release(&percpu->table, table);
-    store_release(&percpu->capacity, capacity);
-    store_release(&percpu->count, percpu_mode == PERCPU_LOCKED ? 0 : capacity);
-}
-
 void percpu_init(percpu_t *percpu)
 {
-    for (int i = 0; i < PERCPU_INLINE; i++) {
-        store_relaxed(&percpu->inline_table[i], STOPPED);
-        percpu->inline_areas[i] = NULL;
+    for (uint32_t i = 0; i < percpu_slots; i++) {
+        store_relaxed(&percpu->table[i], STOPPED);
+        percpu_areas(percpu)[i] = NULL;
     }
-    percpu->idle = NULL;
-    publish(percpu, percpu->inline_table, percpu->inline_areas, PERCPU_INLINE);
+    *percpu_idle(percpu) = NULL;
+    store_release(&percpu->slots, percpu_slots);
+    store_release(&percpu->count, percpu_mode == PERCPU_LOCKED ? 0 : percpu_slots);
 }
 
 void percpu_close(percpu_t *percpu)
 {
     store_release(&percpu->count, 0u);
-    store_release(&percpu->capacity, 0u);
-}
-
-void percpu_grow(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, uint32_t capacity)
-{
-    uint32_t held = load_relaxed(&percpu->capacity);
-    area_t *_Atomic *shorter = load_relaxed(&percpu->table);
-    for (uint32_t i = 0; i < capacity; i++) {
-        areas[i] = i < held ? percpu->areas[i] : NULL;
-        store_relaxed(&table[i], i < held ? load_relaxed(&shorter[i]) : STOPPED);
-    }
-    publish(percpu, table, areas, capacity);
+    store_release(&percpu->slots, 0u);
 }
 
 area_t *percpu_area(const percpu_t *percpu, unsigned index)
 {
-    return index < load_relaxed(&percpu->capacity) ? percpu->areas[index] : NULL;
+    return index < load_relaxed(&percpu->slots) ? percpu_areas(percpu)[index] : NULL;
 }
 
 area_t *percpu_running(percpu_t *percpu, unsigned index)
 {
-    /* Acquire, count before table: pairs with publish. */
-    if (index >= load_acquire(&percpu->capacity)) return NULL;
-    area_t *area = load_acquire(&load_acquire(&percpu->table)[index]);
+    /* Acquire: pairs with percpu_init, and with start. */
+    if (index >= load_acquire(&percpu->slots)) return NULL;
+    area_t *area = load_acquire(&percpu->table[index]);
     return area == STOPPED ? NULL : area;
 }
 
 static void start(percpu_t *percpu, unsigned index)
 {
     /* Release: pairs with the section's load (address dependency) and the twin's acquire in locked_enter. */
-    store_release(&load_relaxed(&percpu->table)[index], percpu->areas[index]);
+    store_release(&percpu->table[index], percpu_areas(percpu)[index]);
 }
 
 void percpu_adopt(percpu_t *percpu, unsigned index, area_t *area)
 {
-    hak_assert(index < load_relaxed(&percpu->capacity) && !percpu->areas[index]);
-    percpu->areas[index] = area;
+    hak_assert(index < load_relaxed(&percpu->slots) && !percpu_areas(percpu)[index]);
+    percpu_areas(percpu)[index] = area;
     start(percpu, index);
 }
 
@@ -197,11 +185,11 @@ static void busy_leave(area_t *area) { store_release(&area->busy, 0u); }
 
 void percpu_halt(percpu_t *percpu)
 {
-    area_t *_Atomic *table = load_relaxed(&percpu->table);
-    for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) {
-        store_release(&table[i], STOPPED);
-        if (percpu_mode != PERCPU_LOCKED || !percpu->areas[i]) continue;
-        while (!busy_try(percpu->areas[i])) os_yield();
+    for (uint32_t i = 0; i < load_relaxed(&percpu->slots); i++) {
+        store_release(&percpu->table[i], STOPPED);
+        area_t *area = percpu_areas(percpu)[i];
+        if (percpu_mode != PERCPU_LOCKED || !area) continue;
+        while (!busy_try(area)) os_yield();
     }
 }
 
@@ -209,30 +197,31 @@ bool percpu_fence(void) { return percpu_mode == PERCPU_LOCKED || os->fence(); }
 
 void percpu_restart(percpu_t *percpu, unsigned index)
 {
-    if (!percpu->areas[index]) return;
+    area_t *area = percpu_area(percpu, index);
+    if (!area) return;
     start(percpu, index);
-    if (percpu_mode == PERCPU_LOCKED) busy_leave(percpu->areas[index]);
+    if (percpu_mode == PERCPU_LOCKED) busy_leave(area);
 }
 
 void percpu_restart_all(percpu_t *percpu)
 {
-    for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) percpu_restart(percpu, i);
+    for (uint32_t i = 0; i < load_relaxed(&percpu->slots); i++) percpu_restart(percpu, i);
 }
 
 void percpu_retire(percpu_t *percpu, unsigned index)
 {
-    area_t *area = percpu->areas[index];
+    area_t *area = percpu_area(percpu, index);
     if (!area) return;
-    percpu->areas[index] = NULL;
-    area->next = percpu->idle;
-    percpu->idle = area;
+    percpu_areas(percpu)[index] = NULL;
+    area->next = *percpu_idle(percpu);
+    *percpu_idle(percpu) = area;
     if (percpu_mode == PERCPU_LOCKED) busy_leave(area);
 }
 
 bool percpu_is_empty(const percpu_t *percpu)
 {
-    for (uint32_t i = 0; i < load_relaxed(&percpu->capacity); i++) {
-        const area_t *area = percpu->areas[i];
+    for (uint32_t i = 0; i < load_relaxed(&percpu->slots); i++) {
+        const area_t *area = percpu_areas(percpu)[i];
         if (!area) continue;
         const magazine_t *outbox = load_acquire(&area->outbox);
         for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {

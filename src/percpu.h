@@ -6,10 +6,11 @@
 #include "registry.h"
 
 /*
- * Role: the hot level of the two-level magazine. Callers: api (pop, push) and the ladders (the rest). Memory: areas and
- * tables are given by the heap and live as long as it. Lock: AREAS of the heap, for everything but these operations.
+ * Role: the hot level of the two-level magazine. Callers: api (pop, push) and the ladders (the rest). Memory: areas are
+ * given by the heap and live as long as it; the tables are the end of the heap's own record. Lock: AREAS of the heap, for
+ * everything but these operations.
  *
- *   percpu.table --> [ area of index 0 | area of index 1 | ... ]   index: mm_cid, or the CPU's number
+ *   percpu.table  [ area of index 0 | area of index 1 | ... ]   index: mm_cid, or the CPU's number
  *                       |                  |
  *                       v                  v
  *                     area_t             zero_area   (not yet made, or stopped)
@@ -30,7 +31,8 @@
  * areas belong to who holds the lock. Words are written by sections with plain aligned stores (which are atomic on
  * x86-64), and by the lock's holder while stopped.
  *
- * Where the thread has no rseq (cpu_id < 0) or its index is beyond the table, every operation misses.
+ * Where the thread has no rseq (cpu_id < 0) or its index is beyond the table (of a CPU that was added to the machine while
+ * the process ran), every operation misses.
  */
 typedef struct magazine {
     _Atomic chain_t word;
@@ -49,16 +51,22 @@ typedef struct area {
     struct area *next;       /* lock: AREAS; list of areas without a CPU */
 } area_t;
 
-enum { PERCPU_INLINE = 3, PERCPU_NONE = -1, PERCPU_MOST = 0x8000 /* sections compare 16 bits */ };
+enum {
+    PERCPU_NONE = -1,
+    PERCPU_FEWEST = 4,    /* slots, which fill the heap's line */
+    PERCPU_MOST = 0x8000, /* slots; sections compare 16 bits */
+    /* Where a heap keeps its percpu_t. Sections address the table from the heap, which their callers have in a register. */
+    PERCPU_AT = (HAK_COUNTERS ? 52 : 50) * HAK_LINE + 24,
+};
 
+/*
+ * The table is not behind a pointer, because each section would wait for one load more, and has a slot for every CPU of the
+ * machine. After it come the areas of all indexes and the list of areas without a CPU: see percpu_areas and percpu_idle.
+ */
 typedef struct percpu {
-    area_t *_Atomic *_Atomic table; /* what sections load; replaced by a longer copy, never freed before the heap */
-    _Atomic uint32_t count;         /* of table, for sections; 0 where the twin serves */
-    _Atomic uint32_t capacity;      /* of table and areas; written under lock: AREAS, read by the twin */
-    area_t *_Atomic inline_table[PERCPU_INLINE];
-    area_t **areas; /* lock: AREAS; the area of each index, stopped or not; NULL: none */
-    area_t *idle;   /* lock: AREAS; areas without a CPU */
-    area_t *inline_areas[PERCPU_INLINE];
+    _Atomic uint32_t count;  /* of table, for sections; 0 where the twin serves, or the heap goes away */
+    _Atomic uint32_t slots;  /* of table, for all others; 0 where the heap goes away */
+    area_t *_Atomic table[]; /* what sections load */
 } percpu_t;
 
 typedef enum percpu_mode { PERCPU_LOCKED, PERCPU_CPU_ID, PERCPU_MM_CID } percpu_mode_t;
@@ -67,12 +75,26 @@ typedef enum percpu_mode { PERCPU_LOCKED, PERCPU_CPU_ID, PERCPU_MM_CID } percpu_
 extern ptrdiff_t percpu_rseq_offset __attribute__((visibility("hidden")));  /* the thread's struct rseq */
 extern ptrdiff_t percpu_index_offset __attribute__((visibility("hidden"))); /* the field that is the index */
 extern percpu_mode_t percpu_mode;
+extern uint32_t percpu_slots;         /* of each heap */
 extern bool percpu_registers_threads; /* the C library does not */
 extern const area_t zero_area;
 
 /* Chooses the mode; once a process, before the first heap. `wish`: NULL, "0", "locked" or "cpu". */
 void percpu_start_process(const char *wish);
 const char *percpu_mode_name(percpu_mode_t mode);
+
+/* What a percpu_t takes, tables and all. */
+HAK_INLINE size_t percpu_bytes(void)
+{
+    return sizeof(percpu_t) + percpu_slots * (sizeof(area_t * _Atomic) + sizeof(area_t *)) + sizeof(area_t *);
+}
+/* By index: its area, stopped or not; NULL: none. Lock: AREAS. */
+HAK_INLINE area_t **percpu_areas(const percpu_t *percpu)
+{
+    return (area_t **)(uintptr_t)(percpu->table + percpu_slots);
+}
+/* Areas without a CPU. Lock: AREAS. */
+HAK_INLINE area_t **percpu_idle(const percpu_t *percpu) { return percpu_areas(percpu) + percpu_slots; }
 
 void percpu_init(percpu_t *percpu);
 /* Every operation misses from now on. For a heap that is going away. */
@@ -124,8 +146,6 @@ area_t *percpu_running(percpu_t *percpu, unsigned index);
 
 /* The area of an index; NULL where there is none, or the index is beyond the table. */
 area_t *percpu_area(const percpu_t *percpu, unsigned index);
-/* Moves to longer tables; both have `capacity` entries and are given to the heap's lifetime. */
-void percpu_grow(percpu_t *percpu, area_t *_Atomic *table, area_t **areas, uint32_t capacity);
 /* Gives an index its area, zeroed but for its limits, and starts it. */
 void percpu_adopt(percpu_t *percpu, unsigned index, area_t *area);
 /* Halts all areas; after percpu_fence or, in the twin, at once, they belong to the caller. */

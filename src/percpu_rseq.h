@@ -25,7 +25,7 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
  *   1  start: load the index, and or the upper half of cpu_id into it. Where the thread has no rseq, cpu_id is negative
  *      (mm_cid reads 0 then, a valid index of somebody else), and the lower 16 bits become 0xffff, which is no index: no
  *      kernel has 2^15 CPUs. Then one of three ways to a magazine:
- *        here    leave where the index is not below the heap's count; load the area of the index, from the table of now
+ *        here    leave where the index is not below the heap's count; load the area of the index
  *        home    as here, and leave where the block's tag is not the magazine's: its home is another CPU
  *        outbox  as here, and from the area to its outbox; leave where there is none
  *   2  end; the store before it commits
@@ -40,12 +40,13 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
     "4: jmp 5f\n .popsection\n"                                                                 \
     "5: movq percpu_rseq_offset(%%rip),%[area]\n leaq 3b(%%rip),%[result]\n movq %[result],%%fs:8(%[area])\n" \
     "1: movq percpu_index_offset(%%rip),%[result]\n movl %%fs:(%[result]),%k[result]\n orw %%fs:6(%[area]),%w[result]\n"
-#define RSEQ_HERE   " cmpw %[count],%w[result]\n jae %l[miss]\n movq %[table],%[area]\n movq (%[area],%[result],8),%[area]\n"
+#define RSEQ_HERE   " cmpw %[count],%w[result]\n jae %l[miss]\n movq %c[table](%[heap],%[result],8),%[area]\n"
 #define RSEQ_HOME   RSEQ_HERE " cmpw %w[tag],12(%[area],%[hot],8)\n jne %l[away]\n"
 #define RSEQ_OUTBOX RSEQ_HERE " movq %c[outbox](%[area]),%[area]\n testq %[area],%[area]\n jz %l[miss]\n"
 #define RSEQ_SECTION RSEQ_ARM RSEQ_HERE
 
-#define RSEQ_INPUTS(p) [count] "m"((p)->count), [table] "m"((p)->table)
+#define RSEQ_INPUTS(p)                                                                                              \
+    [count] "m"((p)->count), [table] "i"(PERCPU_AT + offsetof(percpu_t, table)), [heap] "r"((uintptr_t)(p) - PERCPU_AT)
 /* clang-format on */
 
 /* clang-format off */

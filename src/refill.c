@@ -97,34 +97,13 @@ void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 
 /* ---- The running CPU's area ---- */
 
-static void *take_area_record(hak_heap_t *heap, size_t bytes, bool may_wait)
-{
-    return may_wait ? heap_record(heap, bytes) : heap_record_now(heap, bytes);
-}
-
-static bool grow_table(hak_heap_t *heap, unsigned index, bool may_wait)
-{
-    uint32_t capacity = load_relaxed(&heap->percpu.capacity);
-    if (index < capacity) return true;
-    if (index >= PERCPU_MOST) return false;
-    while (capacity <= index) capacity *= 2;
-    /* Both at once: of two records the first would be lost where the second is refused. */
-    area_t *_Atomic *table = take_area_record(heap, capacity * (sizeof *table + sizeof(area_t *)), may_wait);
-    if (!table) return false;
-    percpu_grow(&heap->percpu, table, (area_t **)(void *)(table + capacity), capacity);
-    return true;
-}
-
 static area_t *make_area(hak_heap_t *heap, unsigned index, bool may_wait)
 {
     percpu_t *percpu = &heap->percpu;
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return NULL;
-    area_t *area = NULL;
-    if (grow_table(heap, index, may_wait)) {
-        area = percpu->idle;
-        if (area) percpu->idle = area->next;
-        else area = take_area_record(heap, sizeof *area, may_wait);
-    }
+    area_t *area = *percpu_idle(percpu);
+    if (area) *percpu_idle(percpu) = area->next;
+    else area = may_wait ? heap_record(heap, sizeof *area) : heap_record_now(heap, sizeof *area);
     lock_release(&heap->lock, RANK_HEAP);
     if (area) percpu_adopt(percpu, index, area);
     return area;

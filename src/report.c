@@ -16,7 +16,7 @@ void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
     class_state_t *state = heap_class_made(heap, cls);
     if (!state) return;
     lock_acquire(&heap->areas_lock, RANK_AREAS);
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
         const area_t *area = percpu_area(&heap->percpu, i);
         if (!area) continue;
         out->hot_blocks += chain_count(load_relaxed(&area->hot[cls].word));
@@ -81,7 +81,7 @@ static void tally_class(hak_heap_t *heap, class_state_t *state)
                 tally(heap, slab->start, cls, (int64_t)(slab_outside(slab) * size_classes[cls].bytes));
     for (uint32_t i = 0; state->cold && i < state->cold->count; i++) tally_chain(heap, cls, state->cold->chain[i]);
     tally_chain(heap, cls, load_acquire(&state->remote.head));
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
         const area_t *area = percpu_area(&heap->percpu, i);
         if (!area) continue;
         tally_chain(heap, cls, load_relaxed(&area->hot[cls].word));

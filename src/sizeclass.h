@@ -62,11 +62,8 @@ enum {
 extern const uint8_t size_class_slots[4 * LOOKUP_ENTRIES]; /* the class times 2: what sections call the slot */
 
 /* `table` is CLASSES_COARSE or CLASSES_FINE, marked or not; also 0, what a heap that is gone may read, stays inside the tables. */
-HAK_INLINE unsigned sizeclass_slot(size_t table, size_t size)
-{
-    return size_class_slots[(table + size) / BLOCK_ALIGN];
-}
-HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size) { return sizeclass_slot(table, size) / 2; }
+HAK_INLINE size_t sizeclass_slot(size_t table, size_t size) { return size_class_slots[(table + size) / BLOCK_ALIGN]; }
+HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size) { return (unsigned)sizeclass_slot(table, size) / 2; }
 
 /* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */
 HAK_INLINE unsigned sizeclass_of(size_t size)

@@ -47,7 +47,7 @@ static void take_limit(hak_heap_t *heap, const area_t *area, magazine_t *magazin
 /* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but its bytes. */
 static void retire_area(hak_heap_t *heap, unsigned index)
 {
-    area_t *area = heap->percpu.areas[index];
+    area_t *area = percpu_area(&heap->percpu, index);
     magazine_t *outbox = load_relaxed(&area->outbox);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         take_limit(heap, area, &area->hot[cls], cls);
@@ -58,7 +58,7 @@ static void retire_area(hak_heap_t *heap, unsigned index)
 
 static bool has_limits(const percpu_t *percpu)
 {
-    for (unsigned index = 0; index < load_relaxed(&percpu->capacity); index++) {
+    for (unsigned index = 0; index < load_relaxed(&percpu->slots); index++) {
         const area_t *area = percpu_area(percpu, index);
         const magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL;
         for (unsigned cls = 0; area && cls < CLASS_COUNT; cls++)
@@ -77,7 +77,7 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
         percpu_halt(percpu);
         fenced = percpu_fence();
         if (!fenced) percpu_restart_all(percpu);
-        for (unsigned index = 0; fenced && index < load_relaxed(&percpu->capacity); index++) {
+        for (unsigned index = 0; fenced && index < load_relaxed(&percpu->slots); index++) {
             area_t *area = percpu_area(percpu, index);
             if (!area) continue;
             /* Many CPUs' words may not fit: then some blocks go back while the last areas still wait. */

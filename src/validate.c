@@ -239,7 +239,7 @@ static void check_class(walk_t *walk, class_state_t *state)
     if (outside != load_relaxed(&state->outside))
         wrong(walk, state, bytes, "a class's counts disagree with its slabs");
     size_t cached = 0;
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
         area_t *area = percpu_area(&heap->percpu, i);
         if (!area) continue;
         cached += walk_chain(walk, cls, load_relaxed(&area->hot[cls].word), true);

@@ -95,8 +95,7 @@ static void flush_after_visits(int level, bool stay)
     size_t held = cached_of(heap);
     cr_assert(held > 0, "nothing is cached, so nothing is tested");
     unsigned areas = 0;
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++)
-        areas += percpu_area(&heap->percpu, i) != NULL;
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) areas += percpu_area(&heap->percpu, i) != NULL;
     if (strcmp(hak_percpu_mode(), "mm_cid") != 0) cr_assert(areas >= count, "%u areas, %zu CPUs", areas, count);
 
     errno = 4321;
@@ -437,7 +436,7 @@ Test(flush_trim, the_reserve_returns_what_destroyed_heaps_left)
 static bool all_areas_run(hak_heap_t *heap)
 {
     bool run = true;
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++)
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++)
         run = run && (!percpu_area(&heap->percpu, i) || percpu_running(&heap->percpu, i));
     return run;
 }
@@ -716,7 +715,7 @@ static void must_balance_budget(hak_heap_t *heap, size_t given, const char *when
     for (unsigned class = 0; class < CLASS_COUNT; class ++) {
         const class_state_t *state = heap_class_made(heap, class);
         if (state && state->cold) sum += (int64_t)state->cold->blocks * size_classes[class].bytes;
-        for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+        for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
             area_t *area = percpu_area(&heap->percpu, i);
             if (!area) continue;
             sum += (int64_t)load_relaxed(&area->hot[class].limit) * 2 * size_classes[class].bytes;

@@ -19,7 +19,7 @@
 
 TestSuite(home, .timeout = 120);
 
-enum { SIZE = 1024, MOST = 16384, HERE = 0, THERE = 1, BEYOND = PERCPU_INLINE + 2 };
+enum { SIZE = 1024, MOST = 16384, HERE = 0, THERE = 1, BEYOND = PERCPU_FEWEST + 2, SLOTS = 400 };
 
 static void *blocks[MOST];
 
@@ -51,6 +51,8 @@ static void pretend(unsigned index)
 
 static hak_heap_t *heap_on(unsigned index, int level)
 {
+    cr_assert(heap_start_process());
+    percpu_slots = SLOTS;
     hak_heap_t *heap = contract_heap(level, "home");
     cr_assert(heap != NULL);
     if (percpu_mode == PERCPU_LOCKED) cr_skip_test("the twin asks the kernel for the CPU");
@@ -120,31 +122,56 @@ static void put_all_pages(void *pages)
     }
 }
 
-/* The table for a CPU is refused, the sets for its slabs are not: a home beyond the table is no way into it. */
-Test(home, a_home_beyond_the_table_is_not_looked_up)
+/* A CPU that the machine got later has no magazines, and no way into those of others. */
+Test(home, a_cpu_beyond_the_slots_uses_no_magazine)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_on(HERE, level);
         size_t count = divide(heap, 0);
-        for (unsigned first = 0; first < 2; first++) heap->room[first] = heap->room_end[first];
-        void *pages = take_all_pages();
-        fake_os_use();
-        fake_os_refuse(FAKE_COMMIT, 1, 1);
-        pretend(BEYOND);
-        /* The first miss asks for the table and is refused; what it asks for next is granted. */
-        blocks[count++] = must_malloc(heap, SIZE);
-        cr_assert(load_relaxed(&heap->percpu.capacity) <= BEYOND, "nothing was refused");
-        chain_t here = load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].word);
-        fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
         hak_heap_free(heap, blocks[--count]);
-        fake_os_restore();
-        cr_assert(load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].word) == here,
-                  "another CPU's magazine was pushed on");
-        put_all_pages(pages);
-        must_be_sound(heap, count, "after the refusal");
+        chain_t here = load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].word);
+        cr_assert(chain_count(here) > 0);
+        for (unsigned index = SLOTS; index < SLOTS + 3; index++) {
+            pretend(index);
+            blocks[count++] = must_malloc(heap, SIZE);
+            memset(blocks[count - 1], (int)index, SIZE);
+            hak_heap_free(heap, blocks[0]);
+            blocks[0] = must_malloc(heap, SIZE);
+            cr_assert(load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].word) == here,
+                      "another CPU's magazine was used");
+            must_be_sound(heap, count, "beyond the slots");
+        }
         free_all(heap, count);
         must_be_sound(heap, 0, "at the end");
         cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A heap's record is longer than a page where the machine has many CPUs. */
+Test(home, a_machine_of_many_cpus)
+{
+    enum { CPUS = 1000 };
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        cr_assert(hak_heap_destroy(heap_on(HERE, level)) == 0);
+        percpu_slots = CPUS;
+        hak_heap_t *heap = contract_heap(level, "many"), *next = contract_heap(level, "next");
+        cr_assert(heap != NULL && next != NULL);
+        cr_assert((uintptr_t)heap / HAK_PAGE != (uintptr_t)next / HAK_PAGE);
+        size_t count = 0;
+        for (unsigned index = 0; index < CPUS; index += 37) {
+            pretend(index);
+            for (unsigned i = 0; i < 100; i++) blocks[count++] = must_calloc_one(heap);
+            hak_heap_free(heap, blocks[--count]);
+            cr_assert(percpu_area(&heap->percpu, index) != NULL && percpu_running(&heap->percpu, index) != NULL);
+            hak_heap_free(next, must_malloc(next, SIZE));
+        }
+        must_be_sound(heap, count, "all over the machine");
+        free_all(heap, count);
+        (void)hak_heap_trim(heap, 0);
+        must_be_sound(heap, 0, "trimmed");
+        must_be_sound(next, 0, "next to it");
+        cr_assert(hak_heap_destroy(heap) == 0 && hak_heap_destroy(next) == 0);
+        pretend(HERE);
     }
 }
 
@@ -675,7 +702,7 @@ static int64_t held_of_budget(hak_heap_t *heap)
     int64_t held = 0;
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         int64_t bytes = (int64_t)size_classes[cls].bytes;
-        for (uint32_t i = 0; i < load_relaxed(&heap->percpu.capacity); i++) {
+        for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
             area_t *area = percpu_area(&heap->percpu, i);
             const magazine_t *outbox = area ? load_relaxed(&area->outbox) : NULL;
             if (area) held += 2 * (int64_t)load_relaxed(&area->hot[cls].limit) * bytes;
@@ -756,7 +783,7 @@ Test(home, trim_gives_the_budget_back)
             (void)hak_heap_trim(heap, 0);
             cr_assert(load_relaxed(&heap->budget.room) == (int64_t)heap->settings.cache_bytes, "%lld of %zu",
                       (long long)load_relaxed(&heap->budget.room), heap->settings.cache_bytes);
-            for (area_t *area = heap->percpu.idle; area; area = area->next) {
+            for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next) {
                 const magazine_t *outbox = load_relaxed(&area->outbox);
                 for (unsigned cls = 0; outbox && cls < CLASS_COUNT; cls++)
                     cr_assert(!load_relaxed(&outbox[cls].limit) && !load_relaxed(&outbox[cls].word));

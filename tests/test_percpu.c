@@ -1,4 +1,4 @@
-/* percpu: the five operations in every mode, stops under load, tables, areas, threads without rseq. */
+/* percpu: the five operations in every mode, stops under load, areas, threads without rseq. */
 #define _GNU_SOURCE
 #include "percpu.h"
 
@@ -28,38 +28,41 @@ TestSuite(percpu, .timeout = 120);
 static const char *const wishes[] = {NULL, "cpu", "0"};
 enum { WISHES = sizeof wishes / sizeof wishes[0] };
 
-enum { CLASS = 5, OTHER = 6, MANY = 4096 };
+enum { CLASS = 5, OTHER = 6, MANY = 256 };
 static const size_t HOT = PERCPU_HOT(CLASS);
 static const size_t SPARE = PERCPU_SPARE(CLASS);
 
-static percpu_t percpu;
-static area_t *_Atomic long_table[MANY];
-static area_t *long_areas[MANY];
-static area_t areas[MANY / 16];
+static union {
+    percpu_t of_the_test;
+    char bytes[sizeof(percpu_t) + (2 * MANY + 1) * sizeof(area_t *)];
+} storage;
+static percpu_t *const percpu = &storage.of_the_test;
+static area_t areas[MANY];
 
 static unsigned processors(void)
 {
     long count = sysconf(_SC_NPROCESSORS_CONF);
-    cr_assert(count > 0 && count <= MANY / 16);
+    cr_assert(count > 0 && count <= MANY);
     return (unsigned)count;
 }
 
 static void begin(const char *wish)
 {
     percpu_start_process(wish);
-    memset(&percpu, 0, sizeof percpu);
+    cr_assert(percpu_slots >= processors() && percpu_slots >= PERCPU_FEWEST);
+    percpu_slots = MANY;
+    cr_assert(percpu_bytes() == sizeof storage);
     memset(areas, 0, sizeof areas);
-    percpu_init(&percpu);
+    percpu_init(percpu);
 }
 
 /* One area for each processor, its limits set. */
 static unsigned open_areas(uint64_t limit)
 {
     unsigned count = processors();
-    percpu_grow(&percpu, long_table, long_areas, MANY);
     for (unsigned i = 0; i < count; i++) {
         for (unsigned cls = 0; cls < CLASS_COUNT; cls++) store_relaxed(&areas[i].hot[cls].limit, limit);
-        percpu_adopt(&percpu, i, &areas[i]);
+        percpu_adopt(percpu, i, &areas[i]);
     }
     return count;
 }
@@ -67,9 +70,8 @@ static unsigned open_areas(uint64_t limit)
 /* The same area for every processor: wherever the one thread of a test runs, it meets the same words. Not to be halted. */
 static area_t *open_one(uint64_t limit)
 {
-    percpu_grow(&percpu, long_table, long_areas, MANY);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) store_relaxed(&areas[0].hot[cls].limit, limit);
-    for (unsigned i = 0; i < processors(); i++) percpu_adopt(&percpu, i, &areas[0]);
+    for (unsigned i = 0; i < processors(); i++) percpu_adopt(percpu, i, &areas[0]);
     return &areas[0];
 }
 
@@ -93,19 +95,19 @@ Test(percpu, a_tag_lets_its_blocks_in)
     percpu_tag(area, CLASS, tag);
     for (unsigned i = 0; i < sizeof others / sizeof others[0]; i++) {
         uint16_t other = (uint16_t)(others[i] ? tag ^ others[i] : 0);
-        cr_assert(section_push_home(&percpu, HOT, &blocks[0], chain_address(&blocks[0]), other) == PUSH_AWAY);
-        cr_assert(section_push_home_sealed(&percpu, HOT, &blocks[0], chain_address(&blocks[0]), other, 77) ==
+        cr_assert(section_push_home(percpu, HOT, &blocks[0], chain_address(&blocks[0]), other) == PUSH_AWAY);
+        cr_assert(section_push_home_sealed(percpu, HOT, &blocks[0], chain_address(&blocks[0]), other, 77) ==
                   PUSH_AWAY);
     }
-    cr_assert(section_push_home(&percpu, HOT, &blocks[0], chain_address(&blocks[0]), tag) == PUSH_DONE);
-    cr_assert(section_push_home_sealed(&percpu, HOT, &blocks[1], chain_address(&blocks[1]), tag,
+    cr_assert(section_push_home(percpu, HOT, &blocks[0], chain_address(&blocks[0]), tag) == PUSH_DONE);
+    cr_assert(section_push_home_sealed(percpu, HOT, &blocks[1], chain_address(&blocks[1]), tag,
                                        77 ^ (uintptr_t)&blocks[1]) == PUSH_DONE);
     cr_assert(block_is_sealed(&blocks[1].block, blocks[1].block.link, 77));
     cr_assert(chain_count(blocks[1].block.link) == 1 && chain_block(blocks[1].block.link) == &blocks[0].block);
     store_relaxed(&area->hot[CLASS].limit, 2);
-    cr_assert(section_push_home(&percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
-    store_relaxed(&percpu.count, 0u);
-    cr_assert(section_push_home(&percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
+    cr_assert(section_push_home(percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
+    store_relaxed(&percpu->count, 0u);
+    cr_assert(section_push_home(percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
 }
 
 /* ---- Modes ---- */
@@ -170,7 +172,7 @@ static void push_and_pop(uint64_t key)
     block_t *block;
     chain_t link, before = 0;
     for (unsigned i = 0; i < LIMIT; i++) {
-        cr_assert(percpu_push(&percpu, HOT, &blocks[i], key), "%s: push %u", name(), i);
+        cr_assert(percpu_push(percpu, HOT, &blocks[i], key), "%s: push %u", name(), i);
         chain_t word = load_relaxed(&area->hot[CLASS].word);
         cr_assert(chain_block(word) == &blocks[i].block && chain_count(word) == i + 1, "%s: push %u", name(), i);
         cr_assert(blocks[i].block.link == before);
@@ -179,15 +181,15 @@ static void push_and_pop(uint64_t key)
         before = word;
     }
     for (unsigned i = 0; i < 10; i++)
-        cr_assert(!percpu_push(&percpu, HOT, &blocks[LIMIT], key), "%s: more than the limit", name());
+        cr_assert(!percpu_push(percpu, HOT, &blocks[LIMIT], key), "%s: more than the limit", name());
     cr_assert(load_relaxed(&area->hot[CLASS].word) == before);
 
     for (unsigned i = LIMIT; i-- > 0;) {
-        cr_assert((block = percpu_pop(&percpu, HOT, &link)) != NULL, "%s: pop %u", name(), i);
+        cr_assert((block = percpu_pop(percpu, HOT, &link)) != NULL, "%s: pop %u", name(), i);
         cr_assert(block == &blocks[i].block && link == blocks[i].block.link, "%s: pop %u", name(), i);
         cr_assert(load_relaxed(&area->hot[CLASS].word) == link);
     }
-    cr_assert((block = percpu_pop(&percpu, HOT, &link)) == NULL, "%s: empty", name());
+    cr_assert((block = percpu_pop(percpu, HOT, &link)) == NULL, "%s: empty", name());
     cr_assert(load_relaxed(&area->hot[CLASS].word) == 0);
 }
 
@@ -209,15 +211,14 @@ Test(percpu, a_magazine_holds_as_many_as_its_limit_says)
         begin(wishes[w]);
         area_t *area = open_one(CHAIN_MAX);
         for (unsigned i = 0; i < CHAIN_MAX; i++)
-            cr_assert(percpu_push(&percpu, HOT, &many[i], 0), "%s: push %u", name(), i);
-        cr_assert(!percpu_push(&percpu, HOT, &blocks[0], 0), "%s", name());
+            cr_assert(percpu_push(percpu, HOT, &many[i], 0), "%s: push %u", name(), i);
+        cr_assert(!percpu_push(percpu, HOT, &blocks[0], 0), "%s", name());
         chain_t word = load_relaxed(&area->hot[CLASS].word);
         cr_assert(chain_count(word) == CHAIN_MAX && chain_block(word) == &many[CHAIN_MAX - 1], "%s", name());
         block_t *block;
         chain_t link;
         for (unsigned i = CHAIN_MAX; i-- > 0;)
-            cr_assert((block = percpu_pop(&percpu, HOT, &link)) != NULL && block == &many[i], "%s: pop %u", name(),
-                      i);
+            cr_assert((block = percpu_pop(percpu, HOT, &link)) != NULL && block == &many[i], "%s: pop %u", name(), i);
     }
 }
 
@@ -227,9 +228,9 @@ Test(percpu, operations_touch_one_word)
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
         area_t *area = open_one(9);
-        cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0) && percpu_push(&percpu, PERCPU_HOT(OTHER), &blocks[1], 0));
+        cr_assert(percpu_push(percpu, HOT, &blocks[0], 0) && percpu_push(percpu, PERCPU_HOT(OTHER), &blocks[1], 0));
         chain_t hot = load_relaxed(&area->hot[CLASS].word), other = load_relaxed(&area->hot[OTHER].word);
-        cr_assert(percpu_install(&percpu, CLASS, SPARE, block_push(0, &blocks[2], 0)));
+        cr_assert(percpu_install(percpu, CLASS, SPARE, block_push(0, &blocks[2], 0)));
         for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
             chain_t wanted = cls == CLASS ? hot : cls == OTHER ? other : 0;
             cr_assert(load_relaxed(&area->hot[cls].word) == wanted, "%s: class %u", name(), cls);
@@ -250,17 +251,17 @@ Test(percpu, chains_are_taken_and_installed_whole)
         chain_t another = block_push(0, &blocks[9], 0);
         size_t places[2] = {HOT, SPARE};
         for (unsigned p = 0; p < 2; p++) {
-            cr_assert(percpu_take(&percpu, places[p]) == 0, "%s: empty", name());
-            cr_assert(percpu_install(&percpu, CLASS, places[p], chain), "%s", name());
-            cr_assert(!percpu_install(&percpu, CLASS, places[p], another), "%s: it is not empty", name());
-            cr_assert(percpu_take(&percpu, places[p]) == chain, "%s", name());
-            cr_assert(percpu_take(&percpu, places[p]) == 0, "%s: taken twice", name());
+            cr_assert(percpu_take(percpu, places[p]) == 0, "%s: empty", name());
+            cr_assert(percpu_install(percpu, CLASS, places[p], chain), "%s", name());
+            cr_assert(!percpu_install(percpu, CLASS, places[p], another), "%s: it is not empty", name());
+            cr_assert(percpu_take(percpu, places[p]) == chain, "%s", name());
+            cr_assert(percpu_take(percpu, places[p]) == 0, "%s: taken twice", name());
             /* A class without a limit does not run: neither of its magazines takes a chain. */
             store_relaxed(&area->hot[CLASS].limit, 0);
-            cr_assert(!percpu_install(&percpu, CLASS, places[p], chain), "%s: limit 0", name());
+            cr_assert(!percpu_install(percpu, CLASS, places[p], chain), "%s: limit 0", name());
             store_relaxed(&area->hot[CLASS].limit, 2);
         }
-        cr_assert(percpu_is_empty(&percpu));
+        cr_assert(percpu_is_empty(percpu));
     }
 }
 
@@ -269,13 +270,13 @@ static void must_miss(const char *what)
     chain_t link;
     chain_t chain = block_push(0, &blocks[1], 0);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        cr_assert(percpu_pop(&percpu, PERCPU_HOT(cls), &link) == NULL, "%s, %s: pop", name(), what);
-        cr_assert(!percpu_push(&percpu, PERCPU_HOT(cls), &blocks[0], 0), "%s, %s: push", name(), what);
-        cr_assert(!percpu_push(&percpu, PERCPU_HOT(cls), &blocks[0], 77), "%s, %s: sealed push", name(), what);
-        cr_assert(percpu_take(&percpu, PERCPU_HOT(cls)) == 0, "%s, %s: take", name(), what);
-        cr_assert(percpu_take(&percpu, PERCPU_SPARE(cls)) == 0, "%s, %s: take", name(), what);
-        cr_assert(!percpu_install(&percpu, cls, PERCPU_HOT(cls), chain), "%s, %s: install", name(), what);
-        cr_assert(!percpu_install(&percpu, cls, PERCPU_SPARE(cls), chain), "%s, %s: install", name(), what);
+        cr_assert(percpu_pop(percpu, PERCPU_HOT(cls), &link) == NULL, "%s, %s: pop", name(), what);
+        cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 0), "%s, %s: push", name(), what);
+        cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 77), "%s, %s: sealed push", name(), what);
+        cr_assert(percpu_take(percpu, PERCPU_HOT(cls)) == 0, "%s, %s: take", name(), what);
+        cr_assert(percpu_take(percpu, PERCPU_SPARE(cls)) == 0, "%s, %s: take", name(), what);
+        cr_assert(!percpu_install(percpu, cls, PERCPU_HOT(cls), chain), "%s, %s: install", name(), what);
+        cr_assert(!percpu_install(percpu, cls, PERCPU_SPARE(cls), chain), "%s, %s: install", name(), what);
     }
 }
 
@@ -286,21 +287,19 @@ Test(percpu, where_there_is_no_area_all_misses)
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
         must_miss("nothing made");
-        percpu_grow(&percpu, long_table, long_areas, MANY);
-        must_miss("a longer table, nothing made");
         cr_assert(memcmp(&zero_area, &zeros, sizeof zeros) == 0);
 
         begin(wishes[w]);
         open_one(5);
-        cr_assert(percpu_push(&percpu, HOT, &blocks[7], 0), "%s: a running area serves", name());
-        percpu_close(&percpu);
+        cr_assert(percpu_push(percpu, HOT, &blocks[7], 0), "%s: a running area serves", name());
+        percpu_close(percpu);
         must_miss("closed");
 
         begin(wishes[w]);
         area_t *area = open_one(5);
-        cr_assert(percpu_push(&percpu, HOT, &blocks[7], 0));
-        store_relaxed(&percpu.count, 0u);
-        store_relaxed(&percpu.capacity, 0u);
+        cr_assert(percpu_push(percpu, HOT, &blocks[7], 0));
+        store_relaxed(&percpu->count, 0u);
+        store_relaxed(&percpu->slots, 0u);
         must_miss("an index beyond the table");
         cr_assert(chain_count(load_relaxed(&area->hot[CLASS].word)) == 1);
     }
@@ -308,43 +307,29 @@ Test(percpu, where_there_is_no_area_all_misses)
 
 /* ---- Areas ---- */
 
-Test(percpu, tables_grow_and_keep_their_areas)
+Test(percpu, each_index_has_its_area)
 {
-    static area_t *_Atomic table_8[8], *_Atomic table_64[64];
-    static area_t *areas_8[8], *areas_64[64];
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
-        for (unsigned i = 0; i < PERCPU_INLINE; i++) {
-            cr_assert(percpu_area(&percpu, i) == NULL && percpu_running(&percpu, i) == NULL);
-            percpu_adopt(&percpu, i, &areas[i]);
+        for (unsigned i = 0; i < MANY; i += 3) percpu_adopt(percpu, i, &areas[i]);
+        for (unsigned i = 0; i < MANY + 70; i++) {
+            area_t *wanted = i < MANY && i % 3 == 0 ? &areas[i] : NULL;
+            cr_assert(percpu_area(percpu, i) == wanted, "%s: index %u", name(), i);
+            cr_assert(percpu_running(percpu, i) == wanted, "%s: index %u", name(), i);
         }
-        cr_assert(percpu_area(&percpu, PERCPU_INLINE) == NULL && percpu_running(&percpu, PERCPU_INLINE) == NULL);
-        percpu_grow(&percpu, table_8, areas_8, 8);
-        percpu_adopt(&percpu, 7, &areas[7]);
-        percpu_grow(&percpu, table_64, areas_64, 64);
-        percpu_adopt(&percpu, 63, &areas[63]);
-        for (unsigned i = 0; i < 70; i++) {
-            area_t *wanted = i < PERCPU_INLINE || i == 7 || i == 63 ? &areas[i] : NULL;
-            cr_assert(percpu_area(&percpu, i) == wanted, "%s: index %u", name(), i);
-            cr_assert(percpu_running(&percpu, i) == wanted, "%s: index %u", name(), i);
-        }
+        percpu_close(percpu);
+        cr_assert(percpu_running(percpu, 0) == NULL, "%s: closed", name());
     }
 }
 
-Test(percpu, a_halted_table_grows_halted)
+/* A CPU that was not there when the process began has no slot. */
+Test(percpu, an_index_beyond_the_slots_is_none)
 {
-    static area_t *_Atomic table[16];
-    static area_t *of[16];
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
-        percpu_adopt(&percpu, 1, &areas[1]);
-        percpu_halt(&percpu);
-        cr_assert(percpu_running(&percpu, 1) == NULL && percpu_area(&percpu, 1) == &areas[1]);
-        percpu_grow(&percpu, table, of, 16);
-        cr_assert(percpu_running(&percpu, 1) == NULL && percpu_area(&percpu, 1) == &areas[1]);
-        percpu_restart_all(&percpu);
-        cr_assert(percpu_running(&percpu, 1) == &areas[1]);
-        cr_assert(load_relaxed(&areas[1].busy) == 0);
+        cr_assert(percpu_index() >= 0, "%s", name());
+        percpu_slots = 0;
+        cr_assert(percpu_index() == PERCPU_NONE, "%s", name());
     }
 }
 
@@ -353,17 +338,17 @@ Test(percpu, halted_areas_miss_until_restarted)
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
         unsigned count = open_areas(4);
-        percpu_halt(&percpu);
+        percpu_halt(percpu);
         cr_assert(percpu_fence());
         must_miss("halted");
         for (unsigned i = 0; i < count; i++) {
-            cr_assert(percpu_running(&percpu, i) == NULL && percpu_area(&percpu, i) == &areas[i]);
-            percpu_restart(&percpu, i);
-            cr_assert(percpu_running(&percpu, i) == &areas[i]);
+            cr_assert(percpu_running(percpu, i) == NULL && percpu_area(percpu, i) == &areas[i]);
+            percpu_restart(percpu, i);
+            cr_assert(percpu_running(percpu, i) == &areas[i]);
         }
-        percpu_restart(&percpu, count); /* nothing there */
-        cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0), "%s", name());
-        cr_assert(!percpu_is_empty(&percpu));
+        percpu_restart(percpu, count); /* nothing there */
+        cr_assert(percpu_push(percpu, HOT, &blocks[0], 0), "%s", name());
+        cr_assert(!percpu_is_empty(percpu));
     }
 }
 
@@ -374,12 +359,12 @@ Test(percpu, a_refused_fence_is_told)
         open_areas(4);
         fake_os_use();
         fake_os_refuse(FAKE_FENCE, 1, 1);
-        percpu_halt(&percpu);
+        percpu_halt(percpu);
         cr_assert(percpu_fence() == (percpu_mode == PERCPU_LOCKED), "%s", name());
         cr_assert(fake_os_calls(FAKE_FENCE) == (percpu_mode != PERCPU_LOCKED));
-        percpu_restart_all(&percpu);
+        percpu_restart_all(percpu);
         fake_os_restore();
-        cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0), "%s: restarted", name());
+        cr_assert(percpu_push(percpu, HOT, &blocks[0], 0), "%s: restarted", name());
     }
 }
 
@@ -387,22 +372,21 @@ Test(percpu, a_retired_area_serves_another_index)
 {
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
-        percpu_grow(&percpu, long_table, long_areas, MANY);
-        percpu_adopt(&percpu, 0, &areas[0]);
-        percpu_adopt(&percpu, 2, &areas[2]);
+        percpu_adopt(percpu, 0, &areas[0]);
+        percpu_adopt(percpu, 2, &areas[2]);
         store_relaxed(&areas[0].spare[OTHER], block_push(0, &blocks[0], 0));
-        percpu_halt(&percpu);
+        percpu_halt(percpu);
         cr_assert(percpu_fence());
-        percpu_retire(&percpu, 0);
-        percpu_retire(&percpu, 1); /* nothing there */
-        percpu_retire(&percpu, 2);
-        cr_assert(percpu_area(&percpu, 0) == NULL && percpu_running(&percpu, 0) == NULL);
-        cr_assert(percpu.idle == &areas[2] && areas[2].next == &areas[0], "%s", name());
-        percpu_restart_all(&percpu);
-        cr_assert(percpu_running(&percpu, 0) == NULL && percpu_running(&percpu, 2) == NULL);
+        percpu_retire(percpu, 0);
+        percpu_retire(percpu, 1); /* nothing there */
+        percpu_retire(percpu, 2);
+        cr_assert(percpu_area(percpu, 0) == NULL && percpu_running(percpu, 0) == NULL);
+        cr_assert(*percpu_idle(percpu) == &areas[2] && areas[2].next == &areas[0], "%s", name());
+        percpu_restart_all(percpu);
+        cr_assert(percpu_running(percpu, 0) == NULL && percpu_running(percpu, 2) == NULL);
 
-        percpu_adopt(&percpu, 9, &areas[0]);
-        cr_assert(percpu_running(&percpu, 9) == &areas[0] && percpu_area(&percpu, 0) == NULL);
+        percpu_adopt(percpu, 9, &areas[0]);
+        cr_assert(percpu_running(percpu, 9) == &areas[0] && percpu_area(percpu, 0) == NULL);
         cr_assert(chain_block(load_relaxed(&areas[0].spare[OTHER])) == &blocks[0].block);
         cr_assert(load_relaxed(&areas[0].busy) == 0 && load_relaxed(&areas[2].busy) == 0, "%s: nobody is inside",
                   name());
@@ -413,18 +397,18 @@ Test(percpu, emptiness_sees_every_word)
 {
     begin("0");
     unsigned count = open_areas(4);
-    cr_assert(percpu_is_empty(&percpu));
+    cr_assert(percpu_is_empty(percpu));
     for (unsigned i = 0; i < count; i++) {
         for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
             store_relaxed(&areas[i].hot[cls].word, 1);
-            cr_assert(!percpu_is_empty(&percpu), "area %u, hot %u", i, cls);
+            cr_assert(!percpu_is_empty(percpu), "area %u, hot %u", i, cls);
             store_relaxed(&areas[i].hot[cls].word, 0);
             store_relaxed(&areas[i].spare[cls], 1);
-            cr_assert(!percpu_is_empty(&percpu), "area %u, spare %u", i, cls);
+            cr_assert(!percpu_is_empty(percpu), "area %u, spare %u", i, cls);
             store_relaxed(&areas[i].spare[cls], 0);
         }
     }
-    cr_assert(percpu_is_empty(&percpu));
+    cr_assert(percpu_is_empty(percpu));
 }
 
 /* In the twin, whoever finds an area busy goes without, and never waits. */
@@ -432,13 +416,13 @@ Test(percpu, a_busy_area_is_passed_by)
 {
     begin("0");
     area_t *area = open_one(4);
-    cr_assert(percpu_push(&percpu, HOT, &blocks[0], 0));
+    cr_assert(percpu_push(percpu, HOT, &blocks[0], 0));
     store_relaxed(&area->busy, 1u);
     must_miss("busy");
     store_relaxed(&area->busy, 0u);
     block_t *block;
     chain_t link;
-    cr_assert((block = percpu_pop(&percpu, HOT, &link)) != NULL && block == &blocks[0].block);
+    cr_assert((block = percpu_pop(percpu, HOT, &link)) != NULL && block == &blocks[0].block);
 }
 
 /* ---- Stops under load ---- */
@@ -503,7 +487,7 @@ static void fetch_returned(worker_t *worker)
 static void push_one(worker_t *worker)
 {
     pool_t *own = &worker->own;
-    if (!own->count || !percpu_push(&percpu, HOT, own->block[own->count - 1], load.key)) return;
+    if (!own->count || !percpu_push(percpu, HOT, own->block[own->count - 1], load.key)) return;
     own->count--;
     count(&worker->pushes);
 }
@@ -511,7 +495,7 @@ static void push_one(worker_t *worker)
 static void pop_one(worker_t *worker)
 {
     chain_t link;
-    block_t *block = worker->own.count < 2 * ALL ? percpu_pop(&percpu, HOT, &link) : NULL;
+    block_t *block = worker->own.count < 2 * ALL ? percpu_pop(percpu, HOT, &link) : NULL;
     if (!block) return;
     if (!is_whole(block, link)) count(&worker->broken);
     worker->own.block[worker->own.count++] = block;
@@ -520,7 +504,7 @@ static void pop_one(worker_t *worker)
 
 static void take_one(worker_t *worker, size_t word)
 {
-    chain_t chain = percpu_take(&percpu, word);
+    chain_t chain = percpu_take(percpu, word);
     if (!chain) return;
     if (!add_chain(&worker->own, chain)) count(&worker->broken);
     count(&worker->takes);
@@ -532,7 +516,7 @@ static void install_one(worker_t *worker, size_t word)
     chain_t chain = 0;
     for (unsigned i = 0; i < 5 && own->count; i++) chain = block_push(chain, own->block[--own->count], load.key);
     if (!chain) return;
-    if (percpu_install(&percpu, CLASS, word, chain)) count(&worker->installs);
+    if (percpu_install(percpu, CLASS, word, chain)) count(&worker->installs);
     else if (!add_chain(own, chain)) count(&worker->broken);
 }
 
@@ -584,7 +568,7 @@ static void stop_and_steal(unsigned area_count)
 {
     chain_t stolen[2 * MANY / 16];
     unsigned words = 0;
-    percpu_halt(&percpu);
+    percpu_halt(percpu);
     cr_assert(percpu_fence());
     for (unsigned i = 0; i < area_count; i++) {
         stolen[words++] = load_relaxed(&areas[i].hot[CLASS].word);
@@ -592,7 +576,7 @@ static void stop_and_steal(unsigned area_count)
         stolen[words++] = load_relaxed(&areas[i].spare[CLASS]);
         store_relaxed(&areas[i].spare[CLASS], 0);
     }
-    percpu_restart_all(&percpu);
+    percpu_restart_all(percpu);
     pthread_mutex_lock(&load.mutex);
     for (unsigned i = 0; i < words; i++)
         if (!add_chain(&load.returned, stolen[i])) load.broken++;
@@ -610,7 +594,7 @@ static void end_load(unsigned area_count)
     store_relaxed(&load.end, true);
     for (unsigned i = 0; i < THREADS; i++) pthread_join(load.worker[i].thread, NULL);
     stop_and_steal(area_count);
-    cr_assert(percpu_is_empty(&percpu));
+    cr_assert(percpu_is_empty(percpu));
     unsigned seen[ALL] = {0};
     see(seen, &load.returned);
     for (unsigned i = 0; i < THREADS; i++) see(seen, &load.worker[i].own);
@@ -621,12 +605,12 @@ static void end_load(unsigned area_count)
 /* The table is no longer than need be: a halt that is soon done meets more sections in the middle. */
 static unsigned open_few_areas(uint64_t limit)
 {
-    unsigned processor_count = processors(), capacity = PERCPU_INLINE;
-    while (capacity < processor_count) capacity *= 2;
-    percpu_grow(&percpu, long_table, long_areas, capacity);
+    unsigned processor_count = processors();
+    percpu_slots = processor_count;
+    percpu_init(percpu);
     for (unsigned i = 0; i < processor_count; i++) {
         store_relaxed(&areas[i].hot[CLASS].limit, limit);
-        percpu_adopt(&percpu, i, &areas[i]);
+        percpu_adopt(percpu, i, &areas[i]);
     }
     return processor_count;
 }
@@ -656,29 +640,25 @@ Test(percpu, stops_lose_no_block)
     }
 }
 
-/* Longer tables and other areas appear while threads push and pop. */
-static void grow_under_load(void)
+/* Areas appear while threads push and pop. */
+static void adopt_under_load(void)
 {
-    static area_t *_Atomic tables[8][512];
-    static area_t *lists[8][512];
     unsigned area_count = processors();
     for (unsigned i = 0; i < area_count; i++) store_relaxed(&areas[i].hot[CLASS].limit, 20);
     start_load(KEYS[1]);
-    for (unsigned i = 0; i < 8; i++) {
-        percpu_grow(&percpu, tables[i], lists[i], 4u << i);
-        for (unsigned index = 0; index < 4u << i && index < area_count; index++)
-            if (!percpu_area(&percpu, index)) percpu_adopt(&percpu, index, &areas[index]);
+    for (unsigned i = 0; i < area_count; i++) {
+        percpu_adopt(percpu, i, &areas[i]);
         wait_for_pushes(200);
     }
     end_load(area_count);
     cr_assert(sum(offsetof(worker_t, pushes)) > 100, "%s: %u pushes", name(), sum(offsetof(worker_t, pushes)));
 }
 
-Test(percpu, tables_grow_under_load)
+Test(percpu, areas_appear_under_load)
 {
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
-        grow_under_load();
+        adopt_under_load();
     }
 }
 
@@ -688,13 +668,13 @@ static void retire_under_load(void)
     unsigned area_count = open_few_areas(20);
     start_load(KEYS[1]);
     for (unsigned stop = 0; stop < STOPS * BURST / 10; stop++) {
-        percpu_halt(&percpu);
+        percpu_halt(percpu);
         cr_assert(percpu_fence());
-        for (unsigned i = 0; i < area_count; i++) percpu_retire(&percpu, i);
+        for (unsigned i = 0; i < area_count; i++) percpu_retire(percpu, i);
         for (unsigned i = 0; i < area_count; i++) {
-            area_t *area = percpu.idle;
-            percpu.idle = area->next;
-            percpu_adopt(&percpu, (i + stop) % area_count, area);
+            area_t *area = *percpu_idle(percpu);
+            *percpu_idle(percpu) = area->next;
+            percpu_adopt(percpu, (i + stop) % area_count, area);
         }
         if (stop % 32 == 0) wait_for_pushes(20);
     }
