@@ -12,7 +12,6 @@
 
 #include "harness.h"
 
-#include <getopt.h>
 #include <stdbool.h>
 
 #include ADAPTER
@@ -64,43 +63,15 @@ static battle_t fight(alloc_heap_t *heap)
     return battle;
 }
 
-static void usage(void)
-{
-    printf("Usage: %s [option...]\n"
-           "Resident memory of many live blocks under %s. Prints one line of key=value pairs.\n"
-           "  --blocks N   how many (1000000)\n"
-           "  --size N     bytes each, from 1 to 1048576 (16)\n"
-           "  --level L    fast or checked; for hakheap (fast)\n"
-           "  --info       print name, version, library file and mode, and run nothing\n",
-           program_invocation_short_name, alloc_name());
-}
-
-static void options_parse(int argc, char **argv)
-{
-    enum { BLOCKS = 1, SIZE, LEVEL, INFO, HELP };
-    static const struct option known[] = {
-        {"blocks", required_argument, NULL, BLOCKS}, {"size", required_argument, NULL, SIZE},
-        {"level", required_argument, NULL, LEVEL},   {"info", no_argument, NULL, INFO},
-        {"help", no_argument, NULL, HELP},           {NULL, 0, NULL, 0}};
-    int code, at = 0;
-    while ((code = getopt_long(argc, argv, "", known, &at)) != -1) {
-        const char *name = known[at].name;
-        switch (code) {
-        case BLOCKS: options.blocks = harness_number(name, optarg, 1, 1000000000); break;
-        case SIZE: options.size = harness_number(name, optarg, 1, 1u << 20); break;
-        case LEVEL: options.level = level_names[harness_choice(name, optarg, level_names, LEVELS)]; break;
-        case INFO: program_print_info(options.level); exit(0);
-        case HELP: usage(); exit(0);
-        default: usage(); exit(HARNESS_USAGE);
-        }
-    }
-    if (optind < argc) harness_exit(HARNESS_USAGE, "'%s' is not an option; --help lists them", argv[optind]);
-}
+static const program_option_t known[] = {
+    {.name = "blocks", .kind = OPTION_SIZE, .value = &options.blocks, .words = "how many", .min = 1, .max = 1e9},
+    {.name = "size", .kind = OPTION_SIZE, .value = &options.size, .words = "bytes each", .min = 1, .max = 1 << 20},
+    PROGRAM_LEVEL(&options.level),
+};
 
 int main(int argc, char **argv)
 {
-    program_prove_library();
-    options_parse(argc, argv);
+    program_begin(argc, argv, "Resident memory of many live blocks", known, sizeof known / sizeof known[0]);
     alloc_heap_t *heap = program_heap(options.level, 0);
     battle_t battle = fight(heap);
     alloc_heap_destroy(heap);

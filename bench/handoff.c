@@ -9,7 +9,6 @@
 
 #include "harness.h"
 
-#include <getopt.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -121,57 +120,35 @@ static double run(void)
     return (double)(end - begin) / 1e9;
 }
 
-static void usage(void)
-{
-    printf("Usage: %s [option...]\n"
-           "Producers allocate and consumers free, on %s. Prints one line of key=value pairs.\n"
-           "  --pairs N          producers, each with a consumer, from 1 to 64 (1)\n"
-           "  --min N --max N    block sizes in bytes, from min (at least 8) to max (64, 512)\n"
-           "  --seconds S        how long to run (1)\n"
-           "  --level L          fast or checked; for hakheap (fast)\n"
-           "  --seed N           of all random numbers (1)\n"
-           "  --info             print name, version, library file and mode, and run nothing\n",
-           program_invocation_short_name, alloc_name());
-}
-
-static void options_parse(int argc, char **argv)
-{
-    enum { PAIRS = 1, MIN, MAX, SECONDS, LEVEL, SEED, INFO, HELP };
-    static const struct option known[] = {
-        {"pairs", required_argument, NULL, PAIRS},
-        {"min", required_argument, NULL, MIN},
-        {"max", required_argument, NULL, MAX},
-        {"seconds", required_argument, NULL, SECONDS},
-        {"level", required_argument, NULL, LEVEL},
-        {"seed", required_argument, NULL, SEED},
-        {"info", no_argument, NULL, INFO},
-        {"help", no_argument, NULL, HELP},
-        {NULL, 0, NULL, 0},
-    };
-    int code, at = 0;
-    while ((code = getopt_long(argc, argv, "", known, &at)) != -1) {
-        const char *name = known[at].name;
-        switch (code) {
-        case PAIRS: options.pairs = (uint32_t)harness_number(name, optarg, 1, MOST_PAIRS); break;
-        case MIN: options.min = (uint32_t)harness_number(name, optarg, sizeof(uint64_t), 1 << 20); break;
-        case MAX: options.max = (uint32_t)harness_number(name, optarg, sizeof(uint64_t), 1 << 20); break;
-        case SECONDS: options.duration = harness_seconds(name, optarg, 0.01, 86400); break;
-        case LEVEL: options.level = level_names[harness_choice(name, optarg, level_names, LEVELS)]; break;
-        case SEED: options.seed = harness_number(name, optarg, 0, UINT64_MAX); break;
-        case INFO: program_print_info(options.level); exit(0);
-        case HELP: usage(); exit(0);
-        default: usage(); exit(HARNESS_USAGE);
-        }
-    }
-    if (optind < argc) harness_exit(HARNESS_USAGE, "'%s' is not an option; --help lists them", argv[optind]);
-    if (options.max < options.min)
-        harness_exit(HARNESS_USAGE, "--max %u is below --min %u", options.max, options.min);
-}
+static const program_option_t known[] = {
+    {.name = "pairs",
+     .kind = OPTION_U32,
+     .value = &options.pairs,
+     .words = "producers, each with a consumer",
+     .min = 1,
+     .max = MOST_PAIRS},
+    {.name = "min",
+     .kind = OPTION_U32,
+     .value = &options.min,
+     .words = "smallest block in bytes",
+     .min = 8,
+     .max = 1 << 20},
+    {.name = "max", .kind = OPTION_U32, .value = &options.max, .words = "largest block", .min = 8, .max = 1 << 20},
+    {.name = "seconds",
+     .kind = OPTION_SECONDS,
+     .value = &options.duration,
+     .words = "how long",
+     .min = 0.01,
+     .max = 86400},
+    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    PROGRAM_LEVEL(&options.level),
+};
 
 int main(int argc, char **argv)
 {
-    program_prove_library();
-    options_parse(argc, argv);
+    program_begin(argc, argv, "Producers allocate and consumers free", known, sizeof known / sizeof known[0]);
+    if (options.max < options.min)
+        harness_exit(HARNESS_USAGE, "--max %u is below --min %u", options.max, options.min);
     heap = program_heap(options.level, 0);
     double seconds = run();
     uint64_t freed = 0;

@@ -31,7 +31,6 @@
 
 #include "harness.h"
 
-#include <getopt.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -70,7 +69,7 @@ typedef struct larson_options {
     uint32_t threads, heaps, min, max, blocks, rounds;
     uint64_t duration; /* nanoseconds */
     uint64_t seed;
-    enum larson_placement placement;
+    uint32_t placement; /* an index of placement_names */
     const char *level;
 } larson_options_t;
 
@@ -274,23 +273,6 @@ static void heaps_flush_and_trim(void)
 
 /* ---- Command line and output ---- */
 
-static void usage(void)
-{
-    printf("Usage: %s [option...]\n"
-           "The Larson server workload on %s. Prints one line of key=value pairs.\n"
-           "  --threads N      areas, each with one thread at a time (2)\n"
-           "  --placement P    shared: one heap; isolated: one per area; hop: each block from a random one (shared)\n"
-           "  --heaps N        how many heaps there are to hop over (16)\n"
-           "  --min N --max N  block sizes in bytes, from min (at least 8) to below max (8, 1000); equal: one size\n"
-           "  --blocks N       live blocks per area (5000)\n"
-           "  --rounds N       a thread lives for blocks * rounds replacements (100)\n"
-           "  --seconds S      how long to run (1)\n"
-           "  --level L        fast or checked; for hakheap (fast)\n"
-           "  --seed N         of all random numbers (1)\n"
-           "  --info           print name, version, library file and mode, and run nothing\n",
-           program_invocation_short_name, alloc_name());
-}
-
 /* Fills in what follows from other options, and refuses what does not go together. */
 static void options_settle(void)
 {
@@ -304,53 +286,38 @@ static void options_settle(void)
     options.heaps = implied;
 }
 
-static void options_parse(int argc, char **argv)
-{
-    enum { THREADS = 1, HEAPS, MIN, MAX, BLOCKS, ROUNDS, SECONDS, PLACEMENT, LEVEL, SEED, INFO, HELP };
-    static const struct option known[] = {
-        {"threads", required_argument, NULL, THREADS},
-        {"heaps", required_argument, NULL, HEAPS},
-        {"min", required_argument, NULL, MIN},
-        {"max", required_argument, NULL, MAX},
-        {"blocks", required_argument, NULL, BLOCKS},
-        {"rounds", required_argument, NULL, ROUNDS},
-        {"seconds", required_argument, NULL, SECONDS},
-        {"placement", required_argument, NULL, PLACEMENT},
-        {"level", required_argument, NULL, LEVEL},
-        {"seed", required_argument, NULL, SEED},
-        {"info", no_argument, NULL, INFO},
-        {"help", no_argument, NULL, HELP},
-        {NULL, 0, NULL, 0},
-    };
-    int code, at = 0;
-    while ((code = getopt_long(argc, argv, "", known, &at)) != -1) {
-        const char *name = known[at].name;
-        switch (code) {
-        case THREADS: options.threads = (uint32_t)harness_number(name, optarg, 1, 1024); break;
-        case HEAPS: options.heaps = (uint32_t)harness_number(name, optarg, 1, 1 << 16); break;
-        case MIN: options.min = (uint32_t)harness_number(name, optarg, sizeof(uint64_t), 1 << 30); break;
-        case MAX: options.max = (uint32_t)harness_number(name, optarg, sizeof(uint64_t), 1 << 30); break;
-        case BLOCKS: options.blocks = (uint32_t)harness_number(name, optarg, 1, 1 << 20); break;
-        case ROUNDS: options.rounds = (uint32_t)harness_number(name, optarg, 1, 1 << 20); break;
-        case SECONDS: options.duration = harness_seconds(name, optarg, 0.01, 86400); break;
-        case PLACEMENT:
-            options.placement = (enum larson_placement)harness_choice(name, optarg, placement_names, PLACEMENTS);
-            break;
-        case LEVEL: options.level = level_names[harness_choice(name, optarg, level_names, LEVELS)]; break;
-        case SEED: options.seed = harness_number(name, optarg, 0, UINT64_MAX); break;
-        case INFO: program_print_info(options.level); exit(0);
-        case HELP: usage(); exit(0);
-        default: usage(); exit(HARNESS_USAGE);
-        }
+#define NUMBER(text, field, low, high, about)                                                                      \
+    {                                                                                                              \
+        .name = (text), .kind = OPTION_U32, .value = &options.field, .words = (about), .min = (low), .max = (high) \
     }
-    if (optind < argc) harness_exit(HARNESS_USAGE, "'%s' is not an option; --help lists them", argv[optind]);
-    options_settle();
-}
+
+static const program_option_t known[] = {
+    NUMBER("threads", threads, 1, 1024, "areas, each with one thread at a time"),
+    {.name = "placement",
+     .kind = OPTION_CHOICE,
+     .value = &options.placement,
+     .names = placement_names,
+     .count = PLACEMENTS,
+     .words = "shared: one heap; isolated: one per area; hop: each block from a random one"},
+    NUMBER("heaps", heaps, 0, 1 << 16, "how many heaps there are to hop over; 0: as the placement says, hop 16"),
+    NUMBER("min", min, sizeof(uint64_t), 1 << 30, "smallest block in bytes"),
+    NUMBER("max", max, sizeof(uint64_t), 1 << 30, "one more than the largest; equal to min: one size"),
+    NUMBER("blocks", blocks, 1, 1 << 20, "live blocks per area"),
+    NUMBER("rounds", rounds, 1, 1 << 20, "a thread lives for blocks * rounds replacements"),
+    {.name = "seconds",
+     .kind = OPTION_SECONDS,
+     .value = &options.duration,
+     .words = "how long",
+     .min = 0.01,
+     .max = 86400},
+    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    PROGRAM_LEVEL(&options.level),
+};
 
 int main(int argc, char **argv)
 {
-    program_prove_library();
-    options_parse(argc, argv);
+    program_begin(argc, argv, "The Larson server workload", known, sizeof known / sizeof known[0]);
+    options_settle();
     sem_init(&stopped, 0, 0);
     sem_init(&released, 0, 0);
     harness_rng_t rng = {options.seed};

@@ -8,6 +8,7 @@
 
 #include "harness.h"
 
+#include <getopt.h>
 #include <sys/mman.h>
 
 enum { LEVELS = 2 };
@@ -39,6 +40,91 @@ static inline void program_print_info(const char *level)
     program_print_identity();
     putchar('\n');
     alloc_heap_destroy(heap);
+}
+
+/* ---- The command line: one table row for each option; --info and --help are every program's. ---- */
+
+typedef enum program_kind {
+    OPTION_U32,
+    OPTION_U64,
+    OPTION_SIZE,
+    OPTION_SECONDS,
+    OPTION_CHOICE,
+    OPTION_LEVEL
+} program_kind_t;
+
+typedef struct program_option {
+    const char *name;
+    program_kind_t kind;
+    void *value;              /* uint32_t, uint64_t, size_t, uint64_t in nanoseconds, uint32_t, const char * */
+    const char *words;        /* what it is for */
+    double min, max;          /* numbers and seconds */
+    const char *const *names; /* OPTION_CHOICE: `count` of them */
+    unsigned count;
+} program_option_t;
+
+#define PROGRAM_LEVEL(at)                                                                             \
+    {                                                                                                 \
+        .name = "level", .kind = OPTION_LEVEL, .value = (at), .words = "fast or checked; for hakheap" \
+    }
+
+static inline void program_usage(const char *purpose, const program_option_t *known, unsigned count)
+{
+    printf("Usage: %s [option...]\n%s. Allocator: %s. Prints one line of key=value pairs.\n",
+           program_invocation_short_name, purpose, alloc_name());
+    for (unsigned i = 0; i < count; i++) {
+        printf("  --%-12s %s", known[i].name, known[i].words);
+        switch (known[i].kind) {
+        case OPTION_U32: printf(" (%u)\n", *(uint32_t *)known[i].value); break;
+        case OPTION_U64: printf(" (%llu)\n", (unsigned long long)*(uint64_t *)known[i].value); break;
+        case OPTION_SIZE: printf(" (%zu)\n", *(size_t *)known[i].value); break;
+        case OPTION_SECONDS: printf(" (%g)\n", (double)*(uint64_t *)known[i].value / 1e9); break;
+        case OPTION_CHOICE: printf(" (%s)\n", known[i].names[*(uint32_t *)known[i].value]); break;
+        case OPTION_LEVEL: printf(" (%s)\n", *(const char **)known[i].value); break;
+        }
+    }
+    printf("  --%-12s %s\n", "info", "print name, version, library file and mode, and run nothing");
+}
+
+static inline void program_set(const program_option_t *option, const char *text)
+{
+    uint64_t min = (uint64_t)option->min, max = option->max >= 0x1p64 ? UINT64_MAX : (uint64_t)option->max;
+    switch (option->kind) {
+    case OPTION_U32: *(uint32_t *)option->value = (uint32_t)harness_number(option->name, text, min, max); break;
+    case OPTION_U64: *(uint64_t *)option->value = harness_number(option->name, text, min, max); break;
+    case OPTION_SIZE: *(size_t *)option->value = harness_number(option->name, text, min, max); break;
+    case OPTION_SECONDS:
+        *(uint64_t *)option->value = harness_seconds(option->name, text, option->min, option->max);
+        break;
+    case OPTION_CHOICE:
+        *(uint32_t *)option->value = harness_choice(option->name, text, option->names, option->count);
+        break;
+    case OPTION_LEVEL:
+        *(const char **)option->value = level_names[harness_choice(option->name, text, level_names, LEVELS)];
+        break;
+    }
+}
+
+/* Proves the library, then reads the command line; ends the program for --help, --info and what makes no sense. */
+static inline void program_begin(int argc, char **argv, const char *purpose, const program_option_t *known,
+                                 unsigned count)
+{
+    enum { MOST = 24, INFO = 100, HELP };
+    program_prove_library();
+    struct option all[MOST + 3] = {{0}};
+    const char *level = level_names[0];
+    if (count > MOST) harness_exit(HARNESS_FAILED, "%u options are too many", count);
+    for (unsigned i = 0; i < count; i++) all[i] = (struct option){known[i].name, required_argument, NULL, (int)i + 1};
+    all[count] = (struct option){"info", no_argument, NULL, INFO};
+    all[count + 1] = (struct option){"help", no_argument, NULL, HELP};
+    for (int code; (code = getopt_long(argc, argv, "", all, NULL)) != -1;) {
+        if (code == INFO) program_print_info(level);
+        else if (code >= 1 && (unsigned)code <= count) program_set(&known[code - 1], optarg);
+        else program_usage(purpose, known, count);
+        if (code == INFO || code == HELP) exit(0);
+        if (code < 1 || (unsigned)code > count) exit(HARNESS_USAGE);
+    }
+    if (optind < argc) harness_exit(HARNESS_USAGE, "'%s' is not an option; --help lists them", argv[optind]);
 }
 
 /* A heap, or the end of the program. Allocators without heaps give NULL. */
