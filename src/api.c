@@ -255,13 +255,19 @@ HAK_HOT void hak_heap_free(hak_heap_t *heap, void *ptr)
     free_mine(heap, ptr, registry_entry(rotated) ^ heap->owner, rotated);
 }
 
+/* A function of its own because clang 14 does not come to an end with it inside hak_free (-O1). */
+static HAK_HOT HAK_NOINLINE void free_found(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
+{
+    free_mine(heap, ptr, mine, rotated);
+}
+
 HAK_HOT void hak_free(void *ptr)
 {
     uint64_t rotated = registry_rotate(ptr);
     entry_t entry = registry_entry(rotated);
     hak_heap_t *heap = entry_heap(entry);
     if (HAK_UNLIKELY(!heap || entry_code(entry) >= CLASS_COUNT)) return free_slow(NULL, ptr);
-    free_mine(heap, ptr, entry ^ heap->owner, rotated);
+    free_found(heap, ptr, entry ^ heap->owner, rotated);
 }
 
 /* What a big block was asked for with; NULL for a small one. */
