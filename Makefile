@@ -48,8 +48,8 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] examples/*.[ch] bench
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench format \
-        format-check clean \
+.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
+        format format-check clean \
         install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
@@ -166,7 +166,10 @@ docs:
 	doxygen docs/Doxyfile
 
 bench:
-	bench/larson.sh
+	bench/suite.py
+
+bench-guard:
+	CC='$(CC)' CFLAGS='$(CFLAGS)' bench/guard.sh
 
 format:
 	clang-format -i $(FORMATTED)
@@ -200,7 +203,8 @@ help:
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
 	@echo 'make check-valgrind  the tests under valgrind'
 	@echo 'make check-optimised the tests of sections at gcc -O0, -O1, -Og and -O3'
-	@echo 'make bench           bench/larson.sh, the Larson server workload'
+	@echo 'make bench           bench/suite.py: every benchmark on every allocator, as a page; BENCH=quick: few rounds'
+	@echo 'make bench-guard     bench/guard.sh, counts of instructions against bench/guard.csv'
 	@echo 'make docs            build/docs/html, by Doxygen'
 	@echo 'make format          rewrites the sources by .clang-format; format-check only compares'
 	@echo 'make install         PREFIX=$(PREFIX), DESTDIR=$(DESTDIR); uninstall takes it away'

@@ -1,7 +1,7 @@
 # The benchmark programs: one build/bench/<workload>-<adapter> for each workload and allocator, all against shared
 # libraries.
 #
-#   make -f bench/bench.mk WORKLOAD       build those of larson (the default), battle or handoff whose allocator is
+#   make -f bench/bench.mk WORKLOAD       build those of larson (the default) or another workload whose allocator is
 #                                         installed (from the project's root)
 #   make -f bench/bench.mk peers          print the adapters of the peers that are installed
 #   make -f bench/bench.mk compiler       print the compiler and its flags
@@ -10,7 +10,7 @@
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
 
 BENCH := build/bench
-WORKLOADS := larson battle handoff
+WORKLOADS := larson battle handoff sharing latency
 ifeq ($(origin CC),default)
 CC := gcc
 endif

@@ -202,8 +202,6 @@ void heap_rehome(class_state_t *state, slab_t *slab, unsigned home)
     slab_tell_home(slab);
 }
 
-enum { STILL = 3 };
-
 bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home)
 {
     hak_assert(lock_is_held(&state->lock) && home < state->homes);
@@ -214,7 +212,7 @@ bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home)
     chain_t now = load_relaxed(&area->hot[state->cls].word);
     at->still = now == at->seen ? at->still + 1 : 0;
     at->seen = now;
-    return at->still >= STILL;
+    return at->still >= HOME_STILL;
 }
 
 void heap_take_over(class_state_t *state, unsigned from, unsigned to)

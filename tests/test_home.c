@@ -558,8 +558,8 @@ Test(home, who_does_nothing_is_idle)
         cr_assert(!heap_home_is_idle(heap, state, HERE), "it works");
     }
     unsigned looks = 1;
-    while (!heap_home_is_idle(heap, state, HERE)) cr_assert(++looks < 10);
-    cr_assert(looks > 1, "one look proves nothing");
+    while (!heap_home_is_idle(heap, state, HERE)) cr_assert(++looks <= HOME_STILL + 1);
+    cr_assert(looks >= HOME_STILL, "%u looks prove nothing", looks);
     cr_assert(heap_home_is_idle(heap, state, HERE));
     (void)must_malloc(heap, SIZE), count++;
     cr_assert(!heap_home_is_idle(heap, state, HERE), "it works again");
@@ -833,11 +833,11 @@ Test(home, what_an_idle_cpu_left_is_taken_over)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_of_two(level);
-        size_t count = divide(heap, 2000);
+        size_t count = divide(heap, 14000);
         class_state_t *state = state_of(heap);
         uint32_t runs = heap->runs;
         be(THERE);
-        for (size_t i = 0; i < 2000; i++) hak_heap_free(heap, blocks[--count]);
+        for (size_t i = 0; i < 14000; i++) hak_heap_free(heap, blocks[--count]);
         cr_assert(slabs_of(state, HERE) == 0 && slabs_of(state, THERE) == all_slabs(state), "%zu slabs stay",
                   slabs_of(state, HERE));
         for (size_t i = 0; i < count; i++) cr_assert(home_of(blocks[i]) == THERE);

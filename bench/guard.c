@@ -1,0 +1,195 @@
+/*
+ * Fixed sequences of operations for guard.sh, which counts the instructions that each takes. The same sequence does the same
+ * in every run: one thread, one seed, and a heap in the locked mode, because valgrind has no rseq.
+ *
+ *   build/bench/guard --list                     the names of the sequences
+ *   build/bench/guard <sequence> fast|checked
+ *
+ * A sequence is an act, done some times, and what prepares each. Only the acts are counted: all of them, and nothing else,
+ * run in `sequence`, which guard.sh names to callgrind. Its own few instructions an operation count as well.
+ */
+#define _GNU_SOURCE
+
+#include "harness.h"
+
+#include "adapter_hakheap.h"
+
+enum { BATCH = 1000, SMALL_SLOTS = 1000, MID_SLOTS = 16, LARGE_SLOTS = 8, FEW = 100 };
+
+static const char *level;
+static harness_rng_t rng = {1};
+static hak_heap_t *created[FEW];
+static void *slots[BATCH];
+
+static void *take(hak_heap_t *heap, size_t size)
+{
+    void *block = hak_heap_malloc(heap, size);
+    if (!block) harness_exit(HARNESS_FAILED, "malloc of %zu bytes failed: %m", size);
+    return block;
+}
+
+static uint32_t draw(uint32_t min, uint32_t max)
+{
+    return min + harness_below((uint32_t)harness_draw(&rng), max - min + 1);
+}
+
+/* ---- Acts ---- */
+
+static void pairs(hak_heap_t *heap)
+{
+    for (int i = 0; i < 5000; i++) hak_heap_free(heap, take(heap, 64));
+}
+
+/* Random blocks of `count` are replaced by blocks of random size. */
+static void replace(hak_heap_t *heap, uint32_t count, uint32_t min, uint32_t max, int times)
+{
+    for (int i = 0; i < times; i++) {
+        void **slot = &slots[draw(0, count - 1)];
+        hak_heap_free(heap, *slot);
+        *slot = take(heap, draw(min, max));
+    }
+}
+
+static void small(hak_heap_t *heap) { replace(heap, SMALL_SLOTS, 8, 1000, 5000); }
+static void mid(hak_heap_t *heap) { replace(heap, MID_SLOTS, 40000, 400000, 500); }
+static void large(hak_heap_t *heap) { replace(heap, LARGE_SLOTS, 3 << 20, 8 << 20, 200); }
+
+static void fill(hak_heap_t *heap)
+{
+    for (int i = 0; i < BATCH; i++) slots[i] = take(heap, 48);
+}
+
+static void empty(hak_heap_t *heap)
+{
+    for (int i = 0; i < BATCH; i++) hak_heap_free(heap, slots[i]);
+}
+
+static void batch(hak_heap_t *heap)
+{
+    fill(heap);
+    empty(heap);
+}
+
+static void grow_from(hak_heap_t *heap, size_t from, size_t to)
+{
+    void *block = NULL;
+    for (size_t size = from; size <= to; size += size / 2) {
+        block = hak_heap_realloc(heap, block, size);
+        if (!block) harness_exit(HARNESS_FAILED, "realloc to %zu bytes failed: %m", size);
+    }
+    hak_heap_free(heap, block);
+}
+
+/* Sizes that are not copied at length: the C library's copy is not what is counted. */
+static void grow(hak_heap_t *heap)
+{
+    for (int i = 0; i < 20; i++) grow_from(heap, 16, 2048);
+    grow_from(heap, 1 << 20, 16 << 20);
+}
+
+static hak_heap_t *create(void)
+{
+    hak_heap_t *heap = alloc_heap_create(level, 0);
+    if (!heap) harness_exit(HARNESS_FAILED, "cannot create a heap: %m");
+    return heap;
+}
+
+static void create_destroy(hak_heap_t *heap)
+{
+    (void)heap;
+    hak_heap_destroy(create());
+}
+
+static void create_use_destroy(hak_heap_t *heap)
+{
+    heap = create();
+    for (uint32_t i = 0; i < FEW; i++) (void)!take(heap, 16 + i * 8);
+    hak_heap_destroy(heap);
+}
+
+static void create_many(hak_heap_t *heap)
+{
+    (void)heap;
+    for (int i = 0; i < FEW; i++) created[i] = create();
+    for (int i = 0; i < FEW; i++) hak_heap_destroy(created[i]);
+}
+
+static void flush(hak_heap_t *heap) { hak_heap_flush(heap); }
+static void trim(hak_heap_t *heap) { hak_heap_trim(heap, 0); }
+
+/* ---- What comes before each act ---- */
+
+static void nothing(hak_heap_t *heap) { (void)heap; }
+
+/* Half of the blocks live, the others cached. */
+static void scatter(hak_heap_t *heap)
+{
+    for (int i = 0; i < BATCH; i++) {
+        hak_heap_free(heap, slots[i]);
+        slots[i] = take(heap, draw(8, 1000));
+    }
+    for (int i = 0; i < BATCH; i += 2) {
+        hak_heap_free(heap, slots[i]);
+        slots[i] = NULL;
+    }
+}
+
+/* ---- The table ---- */
+
+typedef void step_t(hak_heap_t *heap);
+
+static const struct {
+    const char *name;
+    step_t *prepare, *act;
+    int warm, times; /* acts that are not counted, and that are */
+} sequences[] = {
+    {"pairs", nothing, pairs, 1, 1},
+    {"small", nothing, small, 1, 1},
+    {"batch", nothing, batch, 1, 5},
+    {"mid", nothing, mid, 1, 1},
+    {"large", nothing, large, 1, 1},
+    {"realloc", nothing, grow, 1, 3},
+    {"create-destroy", nothing, create_destroy, 1, 20},
+    {"create-100-destroy", nothing, create_use_destroy, 1, 5},
+    {"100-heaps", nothing, create_many, 1, 1},
+    {"flush", scatter, flush, 1, 5},
+    {"trim", scatter, trim, 1, 5},
+};
+enum { SEQUENCES = sizeof sequences / sizeof sequences[0] };
+
+/* What is counted. Neither inlined nor made for one caller: callgrind finds it by its name. */
+__attribute__((noinline)) static void sequence(step_t *act, hak_heap_t *heap)
+{
+    act(heap);
+    __asm__ volatile("" ::: "memory"); /* a jump to `act` would leave it */
+}
+
+static void run(unsigned which)
+{
+    hak_heap_t *heap = create();
+    for (int i = 0; i < sequences[which].warm + sequences[which].times; i++) {
+        step_t *volatile act = sequences[which].act;
+        sequences[which].prepare(heap);
+        if (i < sequences[which].warm) act(heap);
+        else sequence(act, heap);
+    }
+    hak_heap_destroy(heap);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const levels[] = {"fast", "checked"};
+    const char *names[SEQUENCES];
+    for (unsigned i = 0; i < SEQUENCES; i++) names[i] = sequences[i].name;
+    if (argc == 2 && strcmp(argv[1], "--list") == 0) {
+        for (unsigned i = 0; i < SEQUENCES; i++) puts(names[i]);
+        return 0;
+    }
+    if (argc != 3) harness_exit(HARNESS_USAGE, "takes a sequence and a level, or --list");
+    unsigned which = harness_choice("sequence", argv[1], names, SEQUENCES);
+    level = levels[harness_choice("level", argv[2], levels, 2)];
+    if (strcmp(hak_percpu_mode(), "locked") != 0)
+        harness_exit(HARNESS_FAILED, "the mode is %s, and must be locked: set HAKHEAP_RSEQ=0", hak_percpu_mode());
+    run(which);
+    return 0;
+}

@@ -1,0 +1,398 @@
+#!/usr/bin/env python3
+"""Every benchmark on hakheap and on every allocator that is installed, as one page.
+
+Rounds are interleaved: a round runs each experiment once, in random order, and within it each allocator once, in random
+order, so that a drift of the machine meets all of them alike. What is compared is the ratio within a round. Needs python3,
+gcc and make; gnuplot for the plots. Writes build/bench/page/: raw.csv, summary.csv, tables.md, *.svg and index.html.
+"""
+import argparse
+import collections
+import csv
+import html
+import os
+import pathlib
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "build/bench/page"
+GLOBAL = ["mimalloc", "jemalloc", "tcmalloc"]  # what "the best global malloc" is chosen from
+OURS = ["hakheap fast", "hakheap checked"]
+
+# A figure: its key in the program's line, what it is called, and whether more is better. `bar` is what the figure has to
+# reach: (against, FAST's factor, CHECKED's factor); against is "best" (of GLOBAL), a row, or None for an absolute value.
+Figure = collections.namedtuple("Figure", "key words more bar extra", defaults=(None, ()))
+# An experiment: a workload's program, its options, its figures. `who`: all, heaps (allocators that have them) or hakheap.
+Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who slow",
+                                    defaults=("15", "3", "all", 1))
+
+PAIRS = Figure("mps", "M pairs/s", True, ("best", 1.05, 1.00), (("jemalloc arenas", 2.5, 2.5),))
+HOP16 = Figure("mps", "M pairs/s", True, ("best", 0.80, 0.80))
+HOP256 = Figure("mps", "M pairs/s", True, ("best", 0.40, 0.40))
+PEAK = Figure("rss_peak_kib", "KiB at the end", False)
+TRIMMED = Figure("rss_trimmed_kib", "KiB after trim", False)
+LARSON = "--seconds 0.3 --placement "
+
+
+def larson(name, options, pairs=PAIRS, more=()):
+    return Experiment("larson " + name, "larson", LARSON + options, (pairs, PEAK, TRIMMED) + tuple(more))
+
+
+def battle(size, blocks, rounds, quick):
+    figures = (
+        Figure("peak_over_floor", "peak / floor", False, ("floor", 1.005, 1.005) if size == 16 else None),
+        Figure("peak_kib", "KiB at peak", False, ("best", 1.0, 1.0) if size == 16 else None),
+        Figure("freed_kib", "KiB after free", False),
+        Figure("flushed_kib", "KiB after flush", False),
+        Figure("trimmed_over_idle_kib", "KiB over idle after trim", False, (None, 150, 150) if size == 16 else None),
+    )
+    return Experiment(f"battle {blocks // 1000} K x {size}", "battle", f"--blocks {blocks} --size {size}", figures, rounds,
+                      quick)
+
+
+EXPERIMENTS = [
+    larson("shared, 1 thread", "shared --threads 1"),
+    larson("shared, 2 threads", "shared --threads 2"),
+    larson("isolated, 1 thread", "isolated --threads 1"),
+    larson("isolated, 2 threads", "isolated --threads 2"),
+    larson("mt8", "shared --threads 8"),
+    larson("hop16", "hop --heaps 16", HOP16),
+    larson("hop256", "hop --heaps 256", HOP256),
+    larson("mid", "shared --min 8192 --max 32768 --blocks 500", Figure("mps", "M pairs/s", True, ("best", 1.0, 1.0))),
+    larson("large", "shared --min 1048576 --max 4194304 --blocks 16",
+           Figure("mps", "M pairs/s", True, ("best", 1.0, 1.0))),
+    Experiment("handoff", "handoff", "--seconds 0.3", (
+        Figure("mps", "M pairs/s", True, ("best", 1.2, 1.2)), Figure("rss_end_kib", "KiB at the end", False))),
+    Experiment("mixed", "mixed", "--seconds 0.3", (
+        Figure("mops", "M operations/s", True, ("best", 1.0, 1.0)), Figure("rss_end_kib", "KiB at the end", False),
+        Figure("rss_trimmed_kib", "KiB after trim", False))),
+    Experiment("sharing", "sharing", "--size 16", (
+        Figure("shared_percent", "% of lines shared", False, (None, 10, 10)),
+        Figure("write_over_alone", "write / write alone", False, (None, 1.3, 1.3)))),
+    Experiment("latency", "latency", "--seconds 0.3 --flush-ms 0", (
+        Figure("p50_ns", "p50 ns", False), Figure("p99_ns", "p99 ns", False),
+        Figure("p999_ns", "p99.9 ns", False, ("best", 1.0, 1.0)), Figure("p9999_ns", "p99.99 ns", False),
+        Figure("max_ns", "max ns", False))),
+    Experiment("latency, flush every 10 ms", "latency", "--seconds 0.3 --flush-ms 10", (
+        Figure("p50_ns", "p50 ns", False), Figure("p99_ns", "p99 ns", False), Figure("p999_ns", "p99.9 ns", False),
+        Figure("p9999_ns", "p99.99 ns", False), Figure("max_ns", "max ns", False))),
+    Experiment("longrun", "longrun", "", (
+        Figure("peak_kib", "KiB at peak", False, ("best", 1.0, 1.0)),
+        Figure("end_freed_kib", "KiB, 90 % freed", False), Figure("end_trimmed_kib", "KiB after trim", False),
+        Figure("trimmed_over_pages", "over the live pages", False, (None, 0.05, 0.05))), "3", "1"),
+]
+EXPERIMENTS += [battle(16, n, "15" if n <= 1000000 else "5", "1") for n in (100000, 500000, 1000000, 2000000, 5000000)]
+EXPERIMENTS += [battle(s, n, "3", "0") for s in (64, 256, 1024) for n in (100000, 1000000)]
+
+
+def run(command, **more):
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True, **more).stdout.strip()
+
+
+def make(*targets):
+    return run(["make", "--no-print-directory", "-s", *targets], env={k: v for k, v in os.environ.items()
+                                                                     if k not in ("MAKEFLAGS", "MAKELEVEL")})
+
+
+def fields(line):
+    return dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+
+
+def build(experiments):
+    """Builds everything; returns the rows: name -> (adapter, options)."""
+    make("all")
+    for workload in sorted({e.program for e in experiments}):
+        make("-f", "bench/bench.mk", workload)
+    rows = {"hakheap fast": ("hakheap", "--level fast"), "hakheap checked": ("hakheap", "--level checked"),
+            "system": ("system", "")}
+    installed = make("-f", "bench/bench.mk", "peers").split()
+    for peer in installed:
+        rows[peer.replace("_", " ").replace("jemalloc arena", "jemalloc arenas")] = (peer, "")
+    return rows
+
+
+def program(experiment, adapter):
+    return ROOT / f"build/bench/{experiment.program}-{adapter}"
+
+
+def serves(experiment, row, rows):
+    adapter = rows[row][0]
+    if experiment.who == "hakheap" and adapter != "hakheap":
+        return False
+    return program(experiment, adapter).exists()
+
+
+def environment(rows):
+    line = run(["bash", "-c", "source bench/environment.sh; environment_line \"$1\" \"$2\"", "-",
+                make("-f", "bench/bench.mk", "compiler"),
+                fields(run([ROOT / "build/bench/larson-hakheap", "--info"]))["mode"]])
+    files = []
+    for row, (adapter, _) in rows.items():
+        if row == "hakheap checked":
+            continue
+        info = fields(run([ROOT / f"build/bench/larson-{adapter}", "--info"]))
+        files.append(f"{row.replace(' fast', '')} {info['version']} ({info['library']})")
+    missing = [p for p in GLOBAL if p not in rows]
+    return line, files, missing
+
+
+class Progress:
+    def __init__(self, total):
+        self.total, self.done, self.began = total, 0, time.monotonic()
+
+    def step(self, words):
+        spent = time.monotonic() - self.began
+        left = f"about {spent / self.done * (self.total - self.done) / 60:.1f} min left" if self.done else ""
+        if sys.stderr.isatty():
+            print(f"\r\033[K{self.done}/{self.total} {left}  {words}", end="", file=sys.stderr, flush=True)
+        elif self.done % max(1, self.total // 20) == 0:
+            print(f"{self.done}/{self.total} {left}", file=sys.stderr, flush=True)
+        self.done += 1
+
+
+def measure(experiments, rows, rounds_of, seed):
+    """Runs everything; returns results[experiment][row][key] = list of values, one a round, and writes raw.csv."""
+    dice = random.Random(seed)
+    results = {e.name: {r: collections.defaultdict(list) for r in rows if serves(e, r, rows)} for e in experiments}
+    progress = Progress(sum(rounds_of(e) * len(results[e.name]) for e in experiments))
+    with open(PAGE / "raw.csv", "w", newline="", encoding="utf-8") as file:
+        raw = csv.writer(file)
+        raw.writerow(["round", "experiment", "allocator", "options", "line"])
+        for round_ in range(max(rounds_of(e) for e in experiments)):
+            for e in dice.sample(experiments, len(experiments)):
+                if round_ >= rounds_of(e):
+                    continue
+                for row in dice.sample(list(results[e.name]), len(results[e.name])):
+                    adapter, level = rows[row]
+                    progress.step(f"{e.name}: {row}")
+                    options = (e.options + " " + level).split()
+                    line = run([program(e, adapter), *options])
+                    raw.writerow([round_ + 1, e.name, row, " ".join(options), line])
+                    got = fields(line)
+                    for figure in e.figures:
+                        if got.get(figure.key, "-") != "-":
+                            results[e.name][row][figure.key].append(float(got[figure.key]))
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return results
+
+
+def quartiles(values):
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, mid, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, mid, high
+
+
+def best_of(of_rows, figure):
+    """The global malloc with the best median of a figure; None unless all of GLOBAL are there."""
+    medians = {r: statistics.median(of_rows[r][figure.key]) for r in GLOBAL if of_rows.get(r, {}).get(figure.key)}
+    if len(medians) < len(GLOBAL):
+        return None
+    return (max if figure.more else min)(medians, key=medians.get)
+
+
+def ratios(of_rows, row, against, key):
+    pairs = zip(of_rows[row][key], of_rows[against][key])
+    return [a / b if b else (1.0 if a == b else float("inf")) for a, b in pairs]
+
+
+def judge(experiments, results):
+    """One verdict for each bar and each of our rows: (experiment, figure, row, words, value, wanted, met)."""
+    verdicts = []
+    for e in experiments:
+        of_rows = results[e.name]
+        for figure in e.figures:
+            bars = ([figure.bar] if figure.bar else []) + list(figure.extra)
+            for (against, *factors) in bars:
+                for row, factor in zip(OURS, factors):
+                    if not of_rows.get(row, {}).get(figure.key):
+                        continue
+                    peer = best_of(of_rows, figure) if against == "best" else against
+                    if against == "best" and not peer or against in GLOBAL + ["jemalloc arenas"] and peer not in of_rows:
+                        verdicts.append((e, figure, row, "the peers are not all installed", None, factor, False))
+                        continue
+                    if against in (None, "floor"):
+                        low, value, high = quartiles(of_rows[row][figure.key])
+                        words = figure.words
+                        if against == "floor":  # a factor, and 0.3 MB
+                            slack = 300 / statistics.median(of_rows[row]["peak_kib"])
+                            value, low, high = value - slack, low - slack, high - slack
+                            words = "peak / floor, less 0.3 MB"
+                    else:
+                        low, value, high = quartiles(ratios(of_rows, row, peer, figure.key))
+                        words = f"{figure.words}, of {peer}"
+                    met = value >= factor if figure.more and against else value <= factor
+                    verdicts.append((e, figure, row, words, (low, value, high), factor, met))
+    return verdicts
+
+
+def number(value):
+    if value == int(value) and abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def table(experiment, of_rows):
+    """Rows of cells; the first row is the head."""
+    figures = [f for f in experiment.figures if any(of_rows[r][f.key] for r in of_rows)]
+    out = [["allocator"] + [f.words for f in figures]]
+    for row, values in of_rows.items():
+        cells = [row]
+        for f in figures:
+            if not values[f.key]:
+                cells.append("-")
+                continue
+            low, mid, high = quartiles(values[f.key])
+            cells.append(number(mid) + (f" ({number(low)} to {number(high)})" if high > low else ""))
+        out.append(cells)
+    return out
+
+
+def verdict_rows(verdicts, lost_only):
+    out = [["experiment", "row", "figure", "median (quartiles)", "bar", "met"]]
+    for e, figure, row, words, value, wanted, met in verdicts:
+        if lost_only and met:
+            continue
+        text = f"{value[1]:.3f} ({value[0]:.3f} to {value[2]:.3f})" if value else "-"
+        sign = ">=" if figure.more else "<="
+        out.append([e.name, row, words, text, f"{sign} {wanted}", "yes" if met else "NO"])
+    return out
+
+
+def losses(experiments, results):
+    """Every figure in which one of ours is behind the best global malloc, bar or no bar."""
+    out = [["experiment", "row", "figure", "ours", "best", "ratio"]]
+    for e in experiments:
+        of_rows = results[e.name]
+        for figure in e.figures:
+            best = best_of(of_rows, figure)
+            if not best:
+                continue
+            for row in OURS:
+                if not of_rows[row][figure.key]:
+                    continue
+                ratio = statistics.median(ratios(of_rows, row, best, figure.key))
+                if ratio < 1 if figure.more else ratio > 1:
+                    out.append([e.name, row, figure.words, number(statistics.median(of_rows[row][figure.key])),
+                                f"{number(statistics.median(of_rows[best][figure.key]))} ({best})", f"{ratio:.2f}"])
+    return out
+
+
+def markdown(rows):
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in rows[1:]]) + "\n"
+
+
+def html_table(rows):
+    def cells(row, tag):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row) + "</tr>"
+    return "<table>" + cells(rows[0], "th") + "".join(cells(r, "td") for r in rows[1:]) + "</table>"
+
+
+def plot(experiment, of_rows):
+    """A bar for each allocator, with quartiles, of the first figure; the SVG's text, or nothing without gnuplot."""
+    if not shutil.which("gnuplot"):
+        return ""
+    figure = experiment.figures[0]
+    name = "".join(c if c.isalnum() else "-" for c in experiment.name)
+    data = "".join(f"\"{r}\" {m} {l} {h}\n" for r, v in of_rows.items() if v[figure.key]
+                   for l, m, h in [quartiles(v[figure.key])])
+    script = f"""set terminal svg size 720,260 font 'sans,11' background '#ffffff'
+set output '{PAGE / name}.svg'
+set style data histograms
+set style histogram errorbars gap 1 lw 1
+set style fill solid 0.6
+set boxwidth 0.7
+set yrange [0:*]
+set ylabel "{figure.words.replace('%', 'percent')}"
+set title "{experiment.name}" noenhanced
+set xtics noenhanced
+unset key
+$d << EOD
+{data}EOD
+plot $d using 2:3:4:xtic(1) lc rgb '#3a6ea5'
+"""
+    subprocess.run(["gnuplot"], input=script, text=True, check=True, cwd=PAGE)
+    text = (PAGE / f"{name}.svg").read_text(encoding="utf-8")
+    return text[text.index("<svg"):]
+
+
+STYLE = """body{font:15px/1.45 sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:.7rem 0}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left}
+th{background:#eee}svg{max-width:100%;height:auto}"""
+
+
+def write_page(experiments, results, head, verdicts):
+    line, files, missing = head
+    lost, behind = verdict_rows(verdicts, True), losses(experiments, results)
+    parts = [("Environment", "<p>" + html.escape(line) + "</p><p>" + html.escape("; ".join(files)) + "</p>"
+              + (f"<p>Not installed, and skipped: {html.escape(', '.join(missing))}</p>" if missing else ""))]
+    parts.append(("Where we lose: bars not met", html_table(lost) if len(lost) > 1 else "<p>None.</p>"))
+    parts.append(("Where we lose: figures behind the best global malloc",
+                  html_table(behind) if len(behind) > 1 else "<p>None.</p>"))
+    parts.append(("All bars", html_table(verdict_rows(verdicts, False))))
+    tables = [f"{line}\n\n{'; '.join(files)}\n", "## Bars\n", markdown(verdict_rows(verdicts, False)),
+              "## Where we lose\n", markdown(behind)]
+    for e in experiments:
+        of_rows = results[e.name]
+        rows = table(e, of_rows)
+        parts.append((e.name, f"<p><code>build/bench/{e.program}-* {html.escape(e.options)}</code></p>"
+                      + html_table(rows) + plot(e, of_rows)))
+        tables += [f"## {e.name}\n", f"`build/bench/{e.program}-* {e.options}`\n", markdown(rows)]
+    (PAGE / "tables.md").write_text("\n".join(tables), encoding="utf-8")
+    body = "".join(f"<h2>{html.escape(title)}</h2>{text}" for title, text in parts)
+    (PAGE / "index.html").write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>hakheap: benchmarks</title><style>{STYLE}</style>"
+        f"<h1>hakheap: benchmarks</h1><p>Medians of interleaved rounds, quartiles in brackets; ratios are medians of the "
+        f"ratios within a round.</p>{body}</html>", encoding="utf-8")
+    with open(PAGE / "summary.csv", "w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["experiment", "allocator", "figure", "rounds", "quartile1", "median", "quartile3"])
+        for e in experiments:
+            for row, values in results[e.name].items():
+                for f in e.figures:
+                    if values[f.key]:
+                        out.writerow([e.name, row, f.key, len(values[f.key]), *quartiles(values[f.key])])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", default=os.environ.get("BENCH") == "quick",
+                        help="few rounds; also BENCH=quick")
+    parser.add_argument("--rounds", type=int, help="this many rounds of everything")
+    parser.add_argument("--only", default="", help="experiments whose name contains this")
+    parser.add_argument("--seed", type=int, default=1, help="of the order")
+    parser.add_argument("--list", action="store_true", help="print the experiments and run nothing")
+    options = parser.parse_args()
+    experiments = [e for e in EXPERIMENTS if options.only in e.name]
+    if options.list or not experiments:
+        print("\n".join(e.name for e in EXPERIMENTS))
+        return 0 if options.list else 2
+
+    def rounds_of(e):
+        return options.rounds or int(e.quick if options.quick else e.rounds)
+    experiments = [e for e in experiments if rounds_of(e)]
+    PAGE.mkdir(parents=True, exist_ok=True)
+    rows = build(experiments)
+    head = environment(rows)
+    print(head[0] + "\n" + "; ".join(head[1]))
+    if head[2]:
+        print("not installed, and skipped: " + ", ".join(head[2]))
+    if not shutil.which("gnuplot"):
+        print("gnuplot is not installed: no plots")
+    results = measure(experiments, rows, rounds_of, options.seed)
+    verdicts = judge(experiments, results)
+    write_page(experiments, results, head, verdicts)
+    for cells in verdict_rows(verdicts, False):
+        print("{:28} {:16} {:34} {:26} {:>9} {}".format(*cells))
+    print(f"{PAGE.relative_to(ROOT)}/index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
