@@ -61,31 +61,30 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
     block_corrupt(&heap->guard, "malloc", block, hak_usable_size(block));
 }
 
-/* What every popped block goes through. `checked`: proves the seal and takes it away. */
-HAK_INLINE void *hand_out(hak_heap_t *heap, block_t *block, chain_t link, bool checked)
+/* The pop behind every allocation of a small block of a FAST heap; NULL: a miss. */
+HAK_INLINE void *pop(hak_heap_t *heap, size_t slot)
 {
-    if (checked) {
-        if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
-        block_unseal(block);
-    }
+    chain_t link;
+    block_t *block = section_pop(&heap->percpu, slot, &link);
+    if (HAK_LIKELY(block)) counter_add(&heap->counters, refill_hot, 1);
+    return block;
+}
+
+/* The same of a CHECKED heap, which is known by its marked slots: proves the seal, and takes it away. */
+HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t slot)
+{
+    chain_t link;
+    block_t *block = section_pop_marked(&heap->percpu, slot, &link);
+    if (HAK_UNLIKELY(!block)) return NULL;
+    if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
+    block_unseal(block);
     counter_add(&heap->counters, refill_hot, 1);
     return block;
 }
 
-/* The pop behind every allocation of a small block; NULL: a miss. */
-HAK_INLINE void *pop(hak_heap_t *heap, size_t hot, bool checked)
+HAK_INLINE void *pop_slot(hak_heap_t *heap, size_t slot)
 {
-    chain_t link;
-    block_t *block = section_pop(&heap->percpu, hot, &link);
-    return HAK_LIKELY(block) ? hand_out(heap, block, link, checked) : NULL;
-}
-
-/* The same of a CHECKED heap, which is known by its marked slots. */
-HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t marked)
-{
-    chain_t link;
-    block_t *block = section_pop_marked(&heap->percpu, marked, &link);
-    return HAK_LIKELY(block) ? hand_out(heap, block, link, true) : NULL;
+    return HAK_UNLIKELY(slot & SLOT_MARK) ? pop_marked(heap, slot) : pop(heap, slot);
 }
 
 /* The same by the class's slot, so that nobody has to keep the size. */
@@ -97,7 +96,7 @@ static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop(heap, PERCPU_HOT(heap_class_of(heap, size)), heap->key != 0);
+        void *ptr = pop_slot(heap, PERCPU_HOT(heap_class_of(heap, size)) | (heap->key ? SLOT_MARK : 0));
         if (HAK_LIKELY(ptr)) return ptr;
     }
     return malloc_missed(heap, size);
@@ -107,7 +106,7 @@ HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
     size_t slot = sizeclass_slot(load_relaxed(&heap->lookup), size);
-    void *ptr = HAK_UNLIKELY(slot & SLOT_MARK) ? pop_marked(heap, slot) : pop(heap, slot, false);
+    void *ptr = pop_slot(heap, slot);
     if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed_slot(heap, slot);
 }
@@ -193,7 +192,7 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
     if (HAK_UNLIKELY(!(HAK_LIKELY(entry_is_first(mine)) ? entry_first_divides(mine, rotated)
                                                         : entry_is_owned(mine) && entry_divides(mine, rotated))))
         return PUSH_MISSED;
-    uint64_t mark = block->link ^ block->seal;
+    uint64_t mark = block->word[0] ^ block->word[1];
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
     push_t result =
         section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr), entry_tag(mine), unlinked);

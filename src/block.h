@@ -13,8 +13,13 @@
  *               |  address of the newest free block  |   count   |      0: the empty chain
  *               +------------------------------------+-----------+
  *
- *   free block  +0  link: the chain word as it was before this block was pushed
- *               +8  seal: link ^ key ^ address, in CHECKED heaps only
+ *   free block  FAST  +0  link: the chain word as it was before this block was pushed
+ *            CHECKED  +0  seal: link ^ key ^ address
+ *                     +8  link
+ *
+ * Handing a block out takes the seal away. It is the first word because that is where most callers write next, and on Zen 3
+ * stores to both words of a 16-byte chunk cost much more than two stores to one of them. Taking the link away instead would
+ * not do: a program may write what was a link (0, or an address in the upper bits), but not what was a seal.
  *
  * The count rides along with the address, so taking or installing a whole chain is one store. It sits in the low bits
  * so that the address comes out by one shift, whose zero flag is the test for "empty".
@@ -23,11 +28,10 @@
  */
 typedef uint64_t chain_t;
 
-enum { CHAIN_SHIFT = 16, CHAIN_MAX = 0xffff, LINK_OUT = 1 /* no chain's word: a block, and no address */ };
+enum { CHAIN_SHIFT = 16, CHAIN_MAX = 0xffff };
 
 typedef struct block {
-    uint64_t link;
-    uint64_t seal;
+    uint64_t word[2];
 } block_t;
 
 /* What a layer needs to know of a heap to prove its blocks and to name it where they are broken. */
@@ -43,23 +47,29 @@ HAK_INLINE size_t chain_count(chain_t chain) { return chain & CHAIN_MAX; }
 
 _Noreturn void block_corrupt(const guard_t *guard, const char *operation, const void *block, size_t bytes);
 
+/* The link of a free block. `key`: 0 in a FAST heap. */
+HAK_INLINE chain_t block_link(const block_t *block, uint64_t key) { return block->word[key != 0]; }
+
+/* Of a CHECKED heap's block: whether it carries the seal that goes with the link. */
 HAK_INLINE bool block_is_sealed(const block_t *block, uint64_t link, uint64_t key)
 {
-    return block->seal == (link ^ key ^ (uintptr_t)block);
+    return block->word[0] == (link ^ key ^ (uintptr_t)block);
 }
 
-/*
- * Marks a block as handed out: what is its seal no longer proves it free. The link is written, not the seal, because that
- * is where most callers write first: on the processors we measured, stores to both words of a 16-byte chunk cost much more
- * than two stores to one of them.
- */
-HAK_INLINE void block_unseal(block_t *block) { block->link = LINK_OUT; }
+/* Marks a block as handed out. */
+HAK_INLINE void block_unseal(block_t *block) { block->word[0] = 0; }
+
+/* Gives a free block its link, and its seal where the heap has seals. */
+HAK_INLINE void block_set_link(block_t *block, chain_t link, uint64_t key)
+{
+    block->word[key != 0] = link;
+    if (key) block->word[0] = link ^ key ^ (uintptr_t)block;
+}
 
 HAK_INLINE chain_t block_push(chain_t chain, void *ptr, uint64_t key)
 {
     block_t *block = ptr;
-    block->link = chain;
-    if (key) block->seal = chain ^ key ^ (uintptr_t)block;
+    block_set_link(block, chain, key);
     return chain_address(block) | (chain_count(chain) + 1);
 }
 
@@ -67,7 +77,7 @@ HAK_INLINE chain_t block_push(chain_t chain, void *ptr, uint64_t key)
 HAK_INLINE chain_t block_next(chain_t chain, const guard_t *guard, const char *operation, size_t bytes)
 {
     block_t *block = chain_block(chain);
-    chain_t link = block->link;
+    chain_t link = block_link(block, guard->key);
     if (guard->key && HAK_UNLIKELY(!block_is_sealed(block, link, guard->key)))
         block_corrupt(guard, operation, block, bytes);
     return link;

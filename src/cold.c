@@ -44,8 +44,7 @@ void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t b
     add_relaxed(&remote->blocks, chain_count(chain));
     chain_t head = load_relaxed(&remote->head);
     do {
-        tail->link = head;
-        if (guard->key) tail->seal = head ^ guard->key ^ (uintptr_t)tail;
+        block_set_link(tail, head, guard->key);
         /* Release: pairs with the exchange in remote_take, which then reads these blocks' words. */
     } while (!cas_release(&remote->head, &head, chain));
 }

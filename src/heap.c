@@ -69,11 +69,13 @@ enum { COLOURS = 8 };
 /* A heap with its tables. */
 static size_t heap_bytes(void) { return hak_round_up(offsetof(hak_heap_t, percpu) + percpu_bytes(), HAK_LINE); }
 /* One, but for machines of many CPUs. */
-static size_t heap_pages(void) { return (heap_bytes() + COLOURS * HAK_LINE + HAK_PAGE - 1) / HAK_PAGE; }
+static size_t heap_pages(void) { return (heap_bytes() + HAK_PAGE - 1) / HAK_PAGE; }
+/* How many places there are for it. */
+static size_t heap_colours(void) { return hak_min((heap_pages() * HAK_PAGE - heap_bytes()) / HAK_LINE + 1, COLOURS); }
 
 static hak_heap_t *place(char *page)
 {
-    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % COLOURS;
+    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % heap_colours();
     hak_heap_t *heap = (hak_heap_t *)(void *)(page + colour * HAK_LINE);
     heap->room[0] = page;
     heap->room_end[0] = (char *)heap;

@@ -47,7 +47,7 @@ HAK_INLINE bool os_purge(void *at, size_t bytes)
 
 /* What RLIMIT_AS grants; SIZE_MAX: no limit. */
 size_t os_address_space(void);
-unsigned os_cpu_count(void); /* CPUs that the machine has, on-line or not; at least 1 */
+unsigned os_cpu_count(void); /* one more than the highest number of a CPU that the machine has, on-line or not */
 unsigned os_cpu(void);       /* the CPU the thread runs on, or ran on an instant ago */
 void os_yield(void);         /* lets another thread run */
 void os_random(void *out, size_t bytes);

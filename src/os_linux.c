@@ -3,6 +3,7 @@
 #include "os.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <linux/membarrier.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -106,10 +107,26 @@ size_t os_address_space(void)
     return getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY ? (size_t)limit.rlim_cur : SIZE_MAX;
 }
 
+/* The kernel writes ranges, such as "0-3,8-11": the last number is the highest. */
 unsigned os_cpu_count(void)
 {
+    char text[4096];
+    ssize_t length = -1;
+    int file = open("/sys/devices/system/cpu/present", O_RDONLY | O_CLOEXEC);
+    if (file >= 0) {
+        length = read(file, text, sizeof text);
+        close(file);
+    }
+    unsigned number = 0;
+    bool inside = false;
+    for (ssize_t i = 0; i < length; i++) {
+        bool digit = text[i] >= '0' && text[i] <= '9';
+        if (digit) number = (inside ? number * 10 : 0) + (unsigned)(text[i] - '0');
+        inside = digit;
+    }
+    if (length > 0) return number + 1;
     long count = sysconf(_SC_NPROCESSORS_CONF);
-    return count < 1 ? 1 : (unsigned)count;
+    return (unsigned)hak_max(count < 1 ? 1 : (size_t)count, os_cpu() + 1);
 }
 
 unsigned os_cpu(void)

@@ -96,7 +96,7 @@ static percpu_mode_t choose(const char *wish)
     return PERCPU_MM_CID;
 }
 
-/* The CPUs that the kernel knows of, or an even number of slots more. */
+/* One for each CPU that the machine has, rounded up. */
 static uint32_t count_slots(void)
 {
     size_t cpus = hak_max(os_cpu_count(), PERCPU_FEWEST);
@@ -252,14 +252,14 @@ static _Atomic chain_t *word_at(area_t *area, size_t word)
 }
 static uint32_t limit_at(area_t *area, size_t hot) { return load_relaxed(&area->hot[hot / PERCPU_HOT(1)].limit); }
 
-static block_t *locked_pop(percpu_t *percpu, size_t hot, chain_t *link)
+static block_t *locked_pop(percpu_t *percpu, size_t hot, uint64_t key, chain_t *link)
 {
     area_t *area = locked_enter(percpu);
     if (!area) return NULL;
     _Atomic chain_t *word = word_at(area, hot);
     block_t *block = chain_block(load_relaxed(word));
     if (block) {
-        *link = block->link;
+        *link = block_link(block, key);
         store_relaxed(word, *link);
     }
     busy_leave(area);
@@ -326,10 +326,10 @@ static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t ch
 
 /* ---- In every mode ---- */
 
-block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link)
+block_t *percpu_pop(percpu_t *percpu, size_t hot, uint64_t key, chain_t *link)
 {
-    if (percpu_mode == PERCPU_LOCKED) return locked_pop(percpu, hot, link);
-    return section_pop(percpu, hot, link);
+    if (percpu_mode == PERCPU_LOCKED) return locked_pop(percpu, hot, key, link);
+    return key ? section_pop_marked(percpu, hot | SLOT_MARK, link) : section_pop(percpu, hot, link);
 }
 
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)

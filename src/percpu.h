@@ -114,7 +114,8 @@ typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY } push_t;
 
 /* ---- The operations in every mode, for the ladders. `word` is PERCPU_HOT or PERCPU_SPARE of the class. ---- */
 
-block_t *percpu_pop(percpu_t *percpu, size_t hot, chain_t *link); /* NULL: a miss */
+/* NULL: a miss. */
+block_t *percpu_pop(percpu_t *percpu, size_t hot, uint64_t key, chain_t *link);
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 /* The same into the outbox; false also where there is none. */
 bool percpu_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);

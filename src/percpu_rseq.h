@@ -56,13 +56,14 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
  */
 #define RSEQ_MISSED __asm__ volatile("")
 
-/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. AT: the word, from [area] and [hot]. */
-#define SECTION_POP(name, AT)                                                                                    \
+/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. AT: the word, from [area] and [hot]; LINK:
+ * where the link is in a block. */
+#define SECTION_POP(name, AT, LINK)                                                                                    \
     HAK_INLINE block_t *section_##name(percpu_t *percpu, size_t hot, chain_t *link)                              \
     {                                                                                                            \
         uint64_t result, next, area;                                                                             \
         __asm__ volatile goto(RSEQ_SECTION " movq " AT ",%[result]\n shrq $16,%[result]\n jz %l[miss]\n"          \
-                                           " movq (%[result]),%[next]\n movq %[next]," AT "\n2:\n"              \
+                                           " movq " LINK "(%[result]),%[next]\n movq %[next]," AT "\n2:\n"              \
                               : [result] "=&a"(result), [next] "=&c"(next), [area] "=&r"(area)                   \
                               : RSEQ_INPUTS(percpu), [hot] "r"(hot)                                              \
                               : "memory", "cc"                                                                   \
@@ -76,8 +77,9 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
     }
 /* clang-format on */
 
-SECTION_POP(pop, "(%[area],%[hot],8)")
-SECTION_POP(pop_marked, "-8(%[area],%[hot],8)") /* `hot` with SLOT_MARK, which the addressing takes off */
+SECTION_POP(pop, "(%[area],%[hot],8)", "")
+/* In CHECKED heaps. `hot` with SLOT_MARK, which the addressing takes off. */
+SECTION_POP(pop_marked, "-8(%[area],%[hot],8)", "8")
 #undef SECTION_POP
 
 /*
@@ -87,9 +89,10 @@ SECTION_POP(pop_marked, "-8(%[area],%[hot],8)") /* `hot` with SLOT_MARK, which t
  */
 /* clang-format off */
 #define RSEQ_PUSH_HEAD " movq (%[area],%[hot],8),%[result]\n cmpw 8(%[area],%[hot],8),%w[result]\n" \
-                       " jae %l[miss]\n movq %[result],(%[block])\n"
+                       " jae %l[miss]\n"
+#define RSEQ_PUSH_LINK " movq %[result],(%[block])\n"
 #define RSEQ_PUSH_COUNT " movw %w[result],%w[shifted]\n incq %[shifted]\n"
-#define RSEQ_PUSH_SEAL  " xorq %[unlinked],%[result]\n movq %[result],8(%[block])\n"
+#define RSEQ_PUSH_SEAL  " movq %[result],8(%[block])\n xorq %[unlinked],%[result]\n movq %[result],(%[block])\n"
 #define RSEQ_PUSH_TAIL  " movq %[shifted],(%[area],%[hot],8)\n2:\n"
 
 /* Defines section_<name> and section_<name>_sealed; WHERE is one of the three ways, INPUT the operand it takes. */
@@ -97,7 +100,7 @@ SECTION_POP(pop_marked, "-8(%[area],%[hot],8)") /* `hot` with SLOT_MARK, which t
     HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag)                 \
     {                                                                                                        \
         uint64_t result, area;                            \
-        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_COUNT RSEQ_PUSH_TAIL                                 \
+        __asm__ volatile goto(RSEQ_ARM WHERE RSEQ_PUSH_HEAD RSEQ_PUSH_LINK RSEQ_PUSH_COUNT RSEQ_PUSH_TAIL                                 \
                               : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)         \
                               : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr), INPUT                 \
                               : "memory", "cc"                                                               \

@@ -247,7 +247,7 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
     area_t *area = refill_area(heap, &index, true);
     if (area) refill_tag(heap, area, index, cls);
     chain_t link;
-    block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), &link);
+    block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), heap->key, &link);
     if (block) {
         counter_add(&heap->counters, refill_hot, 1);
         if (heap->key) {

@@ -67,7 +67,7 @@ static void tally_chain(const hak_heap_t *heap, unsigned cls, chain_t chain)
         entry_t entry = registry_lookup(block);
         if (entry_heap(entry) != heap || entry_code(entry) != cls) return;
         tally(heap, block, cls, -(int64_t)size_classes[cls].bytes);
-        chain = load_relaxed((_Atomic chain_t *)&block->link);
+        chain = load_relaxed((_Atomic chain_t *)&block->word[heap->key != 0]);
     }
 }
 

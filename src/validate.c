@@ -89,7 +89,8 @@ block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operati
     const block_t *block = ptr;
     if (id.kind != KIND_SMALL || !id.heap->key) return id;
     bool look = entry_home(id.entry) == HOME_LOOK;
-    if (block_is_sealed(block, block->link, id.heap->key) || (look && slab_forgot(slab_of(id.entry, ptr), ptr)))
+    if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) ||
+        (look && slab_forgot(slab_of(id.entry, ptr), ptr)))
         double_free(id.heap, ptr, id.usable, operation);
     return id;
 }
@@ -159,7 +160,7 @@ static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted
             wrong(walk, block, bytes, "a free block was found twice");
             return blocks;
         }
-        if (heap->key && !block_is_sealed(block, block->link, heap->key)) {
+        if (heap->key && !block_is_sealed(block, block_link(block, heap->key), heap->key)) {
             wrong(walk, block, bytes, "a free block was written to");
             return blocks;
         }
@@ -167,7 +168,7 @@ static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted
             wrong(walk, block, bytes, "a chain does not have as many blocks as it counts");
             return blocks;
         }
-        at = block->link;
+        at = block_link(block, heap->key);
     }
     if (counted && blocks != chain_count(chain))
         wrong(walk, chain_block(chain), bytes, "a chain is shorter than it counts");

@@ -218,7 +218,7 @@ static void push_damaged(void *arg)
 {
     (void)arg;
     chain_t chain = block_push(block_push(0, &blocks[0], guards[1].key), &blocks[1], guards[1].key);
-    blocks[0].seal++;
+    blocks[0].word[0]++;
     remote_push(&remote, chain, &guards[1], 96);
 }
 

@@ -862,3 +862,53 @@ Test(misuse, true_sizes_pass)
                   result.status, result.signal, result.text);
     }
 }
+
+/* ---- What is no misuse ---- */
+
+/* How a program may leave a block before it frees it: it writes zeros first, or little, or nothing. */
+static void leave(char *at, size_t bytes, unsigned how)
+{
+    switch (how) {
+    case 0: break;
+    case 1: at[0] = 0; break;
+    case 2: memset(at, 0, hak_min(bytes, 8)); break;
+    case 3: memset(at, 0, bytes); break;
+    case 4: memset(at, 0xff, hak_min(bytes, 8)); break;
+    case 5: memcpy(at, &(uint64_t){(uintptr_t)at}, 8); break;
+    default: memcpy(at, &(uint64_t){1}, 8); break;
+    }
+}
+
+static void free_somehow(hak_heap_t *heap, void *ptr, size_t bytes, unsigned how)
+{
+    switch (how % 4) {
+    case 0: hak_heap_free(heap, ptr); break;
+    case 1: hak_free(ptr); break;
+    case 2: hak_heap_free_sized(heap, ptr, bytes); break;
+    default: hak_heap_free(heap, hak_heap_realloc(heap, ptr, bytes * 2)); break;
+    }
+}
+
+/* Whole chains go out and come back, so that the last block of each, whose link is 0, is among them. */
+Test(misuse, whatever_a_program_leaves_in_a_block_it_may_free_it)
+{
+    enum { BLOCKS = 200, WAYS = 7 };
+    static const size_t sizes[] = {1, 8, 16, 17, 48, 200, 1024, 5000, SMALL_MAX};
+    static void *held[BLOCKS];
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "honest");
+        cr_assert(heap != NULL);
+        for (unsigned round = 0; round < CONTRACT_LENGTH(sizes) * WAYS * 4; round++) {
+            size_t bytes = sizes[round % CONTRACT_LENGTH(sizes)];
+            unsigned how = round / CONTRACT_LENGTH(sizes) % WAYS, way = round / CONTRACT_LENGTH(sizes) / WAYS;
+            for (unsigned i = 0; i < BLOCKS; i++) {
+                held[i] = how == 3 ? hak_heap_calloc(heap, 1, bytes) : hak_heap_malloc(heap, bytes);
+                cr_assert(held[i] != NULL);
+                leave(held[i], hak_usable_size(held[i]), how);
+            }
+            for (unsigned i = 0; i < BLOCKS; i++) free_somehow(heap, held[i], bytes, way);
+            if (round % 16 == 0) cr_assert(contract_unsound(heap, 0) == 0);
+        }
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}

@@ -102,8 +102,9 @@ Test(percpu, a_tag_lets_its_blocks_in)
     cr_assert(section_push_home(percpu, HOT, &blocks[0], chain_address(&blocks[0]), tag) == PUSH_DONE);
     cr_assert(section_push_home_sealed(percpu, HOT, &blocks[1], chain_address(&blocks[1]), tag,
                                        77 ^ (uintptr_t)&blocks[1]) == PUSH_DONE);
-    cr_assert(block_is_sealed(&blocks[1].block, blocks[1].block.link, 77));
-    cr_assert(chain_count(blocks[1].block.link) == 1 && chain_block(blocks[1].block.link) == &blocks[0].block);
+    chain_t link = block_link(&blocks[1].block, 77);
+    cr_assert(block_is_sealed(&blocks[1].block, link, 77));
+    cr_assert(chain_count(link) == 1 && chain_block(link) == &blocks[0].block);
     store_relaxed(&area->hot[CLASS].limit, 2);
     cr_assert(section_push_home(percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
     store_relaxed(&percpu->count, 0u);
@@ -175,9 +176,9 @@ static void push_and_pop(uint64_t key)
         cr_assert(percpu_push(percpu, HOT, &blocks[i], key), "%s: push %u", name(), i);
         chain_t word = load_relaxed(&area->hot[CLASS].word);
         cr_assert(chain_block(word) == &blocks[i].block && chain_count(word) == i + 1, "%s: push %u", name(), i);
-        cr_assert(blocks[i].block.link == before);
+        cr_assert(block_link(&blocks[i].block, key) == before);
         if (key) cr_assert(block_is_sealed(&blocks[i].block, before, key), "%s: push %u", name(), i);
-        else cr_assert(blocks[i].block.seal == 99, "%s: a FAST push writes one word", name());
+        else cr_assert(blocks[i].block.word[1] == 99, "%s: a FAST push writes one word", name());
         before = word;
     }
     for (unsigned i = 0; i < 10; i++)
@@ -185,18 +186,18 @@ static void push_and_pop(uint64_t key)
     cr_assert(load_relaxed(&area->hot[CLASS].word) == before);
 
     for (unsigned i = LIMIT; i-- > 0;) {
-        cr_assert((block = percpu_pop(percpu, HOT, &link)) != NULL, "%s: pop %u", name(), i);
-        cr_assert(block == &blocks[i].block && link == blocks[i].block.link, "%s: pop %u", name(), i);
+        cr_assert((block = percpu_pop(percpu, HOT, key, &link)) != NULL, "%s: pop %u", name(), i);
+        cr_assert(block == &blocks[i].block && link == block_link(&blocks[i].block, key), "%s: pop %u", name(), i);
         cr_assert(load_relaxed(&area->hot[CLASS].word) == link);
     }
-    cr_assert((block = percpu_pop(percpu, HOT, &link)) == NULL, "%s: empty", name());
+    cr_assert((block = percpu_pop(percpu, HOT, key, &link)) == NULL, "%s: empty", name());
     cr_assert(load_relaxed(&area->hot[CLASS].word) == 0);
 }
 
 Test(percpu, push_and_pop_are_a_bounded_stack)
 {
     for (unsigned w = 0; w < WISHES; w++) {
-        for (unsigned i = 0; i < 8; i++) blocks[i].block.seal = 99;
+        for (unsigned i = 0; i < 8; i++) blocks[i].block.word[1] = 99;
         begin(wishes[w]);
         push_and_pop(0);
         begin(wishes[w]);
@@ -218,7 +219,8 @@ Test(percpu, a_magazine_holds_as_many_as_its_limit_says)
         block_t *block;
         chain_t link;
         for (unsigned i = CHAIN_MAX; i-- > 0;)
-            cr_assert((block = percpu_pop(percpu, HOT, &link)) != NULL && block == &many[i], "%s: pop %u", name(), i);
+            cr_assert((block = percpu_pop(percpu, HOT, 0, &link)) != NULL && block == &many[i], "%s: pop %u", name(),
+                      i);
     }
 }
 
@@ -270,7 +272,7 @@ static void must_miss(const char *what)
     chain_t link;
     chain_t chain = block_push(0, &blocks[1], 0);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        cr_assert(percpu_pop(percpu, PERCPU_HOT(cls), &link) == NULL, "%s, %s: pop", name(), what);
+        cr_assert(percpu_pop(percpu, PERCPU_HOT(cls), 0, &link) == NULL, "%s, %s: pop", name(), what);
         cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 0), "%s, %s: push", name(), what);
         cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 77), "%s, %s: sealed push", name(), what);
         cr_assert(percpu_take(percpu, PERCPU_HOT(cls)) == 0, "%s, %s: take", name(), what);
@@ -422,7 +424,7 @@ Test(percpu, a_busy_area_is_passed_by)
     store_relaxed(&area->busy, 0u);
     block_t *block;
     chain_t link;
-    cr_assert((block = percpu_pop(percpu, HOT, &link)) != NULL && block == &blocks[0].block);
+    cr_assert((block = percpu_pop(percpu, HOT, 0, &link)) != NULL && block == &blocks[0].block);
 }
 
 /* ---- Stops under load ---- */
@@ -467,9 +469,9 @@ static bool is_whole(const block_t *block, chain_t link)
 static bool add_chain(pool_t *pool, chain_t chain)
 {
     bool whole = true;
-    for (; chain && pool->count < 2 * ALL; chain = chain_block(chain)->link) {
+    for (; chain && pool->count < 2 * ALL; chain = block_link(chain_block(chain), load.key)) {
         block_t *block = chain_block(chain);
-        whole = whole && is_whole(block, block->link);
+        whole = whole && is_whole(block, block_link(block, load.key));
         pool->block[pool->count++] = block;
     }
     return whole && !chain;
@@ -495,7 +497,7 @@ static void push_one(worker_t *worker)
 static void pop_one(worker_t *worker)
 {
     chain_t link;
-    block_t *block = worker->own.count < 2 * ALL ? percpu_pop(percpu, HOT, &link) : NULL;
+    block_t *block = worker->own.count < 2 * ALL ? percpu_pop(percpu, HOT, load.key, &link) : NULL;
     if (!block) return;
     if (!is_whole(block, link)) count(&worker->broken);
     worker->own.block[worker->own.count++] = block;

@@ -342,8 +342,8 @@ static void free_blocks_must_be_known(const slab_t *slab, const bool *outside, c
     for (size_t i = 0; i < sizes->blocks; i++) {
         const block_t *block = (const block_t *)(const void *)(slab->start + i * sizes->bytes);
         if (outside[i] || slab_forgot(slab, block)) continue;
-        cr_assert(block_is_sealed(block, block->link, guard->key), "class %u: block %zu is free, and unknown",
-                  slab->cls, i);
+        cr_assert(block_is_sealed(block, block_link(block, guard->key), guard->key),
+                  "class %u: block %zu is free, and unknown", slab->cls, i);
     }
 }
 

@@ -540,8 +540,8 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
         block_t *block = p->cached;
         if (damaged) {
             before = *block;
-            block->link = (chain_t)(uintptr_t)block << CHAIN_SHIFT | chain_count(before.link);
-            if (p->heap->key) block->seal = block->link ^ p->heap->key ^ (uintptr_t)block;
+            block_set_link(block, chain_address(block) | chain_count(block_link(&before, p->heap->key)),
+                           p->heap->key);
         } else {
             *block = before;
         }
