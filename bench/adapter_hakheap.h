@@ -35,6 +35,10 @@ static inline alloc_heap_t *alloc_heap_create(const char *level, unsigned index)
 static inline void alloc_heap_destroy(alloc_heap_t *heap) { hak_heap_destroy(heap); }
 static inline void alloc_thread_end(void) {}
 static inline void *alloc_malloc(alloc_heap_t *heap, size_t size) { return hak_heap_malloc(heap, size); }
+static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
+{
+    return hak_heap_realloc(heap, block, size);
+}
 static inline void alloc_free(alloc_heap_t *heap, void *block) { hak_heap_free(heap, block); }
 static inline void alloc_flush(alloc_heap_t *heap) { hak_heap_flush(heap); }
 static inline void alloc_trim(alloc_heap_t *heap) { hak_heap_trim(heap, 0); }

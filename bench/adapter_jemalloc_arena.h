@@ -19,7 +19,7 @@ typedef struct alloc_heap {
     unsigned arena;
 } alloc_heap_t;
 
-/* One thread's use of one heap. `flags` go to mallocx and dallocx; 0 until the first call. */
+/* One thread's use of one heap. `flags` go to mallocx, rallocx and dallocx; 0 until the first call. */
 typedef struct jemalloc_binding {
     int flags;
     unsigned cache;
@@ -82,6 +82,10 @@ static inline void alloc_heap_destroy(alloc_heap_t *heap)
 }
 
 static inline void *alloc_malloc(alloc_heap_t *heap, size_t size) { return mallocx(size, jemalloc_flags_of(heap)); }
+static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
+{
+    return rallocx(block, size, jemalloc_flags_of(heap));
+}
 static inline void alloc_free(alloc_heap_t *heap, void *block) { dallocx(block, jemalloc_flags_of(heap)); }
 
 /* Destroying the calling thread's cache flushes it; other threads' caches are out of reach. */

@@ -30,6 +30,12 @@ static inline void alloc_free(alloc_heap_t *heap, void *block)
     mi_free(block);
 }
 
+static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
+{
+    (void)heap;
+    return mi_realloc(block, size);
+}
+
 /* Collecting with force is mimalloc's flush and trim in one. */
 static inline void alloc_flush(alloc_heap_t *heap) { (void)heap; }
 static inline void alloc_trim(alloc_heap_t *heap)

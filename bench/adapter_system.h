@@ -34,6 +34,12 @@ static inline void alloc_free(alloc_heap_t *heap, void *block)
     free(block);
 }
 
+static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
+{
+    (void)heap;
+    return realloc(block, size);
+}
+
 static inline void alloc_flush(alloc_heap_t *heap) { (void)heap; }
 
 /* Looked up by name: only glibc has it. */

@@ -33,6 +33,12 @@ static inline void alloc_free(alloc_heap_t *heap, void *block)
     free(block);
 }
 
+static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
+{
+    (void)heap;
+    return realloc(block, size);
+}
+
 /* Going idle gives the calling thread's cache back; other threads' caches are out of reach. */
 static inline void alloc_flush(alloc_heap_t *heap)
 {

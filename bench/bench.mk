@@ -10,7 +10,7 @@
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
 
 BENCH := build/bench
-WORKLOADS := larson battle handoff sharing latency
+WORKLOADS := larson battle handoff sharing latency mixed longrun
 ifeq ($(origin CC),default)
 CC := gcc
 endif

@@ -21,6 +21,7 @@
  *   alloc_heap_create(level, index)    heap number `index`; NULL means failure where there are heaps
  *   alloc_heap_destroy(heap)           every block has been freed before
  *   alloc_malloc(heap, size), alloc_free(heap, block)
+ *   alloc_realloc(heap, block, size)   a live block of the heap, and a size above 0; NULL leaves the block as it was
  *   alloc_flush(heap)                  the caches that the calling thread can reach -> the heap
  *   alloc_trim(heap)                   the heap's free memory -> the system, by the allocator's own call
  *   alloc_thread_end()                 gives back what the adapter keeps for the calling thread
