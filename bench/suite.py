@@ -232,9 +232,9 @@ def judge(experiments, results):
 
 
 def number(value):
-    if value == int(value) and abs(value) >= 100:
+    if abs(value) >= 1000 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.4g}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def table(experiment, of_rows):
