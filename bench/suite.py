@@ -27,8 +27,8 @@ OURS = ["hakheap fast", "hakheap checked"]
 # reach: (against, FAST's factor, CHECKED's factor); against is "best" (of GLOBAL), a row, or None for an absolute value.
 Figure = collections.namedtuple("Figure", "key words more bar extra", defaults=(None, ()))
 # An experiment: a workload's program, its options, its figures. `who`: all, heaps (allocators that have them) or hakheap.
-Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who slow",
-                                    defaults=("15", "3", "all", 1))
+Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who",
+                                    defaults=("15", "2", "all"))
 
 PAIRS = Figure("mps", "M pairs/s", True, ("best", 1.05, 1.00), (("jemalloc arenas", 2.5, 2.5),))
 HOP16 = Figure("mps", "M pairs/s", True, ("best", 0.80, 0.80))
