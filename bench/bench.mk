@@ -10,7 +10,7 @@
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
 
 BENCH := build/bench
-WORKLOADS := larson battle handoff sharing latency mixed longrun
+WORKLOADS := larson battle handoff sharing latency mixed longrun lifecycle flushcost
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -24,10 +24,15 @@ header_mimalloc := mimalloc.h
 header_jemalloc := jemalloc/jemalloc.h
 header_jemalloc_arena := $(header_jemalloc)
 header_tcmalloc := gperftools/malloc_extension_c.h
+header_mimalloc_heap := $(header_mimalloc)
 libs_mimalloc := -Wl,--no-as-needed -lmimalloc
+libs_mimalloc_heap := $(libs_mimalloc)
 libs_jemalloc := -Wl,--no-as-needed -ljemalloc
 libs_jemalloc_arena := $(libs_jemalloc)
 libs_tcmalloc := -Wl,--no-as-needed -ltcmalloc_minimal
+# Peers of single workloads: mimalloc's heaps are for one thread each.
+peers_lifecycle := mimalloc_heap
+peers_flushcost := mimalloc_heap
 libs_hakheap := build/libhakheap.so -Wl,-rpath,'$$ORIGIN/..'
 
 # $(call installed,peer): "peer" where a program that includes its header links with its library, else nothing.
@@ -40,8 +45,9 @@ PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 bench-programs: larson
 
 # The programs of one workload, for every allocator that is installed.
+programs = $(patsubst %,$(BENCH)/$1-%,$(PEERS_INSTALLED) $(foreach peer,$(peers_$1),$(call installed,$(peer))))
 $(WORKLOADS): %: $(BENCH)/%-hakheap $(BENCH)/%-system
-	@$(MAKE) --no-print-directory -f bench/bench.mk $(PEERS_INSTALLED:%=$(BENCH)/$*-%)
+	@$(MAKE) --no-print-directory -f bench/bench.mk $(call programs,$*)
 
 peers:
 	@echo $(PEERS_INSTALLED)
@@ -65,6 +71,12 @@ endef
 $(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 
 -include $(wildcard $(BENCH)/*.d)
+
+# hakheap's private symbols are in the static library only.
+$(BENCH)/simulated: bench/simulated.c build/libhakheap.a $(BENCH)/command
+	@mkdir -p $(@D)
+	$(BENCH_COMPILE) -Isrc -DHAK_COUNTERS=0 -DHAK_DEBUG=0 -MMD -MP -MF $@.d -MT $@ bench/simulated.c -o $@ \
+	    build/libhakheap.a -ldl
 
 $(BENCH)/footprint: bench/footprint.c bench/harness.h bench/program.h bench/adapter_hakheap.h build/libhakheap.so \
     $(BENCH)/command

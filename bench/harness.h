@@ -91,6 +91,37 @@ static inline size_t harness_resident_kib(void)
     return rss ? (size_t)strtoull(rss + strlen("\nRss:"), NULL, 10) : 0;
 }
 
+/* A field of /proc/self/status, such as "VmRSS:", in KiB. */
+static inline size_t harness_status_kib(const char *field)
+{
+    char text[4096];
+    int file = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    ssize_t length = file < 0 ? -1 : read(file, text, sizeof text - 1);
+    if (file >= 0) close(file);
+    if (length <= 0) harness_exit(HARNESS_FAILED, "cannot read /proc/self/status");
+    text[length] = '\0';
+    const char *at = strstr(text, field);
+    if (!at) harness_exit(HARNESS_FAILED, "the kernel does not tell %s", field);
+    return (size_t)strtoull(at + strlen(field), NULL, 10);
+}
+
+/* Resident memory and its page tables. */
+static inline size_t harness_cost_kib(void) { return harness_status_kib("VmRSS:") + harness_status_kib("VmPTE:"); }
+
+/* ---- Figures of several rounds ---- */
+
+/* Sorts the values, of which there are few. */
+static inline double harness_median(double *values, size_t count)
+{
+    for (size_t i = 1; i < count; i++)
+        for (size_t k = i; k > 0 && values[k - 1] > values[k]; k--) {
+            double swap = values[k];
+            values[k] = values[k - 1];
+            values[k - 1] = swap;
+        }
+    return (values[(count - 1) / 2] + values[count / 2]) / 2;
+}
+
 /* ---- Which library file is really loaded ---- */
 
 /* Copies the base name of the file that defines `symbol`, as the dynamic linker resolves it for this program. */

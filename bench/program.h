@@ -105,12 +105,11 @@ static inline void program_set(const program_option_t *option, const char *text)
     }
 }
 
-/* Proves the library, then reads the command line; ends the program for --help, --info and what makes no sense. */
-static inline void program_begin(int argc, char **argv, const char *purpose, const program_option_t *known,
-                                 unsigned count)
+/* Reads the command line; ends the program for --help, --info and what makes no sense. */
+static inline void program_read_options(int argc, char **argv, const char *purpose, const program_option_t *known,
+                                        unsigned count)
 {
     enum { MOST = 24, INFO = 100, HELP };
-    program_prove_library();
     struct option all[MOST + 3] = {{0}};
     const char *level = level_names[0];
     if (count > MOST) harness_exit(HARNESS_FAILED, "%u options are too many", count);
@@ -125,6 +124,22 @@ static inline void program_begin(int argc, char **argv, const char *purpose, con
         if (code < 1 || (unsigned)code > count) exit(HARNESS_USAGE);
     }
     if (optind < argc) harness_exit(HARNESS_USAGE, "'%s' is not an option; --help lists them", argv[optind]);
+}
+
+/* How a program starts: proves the library, then reads the command line. */
+static inline void program_begin(int argc, char **argv, const char *purpose, const program_option_t *known,
+                                 unsigned count)
+{
+    program_prove_library();
+    program_read_options(argc, argv, purpose, known, count);
+}
+
+/* The same for a workload of heaps. */
+static inline void program_begin_heaps(int argc, char **argv, const char *purpose, const program_option_t *known,
+                                       unsigned count)
+{
+    program_begin(argc, argv, purpose, known, count);
+    if (!alloc_has_heaps()) harness_exit(HARNESS_USAGE, "%s has no heaps", alloc_name());
 }
 
 /* A heap, or the end of the program. Allocators without heaps give NULL. */
