@@ -12,12 +12,13 @@
  * for k from 0 to 17; within it all sizes are alike. So 89 % of the blocks have at most 512 bytes, 1 % more than 32 KiB,
  * 0.05 % more than 1 MiB, and none more than 2 MiB; the mean is some 3 KiB.
  *
- * Blocks go over through a ring with one producer and one consumer; who finds it full frees the block himself, and `given`
- * counts those that went over. The first and the last word of a block hold a tag that no other block has, and are proved
+ * Blocks go over through a ring with one producer and one consumer; who finds it full frees what others gave him and then
+ * sleeps a while, so that the share is the same wherever threads run. `given` counts what went over. The first and the last word of a block hold a tag that no other block has, and are proved
  * before a free, and before and after a realloc. Of a large block one word a page is written besides, in 16 pages at most:
  * the allocator is to be timed, and not the memory.
  *
- * An operation is a malloc, a free or a realloc. rss_end_kib is read while all blocks are live and all threads exist,
+ * An operation is a malloc, a free or a realloc; mops counts them by the clock, and cpu_ns is the CPU time of one, which a
+ * machine with other work changes less. rss_end_kib is read while all blocks are live and all threads exist,
  * live_kib is what these blocks were asked for, rss_trimmed_kib is read after everything has been freed, flushed and trimmed.
  * One line of key=value pairs.
  */
@@ -46,6 +47,7 @@ enum {
     GIVEN_PERCENT = 18,
     RING = 1024,
     LOOK_EVERY = 64, /* steps from one look into the inbox to the next */
+    NAP = 20000,     /* nanoseconds */
     BURST_EVERY = 4096,
     BURST_MIN = 64,
     BURST_MAX = 256,
@@ -170,21 +172,6 @@ static inline void item_resize(worker_t *worker, item_t *item, size_t size)
 
 /* ---- From thread to thread ---- */
 
-/* False where the next thread's inbox is full. */
-static bool give(worker_t *worker, const item_t *item)
-{
-    inbox_t *next = worker->next;
-    size_t given = atomic_load_explicit(&next->given, memory_order_relaxed);
-    if (given - worker->next_taken == RING) {
-        worker->next_taken = atomic_load_explicit(&next->taken, memory_order_acquire);
-        if (given - worker->next_taken == RING) return false;
-    }
-    next->items[given % RING] = *item;
-    atomic_store_explicit(&next->given, given + 1, memory_order_release);
-    worker->given++;
-    return true;
-}
-
 static void free_given(worker_t *worker)
 {
     inbox_t *inbox = &worker->inbox;
@@ -192,6 +179,29 @@ static void free_given(worker_t *worker)
     size_t taken = atomic_load_explicit(&inbox->taken, memory_order_relaxed);
     while (taken != given) item_free(worker, &inbox->items[taken++ % RING]);
     atomic_store_explicit(&inbox->taken, taken, memory_order_release);
+}
+
+static bool next_is_full(worker_t *worker, size_t given)
+{
+    if (given - worker->next_taken < RING) return false;
+    worker->next_taken = atomic_load_explicit(&worker->next->taken, memory_order_acquire);
+    return given - worker->next_taken == RING;
+}
+
+/* Threads in a circle that all wait go on emptying their inboxes. False when the run is over before there is room. */
+static bool give(worker_t *worker, const item_t *item)
+{
+    inbox_t *next = worker->next;
+    size_t given = atomic_load_explicit(&next->given, memory_order_relaxed);
+    while (next_is_full(worker, given)) {
+        if (atomic_load_explicit(&stop, memory_order_relaxed)) return false;
+        free_given(worker);
+        if (next_is_full(worker, given)) harness_sleep_until(harness_now() + NAP);
+    }
+    next->items[given % RING] = *item;
+    atomic_store_explicit(&next->given, given + 1, memory_order_release);
+    worker->given++;
+    return true;
 }
 
 /* ---- Steps ---- */
@@ -249,7 +259,7 @@ static void *work(void *argument)
 /* ---- The run ---- */
 
 typedef struct result {
-    double seconds;
+    double seconds, cpu_seconds;
     size_t live, end, trimmed; /* KiB */
 } result_t;
 
@@ -279,15 +289,24 @@ static size_t live_kib(void)
     return bytes / 1024;
 }
 
+/* CPU time of all threads, in nanoseconds. */
+static uint64_t cpu_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 static result_t run(void)
 {
     result_t result;
     start();
     pthread_barrier_wait(&barrier);
-    uint64_t begin = harness_now();
+    uint64_t begin = harness_now(), cpu_begin = cpu_now();
     harness_sleep_until(begin + options.duration);
     atomic_store_explicit(&stop, true, memory_order_relaxed);
     result.seconds = (double)(harness_now() - begin) / 1e9;
+    result.cpu_seconds = (double)(cpu_now() - cpu_begin) / 1e9;
     pthread_barrier_wait(&barrier);
     result.end = harness_resident_kib();
     result.live = live_kib();
@@ -336,10 +355,12 @@ int main(int argc, char **argv)
     }
     alloc_heap_destroy(heap);
     program_print_identity();
-    printf(" level=%s threads=%u slots=%u seed=%llu operations=%llu given=%llu seconds=%.6f mops=%.3f live_kib=%zu "
+    printf(" level=%s threads=%u slots=%u seed=%llu operations=%llu given=%llu seconds=%.6f mops=%.3f cpu_ns=%.2f "
+           "live_kib=%zu "
            "rss_end_kib=%zu rss_trimmed_kib=%zu\n",
            options.level, options.threads, options.slots, (unsigned long long)options.seed,
            (unsigned long long)operations, (unsigned long long)given, result.seconds,
-           (double)operations / result.seconds / 1e6, result.live, result.end, result.trimmed);
+           (double)operations / result.seconds / 1e6, result.cpu_seconds * 1e9 / (double)operations, result.live,
+           result.end, result.trimmed);
     return 0;
 }
