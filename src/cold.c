@@ -8,6 +8,7 @@ static chain_t remove_at(cold_t *cold, uint32_t at)
     cold->blocks -= (uint32_t)chain_count(chain);
     memmove(&cold->chain[at], &cold->chain[at + 1], (cold->count - at) * sizeof cold->chain[0]);
     memmove(&cold->cpu[at], &cold->cpu[at + 1], (cold->count - at) * sizeof cold->cpu[0]);
+    memmove(&cold->old[at], &cold->old[at + 1], (cold->count - at) * sizeof cold->old[0]);
     return chain;
 }
 
@@ -16,6 +17,7 @@ chain_t cold_put(cold_t *cold, chain_t chain, unsigned cpu)
     chain_t overflow = cold->count == COLD_CHAINS ? remove_at(cold, 0) : 0;
     cold->chain[cold->count] = chain;
     cold->cpu[cold->count] = (uint16_t)cpu;
+    cold->old[cold->count] = false;
     cold->count++;
     cold->blocks += (uint32_t)chain_count(chain);
     return overflow;
@@ -26,6 +28,19 @@ chain_t cold_take(cold_t *cold, unsigned cpu)
     for (uint32_t at = cold->count; at-- > 0;)
         if (cold->cpu[at] == (uint16_t)cpu) return remove_at(cold, at);
     return 0;
+}
+
+chain_t cold_take_old(cold_t *cold, unsigned cpu)
+{
+    for (uint32_t at = 0; at < cold->count; at++)
+        if (cold->cpu[at] == (uint16_t)cpu && cold->old[at]) return remove_at(cold, at);
+    return 0;
+}
+
+void cold_age(cold_t *cold, unsigned cpu)
+{
+    for (uint32_t at = 0; at < cold->count; at++)
+        if (cold->cpu[at] == (uint16_t)cpu) cold->old[at] = true;
 }
 
 void cold_move(cold_t *cold, unsigned from, unsigned to)

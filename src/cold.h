@@ -18,6 +18,7 @@ enum { COLD_CHAINS = 16 };
 typedef struct cold {
     chain_t chain[COLD_CHAINS]; /* oldest first */
     uint16_t cpu[COLD_CHAINS];
+    bool old[COLD_CHAINS]; /* there at the last cold_age */
     uint32_t count;
     uint32_t blocks;
 } cold_t;
@@ -28,6 +29,10 @@ chain_t cold_put(cold_t *cold, chain_t chain, unsigned cpu);
 chain_t cold_take(cold_t *cold, unsigned cpu);
 /* Chains of one CPU become another's. */
 void cold_move(cold_t *cold, unsigned from, unsigned to);
+/* A chain of `cpu` that was there when its chains last aged, or the empty chain. */
+chain_t cold_take_old(cold_t *cold, unsigned cpu);
+/* The chains of `cpu` are old from now on. */
+void cold_age(cold_t *cold, unsigned cpu);
 /* The oldest chain of all, or the empty chain. */
 chain_t cold_steal(cold_t *cold);
 

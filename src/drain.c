@@ -37,6 +37,16 @@ chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, si
     return chain;
 }
 
+bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes)
+{
+    chain_t chain = state->cold ? cold_steal(state->cold) : 0;
+    size_t held = chain_count(chain) * size_classes[state->cls].bytes;
+    budget_put(&heap->budget, held);
+    *bytes += held;
+    drain_to_slabs(heap, state, chain, SIZE_MAX);
+    return chain != 0;
+}
+
 size_t drain_remote_list(hak_heap_t *heap, class_state_t *state)
 {
     size_t bytes = size_classes[state->cls].bytes;
@@ -86,7 +96,8 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
         return;
     }
     /* A thread that may use no magazine has no CPU to keep a chain for. */
-    chain_t overflow = index < 0 ? chain : put_cold(heap, state, chain, index);
+    chain_t overflow =
+        index < 0 || load_relaxed(&heap->divided) == DIVIDED ? chain : put_cold(heap, state, chain, index);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
     lock_release(&state->lock, RANK_CLASS);
 }
@@ -126,8 +137,7 @@ static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, uns
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
 }
 
-/* Sends a chain home, the blocks of each home together. */
-static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
+void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
 {
     if (!chain) return;
     if (!lock_enter(&state->lock, RANK_CLASS, false)) {
@@ -162,7 +172,7 @@ static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int
     unsigned cls = state->cls;
     size_t hot = PERCPU_HOT(cls);
     magazine_t *outbox = outbox_of(heap, area);
-    if (outbox && !load_relaxed(&outbox[cls].limit)) refill_grow_limit(heap, area, &outbox[cls], state);
+    if (outbox && !load_relaxed(&outbox[cls].limit)) adapt_grow(heap, area, &outbox[cls], state);
     if (percpu_post(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, outbox, 1);
         return;
@@ -170,9 +180,11 @@ static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int
     counter_add(&heap->counters, early_full, 1);
     chain_t full = percpu_take_outbox(percpu, hot);
     /* The thread may have moved: what it took is then another area's, and this one may have no outbox. */
-    if (full && outbox) refill_grow_limit(heap, area, &outbox[cls], state);
+    if (full && outbox) adapt_missed(area, &outbox[cls]);
+    if (full && outbox) adapt_grow(heap, area, &outbox[cls], state);
     if (!percpu_post(percpu, hot, ptr, heap->key)) drain_home(heap, state, block_push(0, ptr, heap->key), index);
     drain_home(heap, state, full, index);
+    adapt_area(heap, area, index);
 }
 
 /* ---- The ladder ---- */
@@ -218,22 +230,21 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
         return;
     }
     if (area) refill_tag(heap, area, index, cls);
-    if (area && !load_relaxed(&area->hot[cls].limit)) refill_grow_limit(heap, area, &area->hot[cls], state);
+    if (area && !load_relaxed(&area->hot[cls].limit)) adapt_grow(heap, area, &area->hot[cls], state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);
         return;
     }
     counter_add(&heap->counters, early_full, 1);
     chain_t full = percpu_take(percpu, hot);
-    chain_t older = 0;
-    if (full && !percpu_install(percpu, cls, PERCPU_SPARE(cls), full)) {
-        older = percpu_take(percpu, PERCPU_SPARE(cls));
-        if (!percpu_install(percpu, cls, PERCPU_SPARE(cls), full)) drain_chain(heap, state, full, index, false);
-        if (area) refill_grow_limit(heap, area, &area->hot[cls], state);
-    }
+    bool kept = full && percpu_install(percpu, cls, PERCPU_SPARE(cls), full);
+    /* A class that is only freed needs no more of a magazine than what spares a lock for each block. */
+    if (!kept && area && load_relaxed(&area->hot[cls].misses)) adapt_grow(heap, area, &area->hot[cls], state);
     if (!percpu_push(percpu, hot, ptr, heap->key))
         drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
-    if (older) drain_chain(heap, state, older, index, false);
+    /* Not the spare chain: this one's blocks are still in the nearest cache, and each of them is visited. */
+    if (full && !kept) drain_chain(heap, state, full, index, false);
+    if (area) adapt_area(heap, area, index);
 }
 
 void drain_remote(hak_heap_t *heap, unsigned cls, void *ptr)

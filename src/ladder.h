@@ -25,8 +25,17 @@ void *refill_from_spare(hak_heap_t *heap, unsigned cls);
 area_t *refill_area(hak_heap_t *heap, int *index, bool may_wait);
 /* Tells a hot magazine which blocks are at home there. */
 void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls);
+
+/* ---- adapt: how much magazines may hold; never waits ---- */
+
+/* Counts that a magazine was of no help: a hot one had no block, an outbox no room. */
+void adapt_missed(area_t *area, magazine_t *magazine);
 /* Lets a magazine of this area hold more, inside the heap's budget. */
-void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state);
+void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state);
+/* How many blocks a hot magazine that missed asks for. */
+size_t adapt_refill(const magazine_t *hot);
+/* At a period's end: takes from the running CPU's magazines, and from the cold level, what the period did not use. */
+void adapt_area(hak_heap_t *heap, area_t *area, int index);
 
 /* ---- drain: a free whose magazine was full. Never waits. ---- */
 void drain_block(hak_heap_t *heap, entry_t entry, void *ptr);
@@ -45,8 +54,12 @@ void drain_settle(hak_heap_t *heap);
 
 /* A chain to the cold level, or further down. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);
+/* Sends a chain home, the blocks of each home together. */
+void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, int index);
 /* Returns the first `most` blocks of a chain to their slabs; lock: CLASS. Returns what is left of the chain. */
 chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most);
+/* Returns the oldest cold chain to its slabs, and adds to *bytes what it held; false: there is none. Lock: CLASS. */
+bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes);
 /* Takes the remote list into the slabs; lock: CLASS. Returns blocks. */
 size_t drain_remote_list(hak_heap_t *heap, class_state_t *state);
 /* Gives a slab without blocks outside back; lock: CLASS. False: may not wait and HEAP is busy. */

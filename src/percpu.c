@@ -10,6 +10,7 @@ extern const unsigned int __rseq_size __attribute__((weak));
 #endif
 
 _Static_assert(offsetof(magazine_t, limit) == 8 && offsetof(magazine_t, tag) == 12, "sections know these places");
+_Static_assert(sizeof(magazine_t) == 16, "slots are multiplied by 8");
 _Static_assert(PERCPU_HOT(1) == 1 << ENTRY_CODE_SHIFT, "a granule's entry carries the class's slot");
 _Static_assert(offsetof(area_t, hot) == 0, "sections use slots as offsets");
 

@@ -37,8 +37,9 @@
 typedef struct magazine {
     _Atomic chain_t word;
     _Atomic uint32_t limit; /* blocks; written by the slow path of any thread, read by push and install */
-    _Atomic uint32_t
-        tag; /* hot: of the blocks that are pushed without a look at their home; written like the limit */
+    /* Hot: of the blocks that are pushed without a look at their home; written like the limit. */
+    _Atomic uint16_t tag;
+    _Atomic uint16_t misses; /* of this period; slow paths of this CPU's threads; see adapt.c */
 } magazine_t;
 
 typedef struct area {
@@ -47,7 +48,7 @@ typedef struct area {
     magazine_t
         *_Atomic outbox;     /* by class: blocks whose home is another CPU; NULL until there is one; then for ever */
     _Atomic uint32_t busy;   /* the locked twin's try-lock */
-    _Atomic uint32_t victim; /* relaxed: where the next class that gives up its limit is looked for */
+    _Atomic uint32_t misses; /* relaxed: of all its magazines in this period; see adapt.c */
     struct area *next;       /* lock: AREAS; list of areas without a CPU */
 } area_t;
 
@@ -128,7 +129,7 @@ bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain);
 HAK_INLINE void percpu_tag(area_t *area, unsigned cls, uint16_t tag)
 {
     /* Relaxed: a home is a hint, and the rest of the tag never changes; see registry.h. */
-    if (load_relaxed(&area->hot[cls].tag) != tag) store_relaxed(&area->hot[cls].tag, (uint32_t)tag);
+    if (load_relaxed(&area->hot[cls].tag) != tag) store_relaxed(&area->hot[cls].tag, tag);
 }
 
 /* What a limit of so many blocks takes from the heap's budget: a hot magazine's is also the limit of the spare one. */

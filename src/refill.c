@@ -3,91 +3,6 @@
 #include "os.h"
 #include "tls.h"
 
-/*
- * Magazine sizes. A class starts with a handful of blocks and doubles at each miss that reached a lock, up to MOST_BYTES
- * or MOST_BLOCKS, as long as the heap's budget has room; the budget is charged for hot and spare alike. Where it has
- * none, another class of the same area gives up half of what it has (the "stealing" of tcmalloc's thread caches).
- */
-enum { MOST_BYTES = 256 * 1024, MOST_BLOCKS = 256, LEAST_BLOCKS = 2, FIRST_BLOCKS = 32, SHARE = 2, STEAL_TRIES = 8 };
-
-static uint32_t most_blocks(const class_state_t *state)
-{
-    size_t fits = hak_min(MOST_BYTES / size_classes[state->cls].bytes, MOST_BLOCKS);
-    /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
-    size_t share = load_relaxed(&state->outside) / SHARE;
-    return (uint32_t)hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
-}
-
-/* Relaxed: a limit orders nothing; a section reads the one or the other. */
-static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
-{
-    return atomic_compare_exchange_strong_explicit(&magazine->limit, &from, to, memory_order_relaxed,
-                                                   memory_order_relaxed);
-}
-
-/* What a magazine holds beyond a lowered limit would be outside of the budget: then all of it goes to the slabs. */
-static void empty_above(hak_heap_t *heap, area_t *area, unsigned cls, uint32_t limit)
-{
-    const size_t words[] = {PERCPU_HOT(cls), PERCPU_SPARE(cls)};
-    const chain_t held[] = {load_relaxed(&area->hot[cls].word), load_relaxed(&area->spare[cls])};
-    for (int i = 0; i < 2; i++) {
-        /* The thread may have moved: then another CPU's magazine is emptied, which does no harm. */
-        chain_t chain = chain_count(held[i]) > limit ? percpu_take(&heap->percpu, words[i]) : 0;
-        if (chain) drain_chain(heap, heap_class_made(heap, cls), chain, PERCPU_NONE, false);
-    }
-}
-
-static chain_t take_cold(hak_heap_t *heap, const class_state_t *state, chain_t chain)
-{
-    if (chain) budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
-    return chain;
-}
-
-/* Returns the oldest cold chain to its slabs; false: there is none. Lock: CLASS. */
-static bool drain_oldest(hak_heap_t *heap, class_state_t *state)
-{
-    chain_t chain = state->cold ? take_cold(heap, state, cold_steal(state->cold)) : 0;
-    drain_to_slabs(heap, state, chain, SIZE_MAX);
-    return chain != 0;
-}
-
-/* A cold chain of a class that may have no use for it. */
-static void steal_cold(hak_heap_t *heap, unsigned cls)
-{
-    class_state_t *state = heap_class_made(heap, cls);
-    if (!state || !lock_try(&state->lock, RANK_CLASS)) return;
-    (void)drain_oldest(heap, state);
-    lock_release(&state->lock, RANK_CLASS);
-}
-
-static void steal_limits(hak_heap_t *heap, area_t *area, const magazine_t *for_magazine)
-{
-    for (int tries = 0; tries < STEAL_TRIES; tries++) {
-        unsigned cls = add_relaxed(&area->victim, 1u) % CLASS_COUNT;
-        magazine_t *victim = &area->hot[cls];
-        if (victim != for_magazine) steal_cold(heap, cls);
-        uint32_t limit = load_relaxed(&victim->limit);
-        if (victim == for_magazine || limit <= LEAST_BLOCKS || !set_limit(victim, limit, limit / 2)) continue;
-        budget_put(&heap->budget, percpu_limit_bytes(area, victim, cls, limit - limit / 2));
-        empty_above(heap, area, cls, limit / 2);
-    }
-}
-
-void refill_grow_limit(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state)
-{
-    uint32_t limit = load_relaxed(&magazine->limit);
-    uint32_t most = most_blocks(state);
-    uint32_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
-    if (wanted > most) wanted = most;
-    if (wanted <= limit) return;
-    size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
-    if (!budget_take(&heap->budget, bytes)) {
-        steal_limits(heap, area, magazine);
-        if (!budget_take(&heap->budget, bytes)) return;
-    }
-    if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
-}
-
 void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
     /* While the heap is being divided some of its slabs have no home yet: to free their blocks costs the slow path. */
@@ -169,7 +84,8 @@ static void note_taker(hak_heap_t *heap, class_state_t *state, int index)
 /* Blocks that wait in a chain for another CPU go back to their slabs, for this one to take, or to take over. */
 static bool drain_others(hak_heap_t *heap, class_state_t *state, int index)
 {
-    if (!drain_oldest(heap, state)) return false;
+    size_t bytes = 0;
+    if (!drain_oldest(heap, state, &bytes)) return false;
     note_taker(heap, state, index);
     return true;
 }
@@ -202,7 +118,8 @@ static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size
 static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want)
 {
     lock_acquire(&state->lock, RANK_CLASS);
-    chain_t chain = state->cold ? take_cold(heap, state, cold_take(state->cold, (unsigned)index)) : 0;
+    chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
+    budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
     if (chain) counter_add(&heap->counters, refill_cold, 1);
     else chain = take_slab(heap, state, index, want);
     lock_release(&state->lock, RANK_CLASS);
@@ -262,10 +179,11 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
     if (chain) {
         counter_add(&heap->counters, refill_spare, 1);
     } else {
-        if (area) refill_grow_limit(heap, area, &area->hot[cls], state);
-        uint32_t limit = area ? load_relaxed(&area->hot[cls].limit) : 0;
-        chain = take_shared(heap, state, index, hak_max(1, limit <= FIRST_BLOCKS ? limit : limit / 2));
+        if (area) adapt_missed(area, &area->hot[cls]);
+        if (area) adapt_grow(heap, area, &area->hot[cls], state);
+        chain = take_shared(heap, state, index, area ? adapt_refill(&area->hot[cls]) : 1);
         if (HAK_UNLIKELY(load_relaxed(&heap->divided) == DUE)) heap_divide(heap, index);
+        if (area) adapt_area(heap, area, index);
     }
     return chain ? hand_out(heap, state, chain, index) : NULL;
 }

@@ -16,14 +16,6 @@ static hak_lock_t registry_lock; /* rank REGISTRY: who makes a table */
 /* From a table's first entry to where the entry of address 0 would lie. */
 static size_t bias(size_t index) { return index * GIB_GRANULES * sizeof(entry_t); }
 
-static gib_t *gib_of(uintptr_t at)
-{
-    if (at >> ADDRESS_BITS) return NULL;
-    size_t index = at >> GIB_SHIFT;
-    uintptr_t origin = load_acquire(&registry_top[index]);
-    return origin ? (gib_t *)(origin + bias(index) - offsetof(gib_t, entry)) : NULL;
-}
-
 static bool cover_gib(size_t index)
 {
     if (load_acquire(&registry_top[index])) return true;
@@ -32,7 +24,7 @@ static bool cover_gib(size_t index)
     if (!covered) {
         gib_t *gib = os->map(hak_round_up(sizeof *gib, HAK_PAGE), 0);
         covered = gib != NULL;
-        /* Release: pairs with the acquires in registry_entry and gib_of. */
+        /* Release: pairs with the acquires in registry_entry and registry_gib. */
         if (covered) store_release(&registry_top[index], (uintptr_t)gib->entry - bias(index));
     }
     lock_release(&registry_lock, RANK_REGISTRY);
@@ -52,7 +44,7 @@ bool registry_cover(const void *base, size_t bytes)
 /* A run lies in one SuperSlab, so in one GiB: its entries follow this one. */
 static _Atomic entry_t *entry_at(const void *start)
 {
-    return &gib_of((uintptr_t)start)->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
+    return &registry_gib((uintptr_t)start)->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
 }
 
 void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code)
@@ -81,22 +73,17 @@ bool registry_release(const void *start)
     return cas_acquire(at, &entry, released);
 }
 
-struct superslab *registry_superslab(const void *ptr)
-{
-    gib_t *gib = gib_of((uintptr_t)ptr);
-    return gib ? load_acquire(&gib->superslab[(uintptr_t)ptr >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)]) : NULL;
-}
-
 void registry_set_superslab(const void *base, struct superslab *superslab)
 {
     /* Release: pairs with the acquire in registry_superslab. */
-    store_release(&gib_of((uintptr_t)base)->superslab[(uintptr_t)base >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)],
-                  superslab);
+    store_release(
+        &registry_gib((uintptr_t)base)->superslab[(uintptr_t)base >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)],
+        superslab);
 }
 
 struct large *registry_range(const void *ptr)
 {
-    gib_t *gib = gib_of((uintptr_t)ptr);
+    gib_t *gib = registry_gib((uintptr_t)ptr);
     return gib ? load_acquire(&gib->range[(uintptr_t)ptr >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)]) : NULL;
 }
 
@@ -105,5 +92,5 @@ void registry_set_range(const void *base, size_t bytes, struct large *large)
     uintptr_t end = (uintptr_t)base + bytes;
     for (uintptr_t at = (uintptr_t)base; at < end; at += SUPERSLAB)
         /* Release: pairs with the acquire in registry_range. */
-        store_release(&gib_of(at)->range[at >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)], large);
+        store_release(&registry_gib(at)->range[at >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)], large);
 }

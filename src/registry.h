@@ -90,6 +90,15 @@ extern const divisor_t registry_divisors[SLOT_COUNT];
  */
 extern _Atomic uintptr_t registry_top[REGISTRY_TOP];
 
+/* The tables of the GiB that an address lies in; NULL: there are none. */
+HAK_INLINE gib_t *registry_gib(uintptr_t at)
+{
+    if (at >> ADDRESS_BITS) return NULL;
+    size_t index = at >> GIB_SHIFT;
+    uintptr_t origin = load_acquire(&registry_top[index]);
+    return origin ? (gib_t *)(origin + index * GIB_GRANULES * sizeof(entry_t) - offsetof(gib_t, entry)) : NULL;
+}
+
 /* The pointer rotated: below 2^43 where it is aligned to 16 and in the user half. */
 HAK_INLINE uint64_t registry_rotate(const void *ptr)
 {
@@ -141,6 +150,12 @@ HAK_INLINE uint32_t entry_offset(entry_t entry, uint64_t rotated)
     uint32_t back = (uint32_t)(entry >> (ENTRY_BACK_SHIFT - BLOCKS_SHIFT)) & ENTRY_BACK_MASK << BLOCKS_SHIFT;
     return back | (uint32_t)(rotated & ((1 << BLOCKS_SHIFT) - 1));
 }
+/* How many blocks of a class, or parts of one, lie in `offset` times 16 bytes: exact where offset < 2^16. */
+HAK_INLINE uint32_t registry_quotient(unsigned cls, uint32_t offset)
+{
+    uint32_t multiply = registry_divisors[cls].multiply;
+    return multiply ? (uint32_t)((uint64_t)offset * multiply >> 32) : offset;
+}
 /* Whether a block of the entry's class can begin `offset` times 16 bytes into its run. */
 HAK_INLINE bool entry_begins_at(entry_t mine, uint32_t offset)
 {
@@ -177,7 +192,13 @@ void registry_set_home(const void *base, size_t granules, unsigned home);
 void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code);
 /* Marks a run of one block as given back; false where it was already. Of two that free it, one succeeds. */
 bool registry_release(const void *start);
-struct superslab *registry_superslab(const void *ptr);
+/* The SuperSlab that a pointer lies in; NULL where it is not ours. */
+HAK_INLINE struct superslab *registry_superslab(const void *ptr)
+{
+    gib_t *gib = registry_gib((uintptr_t)ptr);
+    /* Acquire: pairs with the release in registry_set_superslab. */
+    return gib ? load_acquire(&gib->superslab[(uintptr_t)ptr >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)]) : NULL;
+}
 void registry_set_superslab(const void *base, struct superslab *superslab);
 /* The record that covers the 2 MiB of ptr, a tombstone, or NULL. */
 struct large *registry_range(const void *ptr);

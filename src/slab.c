@@ -1,13 +1,21 @@
 /* hakheap level 4: slab - carving, freelists, bins */
 #include "slab.h"
 
-static uint8_t bin_of(const slab_t *slab)
+/* Puts a slab that is in no list in the bin for what is outside, and notes where that bin ends. */
+static void choose_bin(slab_t *slab)
 {
     size_t blocks = size_classes[slab->cls].blocks;
+    const size_t least[SLAB_BINS] = {[BIN_FULL] = blocks,
+                                     [BIN_HIGH] = (blocks * 3 + 3) / 4,
+                                     [BIN_HALF] = (blocks + 1) / 2,
+                                     [BIN_LOW] = (blocks + 3) / 4,
+                                     [BIN_SPARSE] = 1};
     size_t outside = slab_outside(slab);
-    if (outside == blocks) return BIN_FULL;
-    if (outside == 0) return BIN_EMPTY;
-    return (uint8_t)(BIN_HIGH + (outside * 4 < blocks * 3) + (outside * 2 < blocks) + (outside * 4 < blocks));
+    uint8_t bin = BIN_FULL;
+    while (outside < least[bin]) bin++;
+    slab->bin = bin;
+    slab->least = (uint16_t)least[bin];
+    slab->most = (uint16_t)(bin == BIN_FULL ? blocks : least[bin - 1] - 1);
 }
 
 /* At the head where its address is the lowest of the two, else behind the head. */
@@ -32,10 +40,10 @@ static void bin_remove(slab_set_t *set, slab_t *slab)
 
 static void rebin(slab_set_t *set, slab_t *slab)
 {
-    uint8_t bin = bin_of(slab);
-    if (bin == slab->bin) return;
+    size_t outside = slab_outside(slab);
+    if (HAK_LIKELY(outside >= slab->least && outside <= slab->most)) return;
     bin_remove(set, slab);
-    slab->bin = bin;
+    choose_bin(slab);
     bin_insert(set, slab);
 }
 
@@ -81,8 +89,8 @@ slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls)
 {
     slab_t *slab = superslab_descriptor(run.ss, run.first);
     char *start = superslab_granule(run.ss, run.first);
-    *slab = (slab_t){
-        .start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .home = HOME_NONE, .bin = BIN_EMPTY};
+    *slab = (slab_t){.start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .home = HOME_NONE};
+    choose_bin(slab);
     bin_insert(set, slab);
     set->slabs++;
     return slab;
@@ -112,9 +120,11 @@ void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab)
 
 static bool is_carved(const slab_t *slab, size_t index)
 {
-    size_t blocks = size_classes[slab->cls].blocks;
-    size_t at = index >= slab->origin ? index - slab->origin : index + blocks - slab->origin;
-    return at < slab->carved;
+    uint32_t blocks = size_classes[slab->cls].blocks;
+    if (HAK_LIKELY(slab->carved == blocks)) return true;
+    /* No branch: which half of a slab a block lies in cannot be guessed. */
+    uint32_t at = (uint32_t)index - slab->origin;
+    return at + (blocks & -(at >> 31)) < slab->carved;
 }
 
 /* The index of the block that is carved next. */
@@ -191,9 +201,10 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     }
 }
 
+/* A freelist that goes as it is costs nothing; to join or to split one costs a visit to each block. */
 static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, const guard_t *guard)
 {
-    if (!chain && chain_count(slab->free) <= want) {
+    if (!chain && chain_count(slab->free) <= 2 * want) {
         chain = slab->free;
         slab->free = 0;
         return chain;
@@ -218,7 +229,7 @@ chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *gua
 {
     chain_t chain = 0;
     slab_t *slab;
-    while (chain_count(chain) < want && (slab = slab_find(set, BIN_HIGH)) != NULL) {
+    while (chain_count(chain) < (want + 3) / 4 && (slab = slab_find(set, BIN_HIGH)) != NULL) {
         hak_assert(slab->cls == cls);
         while (!slab->free && load_relaxed(&slab->released)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
@@ -236,8 +247,9 @@ bool slab_has(const slab_t *slab, const void *ptr)
 {
     const size_class_t *cls = &size_classes[slab->cls];
     size_t offset = (size_t)((const char *)ptr - slab->start);
-    size_t index = offset / cls->bytes;
-    if (offset % cls->bytes || index >= cls->blocks) return false;
+    if (offset >= cls->granules * (size_t)GRANULE) return false;
+    size_t index = registry_quotient(slab->cls, (uint32_t)(offset / BLOCK_ALIGN));
+    if (index * cls->bytes != offset || index >= cls->blocks) return false;
     return is_carved(slab, index) && !is_released(slab, index);
 }
 

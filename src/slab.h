@@ -51,6 +51,7 @@ typedef struct slab {
     uint8_t cls;              /* const while the slab lives */
     uint8_t home;             /* whose set it is in; what the registry's entries say */
     uint16_t released_blocks; /* carved blocks that overlap released pages */
+    uint16_t least, most;     /* blocks outside with which it stays in its bin */
     _Atomic pages_t released; /* pages given back since they were carved; written under the lock, read by any free */
 } slab_t;
 
@@ -103,7 +104,8 @@ void slab_restore(slab_set_t *set, slab_t *slab);
 void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab);
 /* The fullest slab that is no fuller than `bin` and has a block to give; NULL: there is none. */
 slab_t *slab_find(const slab_set_t *set, unsigned bin);
-/* A chain of up to `want` blocks, more only to fill a cache line; the empty chain where no slab has one. */
+/* A chain of about `want` blocks: more where they fill a cache line or are a slab's freelist of up to twice as many, which is
+ * taken whole, and fewer where that has a quarter of them; the empty chain where no slab has one. */
 chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);

@@ -61,7 +61,8 @@ HAK_INLINE char *superslab_granule(const superslab_t *ss, unsigned granule)
 }
 HAK_INLINE unsigned superslab_index(const superslab_t *ss, const void *ptr)
 {
-    return (unsigned)((size_t)((const char *)ptr - ss->base) / GRANULE);
+    (void)ss; /* which starts at a multiple of its size */
+    return (unsigned)((uintptr_t)ptr >> GRANULE_SHIFT) % SUPERSLAB_GRANULES;
 }
 HAK_INLINE void *superslab_descriptor(const superslab_t *ss, unsigned granule)
 {

@@ -102,16 +102,11 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
 
 static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 {
-    size_t block_bytes = size_classes[state->cls].bytes;
-    for (;;) {
+    for (bool more = true; more;) {
         lock_acquire(&state->lock, RANK_CLASS);
-        chain_t chain = state->cold ? cold_steal(state->cold) : 0;
-        budget_put(&heap->budget, chain_count(chain) * block_bytes);
-        *bytes += chain_count(chain) * block_bytes;
-        drain_to_slabs(heap, state, chain, SIZE_MAX);
-        if (!chain) *bytes += drain_remote_list(heap, state) * block_bytes;
+        more = drain_oldest(heap, state, bytes);
+        if (!more) *bytes += drain_remote_list(heap, state) * size_classes[state->cls].bytes;
         lock_release(&state->lock, RANK_CLASS);
-        if (!chain) return;
     }
 }
 

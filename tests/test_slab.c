@@ -267,13 +267,14 @@ Test(slab, the_fullest_slab_serves_first)
 
     char *next[MOST_BLOCKS];
     for (unsigned i = 0; i < 3; i++) {
-        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == slabs[2], "take %u", i);
+        unsigned from = 2 - i; /* the fullest that is left; two blocks that are all it has come together */
+        for (size_t got = 0; got < 16 - keep[from];) {
+            size_t taken = take(CLASS, 1, &checked, next);
+            got += taken;
+            cr_assert(taken == (got == 16 - keep[from] ? 2 : 1) && home(next[0]) == slabs[from], "slab %u", from);
+        }
+        cr_assert(slabs[from]->bin == BIN_FULL);
     }
-    cr_assert(slabs[2]->bin == BIN_FULL);
-    for (unsigned i = 0; i < 8; i++)
-        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == slabs[1], "take %u", i);
-    for (unsigned i = 0; i < 14; i++)
-        cr_assert(take(CLASS, 1, &checked, next) == 1 && home(next[0]) == slabs[0], "take %u", i);
     cr_assert(slab_take(&set, CLASS, 1, &checked) == 0);
     must_add_up();
 }
@@ -413,7 +414,7 @@ Test(slab, as_many_pages_stay_as_may)
     must_add_up();
 }
 
-/* One take goes on with the next slab where freed blocks of the first are not enough. */
+/* One take goes on with the next slab where the freed blocks of the first are too few. */
 Test(slab, a_take_gathers_from_several_slabs)
 {
     enum { CLASS = 31 };
@@ -425,12 +426,32 @@ Test(slab, a_take_gathers_from_several_slabs)
         else if (home(blocks[i]) == b && of_b < 5) of_b += !slab_put(&set, b, blocks[i], &checked);
     }
     char *next[MOST_BLOCKS];
-    cr_assert(take(CLASS, 7, &checked, next) == 7);
+    cr_assert(take(CLASS, 14, &checked, next) == 8);
     unsigned from_a = 0;
-    for (unsigned i = 0; i < 7; i++) from_a += home(next[i]) == a;
-    cr_assert(from_a == 3, "%u of 7", from_a);
+    for (unsigned i = 0; i < 8; i++) from_a += home(next[i]) == a;
+    cr_assert(from_a == 3, "%u of 8", from_a);
     must_add_up();
-    cr_assert(take(CLASS, 7, &checked, next) == 1);
+    cr_assert(take(CLASS, 7, &checked, next) == 0);
+}
+
+/* A freelist is not split that has up to twice what is wanted, and a quarter of it is enough. */
+Test(slab, a_freelist_goes_whole)
+{
+    enum { CLASS = 31 };
+    static const struct {
+        unsigned listed, want, got;
+    } cases[] = {{8, 4, 8}, {9, 4, 4}, {2, 8, 2}, {1, 1, 1}, {16, 8, 16}};
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        slab_t *slab = add(CLASS);
+        cr_assert(empty_into(CLASS, 16, blocks) == 16);
+        for (unsigned i = 0; i < cases[c].listed; i++) (void)slab_put(&set, slab, blocks[i], &checked);
+        char *next[MOST_BLOCKS];
+        size_t got = take(CLASS, cases[c].want, &checked, next);
+        cr_assert(got == cases[c].got, "%zu of %u, %u wanted", got, cases[c].listed, cases[c].want);
+        must_add_up();
+        while (take(CLASS, 16, &checked, next)) {
+        }
+    }
 }
 
 Test(slab, of_two_alike_the_lower_address_serves)
