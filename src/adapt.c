@@ -5,7 +5,7 @@
  * A magazine starts with a handful of blocks and doubles at each miss that reached a lock, up to MOST_BYTES, MOST_BLOCKS or
  * half of the class's blocks outside, as long as the heap's budget has room; the budget is charged for hot and spare alike.
  *
- * What was allowed once is taken back at the end of a period, which is PERIOD_MISSES misses of one area: a heap that misses
+ * What was allowed once is taken back at the end of a period, which is ADAPT_PERIOD misses of one area: a heap that misses
  * nothing has no reason to give up what serves it. Then the blocks, and half of the limit, go from the magazines that the
  * period did not use, and the CPU's cold chains that lay there all the period go to their slabs. Blocks in idle magazines
  * pin slabs that other classes could use, one block a whole slab; and where they are taken again, they spread few live blocks
@@ -24,7 +24,6 @@ enum {
     LEAST_BLOCKS = 2,
     FIRST_BLOCKS = 32,
     SHARE = 2,
-    PERIOD_MISSES = 512,
     SCARCE = 8, /* the budget is nearly spent when less than this part of it is left */
 };
 
@@ -124,7 +123,7 @@ static void give_back_hot(hak_heap_t *heap, area_t *area, class_state_t *state)
 static void give_back_outbox(hak_heap_t *heap, area_t *area, class_state_t *state, magazine_t *outbox, int index)
 {
     halve(heap, area, outbox, state->cls);
-    drain_home(heap, state, percpu_take_outbox(&heap->percpu, PERCPU_HOT(state->cls)), index);
+    drain_outbox(heap, state, outbox, index);
 }
 
 /* Cold chains that nobody took in the period. */
@@ -142,7 +141,7 @@ static void give_back_cold(hak_heap_t *heap, class_state_t *state, int index)
 
 void adapt_area(hak_heap_t *heap, area_t *area, int index)
 {
-    if (HAK_LIKELY(load_relaxed(&area->misses) < PERIOD_MISSES)) return;
+    if (HAK_LIKELY(load_relaxed(&area->misses) < ADAPT_PERIOD)) return;
     store_relaxed(&area->misses, 0u);
     magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
     bool scarce = load_relaxed(&heap->budget.room) < (int64_t)(heap->settings.cache_bytes / SCARCE);

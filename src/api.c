@@ -205,7 +205,7 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
  * home yet turns its own blocks away, too: those are for the slow path. */
 static HAK_NOINLINE void free_away(hak_heap_t *heap, void *ptr, entry_t mine)
 {
-    if (!drain_is_away(mine)) {
+    if (!drain_is_away(heap, mine)) {
         free_slow(heap, ptr);
         return;
     }
@@ -302,6 +302,21 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 
 /* ---- realloc ---- */
 
+/* Grows or shrinks a mid block where it is; NULL: the caller copies. */
+static void *realloc_mid(hak_heap_t *heap, const block_id_t *id, void *ptr, size_t size)
+{
+    if (size <= SMALL_MAX || size > MID_MAX || gate_enter(true) != GATE_IN) return NULL;
+    mid_t *mid = mid_of(id->entry, ptr);
+    superslab_t *ss = registry_superslab(ptr);
+    unsigned wanted = (unsigned)((size + GRANULE - 1) / GRANULE);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    bool done = heap_resize_run(heap, (run_t){ss, superslab_index(ss, ptr)}, mid->granules, wanted);
+    if (done) mid_resize(&heap->large, mid, wanted);
+    lock_release(&heap->lock, RANK_HEAP);
+    gate_leave();
+    return done ? ptr : NULL;
+}
+
 /* Grows or shrinks a large block by moving its pages; NULL: the caller copies. */
 static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
 {
@@ -329,10 +344,10 @@ void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
         if (asked) asked->size = size;
         return ptr;
     }
-    if (id.kind == KIND_LARGE) {
-        void *moved = realloc_large(heap, &id, size);
+    if (id.kind != KIND_SMALL) {
+        void *moved = id.kind == KIND_MID ? realloc_mid(heap, &id, ptr, size) : realloc_large(heap, &id, size);
         if (moved) {
-            id.large->asked.size = size;
+            asked_of(&id, moved)->size = size;
             return moved;
         }
     }

@@ -109,7 +109,23 @@ static bool is_away(entry_t entry, int index)
     return entry_home(entry) < HOME_LOOK && entry_home(entry) != registry_home(index);
 }
 
-bool drain_is_away(entry_t entry) { return is_away(entry, percpu_index()); }
+/* What all blocks of an outbox have in common, with one more. */
+static void note_home(magazine_t *outbox, entry_t entry)
+{
+    uint16_t tag = load_relaxed(&outbox->tag), one = entry_tag(entry) | TAG_KNOWN;
+    if (HAK_LIKELY(tag == one)) return;
+    store_relaxed(&outbox->tag, tag ? registry_tag(HOME_LOOK, entry_code(entry)) | TAG_KNOWN : one);
+}
+
+bool drain_is_away(hak_heap_t *heap, entry_t entry)
+{
+    int index = percpu_index();
+    if (!is_away(entry, index)) return false;
+    area_t *area = index < 0 ? NULL : percpu_running(&heap->percpu, (unsigned)index);
+    magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL; /* pairs with outbox_of */
+    if (outbox) note_home(&outbox[entry_code(entry)], entry);
+    return true;
+}
 
 /* Splits the blocks of `home` off a chain. Returns the others. */
 static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t chain, unsigned home, chain_t *same)
@@ -137,7 +153,8 @@ static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, uns
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
 }
 
-void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
+/* Sends a chain home: all of it to one `home`, or, HOME_LOOK, the blocks of each home together. */
+static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home, int index)
 {
     if (!chain) return;
     if (!lock_enter(&state->lock, RANK_CLASS, false)) {
@@ -145,12 +162,26 @@ void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, int index
         return;
     }
     while (chain) {
-        chain_t same;
-        unsigned home = entry_home(registry_lookup(chain_block(chain)));
-        chain = split(heap, state, chain, home, &same);
+        chain_t same = chain;
+        if (home < HOME_LOOK) {
+            chain = 0;
+        } else {
+            home = entry_home(registry_lookup(chain_block(chain)));
+            chain = split(heap, state, chain, home, &same);
+        }
         send_home(heap, state, same, home, index);
+        home = HOME_LOOK;
     }
     lock_release(&state->lock, RANK_CLASS);
+}
+
+void drain_outbox(hak_heap_t *heap, class_state_t *state, magazine_t *outbox, int index)
+{
+    /* Its tag first: a block that comes in between is taken for one of the same home at worst. */
+    uint16_t tag = load_relaxed(&outbox->tag);
+    store_relaxed(&outbox->tag, (uint16_t)0);
+    chain_t chain = percpu_take_outbox(&heap->percpu, PERCPU_HOT(state->cls));
+    drain_home(heap, state, chain, tag ? tag >> ENTRY_HOME_SHIFT : HOME_LOOK, index);
 }
 
 /* An area's outbox, made when it is first wanted. */
@@ -166,7 +197,7 @@ static magazine_t *outbox_of(hak_heap_t *heap, area_t *area)
     return outbox;
 }
 
-static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int index, void *ptr)
+static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int index, entry_t entry, void *ptr)
 {
     percpu_t *percpu = &heap->percpu;
     unsigned cls = state->cls;
@@ -178,12 +209,15 @@ static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int
         return;
     }
     counter_add(&heap->counters, early_full, 1);
-    chain_t full = percpu_take_outbox(percpu, hot);
-    /* The thread may have moved: what it took is then another area's, and this one may have no outbox. */
-    if (full && outbox) adapt_missed(area, &outbox[cls]);
-    if (full && outbox) adapt_grow(heap, area, &outbox[cls], state);
-    if (!percpu_post(percpu, hot, ptr, heap->key)) drain_home(heap, state, block_push(0, ptr, heap->key), index);
-    drain_home(heap, state, full, index);
+    if (outbox) {
+        adapt_missed(area, &outbox[cls]);
+        adapt_grow(heap, area, &outbox[cls], state);
+        drain_outbox(heap, state, &outbox[cls], index);
+        note_home(&outbox[cls], entry);
+    }
+    /* There is no outbox, or the thread has moved. */
+    if (!percpu_post(percpu, hot, ptr, heap->key))
+        drain_home(heap, state, block_push(0, ptr, heap->key), HOME_LOOK, index);
     adapt_area(heap, area, index);
 }
 
@@ -226,7 +260,7 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     int index;
     area_t *area = refill_area(heap, &index, false);
     if (area && is_away(entry, index)) {
-        drain_away(heap, state, area, index, ptr);
+        drain_away(heap, state, area, index, entry, ptr);
         return;
     }
     if (area) refill_tag(heap, area, index, cls);

@@ -368,6 +368,22 @@ bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages,
     return true;
 }
 
+bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wanted)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    char *start = superslab_granule(run.ss, run.first);
+    if (run.ss->shared) return false;
+    if (wanted < granules) {
+        registry_set_run(start + wanted * (size_t)GRANULE, granules - wanted, heap, CODE_RELEASED);
+        superslab_put(&heap->superslabs, (run_t){run.ss, run.first + wanted}, granules - wanted, PAGES_ALL);
+        return true;
+    }
+    if (!superslab_extend(&heap->superslabs, run, granules, wanted - granules)) return false;
+    /* The first entries are written again as they are. */
+    registry_set_run(start, wanted, heap, CODE_MID | (heap->key ? CODE_CHECKED : 0));
+    return true;
+}
+
 /* ---- Everything at once ---- */
 
 static void empty_nursery(hak_heap_t *heap)

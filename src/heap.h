@@ -174,6 +174,8 @@ void heap_rehome(class_state_t *state, slab_t *slab, unsigned home);
 run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigned code);
 /* Gives a run back. False: may not wait, and the process's lock is busy; nothing has changed. */
 bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait);
+/* Makes a run of one block longer or shorter where it is. False: it is the nursery's, or what follows is not free. */
+bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wanted);
 /* Gives an empty SuperSlab back to the reserve; false as heap_put_run. */
 bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait);
 

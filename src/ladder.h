@@ -28,6 +28,8 @@ void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls);
 
 /* ---- adapt: how much magazines may hold; never waits ---- */
 
+enum { ADAPT_PERIOD = 512 }; /* misses of an area */
+
 /* Counts that a magazine was of no help: a hot one had no block, an outbox no room. */
 void adapt_missed(area_t *area, magazine_t *magazine);
 /* Lets a magazine of this area hold more, inside the heap's budget. */
@@ -39,8 +41,8 @@ void adapt_area(hak_heap_t *heap, area_t *area, int index);
 
 /* ---- drain: a free whose magazine was full. Never waits. ---- */
 void drain_block(hak_heap_t *heap, entry_t entry, void *ptr);
-/* Whether the home of a block is another CPU than the one that runs. */
-bool drain_is_away(entry_t entry);
+/* Whether the home of a block is another CPU than the one that runs; if so, the running CPU's outbox learns it. */
+bool drain_is_away(hak_heap_t *heap, entry_t entry);
 /* The rung that needs no lock and no gate: a full hot magazine becomes the spare one, where that is empty. */
 bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr);
 /* The same from a signal handler or during a fork: only the remote list, or the deferred list, is touched. */
@@ -54,8 +56,8 @@ void drain_settle(hak_heap_t *heap);
 
 /* A chain to the cold level, or further down. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);
-/* Sends a chain home, the blocks of each home together. */
-void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, int index);
+/* Takes the outbox of a class and sends its blocks home. */
+void drain_outbox(hak_heap_t *heap, class_state_t *state, magazine_t *outbox, int index);
 /* Returns the first `most` blocks of a chain to their slabs; lock: CLASS. Returns what is left of the chain. */
 chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most);
 /* Returns the oldest cold chain to its slabs, and adds to *bytes what it held; false: there is none. Lock: CLASS. */

@@ -37,6 +37,13 @@ void mid_remove(large_set_t *set, mid_t *mid)
     set->mid_bytes -= mid->bytes;
 }
 
+void mid_resize(large_set_t *set, mid_t *mid, unsigned granules)
+{
+    set->mid_bytes += granules * (size_t)GRANULE - mid->bytes;
+    mid->granules = granules;
+    mid->bytes = granules * (size_t)GRANULE;
+}
+
 mid_t *mid_of(entry_t entry, const void *ptr)
 {
     const char *start = entry_run_start(entry, ptr);

@@ -77,6 +77,8 @@ large_t *large_find(const void *ptr);
 
 mid_t *mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes);
 void mid_remove(large_set_t *set, mid_t *mid);
+/* Notes that a mid block's run is longer or shorter. */
+void mid_resize(large_set_t *set, mid_t *mid, unsigned granules);
 mid_t *mid_of(entry_t entry, const void *ptr);
 
 /* ---- Mappings; no lock needed ---- */

@@ -19,6 +19,8 @@ static struct {
     superslab_t *dirty, *clean; /* lists by `next` */
     superslab_set_t nursery;
     size_t dirty_count, clean_count;
+    size_t made;       /* SuperSlabs, ever */
+    size_t more_dirty; /* may be, beyond RESERVE_DIRTY */
     size_t reservations, reserved_bytes;
 } reserve;
 
@@ -64,6 +66,7 @@ static superslab_t *fresh_superslab(uint32_t *refused)
     superslab_t *ss = reserve.next_record++;
     superslab_init(ss, reserve.next, *reserve.next_descriptors++);
     reserve.next += SUPERSLAB;
+    reserve.made++;
     registry_set_superslab(ss->base, ss);
     return ss;
 }
@@ -77,6 +80,8 @@ static superslab_t *take_locked(bool shared, uint32_t *refused)
     } else if ((ss = reserve.clean) != NULL) {
         reserve.clean = ss->next;
         reserve.clean_count--;
+        size_t in_use = reserve.made - reserve.clean_count;
+        if (RESERVE_DIRTY + reserve.more_dirty < in_use / RESERVE_DIRTY_SHARE) reserve.more_dirty++;
     } else if (!(ss = fresh_superslab(refused))) {
         return NULL;
     }
@@ -119,7 +124,7 @@ static void put_locked(superslab_t *ss)
 {
     hak_assert(superslab_is_empty(ss));
     /* A SuperSlab that comes back without touched pages needs no descriptors either. */
-    if (!ss->free_touched || reserve.dirty_count >= RESERVE_DIRTY) purge_empty(ss);
+    if (!ss->free_touched || reserve.dirty_count >= RESERVE_DIRTY + reserve.more_dirty) purge_empty(ss);
     if (ss->free_touched) list_dirty(ss);
     else list_clean(ss);
 }
@@ -176,6 +181,7 @@ size_t reserve_trim(const void *giver)
     superslab_t *list = reserve.dirty;
     reserve.dirty = NULL;
     reserve.dirty_count = 0;
+    reserve.more_dirty = 0;
     while (list) {
         superslab_t *ss = list;
         list = ss->next;

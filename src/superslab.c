@@ -17,7 +17,8 @@ static void set_free_bits(superslab_t *ss, bits_t bits)
     ss->free[1] = (uint64_t)(bits >> 64);
 }
 
-static uint32_t page_count(uint8_t bits) { return (uint32_t)__builtin_popcount(bits); }
+/* Bits of a granule's four; without the instruction for it, which not every x86-64 has, the builtin is a call. */
+static uint32_t page_count(uint8_t bits) { return 0x4332322132212110ull >> 4 * bits & 15; }
 
 /* A bit for each place where `granules` free neighbours begin: runs of 2n are two runs of n. */
 static bits_t run_starts(bits_t bits, unsigned granules)
@@ -159,6 +160,14 @@ run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment
         }
     }
     return (run_t){0};
+}
+
+bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more)
+{
+    unsigned first = run.first + granules;
+    if (first + more > SUPERSLAB_GRANULES || ~free_bits(run.ss) & run_bits(first, more)) return false;
+    mark(set, run.ss, first, more, false);
+    return true;
 }
 
 static void note_pages(run_t run, unsigned granules, pages_t pages)

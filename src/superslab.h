@@ -87,6 +87,8 @@ typedef uint64_t pages_t;
 
 /* Takes neighbours, the first at a multiple of `alignment` granules (a power of two). */
 run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment);
+/* Takes the `more` granules behind a run of so many; false: they are not free. */
+bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more);
 /* Gives a run back. */
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages);
 /* Frees all granules of a SuperSlab that is in no set; any page of a run may have been written. */

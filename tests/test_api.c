@@ -283,6 +283,36 @@ Test(api, realloc_from_every_size_to_every_size)
     }
 }
 
+/* A mid block grows into free granules behind it and gives back those it does not need; a neighbour is in the way. */
+Test(api, realloc_of_a_mid_block_stays_where_there_is_room)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "realloc");
+        void *wide = must_have(hak_heap_malloc(heap, HAK_MIB), HAK_MIB); /* no run of the nursery */
+        unsigned char *ptr = must_have(hak_heap_malloc(heap, 100000), 100000);
+        contract_fill(ptr, 100000, 3);
+        cr_assert(hak_heap_realloc(heap, ptr, 700000) == ptr && hak_usable_size(ptr) >= 700000);
+        cr_assert(contract_holds(ptr, 100000, 3) && hak_heap_of(ptr + 699999) == heap);
+        memset(ptr + 100000, 0xee, 600000);
+        contract_fill(ptr, 40000, 4);
+        cr_assert(hak_heap_realloc(heap, ptr, 40000) == ptr && hak_usable_size(ptr) < 100000);
+        cr_assert(contract_holds(ptr, 40000, 4));
+        cr_assert(contract_holds(ptr, 40000, 3) || level >= 0);
+        void *tail = must_have(hak_heap_malloc(heap, 300000), 300000);
+        cr_assert((unsigned char *)tail > ptr && (unsigned char *)tail < ptr + 700000, "the tail was given back");
+        memset(tail, 0xdd, 300000);
+        must_be_sound(heap, 3);
+        unsigned char *moved = must_have(hak_heap_realloc(heap, ptr, 900000), 900000);
+        cr_assert(moved != ptr, "the tail is in the way");
+        must_be_sound(heap, 3);
+        hak_heap_free(heap, moved);
+        hak_heap_free(heap, tail);
+        hak_heap_free(heap, wide);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 Test(api, realloc_of_null_and_to_nothing)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {

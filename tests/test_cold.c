@@ -53,6 +53,23 @@ Test(cold, chains_move_to_another_cpu_in_their_order)
     cr_assert(cold_take(&cold, 2) == 0 && cold_take(&cold, 1) == chain_of(4, 2));
 }
 
+Test(cold, what_nobody_took_since_the_last_ageing_is_old)
+{
+    cold_t cold = {0};
+    for (unsigned i = 0; i < 4; i++) cr_assert(cold_put(&cold, chain_of(i, 2), i % 2) == 0);
+    cr_assert(cold_take_old(&cold, 0) == 0, "none has aged");
+    cold_age(&cold, 0);
+    cr_assert(cold_put(&cold, chain_of(4, 2), 0) == 0);
+    cr_assert(cold_take(&cold, 0) == chain_of(4, 2));
+    cr_assert(cold_put(&cold, chain_of(5, 2), 0) == 0);
+    cr_assert(cold_take_old(&cold, 1) == 0, "another CPU's");
+    cr_assert(cold_take_old(&cold, 0) == chain_of(0, 2));
+    cr_assert(cold_take_old(&cold, 0) == chain_of(2, 2));
+    cr_assert(cold_take_old(&cold, 0) == 0 && cold.count == 3 && cold.blocks == 6);
+    cold_age(&cold, 0);
+    cr_assert(cold_take_old(&cold, 0) == chain_of(5, 2));
+}
+
 Test(cold, a_full_array_gives_up_its_oldest)
 {
     cold_t cold = {0};

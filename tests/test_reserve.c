@@ -90,6 +90,24 @@ Test(reserve, dirty_superslabs_are_bounded)
     cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 0);
 }
 
+/* A SuperSlab that is wanted after it was purged lets one more stay dirty, up to a share of those in use, until a trim. */
+Test(reserve, what_was_purged_in_vain_stays_the_next_time)
+{
+    enum { COUNT = 64, WANTED = COUNT / RESERVE_DIRTY_SHARE };
+    superslab_t *taken[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) soil(taken[i] = take(), 5);
+    for (unsigned round = 0; round < 6; round++) {
+        for (unsigned i = 0; i < COUNT / 2; i++) cr_assert(reserve_put(taken[i], NULL, true));
+        size_t dirty = reserve_stats().dirty_superslabs;
+        cr_assert(round ? dirty > RESERVE_DIRTY && dirty <= WANTED : dirty == RESERVE_DIRTY, "round %u: %zu", round,
+                  dirty);
+        for (unsigned i = 0; i < COUNT / 2; i++) soil(taken[i] = take(), 5);
+    }
+    cr_assert(reserve_trim(NULL) == 0);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
+    cr_assert(reserve_stats().dirty_superslabs == RESERVE_DIRTY);
+}
+
 Test(reserve, an_untouched_superslab_comes_back_clean)
 {
     superslab_t *ss = take();

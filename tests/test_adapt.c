@@ -1,0 +1,186 @@
+/* adapt: what a miss counts, what a period's end takes back, and how a scarce budget is shared. */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+
+#include "heap.h"
+#include "ladder.h"
+#include "support_contract.h"
+
+TestSuite(adapt, .timeout = 120);
+
+enum { SIZE = 256, OTHER = 1024, MOST = 40000 };
+
+static void *blocks[MOST];
+
+static unsigned class_of(size_t size) { return hak_size_class_of(size); }
+static class_state_t *state_of(const hak_heap_t *heap, size_t size) { return heap_class_made(heap, class_of(size)); }
+
+static void must_be_sound(const hak_heap_t *heap, size_t live_blocks)
+{
+    int line = contract_unsound(heap, live_blocks);
+    cr_assert(line == 0, "%s: support_contract.c:%d", hak_percpu_mode(), line);
+}
+
+/* A heap whose thread stays on one CPU, and that CPU's area. */
+static hak_heap_t *heap_here(int level, size_t cache_bytes)
+{
+    int cpu;
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    config.cache_bytes = cache_bytes;
+    hak_heap_t *heap = hak_heap_create(&config);
+    cr_assert(heap != NULL);
+    cr_assert(contract_cpus(&cpu, 1) > 0 && contract_move_to(cpu));
+    return heap;
+}
+
+static area_t *area_here(hak_heap_t *heap)
+{
+    int index;
+    area_t *area = refill_area(heap, &index, true);
+    cr_assert(area != NULL);
+    return area;
+}
+
+static void fill(hak_heap_t *heap, size_t size, size_t first, size_t count)
+{
+    for (size_t i = first; i < first + count; i++) {
+        blocks[i] = hak_heap_malloc(heap, size);
+        cr_assert(blocks[i] != NULL);
+        contract_fill(blocks[i], size, (unsigned)i);
+    }
+}
+
+static void empty(hak_heap_t *heap, size_t size, size_t first, size_t count)
+{
+    for (size_t i = first; i < first + count; i++) {
+        cr_assert(contract_holds(blocks[i], size, (unsigned)i));
+        hak_heap_free(heap, blocks[i]);
+    }
+}
+
+/* The period is over, and nothing but what `misses` says was used in it. */
+static void end_period(hak_heap_t *heap, area_t *area, size_t used, uint16_t misses)
+{
+    int index = percpu_index();
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) store_relaxed(&area->hot[cls].misses, (uint16_t)0);
+    if (used) store_relaxed(&area->hot[class_of(used)].misses, misses);
+    store_relaxed(&area->misses, (uint32_t)ADAPT_PERIOD);
+    adapt_area(heap, area, index);
+    cr_assert(load_relaxed(&area->misses) == 0);
+}
+
+Test(adapt, a_miss_is_counted_and_a_hit_is_not)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        fill(heap, SIZE, 0, 1);
+        area_t *area = area_here(heap);
+        cr_assert(load_relaxed(&area->hot[class_of(SIZE)].misses) == 1 && load_relaxed(&area->misses) == 1);
+        for (unsigned i = 0; i < 100; i++) {
+            empty(heap, SIZE, 0, 1);
+            fill(heap, SIZE, 0, 1);
+        }
+        cr_assert(load_relaxed(&area->hot[class_of(SIZE)].misses) == 1 && load_relaxed(&area->misses) == 1);
+        fill(heap, OTHER, 1, 1);
+        cr_assert(load_relaxed(&area->hot[class_of(OTHER)].misses) == 1 && load_relaxed(&area->misses) == 2);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(adapt, what_a_period_did_not_use_goes_back)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        fill(heap, SIZE, 0, 200);
+        fill(heap, OTHER, 200, 50);
+        empty(heap, SIZE, 0, 200);
+        empty(heap, OTHER, 200, 50);
+        area_t *area = area_here(heap);
+        magazine_t *used = &area->hot[class_of(SIZE)], *idle = &area->hot[class_of(OTHER)];
+        uint32_t limit = load_relaxed(&idle->limit), kept = load_relaxed(&used->limit);
+        chain_t word = load_relaxed(&used->word);
+        int64_t room = load_relaxed(&heap->budget.room);
+        cr_assert(limit > 2 && load_relaxed(&idle->word) && word);
+        end_period(heap, area, SIZE, 1);
+        cr_assert(!load_relaxed(&idle->word) && !load_relaxed(&area->spare[class_of(OTHER)]));
+        cr_assert(load_relaxed(&idle->limit) == limit / 2 &&
+                  load_relaxed(&heap->budget.room) >= room + limit * OTHER);
+        cr_assert(load_relaxed(&used->word) == word && load_relaxed(&used->limit) == kept, "it is in use");
+        cr_assert(load_relaxed(&used->misses) == 0);
+        must_be_sound(heap, 0);
+        for (unsigned i = 0; i < 8; i++) end_period(heap, area, 0, 0);
+        cr_assert(!load_relaxed(&used->word) && load_relaxed(&used->limit) == 0);
+        cr_assert(load_relaxed(&heap->budget.room) == (int64_t)heap->settings.cache_bytes ||
+                  state_of(heap, SIZE)->cold);
+        fill(heap, SIZE, 0, 200);
+        empty(heap, SIZE, 0, 200);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(adapt, cold_chains_stay_one_period)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        fill(heap, SIZE, 0, 400); /* so few that the heap is not divided: what overflows is cold */
+        empty(heap, SIZE, 0, 400);
+        area_t *area = area_here(heap);
+        class_state_t *state = state_of(heap, SIZE);
+        cr_assert(state->cold && state->cold->count > 0);
+        uint32_t count = state->cold->count;
+        end_period(heap, area, SIZE, 1);
+        cr_assert(state->cold->count == count);
+        end_period(heap, area, SIZE, 1);
+        cr_assert(state->cold->count == 0);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Of two classes that both missed, the one that missed little for what it may hold makes room for the other. */
+Test(adapt, a_scarce_budget_goes_where_the_misses_are)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 100 * HAK_KIB);
+        fill(heap, SIZE, 0, 60); /* few, so that its magazine stays at its first size */
+        fill(heap, OTHER, 60, 200);
+        area_t *area = area_here(heap);
+        magazine_t *busy = &area->hot[class_of(SIZE)], *lazy = &area->hot[class_of(OTHER)];
+        uint32_t limit = load_relaxed(&lazy->limit), small = load_relaxed(&busy->limit);
+        cr_assert(limit > 0 && small > 0);
+        cr_assert(load_relaxed(&heap->budget.room) < 100 * (int64_t)HAK_KIB / 8);
+        store_relaxed(&busy->misses, (uint16_t)100);
+        store_relaxed(&lazy->misses, (uint16_t)1);
+        store_relaxed(&area->misses, (uint32_t)ADAPT_PERIOD);
+        adapt_area(heap, area, percpu_index());
+        cr_assert(load_relaxed(&lazy->limit) == limit / 2 && load_relaxed(&busy->limit) == small);
+        fill(heap, SIZE, 260, 140);
+        adapt_grow(heap, area, busy, state_of(heap, SIZE));
+        cr_assert(load_relaxed(&busy->limit) > small, "there is room now");
+        must_be_sound(heap, 400);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* The whole of it: blocks of one size go, blocks of another come, and no slab stays for what is only cached. */
+Test(adapt, a_change_of_sizes_leaves_no_slab_behind)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        enum { SMALL = 48, COUNT = 20000, WIDE = 2048, PHASE = 4 * ADAPT_PERIOD };
+        fill(heap, SMALL, 0, COUNT);
+        for (size_t i = 0; i < COUNT; i++) { /* an order that leaves cached blocks all over their slabs */
+            void **at = &blocks[i * 7919 % COUNT];
+            hak_heap_free(heap, *at);
+        }
+        fill(heap, WIDE, 0, PHASE);
+        class_state_t *state = state_of(heap, SMALL);
+        cr_assert(load_relaxed(&state->outside) == 0, "%zu blocks are cached", load_relaxed(&state->outside));
+        must_be_sound(heap, PHASE);
+        empty(heap, WIDE, 0, PHASE);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
