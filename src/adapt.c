@@ -21,15 +21,16 @@
 enum {
     MOST_BYTES = 64 * 1024,
     MOST_BLOCKS = 256,
+    MOST_POSTED = 64, /* blocks of an outbox, which are of no use to anybody while they lie there */
     LEAST_BLOCKS = 2,
     FIRST_BLOCKS = 32,
     SHARE = 2,
     SCARCE = 8, /* the budget is nearly spent when less than this part of it is left */
 };
 
-static uint32_t most_blocks(const class_state_t *state)
+static uint32_t most_blocks(const class_state_t *state, bool outbox)
 {
-    size_t fits = hak_min(MOST_BYTES / size_classes[state->cls].bytes, MOST_BLOCKS);
+    size_t fits = hak_min(MOST_BYTES / size_classes[state->cls].bytes, outbox ? MOST_POSTED : MOST_BLOCKS);
     /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
     size_t share = load_relaxed(&state->outside) / SHARE;
     return (uint32_t)hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
@@ -52,7 +53,7 @@ void adapt_missed(area_t *area, magazine_t *magazine)
 void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state)
 {
     uint32_t limit = load_relaxed(&magazine->limit);
-    uint32_t most = most_blocks(state);
+    uint32_t most = most_blocks(state, magazine != &area->hot[state->cls]);
     uint32_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
     if (wanted > most) wanted = most;
     if (wanted <= limit) return;
@@ -61,6 +62,22 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
         return;
     }
     if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
+}
+
+bool adapt_overflowed(const hak_heap_t *heap, area_t *area, unsigned cls)
+{
+    if (load_relaxed(&area->hot[cls].misses) || load_relaxed(&heap->divided) != DIVIDED) return false;
+    percpu_tag(area, cls, TAG_NONE);
+    return true;
+}
+
+/* An outbox that was full stands for about as many blocks as a miss. */
+void adapt_wants(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
+{
+    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
+    if (outbox && load_relaxed(&area->hot[cls].misses) <= load_relaxed(&outbox[cls].misses)) return;
+    percpu_tag(area, cls, 0); /* which a free may take for a home's: a hint like all others */
+    refill_tag(heap, area, index, cls);
 }
 
 size_t adapt_refill(const magazine_t *hot)
@@ -153,7 +170,9 @@ void adapt_area(hak_heap_t *heap, area_t *area, int index)
         store_relaxed(&area->hot[cls].misses, (uint16_t)0);
         if (outbox && !is_used(share_of(area, &outbox[cls], cls), all))
             give_back_outbox(heap, area, state, &outbox[cls], index);
-        if (outbox) store_relaxed(&outbox[cls].misses, (uint16_t)0);
+        /* Of a class that returns its blocks some are remembered: the first miss of a period is no sign that it grows. */
+        uint16_t keep = outbox && adapt_returns(area, cls) ? load_relaxed(&outbox[cls].misses) / 2 : 0;
+        if (outbox) store_relaxed(&outbox[cls].misses, keep);
         give_back_cold(heap, state, index);
     }
 }

@@ -104,9 +104,11 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
 
 /* ---- Blocks whose home is another CPU ---- */
 
-static bool is_away(entry_t entry, int index)
+/* Whether a block goes to the outbox: its home is another CPU, or its class returns what is freed. */
+static bool is_away(entry_t entry, int index, const area_t *area)
 {
-    return entry_home(entry) < HOME_LOOK && entry_home(entry) != registry_home(index);
+    if (entry_home(entry) >= HOME_LOOK) return false;
+    return entry_home(entry) != registry_home(index) || (area && adapt_returns(area, entry_code(entry)));
 }
 
 /* What all blocks of an outbox have in common, with one more. */
@@ -120,8 +122,8 @@ static void note_home(magazine_t *outbox, entry_t entry)
 bool drain_is_away(hak_heap_t *heap, entry_t entry)
 {
     int index = percpu_index();
-    if (!is_away(entry, index)) return false;
     area_t *area = index < 0 ? NULL : percpu_running(&heap->percpu, (unsigned)index);
+    if (!is_away(entry, index, area)) return false;
     magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL; /* pairs with outbox_of */
     if (outbox) note_home(&outbox[entry_code(entry)], entry);
     return true;
@@ -149,7 +151,7 @@ static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, uns
         heap_take_over(state, home, here);
         home = here;
     }
-    chain_t overflow = home >= HOME_LOOK ? chain : put_cold(heap, state, chain, (int)home);
+    chain_t overflow = home >= HOME_LOOK || home == here ? chain : put_cold(heap, state, chain, (int)home);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
 }
 
@@ -230,7 +232,7 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     unsigned cls = entry_code(entry);
     int index = percpu_index();
     area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
-    if (!area || is_away(entry, index)) return false;
+    if (!area || is_away(entry, index, area)) return false;
     size_t hot = PERCPU_HOT(cls);
     refill_tag(heap, area, index, cls);
     /* The tag was behind, or the block's slab wants to be looked at; by now it has been. */
@@ -259,7 +261,7 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     size_t hot = PERCPU_HOT(cls);
     int index;
     area_t *area = refill_area(heap, &index, false);
-    if (area && is_away(entry, index)) {
+    if (area && is_away(entry, index, area)) {
         drain_away(heap, state, area, index, entry, ptr);
         return;
     }
@@ -272,12 +274,14 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     counter_add(&heap->counters, early_full, 1);
     chain_t full = percpu_take(percpu, hot);
     bool kept = full && percpu_install(percpu, cls, PERCPU_SPARE(cls), full);
-    /* A class that is only freed needs no more of a magazine than what spares a lock for each block. */
-    if (!kept && area && load_relaxed(&area->hot[cls].misses)) adapt_grow(heap, area, &area->hot[cls], state);
+    bool returns = !kept && area && adapt_overflowed(heap, area, cls);
+    if (!kept && area && !returns) adapt_grow(heap, area, &area->hot[cls], state);
     if (!percpu_push(percpu, hot, ptr, heap->key))
         drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
     /* Not the spare chain: this one's blocks are still in the nearest cache, and each of them is visited. */
     if (full && !kept) drain_chain(heap, state, full, index, false);
+    chain_t spare = returns ? percpu_take(percpu, PERCPU_SPARE(cls)) : 0;
+    if (spare) drain_chain(heap, state, spare, index, false);
     if (area) adapt_area(heap, area, index);
 }
 

@@ -37,7 +37,7 @@
 typedef struct magazine {
     _Atomic chain_t word;
     _Atomic uint32_t limit; /* blocks; written by the slow path of any thread, read by push and install */
-    /* Hot: of the blocks that are pushed without a look at their home. Outbox: of all its blocks, or-ed with TAG_KNOWN,
+    /* Hot: of the blocks that are pushed without a look at their home; TAG_NONE: of none. Outbox: of all its blocks, or-ed with TAG_KNOWN,
      * HOME_LOOK where they have several homes; 0 before the first; a hint, as every home is. Written like the limit. */
     _Atomic uint16_t tag;
     _Atomic uint16_t misses; /* of this period; slow paths of this CPU's threads; see adapt.c */
@@ -55,7 +55,8 @@ typedef struct area {
 
 enum {
     PERCPU_NONE = -1,
-    TAG_KNOWN = 1,        /* no entry's tag is odd */
+    TAG_KNOWN = 1,        /* no entry's tag is odd: it marks the tag of an outbox, */
+    TAG_NONE = 1,         /* and is what a hot magazine has that no block is pushed on; see adapt.c */
     PERCPU_FEWEST = 4,    /* slots, which fill the heap's line */
     PERCPU_MOST = 0x8000, /* slots; sections compare 16 bits */
     /* Where a heap keeps its percpu_t. Sections address the table from the heap, which their callers have in a register. */

@@ -7,7 +7,7 @@ void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
     /* While the heap is being divided some of its slabs have no home yet: to free their blocks costs the slow path. */
     unsigned home = load_relaxed(&heap->divided) == DIVIDED ? registry_home(index) : HOME_NONE;
-    percpu_tag(area, cls, registry_tag(home, cls));
+    if (!adapt_returns(area, cls)) percpu_tag(area, cls, registry_tag(home, cls));
 }
 
 /* ---- The running CPU's area ---- */
@@ -180,6 +180,7 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
         counter_add(&heap->counters, refill_spare, 1);
     } else {
         if (area) adapt_missed(area, &area->hot[cls]);
+        if (area && adapt_returns(area, cls)) adapt_wants(heap, area, index, cls);
         if (area) adapt_grow(heap, area, &area->hot[cls], state);
         chain = take_shared(heap, state, index, area ? adapt_refill(&area->hot[cls]) : 1);
         if (HAK_UNLIKELY(load_relaxed(&heap->divided) == DUE)) heap_divide(heap, index);

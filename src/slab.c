@@ -337,12 +337,15 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
 {
     bits_t is_free = {{0}};
     mark_free(slab, guard, &is_free);
-    pages_t wanted = slab_pages(slab) & ~pages_outside(slab, &is_free);
+    unsigned granules = size_classes[slab->cls].granules;
+    pages_t carved = slab_pages(slab), stale = superslab_stale(slab_run(slab), granules);
+    pages_t wanted = (carved | stale) & ~pages_outside(slab, &is_free);
     for (; wanted && *keep; (*keep)--) wanted &= wanted - 1;
     pages_t gone = purge_runs(slab, wanted, purge);
     if (!gone) return 0;
+    superslab_forget(slab_run(slab), granules, gone);
     set->carved -= slab_touched(slab);
-    store_relaxed(&slab->released, load_relaxed(&slab->released) | gone);
+    store_relaxed(&slab->released, load_relaxed(&slab->released) | (gone & carved));
     slab_tell_home(slab);
     rebuild(slab, &is_free, guard->key);
     set->carved += slab_touched(slab);

@@ -191,6 +191,19 @@ bool superslab_run_is_clean(run_t run, unsigned granules)
     return true;
 }
 
+pages_t superslab_stale(run_t run, unsigned granules)
+{
+    pages_t pages = 0;
+    for (unsigned g = 0; g < granules; g++) pages |= (pages_t)run.ss->touched[run.first + g] << g * GRANULE_PAGES;
+    return pages;
+}
+
+void superslab_forget(run_t run, unsigned granules, pages_t pages)
+{
+    for (unsigned g = 0; g < granules; g++)
+        run.ss->touched[run.first + g] &= (uint8_t) ~(pages >> g * GRANULE_PAGES & ALL_TOUCHED);
+}
+
 /* ---- Purge ---- */
 
 static bool page_is_touched(const superslab_t *ss, size_t page)

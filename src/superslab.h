@@ -95,6 +95,9 @@ void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t p
 void superslab_clear(superslab_t *ss);
 /* Whether no page of a run was ever written. */
 bool superslab_run_is_clean(run_t run, unsigned granules);
+/* The pages of a run that may have been written before it was taken; and notes that some of them are gone. */
+pages_t superslab_stale(run_t run, unsigned granules);
+void superslab_forget(run_t run, unsigned granules, pages_t pages);
 /* Purges the touched free pages of a SuperSlab, neighbours in one call, until `pages` are gone. Returns pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
 

@@ -164,6 +164,34 @@ Test(adapt, a_scarce_budget_goes_where_the_misses_are)
     }
 }
 
+/* What is only freed goes past the hot magazine; what is allocated again, as much as it is freed, does not. */
+Test(adapt, a_class_that_is_only_freed_returns_its_blocks)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        enum { COUNT = 16000, LEFT = 1000 };
+        fill(heap, SIZE, 0, COUNT);
+        area_t *area = area_here(heap);
+        unsigned cls = class_of(SIZE);
+        for (unsigned i = 0; i < 4; i++) end_period(heap, area, 0, 0);
+        cr_assert(!adapt_returns(area, cls));
+        empty(heap, SIZE, LEFT, COUNT - LEFT);
+        cr_assert(adapt_returns(area, cls));
+        cr_assert(load_relaxed(&state_of(heap, SIZE)->outside) <= LEFT + 2 * 64, "%zu blocks outside",
+                  load_relaxed(&state_of(heap, SIZE)->outside));
+        must_be_sound(heap, LEFT);
+        /* A few allocations do not end it, and do not come from all over the place. */
+        fill(heap, SIZE, LEFT, 32);
+        cr_assert(adapt_returns(area, cls));
+        fill(heap, SIZE, LEFT + 32, COUNT - LEFT - 32);
+        cr_assert(!adapt_returns(area, cls));
+        must_be_sound(heap, COUNT);
+        empty(heap, SIZE, 0, COUNT);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* The whole of it: blocks of one size go, blocks of another come, and no slab stays for what is only cached. */
 Test(adapt, a_change_of_sizes_leaves_no_slab_behind)
 {

@@ -414,6 +414,27 @@ Test(slab, as_many_pages_stay_as_may)
     must_add_up();
 }
 
+/* What was written before the run became this slab is given back with it, once. */
+Test(slab, pages_of_an_earlier_life_go_too)
+{
+    enum { CLASS = 15 }; /* 256 bytes: 16 a page, 4 pages a slab */
+    slab_t *slab = add(CLASS);
+    for (size_t page = 0; page < GRANULE_PAGES; page++) slab->start[page * HAK_PAGE + 100] = 1;
+    run_t run = slab_run(slab);
+    for (unsigned g = 0; g < size_classes[CLASS].granules; g++) run.ss->touched[run.first + g] = ALL_TOUCHED;
+    cr_assert(take(CLASS, 1, &fast, blocks) == 1);
+    pages_t live = pages_of_block(slab, blocks[0]);
+    size_t keep = 0, pages = GRANULE_PAGES - (size_t)__builtin_popcountll(live);
+    cr_assert(slab_release(&set, slab, &fast, &keep, os->purge) == pages);
+    for (size_t page = 0; page < GRANULE_PAGES; page++)
+        cr_assert(live >> page & 1 || !memory_is_resident(slab->start + page * HAK_PAGE), "page %zu", page);
+    cr_assert(slab_release(&set, slab, &fast, &keep, os->purge) == 0);
+    size_t all = 1;
+    for (size_t got; (got = take(CLASS, 64, &fast, &blocks[all])) != 0;) all += got;
+    cr_assert(all == size_classes[CLASS].blocks);
+    must_add_up();
+}
+
 /* One take goes on with the next slab where the freed blocks of the first are too few. */
 Test(slab, a_take_gathers_from_several_slabs)
 {
