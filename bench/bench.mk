@@ -4,6 +4,7 @@
 #   make -f bench/bench.mk WORKLOAD       build those of larson (the default) or another workload whose allocator is
 #                                         installed (from the project's root)
 #   make -f bench/bench.mk peers          print the adapters of the peers that are installed
+#   make -f bench/bench.mk adapters       print all adapters that can be built, with those of single workloads
 #   make -f bench/bench.mk compiler       print the compiler and its flags
 #   make -f bench/bench.mk build/bench/larson-system
 #
@@ -41,7 +42,7 @@ installed = $(shell echo 'int main(void) { return 0; }' | \
 PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 
 .DELETE_ON_ERROR:
-.PHONY: bench-programs peers compiler bench-always $(WORKLOADS)
+.PHONY: bench-programs peers adapters compiler bench-always $(WORKLOADS)
 bench-programs: larson
 
 # The programs of one workload, for every allocator that is installed.
@@ -51,6 +52,9 @@ $(WORKLOADS): %: $(BENCH)/%-hakheap $(BENCH)/%-system
 
 peers:
 	@echo $(PEERS_INSTALLED)
+
+adapters:
+	@echo hakheap system $(foreach peer,$(sort $(PEERS) $(foreach w,$(WORKLOADS),$(peers_$w))),$(call installed,$(peer)))
 
 compiler:
 	@echo "$$($(CC) --version | head -n 1) $(CFLAGS)"

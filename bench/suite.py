@@ -22,11 +22,25 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "build/bench/page"
 GLOBAL = ["mimalloc", "jemalloc", "tcmalloc"]  # what "the best global malloc" is chosen from
 OURS = ["hakheap fast", "hakheap checked"]
+# Each row's adapter and options, in the order of the tables.
+ROWS = {
+    "hakheap fast": ("hakheap", "--level fast"),
+    "hakheap checked": ("hakheap", "--level checked"),
+    "system": ("system", ""),
+    "mimalloc": ("mimalloc", ""),
+    "mimalloc heaps": ("mimalloc_heap", ""),
+    "jemalloc": ("jemalloc", ""),
+    "jemalloc arenas": ("jemalloc_arena", ""),
+    "tcmalloc": ("tcmalloc", ""),
+}
+# Who runs an experiment, of those that have a program for it.
+WHO = {"all": list(ROWS), "heaps": OURS + ["mimalloc heaps", "jemalloc arenas"], "hakheap": OURS}
+REFUSED = 2  # the exit code of a program whose allocator cannot do what it is asked for
 
 # A figure: its key in the program's line, what it is called, and whether more is better. `bar` is what the figure has to
 # reach: (against, FAST's factor, CHECKED's factor); against is "best" (of GLOBAL), a row, or None for an absolute value.
 Figure = collections.namedtuple("Figure", "key words more bar extra", defaults=(None, ()))
-# An experiment: a workload's program, its options, its figures. `who`: all, heaps (allocators that have them) or hakheap.
+# An experiment: a workload's program, its options, its figures, its rounds, and a key of WHO.
 Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who",
                                     defaults=("15", "2", "all"))
 
@@ -52,6 +66,16 @@ def battle(size, blocks, rounds, quick):
     )
     return Experiment(f"battle {blocks // 1000} K x {size}", "battle", f"--blocks {blocks} --size {size}", figures, rounds,
                       quick)
+
+
+def live(heaps, kib=None, mappings=None, fork=None, rounds="15", quick="2"):
+    figures = (
+        Figure("kib_a_heap", "KiB a heap", False, kib), Figure("create_ns", "ns to create", False),
+        Figure("block_ns", "ns for the first block", False), Figure("destroy_ns", "ns to destroy", False),
+        Figure("mappings_total", "mappings", False, mappings), Figure("fork_ms", "ms a fork", False, fork),
+    )
+    return Experiment(f"lifecycle live {heaps // 1000} K", "lifecycle", f"--what live --heaps {heaps}", figures, rounds,
+                      quick, "heaps")
 
 
 EXPERIMENTS = [
@@ -87,10 +111,30 @@ EXPERIMENTS = [
 ]
 EXPERIMENTS += [battle(16, n, "15" if n <= 1000000 else "5", "1") for n in (100000, 500000, 1000000, 2000000, 5000000)]
 EXPERIMENTS += [battle(s, n, "3", "0") for s in (64, 256, 1024) for n in (100000, 1000000)]
+EXPERIMENTS += [
+    Experiment("lifecycle empty", "lifecycle", "--what empty --batch 100",
+               (Figure("cycle_ns", "ns a cycle", False, (None, 150, 150)),), who="heaps"),
+    Experiment("lifecycle hundred", "lifecycle", "--what hundred --batch 20",
+               (Figure("cycle_ns", "ns a cycle", False, (None, 2000, 2000)),), who="heaps"),
+    live(1000),
+    live(10000, (None, 12, 12)),
+    live(100000, (None, 12, 12), (None, 2000, 2000), (None, 100, 100), rounds="3", quick="1"),
+]
+
+
+def attempt(command, **more):
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, **more)
+
+
+def printed(done):
+    """What a command has printed; the end of the suite where it has failed."""
+    if done.returncode:
+        sys.exit(f"suite.py: {' '.join(map(str, done.args))} ended with {done.returncode}\n{done.stderr}")
+    return done.stdout.strip()
 
 
 def run(command, **more):
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True, **more).stdout.strip()
+    return printed(attempt(command, **more))
 
 
 def make(*targets):
@@ -103,41 +147,31 @@ def fields(line):
 
 
 def build(experiments):
-    """Builds everything; returns the rows: name -> (adapter, options)."""
+    """Builds everything; returns the rows whose allocator is installed."""
     make("all")
     for workload in sorted({e.program for e in experiments}):
         make("-f", "bench/bench.mk", workload)
-    rows = {"hakheap fast": ("hakheap", "--level fast"), "hakheap checked": ("hakheap", "--level checked"),
-            "system": ("system", "")}
-    installed = make("-f", "bench/bench.mk", "peers").split()
-    for peer in installed:
-        rows[peer.replace("_", " ").replace("jemalloc arena", "jemalloc arenas")] = (peer, "")
-    return rows
+    adapters = make("-f", "bench/bench.mk", "adapters").split()
+    return [row for row in ROWS if ROWS[row][0] in adapters]
 
 
-def program(experiment, adapter):
-    return ROOT / f"build/bench/{experiment.program}-{adapter}"
+def program(experiment, row):
+    return ROOT / f"build/bench/{experiment.program}-{ROWS[row][0]}"
 
 
-def serves(experiment, row, rows):
-    adapter = rows[row][0]
-    if experiment.who == "hakheap" and adapter != "hakheap":
-        return False
-    return program(experiment, adapter).exists()
+def serve(experiment, rows):
+    """The rows of an experiment."""
+    return [row for row in rows if row in WHO[experiment.who] and program(experiment, row).exists()]
 
 
-def environment(rows):
+def environment(experiments, rows):
+    programs = {row: program(e, row) for e in experiments for row in serve(e, rows)}
+    info = {row: fields(run([programs[row], "--info"])) for row in rows if row in programs}
     line = run(["bash", "-c", "source bench/environment.sh; environment_line \"$1\" \"$2\"", "-",
-                make("-f", "bench/bench.mk", "compiler"),
-                fields(run([ROOT / "build/bench/larson-hakheap", "--info"]))["mode"]])
-    files = []
-    for row, (adapter, _) in rows.items():
-        if row == "hakheap checked":
-            continue
-        info = fields(run([ROOT / f"build/bench/larson-{adapter}", "--info"]))
-        files.append(f"{row.replace(' fast', '')} {info['version']} ({info['library']})")
-    missing = [p for p in GLOBAL if p not in rows]
-    return line, files, missing
+                make("-f", "bench/bench.mk", "compiler"), info[OURS[0]]["mode"]])
+    files = [f"{row.replace(' fast', '')} {its['version']} ({its['library']})"
+             for row, its in info.items() if row != "hakheap checked"]
+    return line, files, [row for row in GLOBAL if row not in rows]
 
 
 class Progress:
@@ -155,9 +189,11 @@ class Progress:
 
 
 def measure(experiments, rows, rounds_of, seed):
-    """Runs everything; returns results[experiment][row][key] = list of values, one a round, and writes raw.csv."""
+    """Runs everything and writes raw.csv. Returns results[experiment][row][key], a list of values, one a round, and
+    refusals[experiment], what the programs said that cannot run it; their rows stay empty."""
     dice = random.Random(seed)
-    results = {e.name: {r: collections.defaultdict(list) for r in rows if serves(e, r, rows)} for e in experiments}
+    results = {e.name: {r: collections.defaultdict(list) for r in serve(e, rows)} for e in experiments}
+    refusals = {e.name: {} for e in experiments}
     progress = Progress(sum(rounds_of(e) * len(results[e.name]) for e in experiments))
     with open(PAGE / "raw.csv", "w", newline="", encoding="utf-8") as file:
         raw = csv.writer(file)
@@ -167,10 +203,15 @@ def measure(experiments, rows, rounds_of, seed):
                 if round_ >= rounds_of(e):
                     continue
                 for row in dice.sample(list(results[e.name]), len(results[e.name])):
-                    adapter, level = rows[row]
                     progress.step(f"{e.name}: {row}")
-                    options = (e.options + " " + level).split()
-                    line = run([program(e, adapter), *options])
+                    if row in refusals[e.name]:
+                        continue
+                    options = (e.options + " " + ROWS[row][1]).split()
+                    done = attempt([program(e, row), *options])
+                    if done.returncode == REFUSED:
+                        refusals[e.name][row] = done.stderr.strip()
+                        continue
+                    line = printed(done)
                     raw.writerow([round_ + 1, e.name, row, " ".join(options), line])
                     got = fields(line)
                     for figure in e.figures:
@@ -178,7 +219,7 @@ def measure(experiments, rows, rounds_of, seed):
                             results[e.name][row][figure.key].append(float(got[figure.key]))
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return results
+    return results, refusals
 
 
 def quartiles(values):
@@ -294,12 +335,18 @@ def html_table(rows):
     return "<table>" + cells(rows[0], "th") + "".join(cells(r, "td") for r in rows[1:]) + "</table>"
 
 
+def html_lines(lines):
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
 def plot(experiment, of_rows):
     """A bar for each allocator, with quartiles, of the first figure; the SVG's text, or nothing without gnuplot."""
     if not shutil.which("gnuplot"):
         return ""
     figure = experiment.figures[0]
     name = "".join(c if c.isalnum() else "-" for c in experiment.name)
+    if not any(values[figure.key] for values in of_rows.values()):
+        return ""
     data = "".join(f"\"{r}\" {m} {l} {h}\n" for r, v in of_rows.items() if v[figure.key]
                    for l, m, h in [quartiles(v[figure.key])])
     script = f"""set terminal svg size 720,260 font 'sans,11' background '#ffffff'
@@ -327,7 +374,7 @@ table{border-collapse:collapse;margin:.7rem 0}td,th{border:1px solid #ccc;paddin
 th{background:#eee}svg{max-width:100%;height:auto}"""
 
 
-def write_page(experiments, results, head, verdicts):
+def write_page(experiments, results, refusals, head, verdicts):
     line, files, missing = head
     lost, behind = verdict_rows(verdicts, True), losses(experiments, results)
     parts = [("Environment", "<p>" + html.escape(line) + "</p><p>" + html.escape("; ".join(files)) + "</p>"
@@ -342,8 +389,9 @@ def write_page(experiments, results, head, verdicts):
         of_rows = results[e.name]
         rows = table(e, of_rows)
         parts.append((e.name, f"<p><code>build/bench/{e.program}-* {html.escape(e.options)}</code></p>"
-                      + html_table(rows) + plot(e, of_rows)))
-        tables += [f"## {e.name}\n", f"`build/bench/{e.program}-* {e.options}`\n", markdown(rows)]
+                      + html_table(rows) + html_lines(refusals[e.name].values()) + plot(e, of_rows)))
+        tables += [f"## {e.name}\n", f"`build/bench/{e.program}-* {e.options}`\n", markdown(rows),
+                   *(f"{words}\n" for words in refusals[e.name].values())]
     (PAGE / "tables.md").write_text("\n".join(tables), encoding="utf-8")
     body = "".join(f"<h2>{html.escape(title)}</h2>{text}" for title, text in parts)
     (PAGE / "index.html").write_text(
@@ -379,15 +427,18 @@ def main():
     experiments = [e for e in experiments if rounds_of(e)]
     PAGE.mkdir(parents=True, exist_ok=True)
     rows = build(experiments)
-    head = environment(rows)
+    head = environment(experiments, rows)
     print(head[0] + "\n" + "; ".join(head[1]))
     if head[2]:
         print("not installed, and skipped: " + ", ".join(head[2]))
     if not shutil.which("gnuplot"):
         print("gnuplot is not installed: no plots")
-    results = measure(experiments, rows, rounds_of, options.seed)
+    results, refusals = measure(experiments, rows, rounds_of, options.seed)
     verdicts = judge(experiments, results)
-    write_page(experiments, results, head, verdicts)
+    write_page(experiments, results, refusals, head, verdicts)
+    for e in experiments:
+        for row, words in refusals[e.name].items():
+            print(f"{e.name}: no figures of {row}: {words}")
     for cells in verdict_rows(verdicts, False):
         print("{:28} {:16} {:34} {:26} {:>9} {}".format(*cells))
     print(f"{PAGE.relative_to(ROOT)}/index.html")
