@@ -6,6 +6,7 @@
 #   make -f bench/bench.mk peers          print the adapters of the peers that are installed
 #   make -f bench/bench.mk adapters       print all adapters that can be built, with those of single workloads
 #   make -f bench/bench.mk compiler       print the compiler and its flags
+#   make -f bench/bench.mk simulated      build build/bench/simulated, which is hakheap's alone
 #   make -f bench/bench.mk build/bench/larson-system
 #
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
@@ -42,7 +43,7 @@ installed = $(shell echo 'int main(void) { return 0; }' | \
 PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 
 .DELETE_ON_ERROR:
-.PHONY: bench-programs peers adapters compiler bench-always $(WORKLOADS)
+.PHONY: bench-programs peers adapters compiler bench-always simulated $(WORKLOADS)
 bench-programs: larson
 
 # The programs of one workload, for every allocator that is installed.
@@ -77,6 +78,7 @@ $(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 -include $(wildcard $(BENCH)/*.d)
 
 # hakheap's private symbols are in the static library only.
+simulated: $(BENCH)/simulated
 $(BENCH)/simulated: bench/simulated.c build/libhakheap.a $(BENCH)/command
 	@mkdir -p $(@D)
 	$(BENCH_COMPILE) -Isrc -DHAK_COUNTERS=0 -DHAK_DEBUG=0 -MMD -MP -MF $@.d -MT $@ bench/simulated.c -o $@ \

@@ -40,9 +40,9 @@ REFUSED = 2  # the exit code of a program whose allocator cannot do what it is a
 # A figure: its key in the program's line, what it is called, and whether more is better. `bar` is what the figure has to
 # reach: (against, FAST's factor, CHECKED's factor); against is "best" (of GLOBAL), a row, or None for an absolute value.
 Figure = collections.namedtuple("Figure", "key words more bar extra", defaults=(None, ()))
-# An experiment: a workload's program, its options, its figures, its rounds, and a key of WHO.
-Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who",
-                                    defaults=("15", "2", "all"))
+# An experiment: a workload's program, its options, its figures, its rounds, a key of WHO, and how the program's name ends.
+Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who suffix",
+                                    defaults=("15", "2", "all", "-{}"))
 
 PAIRS = Figure("mps", "M pairs/s", True, ("best", 1.05, 1.00), (("jemalloc arenas", 2.5, 2.5),))
 HOP16 = Figure("mps", "M pairs/s", True, ("best", 0.80, 0.80))
@@ -119,6 +119,10 @@ EXPERIMENTS += [
     live(1000),
     live(10000, (None, 12, 12)),
     live(100000, (None, 12, 12), (None, 2000, 2000), (None, 100, 100), rounds="3", quick="1"),
+    Experiment("128 CPUs touch every heap", "simulated", "--heaps 500", (
+        Figure("kib_a_heap", "KiB a heap, magazines filled", False),
+        Figure("flushed_kib_a_heap", "after flush", False), Figure("trimmed_kib_a_heap", "after trim", False)),
+        "3", "1", "hakheap", ""),
 ]
 
 
@@ -155,8 +159,12 @@ def build(experiments):
     return [row for row in ROWS if ROWS[row][0] in adapters]
 
 
+def program_name(experiment, adapter):
+    return f"build/bench/{experiment.program}{experiment.suffix.format(adapter)}"
+
+
 def program(experiment, row):
-    return ROOT / f"build/bench/{experiment.program}-{ROWS[row][0]}"
+    return ROOT / program_name(experiment, ROWS[row][0])
 
 
 def serve(experiment, rows):
@@ -165,7 +173,7 @@ def serve(experiment, rows):
 
 
 def environment(experiments, rows):
-    programs = {row: program(e, row) for e in experiments for row in serve(e, rows)}
+    programs = {row: program(e, row) for e in reversed(experiments) for row in serve(e, rows)}  # the first has the say
     info = {row: fields(run([programs[row], "--info"])) for row in rows if row in programs}
     line = run(["bash", "-c", "source bench/environment.sh; environment_line \"$1\" \"$2\"", "-",
                 make("-f", "bench/bench.mk", "compiler"), info[OURS[0]]["mode"]])
@@ -209,7 +217,7 @@ def measure(experiments, rows, rounds_of, seed):
                     options = (e.options + " " + ROWS[row][1]).split()
                     done = attempt([program(e, row), *options])
                     if done.returncode == REFUSED:
-                        refusals[e.name][row] = done.stderr.strip()
+                        refusals[e.name][row] = f"no figures of {row}: {done.stderr.strip()}"
                         continue
                     line = printed(done)
                     raw.writerow([round_ + 1, e.name, row, " ".join(options), line])
@@ -388,9 +396,10 @@ def write_page(experiments, results, refusals, head, verdicts):
     for e in experiments:
         of_rows = results[e.name]
         rows = table(e, of_rows)
-        parts.append((e.name, f"<p><code>build/bench/{e.program}-* {html.escape(e.options)}</code></p>"
+        command = f"{program_name(e, '*')} {e.options}"
+        parts.append((e.name, f"<p><code>{html.escape(command)}</code></p>"
                       + html_table(rows) + html_lines(refusals[e.name].values()) + plot(e, of_rows)))
-        tables += [f"## {e.name}\n", f"`build/bench/{e.program}-* {e.options}`\n", markdown(rows),
+        tables += [f"## {e.name}\n", f"`{command}`\n", markdown(rows),
                    *(f"{words}\n" for words in refusals[e.name].values())]
     (PAGE / "tables.md").write_text("\n".join(tables), encoding="utf-8")
     body = "".join(f"<h2>{html.escape(title)}</h2>{text}" for title, text in parts)
@@ -437,8 +446,8 @@ def main():
     verdicts = judge(experiments, results)
     write_page(experiments, results, refusals, head, verdicts)
     for e in experiments:
-        for row, words in refusals[e.name].items():
-            print(f"{e.name}: no figures of {row}: {words}")
+        for words in refusals[e.name].values():
+            print(f"{e.name}: {words}")
     for cells in verdict_rows(verdicts, False):
         print("{:28} {:16} {:34} {:26} {:>9} {}".format(*cells))
     print(f"{PAGE.relative_to(ROOT)}/index.html")
