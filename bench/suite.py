@@ -81,6 +81,13 @@ def live(heaps, kib=None, mappings=None, fork=None, rounds="15", quick="2"):
                       quick, "heaps")
 
 
+def flushcost(blocks, rounds, words="", threads=""):
+    figures = (Figure("flush_ns", "ns to flush", False), Figure("trim_ns", "ns to trim", False),
+               Figure("reset_ns", "ns to reset", False), Figure("destroy_ns", "ns to destroy", False))
+    return Experiment(f"flushcost {blocks // 1000} K blocks{words}", "flushcost",
+                      f"--blocks {blocks} --rounds {rounds}{threads}", figures, who="heaps")
+
+
 EXPERIMENTS = [
     larson("shared, 1 thread", "shared --threads 1"),
     larson("shared, 2 threads", "shared --threads 2"),
@@ -122,6 +129,13 @@ EXPERIMENTS += [
     live(1000),
     live(10000, (None, 12, 12)),
     live(100000, (None, 12, 12), (None, 2000, 2000), (None, 100, 100), rounds="3", quick="1"),
+    flushcost(1000, 9), flushcost(10000, 9), flushcost(100000, 3), flushcost(500000, 1),
+    *(flushcost(100000, 3, f", {n} {threads}", f" --threads {n} --busy {busy}") for n in (2, 8, 32) if n <= os.cpu_count()
+      for busy, threads in ((0, "threads asleep"), (1, "threads busy"))),
+    Experiment("flushcost 10 K idle heaps", "flushcost", "--heaps 10000 --blocks 1 --rounds 1", (
+        Figure("idle_flush_ms", "ms to flush all", False, (None, 10, 10)),
+        Figure("idle_again_ms", "ms again, nothing cached", False), Figure("idle_trim_ms", "ms to trim all", False)),
+        who="heaps"),
     Experiment("128 CPUs touch every heap", "simulated", "--heaps 500", (
         Figure("kib_a_heap", "KiB a heap, magazines filled", False),
         Figure("flushed_kib_a_heap", "after flush", False), Figure("trimmed_kib_a_heap", "after trim", False)),
