@@ -63,6 +63,8 @@ def battle(size, blocks, rounds, quick):
     figures = (
         Figure("peak_over_floor", "peak / floor", False, ("floor", 1.005, 1.005) if size == 16 else None),
         Figure("peak_kib", "KiB at peak", False, ("best", 1.0, 1.0) if size == 16 else None),
+        Figure("metadata_kib", "of it metadata", False), Figure("cached_kib", "cached", False),
+        Figure("arrays_kib", "the program's array", False), Figure("page_tables_kib", "page tables", False),
         Figure("freed_kib", "KiB after free", False),
         Figure("flushed_kib", "KiB after flush", False),
         Figure("trimmed_over_idle_kib", "KiB over idle after trim", False, (None, 150, 150) if size == 16 else None),
