@@ -77,14 +77,10 @@ $(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 
 -include $(wildcard $(BENCH)/*.d)
 
-# hakheap's private symbols are in the static library only.
 simulated: $(BENCH)/simulated
+
+# hakheap's private symbols are in the static library only.
 $(BENCH)/simulated: bench/simulated.c build/libhakheap.a $(BENCH)/command
 	@mkdir -p $(@D)
 	$(BENCH_COMPILE) -Isrc -DHAK_COUNTERS=0 -DHAK_DEBUG=0 -MMD -MP -MF $@.d -MT $@ bench/simulated.c -o $@ \
 	    build/libhakheap.a -ldl
-
-$(BENCH)/footprint: bench/footprint.c bench/harness.h bench/program.h bench/adapter_hakheap.h build/libhakheap.so \
-    $(BENCH)/command
-	@mkdir -p $(@D)
-	$(BENCH_COMPILE) bench/footprint.c -o $@ $(libs_hakheap) -ldl
