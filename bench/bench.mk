@@ -20,8 +20,19 @@ CFLAGS ?= -O2 -g
 BENCH_WARNINGS := -Wall -Wextra -Wundef -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 BENCH_COMPILE := $(CC) -std=gnu11 $(CFLAGS) $(BENCH_WARNINGS) -pthread -Iinclude
 
+# mimalloc 3 has the header's and the library's name of version 2, which may be installed beside it, so pkg-config tells. Its
+# heaps are for all threads since 3.3. Where cmake installs it, the header is in a folder that pkg-config does not name.
+MIMALLOC3 := $(shell pkg-config --atleast-version=3.3 mimalloc 2>/dev/null && echo mimalloc3)
+ifneq ($(MIMALLOC3),)
+mimalloc3_variable = $(shell pkg-config --variable=$1 mimalloc)
+header_mimalloc3 := mimalloc.h
+flags_mimalloc3 := -I$(call mimalloc3_variable,includedir)/mimalloc-$(shell pkg-config --modversion mimalloc) \
+    $(shell pkg-config --cflags mimalloc)
+libs_mimalloc3 := -Wl,--no-as-needed $(shell pkg-config --libs mimalloc) -Wl,-rpath,$(call mimalloc3_variable,libdir)
+endif
+
 # Peers: a header that only the peer has, and its library. --no-as-needed keeps a library whose malloc is all we use.
-PEERS := mimalloc jemalloc jemalloc_arena tcmalloc
+PEERS := mimalloc jemalloc jemalloc_arena tcmalloc $(MIMALLOC3)
 header_mimalloc := mimalloc.h
 header_jemalloc := jemalloc/jemalloc.h
 header_jemalloc_arena := $(header_jemalloc)
@@ -39,7 +50,7 @@ libs_hakheap := build/libhakheap.so -Wl,-rpath,'$$ORIGIN/..'
 
 # $(call installed,peer): "peer" where a program that includes its header links with its library, else nothing.
 installed = $(shell echo 'int main(void) { return 0; }' | \
-    $(CC) -x c -include $(header_$1) - -o /dev/null $(libs_$1) 2>/dev/null && echo $1)
+    $(CC) $(flags_$1) -x c -include $(header_$1) - -o /dev/null $(libs_$1) 2>/dev/null && echo $1)
 PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 
 .DELETE_ON_ERROR:
@@ -69,7 +80,8 @@ $(BENCH)/command: bench-always
 define program
 $(BENCH)/$1-%: bench/$1.c bench/adapter_%.h $(BENCH)/command
 	@mkdir -p $$(@D)
-	$$(BENCH_COMPILE) -MMD -MP -MF $$@.d -MT $$@ -DADAPTER='"adapter_$$*.h"' bench/$1.c -o $$@ $$(libs_$$*) -ldl
+	$$(BENCH_COMPILE) $$(flags_$$*) -MMD -MP -MF $$@.d -MT $$@ -DADAPTER='"adapter_$$*.h"' bench/$1.c -o $$@ \
+	    $$(libs_$$*) -ldl
 
 $(BENCH)/$1-hakheap: build/libhakheap.so
 endef

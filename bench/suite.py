@@ -29,12 +29,18 @@ ROWS = {
     "system": ("system", ""),
     "mimalloc": ("mimalloc", ""),
     "mimalloc heaps": ("mimalloc_heap", ""),
+    "mimalloc 3": ("mimalloc3", ""),
     "jemalloc": ("jemalloc", ""),
     "jemalloc arenas": ("jemalloc_arena", ""),
     "tcmalloc": ("tcmalloc", ""),
 }
 # Who runs an experiment, of those that have a program for it.
-WHO = {"all": list(ROWS), "heaps": OURS + ["mimalloc heaps", "jemalloc arenas"], "hakheap": OURS}
+WHO = {
+    "all": list(ROWS),
+    "heaps": OURS + ["mimalloc heaps", "mimalloc 3", "jemalloc arenas"],
+    "many heaps": OURS + ["mimalloc heaps"],  # jemalloc has 4095 arenas, and a heap of mimalloc 3 takes a quarter of a MB
+    "hakheap": OURS,
+}
 REFUSED = 2  # the exit code of a program whose allocator cannot do what it is asked for
 
 # A figure: its key in the program's line, what it is called, and whether more is better. `bar` is what the figure has to
@@ -73,14 +79,14 @@ def battle(size, blocks, rounds, quick):
                       quick)
 
 
-def live(heaps, kib=None, mappings=None, fork=None, rounds="15", quick="2"):
+def live(heaps, kib=None, mappings=None, fork=None, rounds="15", quick="2", who="heaps"):
     figures = (
         Figure("kib_a_heap", "KiB a heap", False, kib), Figure("create_ns", "ns to create", False),
         Figure("block_ns", "ns for the first block", False), Figure("destroy_ns", "ns to destroy", False),
         Figure("mappings_total", "mappings", False, mappings), Figure("fork_ms", "ms a fork", False, fork),
     )
     return Experiment(f"lifecycle live {heaps // 1000} K", "lifecycle", f"--what live --heaps {heaps}", figures, rounds,
-                      quick, "heaps")
+                      quick, who)
 
 
 def flushcost(blocks, rounds, words="", threads=""):
@@ -130,7 +136,7 @@ EXPERIMENTS += [
                (Figure("cycle_ns", "ns a cycle", False, (None, 2000, 2000)),), who="heaps"),
     live(1000),
     live(10000, (None, 12, 12)),
-    live(100000, (None, 12, 12), (None, 2000, 2000), (None, 100, 100), rounds="3", quick="1"),
+    live(100000, (None, 12, 12), (None, 2000, 2000), (None, 100, 100), "3", "1", "many heaps"),
     flushcost(1000, 9), flushcost(10000, 9), flushcost(100000, 3), flushcost(500000, 1),
     *(flushcost(100000, 3, f", {n} {threads}", f" --threads {n} --busy {busy}") for n in (2, 8, 32) if n <= os.cpu_count()
       for busy, threads in ((0, "threads asleep"), (1, "threads busy"))),
@@ -198,7 +204,7 @@ def environment(experiments, rows):
                 make("-f", "bench/bench.mk", "compiler"), info[OURS[0]]["mode"]])
     files = [f"{row.replace(' fast', '')} {its['version']} ({its['library']})"
              for row, its in info.items() if row != "hakheap checked"]
-    return line, files, [row for row in GLOBAL if row not in rows]
+    return line, files, [row for row in GLOBAL + ["mimalloc 3"] if row not in rows]
 
 
 class Progress:
