@@ -38,7 +38,7 @@ ROWS = {
 WHO = {
     "all": list(ROWS),
     "heaps": OURS + ["mimalloc heaps", "mimalloc 3", "jemalloc arenas"],
-    "many heaps": OURS + ["mimalloc heaps"],  # jemalloc has 4095 arenas, and a heap of mimalloc 3 takes a quarter of a MB
+    "many heaps": OURS + ["mimalloc heaps"],  # jemalloc has not so many, and mimalloc 3 takes a quarter of a MB for each
     "hakheap": OURS,
 }
 REFUSED = 2  # the exit code of a program whose allocator cannot do what it is asked for
