@@ -2,6 +2,8 @@
 #ifndef HAK_BENCH_ADAPTER_H
 #define HAK_BENCH_ADAPTER_H
 
+#include "harness.h"
+
 #include "hakheap.h"
 
 #include <stdbool.h>
@@ -41,5 +43,14 @@ static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
 static inline void alloc_free(alloc_heap_t *heap, void *block) { hak_heap_free(heap, block); }
 static inline void alloc_flush(alloc_heap_t *heap) { hak_heap_flush(heap); }
 static inline void alloc_trim(alloc_heap_t *heap) { hak_heap_trim(heap, 0); }
+
+#define ALLOC_MEASURES 1
+static inline void alloc_measure(alloc_heap_t *heap, size_t *records, size_t *cached)
+{
+    hak_heap_stats_t stats = {.struct_size = sizeof stats};
+    if (hak_heap_stats(heap, &stats) != 0) harness_exit(HARNESS_FAILED, "no figures of the heap");
+    *records = stats.metadata_bytes;
+    *cached = stats.hot_bytes + stats.spare_bytes + stats.cold_bytes;
+}
 
 #endif

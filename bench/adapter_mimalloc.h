@@ -3,20 +3,11 @@
 #define HAK_BENCH_ADAPTER_H
 
 #include "adapter_global.h"
-
-#include <mimalloc.h>
-#include <stdio.h>
+#include "adapter_mimalloc_version.h"
 
 static inline const char *alloc_name(void) { return "mimalloc"; }
 static inline const char *alloc_symbol(void) { return "mi_malloc"; }
 static inline const char *alloc_library(void) { return "libmimalloc"; }
-
-/* mi_version() is major * 100 + minor * 10 + patch. */
-static inline void alloc_version(char *text, size_t size)
-{
-    int version = mi_version();
-    snprintf(text, size, "%d.%d.%d", version / 100, version / 10 % 10, version % 10);
-}
 
 static inline void *alloc_malloc(alloc_heap_t *heap, size_t size)
 {

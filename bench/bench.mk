@@ -4,7 +4,9 @@
 #   make -f bench/bench.mk WORKLOAD       build those of larson (the default) or another workload whose allocator is
 #                                         installed (from the project's root)
 #   make -f bench/bench.mk peers          print the adapters of the peers that are installed
+#   make -f bench/bench.mk adapters       print all adapters that can be built, with those of single workloads
 #   make -f bench/bench.mk compiler       print the compiler and its flags
+#   make -f bench/bench.mk simulated      build build/bench/simulated, which is hakheap's alone
 #   make -f bench/bench.mk build/bench/larson-system
 #
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
@@ -18,8 +20,19 @@ CFLAGS ?= -O2 -g
 BENCH_WARNINGS := -Wall -Wextra -Wundef -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 BENCH_COMPILE := $(CC) -std=gnu11 $(CFLAGS) $(BENCH_WARNINGS) -pthread -Iinclude
 
+# mimalloc 3 has the header's and the library's name of version 2, which may be installed beside it, so pkg-config tells. Its
+# heaps are for all threads since 3.3. Where cmake installs it, the header is in a folder that pkg-config does not name.
+MIMALLOC3 := $(shell pkg-config --atleast-version=3.3 mimalloc 2>/dev/null && echo mimalloc3)
+ifneq ($(MIMALLOC3),)
+mimalloc3_variable = $(shell pkg-config --variable=$1 mimalloc)
+header_mimalloc3 := mimalloc.h
+flags_mimalloc3 := -I$(call mimalloc3_variable,includedir)/mimalloc-$(shell pkg-config --modversion mimalloc) \
+    $(shell pkg-config --cflags mimalloc)
+libs_mimalloc3 := -Wl,--no-as-needed $(shell pkg-config --libs mimalloc) -Wl,-rpath,$(call mimalloc3_variable,libdir)
+endif
+
 # Peers: a header that only the peer has, and its library. --no-as-needed keeps a library whose malloc is all we use.
-PEERS := mimalloc jemalloc jemalloc_arena tcmalloc
+PEERS := mimalloc jemalloc jemalloc_arena tcmalloc $(MIMALLOC3)
 header_mimalloc := mimalloc.h
 header_jemalloc := jemalloc/jemalloc.h
 header_jemalloc_arena := $(header_jemalloc)
@@ -37,11 +50,11 @@ libs_hakheap := build/libhakheap.so -Wl,-rpath,'$$ORIGIN/..'
 
 # $(call installed,peer): "peer" where a program that includes its header links with its library, else nothing.
 installed = $(shell echo 'int main(void) { return 0; }' | \
-    $(CC) -x c -include $(header_$1) - -o /dev/null $(libs_$1) 2>/dev/null && echo $1)
+    $(CC) $(flags_$1) -x c -include $(header_$1) - -o /dev/null $(libs_$1) 2>/dev/null && echo $1)
 PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 
 .DELETE_ON_ERROR:
-.PHONY: bench-programs peers compiler bench-always $(WORKLOADS)
+.PHONY: bench-programs peers adapters compiler bench-always simulated $(WORKLOADS)
 bench-programs: larson
 
 # The programs of one workload, for every allocator that is installed.
@@ -51,6 +64,9 @@ $(WORKLOADS): %: $(BENCH)/%-hakheap $(BENCH)/%-system
 
 peers:
 	@echo $(PEERS_INSTALLED)
+
+adapters:
+	@echo hakheap system $(foreach peer,$(sort $(PEERS) $(foreach w,$(WORKLOADS),$(peers_$w))),$(call installed,$(peer)))
 
 compiler:
 	@echo "$$($(CC) --version | head -n 1) $(CFLAGS)"
@@ -64,7 +80,8 @@ $(BENCH)/command: bench-always
 define program
 $(BENCH)/$1-%: bench/$1.c bench/adapter_%.h $(BENCH)/command
 	@mkdir -p $$(@D)
-	$$(BENCH_COMPILE) -MMD -MP -MF $$@.d -MT $$@ -DADAPTER='"adapter_$$*.h"' bench/$1.c -o $$@ $$(libs_$$*) -ldl
+	$$(BENCH_COMPILE) $$(flags_$$*) -MMD -MP -MF $$@.d -MT $$@ -DADAPTER='"adapter_$$*.h"' bench/$1.c -o $$@ \
+	    $$(libs_$$*) -ldl
 
 $(BENCH)/$1-hakheap: build/libhakheap.so
 endef
@@ -72,13 +89,10 @@ $(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 
 -include $(wildcard $(BENCH)/*.d)
 
+simulated: $(BENCH)/simulated
+
 # hakheap's private symbols are in the static library only.
 $(BENCH)/simulated: bench/simulated.c build/libhakheap.a $(BENCH)/command
 	@mkdir -p $(@D)
 	$(BENCH_COMPILE) -Isrc -DHAK_COUNTERS=0 -DHAK_DEBUG=0 -MMD -MP -MF $@.d -MT $@ bench/simulated.c -o $@ \
 	    build/libhakheap.a -ldl
-
-$(BENCH)/footprint: bench/footprint.c bench/harness.h bench/program.h bench/adapter_hakheap.h build/libhakheap.so \
-    $(BENCH)/command
-	@mkdir -p $(@D)
-	$(BENCH_COMPILE) bench/footprint.c -o $@ $(libs_hakheap) -ldl

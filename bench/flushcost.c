@@ -57,7 +57,7 @@ static void reset(alloc_heap_t *heap) { (void)heap; }
 
 /* ---- Work that threads share ---- */
 
-typedef enum task { TASK_FILL, TASK_FREE, TASK_TOUCH, TASK_END } task_t;
+typedef enum task { TASK_FILL, TASK_FREE, TASK_TOUCH, TASK_LEAVE, TASK_END } task_t;
 
 static struct {
     pthread_barrier_t begin, end; /* of a task; what the main thread writes between is seen by all after */
@@ -103,12 +103,19 @@ static void touch(void)
     }
 }
 
+/* A heap that is destroyed is in no other thread's keeping. */
+static void leave(uint32_t thread)
+{
+    if (thread) alloc_thread_end();
+}
+
 static void work(uint32_t thread)
 {
     switch (shared.task) {
     case TASK_FILL: fill(thread); break;
     case TASK_FREE: free_half(thread); break;
     case TASK_TOUCH: touch(); break;
+    case TASK_LEAVE: leave(thread); break;
     case TASK_END: break;
     }
 }
@@ -183,10 +190,13 @@ static double time_operation(operation_t operation, harness_rng_t *rng)
     run_task(TASK_FILL);
     shuffle(rng);
     run_task(TASK_FREE);
+    if (operation == DESTROY) run_task(TASK_LEAVE);
     uint64_t begin = harness_now();
     perform(operation);
     uint64_t end = harness_now();
-    if (operation != DESTROY) alloc_heap_destroy(shared.heap);
+    if (operation == DESTROY) return (double)(end - begin);
+    run_task(TASK_LEAVE);
+    alloc_heap_destroy(shared.heap);
     return (double)(end - begin);
 }
 

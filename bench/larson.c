@@ -25,6 +25,9 @@
  *   alloc_flush(heap)                  the caches that the calling thread can reach -> the heap
  *   alloc_trim(heap)                   the heap's free memory -> the system, by the allocator's own call
  *   alloc_thread_end()                 gives back what the adapter keeps for the calling thread
+ *   alloc_measure(heap, records, cached)
+ *                                      where ALLOC_MEASURES is defined: bytes of the allocator's own records for the
+ *                                      heap, and of free blocks in its caches
  *
  * Memory source: mmap for everything but the blocks, so that only they are the allocator's.
  */

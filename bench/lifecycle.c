@@ -111,22 +111,12 @@ static double fork_ms(void)
     return harness_median(cost, FORKS);
 }
 
-/* An adapter may have fewer heaps than are asked for; that is no failure of the allocator. */
-static alloc_heap_t *heap_number(size_t index)
-{
-    errno = 0;
-    alloc_heap_t *heap = alloc_heap_create(options.level, (unsigned)index);
-    if (heap) return heap;
-    if (errno) harness_exit(HARNESS_FAILED, "cannot create heap %zu: %m", index);
-    harness_exit(HARNESS_USAGE, "%s has no %zu heaps, only %zu", alloc_name(), options.heaps, index);
-}
-
 static double since(uint64_t begin) { return (double)(harness_now() - begin) / (double)options.heaps; }
 
 static void fill(live_t *live, alloc_heap_t **heap)
 {
     uint64_t begin = harness_now();
-    for (size_t i = 0; i < options.heaps; i++) heap[i] = heap_number(i);
+    for (size_t i = 0; i < options.heaps; i++) heap[i] = program_heap(options.level, (unsigned)i);
     live->create_ns = since(begin);
     begin = harness_now();
     for (size_t i = 0; i < options.heaps; i++) memset(must_malloc(heap[i], BLOCK), 1, BLOCK);

@@ -22,36 +22,78 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "build/bench/page"
 GLOBAL = ["mimalloc", "jemalloc", "tcmalloc"]  # what "the best global malloc" is chosen from
 OURS = ["hakheap fast", "hakheap checked"]
+# Each row's adapter and options, in the order of the tables.
+ROWS = {
+    "hakheap fast": ("hakheap", "--level fast"),
+    "hakheap checked": ("hakheap", "--level checked"),
+    "system": ("system", ""),
+    "mimalloc": ("mimalloc", ""),
+    "mimalloc heaps": ("mimalloc_heap", ""),
+    "mimalloc 3": ("mimalloc3", ""),
+    "jemalloc": ("jemalloc", ""),
+    "jemalloc arenas": ("jemalloc_arena", ""),
+    "tcmalloc": ("tcmalloc", ""),
+}
+# Who runs an experiment, of those that have a program for it.
+WHO = {
+    "all": list(ROWS),
+    "heaps": OURS + ["mimalloc heaps", "mimalloc 3", "jemalloc arenas"],
+    "many heaps": OURS + ["mimalloc heaps"],  # jemalloc has not so many, and mimalloc 3 takes a quarter of a MB for each
+    "hakheap": OURS,
+}
+REFUSED = 2  # the exit code of a program whose allocator cannot do what it is asked for
 
 # A figure: its key in the program's line, what it is called, and whether more is better. `bar` is what the figure has to
-# reach: (against, FAST's factor, CHECKED's factor); against is "best" (of GLOBAL), a row, or None for an absolute value.
+# reach: (against, FAST's factor, CHECKED's factor); against is "best" (of GLOBAL), a row, None for an absolute value, or
+# OVER and an experiment's name for the difference to that.
+OVER = "over "
 Figure = collections.namedtuple("Figure", "key words more bar extra", defaults=(None, ()))
-# An experiment: a workload's program, its options, its figures. `who`: all, heaps (allocators that have them) or hakheap.
-Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who",
-                                    defaults=("15", "2", "all"))
+# An experiment: a workload's program, its options, its figures, its rounds, a key of WHO, and how the program's name ends.
+Experiment = collections.namedtuple("Experiment", "name program options figures rounds quick who suffix",
+                                    defaults=("15", "2", "all", "-{}"))
 
 PAIRS = Figure("mps", "M pairs/s", True, ("best", 1.05, 1.00), (("jemalloc arenas", 2.5, 2.5),))
 HOP16 = Figure("mps", "M pairs/s", True, ("best", 0.80, 0.80))
 HOP256 = Figure("mps", "M pairs/s", True, ("best", 0.40, 0.40))
 PEAK = Figure("rss_peak_kib", "KiB at the end", False)
+PEAK256 = PEAK._replace(bar=(None, 80000, 80000))  # 5 MB are live
 TRIMMED = Figure("rss_trimmed_kib", "KiB after trim", False)
 LARSON = "--seconds 0.3 --placement "
 
 
-def larson(name, options, pairs=PAIRS, more=()):
-    return Experiment("larson " + name, "larson", LARSON + options, (pairs, PEAK, TRIMMED) + tuple(more))
+def larson(name, options, pairs=PAIRS, peak=PEAK):
+    return Experiment("larson " + name, "larson", LARSON + options, (pairs, peak, TRIMMED))
 
 
 def battle(size, blocks, rounds, quick):
     figures = (
         Figure("peak_over_floor", "peak / floor", False, ("floor", 1.005, 1.005) if size == 16 else None),
         Figure("peak_kib", "KiB at peak", False, ("best", 1.0, 1.0) if size == 16 else None),
+        Figure("metadata_kib", "of it metadata", False), Figure("cached_kib", "cached", False),
+        Figure("arrays_kib", "the program's array", False), Figure("page_tables_kib", "page tables", False),
         Figure("freed_kib", "KiB after free", False),
         Figure("flushed_kib", "KiB after flush", False),
         Figure("trimmed_over_idle_kib", "KiB over idle after trim", False, (None, 150, 150) if size == 16 else None),
     )
     return Experiment(f"battle {blocks // 1000} K x {size}", "battle", f"--blocks {blocks} --size {size}", figures, rounds,
                       quick)
+
+
+def live(heaps, kib=None, mappings=None, fork=None, rounds="15", quick="2", who="heaps"):
+    figures = (
+        Figure("kib_a_heap", "KiB a heap", False, kib), Figure("create_ns", "ns to create", False),
+        Figure("block_ns", "ns for the first block", False), Figure("destroy_ns", "ns to destroy", False),
+        Figure("mappings_total", "mappings", False, mappings), Figure("fork_ms", "ms a fork", False, fork),
+    )
+    return Experiment(f"lifecycle live {heaps // 1000} K", "lifecycle", f"--what live --heaps {heaps}", figures, rounds,
+                      quick, who)
+
+
+def flushcost(blocks, rounds, words="", threads=""):
+    figures = (Figure("flush_ns", "ns to flush", False), Figure("trim_ns", "ns to trim", False),
+               Figure("reset_ns", "ns to reset", False), Figure("destroy_ns", "ns to destroy", False))
+    return Experiment(f"flushcost {blocks // 1000} K blocks{words}", "flushcost",
+                      f"--blocks {blocks} --rounds {rounds}{threads}", figures, who="heaps")
 
 
 EXPERIMENTS = [
@@ -61,7 +103,7 @@ EXPERIMENTS = [
     larson("isolated, 2 threads", "isolated --threads 2"),
     larson("mt8", "shared --threads 8"),
     larson("hop16", "hop --heaps 16", HOP16),
-    larson("hop256", "hop --heaps 256", HOP256),
+    larson("hop256", "hop --heaps 256", HOP256, PEAK256),
     larson("mid", "shared --min 8192 --max 32768 --blocks 500", Figure("mps", "M pairs/s", True, ("best", 1.0, 1.0))),
     larson("large", "shared --min 1048576 --max 4194304 --blocks 16",
            Figure("mps", "M pairs/s", True, ("best", 1.0, 1.0))),
@@ -79,7 +121,7 @@ EXPERIMENTS = [
         Figure("max_ns", "max ns", False))),
     Experiment("latency, flush every 10 ms", "latency", "--seconds 0.3 --flush-ms 10", (
         Figure("p50_ns", "p50 ns", False), Figure("p99_ns", "p99 ns", False), Figure("p999_ns", "p99.9 ns", False),
-        Figure("p9999_ns", "p99.99 ns", False), Figure("max_ns", "max ns", False))),
+        Figure("p9999_ns", "p99.99 ns", False, (OVER + "latency", 50000, 50000)), Figure("max_ns", "max ns", False))),
     Experiment("longrun", "longrun", "", (
         Figure("peak_kib", "KiB at peak", False, ("best", 1.0, 1.0)),
         Figure("end_freed_kib", "KiB, 90 % freed", False), Figure("end_trimmed_kib", "KiB after trim", False),
@@ -87,10 +129,41 @@ EXPERIMENTS = [
 ]
 EXPERIMENTS += [battle(16, n, "15" if n <= 1000000 else "5", "1") for n in (100000, 500000, 1000000, 2000000, 5000000)]
 EXPERIMENTS += [battle(s, n, "3", "0") for s in (64, 256, 1024) for n in (100000, 1000000)]
+EXPERIMENTS += [
+    Experiment("lifecycle empty", "lifecycle", "--what empty --batch 100",
+               (Figure("cycle_ns", "ns a cycle", False, (None, 150, 150)),), who="heaps"),
+    Experiment("lifecycle hundred", "lifecycle", "--what hundred --batch 20",
+               (Figure("cycle_ns", "ns a cycle", False, (None, 2000, 2000)),), who="heaps"),
+    live(1000),
+    live(10000, (None, 12, 12)),
+    live(100000, (None, 12, 12), (None, 2000, 2000), (None, 100, 100), "3", "1", "many heaps"),
+    flushcost(1000, 9), flushcost(10000, 9), flushcost(100000, 3), flushcost(500000, 1),
+    *(flushcost(100000, 3, f", {n} {threads}", f" --threads {n} --busy {busy}") for n in (2, 8, 32) if n <= os.cpu_count()
+      for busy, threads in ((0, "threads asleep"), (1, "threads busy"))),
+    Experiment("flushcost 10 K idle heaps", "flushcost", "--heaps 10000 --blocks 1 --rounds 1", (
+        Figure("idle_flush_ms", "ms to flush all", False, (None, 10, 10)),
+        Figure("idle_again_ms", "ms again, nothing cached", False), Figure("idle_trim_ms", "ms to trim all", False)),
+        who="heaps"),
+    Experiment("128 CPUs touch every heap", "simulated", "--heaps 500", (
+        Figure("kib_a_heap", "KiB a heap, magazines filled", False),
+        Figure("flushed_kib_a_heap", "after flush", False), Figure("trimmed_kib_a_heap", "after trim", False)),
+        "3", "1", "hakheap", ""),
+]
+
+
+def attempt(command, **more):
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, **more)
+
+
+def printed(done):
+    """What a command has printed; the end of the suite where it has failed."""
+    if done.returncode:
+        sys.exit(f"suite.py: {' '.join(map(str, done.args))} ended with {done.returncode}\n{done.stderr}")
+    return done.stdout.strip()
 
 
 def run(command, **more):
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True, **more).stdout.strip()
+    return printed(attempt(command, **more))
 
 
 def make(*targets):
@@ -103,41 +176,35 @@ def fields(line):
 
 
 def build(experiments):
-    """Builds everything; returns the rows: name -> (adapter, options)."""
+    """Builds everything; returns the rows whose allocator is installed."""
     make("all")
     for workload in sorted({e.program for e in experiments}):
         make("-f", "bench/bench.mk", workload)
-    rows = {"hakheap fast": ("hakheap", "--level fast"), "hakheap checked": ("hakheap", "--level checked"),
-            "system": ("system", "")}
-    installed = make("-f", "bench/bench.mk", "peers").split()
-    for peer in installed:
-        rows[peer.replace("_", " ").replace("jemalloc arena", "jemalloc arenas")] = (peer, "")
-    return rows
+    adapters = make("-f", "bench/bench.mk", "adapters").split()
+    return [row for row in ROWS if ROWS[row][0] in adapters]
 
 
-def program(experiment, adapter):
-    return ROOT / f"build/bench/{experiment.program}-{adapter}"
+def program_name(experiment, adapter):
+    return f"build/bench/{experiment.program}{experiment.suffix.format(adapter)}"
 
 
-def serves(experiment, row, rows):
-    adapter = rows[row][0]
-    if experiment.who == "hakheap" and adapter != "hakheap":
-        return False
-    return program(experiment, adapter).exists()
+def program(experiment, row):
+    return ROOT / program_name(experiment, ROWS[row][0])
 
 
-def environment(rows):
+def serve(experiment, rows):
+    """The rows of an experiment."""
+    return [row for row in rows if row in WHO[experiment.who] and program(experiment, row).exists()]
+
+
+def environment(experiments, rows):
+    programs = {row: program(e, row) for e in reversed(experiments) for row in serve(e, rows)}  # the first has the say
+    info = {row: fields(run([programs[row], "--info"])) for row in rows if row in programs}
     line = run(["bash", "-c", "source bench/environment.sh; environment_line \"$1\" \"$2\"", "-",
-                make("-f", "bench/bench.mk", "compiler"),
-                fields(run([ROOT / "build/bench/larson-hakheap", "--info"]))["mode"]])
-    files = []
-    for row, (adapter, _) in rows.items():
-        if row == "hakheap checked":
-            continue
-        info = fields(run([ROOT / f"build/bench/larson-{adapter}", "--info"]))
-        files.append(f"{row.replace(' fast', '')} {info['version']} ({info['library']})")
-    missing = [p for p in GLOBAL if p not in rows]
-    return line, files, missing
+                make("-f", "bench/bench.mk", "compiler"), info[OURS[0]]["mode"]])
+    files = [f"{row.replace(' fast', '')} {its['version']} ({its['library']})"
+             for row, its in info.items() if row != "hakheap checked"]
+    return line, files, [row for row in GLOBAL + ["mimalloc 3"] if row not in rows]
 
 
 class Progress:
@@ -155,9 +222,11 @@ class Progress:
 
 
 def measure(experiments, rows, rounds_of, seed):
-    """Runs everything; returns results[experiment][row][key] = list of values, one a round, and writes raw.csv."""
+    """Runs everything and writes raw.csv. Returns results[experiment][row][key], a list of values, one a round, and
+    refusals[experiment], what the programs said that cannot run it; their rows stay empty."""
     dice = random.Random(seed)
-    results = {e.name: {r: collections.defaultdict(list) for r in rows if serves(e, r, rows)} for e in experiments}
+    results = {e.name: {r: collections.defaultdict(list) for r in serve(e, rows)} for e in experiments}
+    refusals = {e.name: {} for e in experiments}
     progress = Progress(sum(rounds_of(e) * len(results[e.name]) for e in experiments))
     with open(PAGE / "raw.csv", "w", newline="", encoding="utf-8") as file:
         raw = csv.writer(file)
@@ -167,10 +236,15 @@ def measure(experiments, rows, rounds_of, seed):
                 if round_ >= rounds_of(e):
                     continue
                 for row in dice.sample(list(results[e.name]), len(results[e.name])):
-                    adapter, level = rows[row]
                     progress.step(f"{e.name}: {row}")
-                    options = (e.options + " " + level).split()
-                    line = run([program(e, adapter), *options])
+                    if row in refusals[e.name]:
+                        continue
+                    options = (e.options + " " + ROWS[row][1]).split()
+                    done = attempt([program(e, row), *options])
+                    if done.returncode == REFUSED:
+                        refusals[e.name][row] = f"no figures of {row}: {done.stderr.strip()}"
+                        continue
+                    line = printed(done)
                     raw.writerow([round_ + 1, e.name, row, " ".join(options), line])
                     got = fields(line)
                     for figure in e.figures:
@@ -178,7 +252,7 @@ def measure(experiments, rows, rounds_of, seed):
                             results[e.name][row][figure.key].append(float(got[figure.key]))
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return results
+    return results, refusals
 
 
 def quartiles(values):
@@ -201,33 +275,38 @@ def ratios(of_rows, row, against, key):
     return [a / b if b else (1.0 if a == b else float("inf")) for a, b in pairs]
 
 
+def measured(experiment, figure, row, against, results):
+    """What a bar compares: its words, and a value for each round; no values where what it compares with has not run."""
+    of_rows = results[experiment.name]
+    values = of_rows[row][figure.key]
+    if against is None:
+        return figure.words, values
+    if against == "floor":  # a factor, and 0.3 MB
+        slack = 300 / statistics.median(of_rows[row]["peak_kib"])
+        return "peak / floor, less 0.3 MB", [value - slack for value in values]
+    if against.startswith(OVER):
+        other = against[len(OVER):]
+        base = results[other][row][figure.key] if other in results else []
+        return f"{figure.words}, {against}", [a - b for a, b in zip(values, base)]
+    peer = best_of(of_rows, figure) if against == "best" else against
+    if peer not in of_rows:
+        return "the peers are not all installed", []
+    return f"{figure.words}, of {peer}", ratios(of_rows, row, peer, figure.key)
+
+
 def judge(experiments, results):
     """One verdict for each bar and each of our rows: (experiment, figure, row, words, value, wanted, met)."""
     verdicts = []
     for e in experiments:
-        of_rows = results[e.name]
         for figure in e.figures:
-            bars = ([figure.bar] if figure.bar else []) + list(figure.extra)
-            for (against, *factors) in bars:
+            for against, *factors in ([figure.bar] if figure.bar else []) + list(figure.extra):
                 for row, factor in zip(OURS, factors):
-                    if not of_rows.get(row, {}).get(figure.key):
+                    if not results[e.name].get(row, {}).get(figure.key):
                         continue
-                    peer = best_of(of_rows, figure) if against == "best" else against
-                    if against == "best" and not peer or against in GLOBAL + ["jemalloc arenas"] and peer not in of_rows:
-                        verdicts.append((e, figure, row, "the peers are not all installed", None, factor, False))
-                        continue
-                    if against in (None, "floor"):
-                        low, value, high = quartiles(of_rows[row][figure.key])
-                        words = figure.words
-                        if against == "floor":  # a factor, and 0.3 MB
-                            slack = 300 / statistics.median(of_rows[row]["peak_kib"])
-                            value, low, high = value - slack, low - slack, high - slack
-                            words = "peak / floor, less 0.3 MB"
-                    else:
-                        low, value, high = quartiles(ratios(of_rows, row, peer, figure.key))
-                        words = f"{figure.words}, of {peer}"
-                    met = value >= factor if figure.more and against else value <= factor
-                    verdicts.append((e, figure, row, words, (low, value, high), factor, met))
+                    words, values = measured(e, figure, row, against, results)
+                    value = quartiles(values) if values else None
+                    met = bool(value) and (value[1] >= factor if figure.more else value[1] <= factor)
+                    verdicts.append((e, figure, row, words, value, factor, met))
     return verdicts
 
 
@@ -294,12 +373,18 @@ def html_table(rows):
     return "<table>" + cells(rows[0], "th") + "".join(cells(r, "td") for r in rows[1:]) + "</table>"
 
 
+def html_lines(lines):
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
 def plot(experiment, of_rows):
     """A bar for each allocator, with quartiles, of the first figure; the SVG's text, or nothing without gnuplot."""
     if not shutil.which("gnuplot"):
         return ""
     figure = experiment.figures[0]
     name = "".join(c if c.isalnum() else "-" for c in experiment.name)
+    if not any(values[figure.key] for values in of_rows.values()):
+        return ""
     data = "".join(f"\"{r}\" {m} {l} {h}\n" for r, v in of_rows.items() if v[figure.key]
                    for l, m, h in [quartiles(v[figure.key])])
     script = f"""set terminal svg size 720,260 font 'sans,11' background '#ffffff'
@@ -327,7 +412,7 @@ table{border-collapse:collapse;margin:.7rem 0}td,th{border:1px solid #ccc;paddin
 th{background:#eee}svg{max-width:100%;height:auto}"""
 
 
-def write_page(experiments, results, head, verdicts):
+def write_page(experiments, results, refusals, head, verdicts):
     line, files, missing = head
     lost, behind = verdict_rows(verdicts, True), losses(experiments, results)
     parts = [("Environment", "<p>" + html.escape(line) + "</p><p>" + html.escape("; ".join(files)) + "</p>"
@@ -341,9 +426,11 @@ def write_page(experiments, results, head, verdicts):
     for e in experiments:
         of_rows = results[e.name]
         rows = table(e, of_rows)
-        parts.append((e.name, f"<p><code>build/bench/{e.program}-* {html.escape(e.options)}</code></p>"
-                      + html_table(rows) + plot(e, of_rows)))
-        tables += [f"## {e.name}\n", f"`build/bench/{e.program}-* {e.options}`\n", markdown(rows)]
+        command = f"{program_name(e, '*')} {e.options}"
+        parts.append((e.name, f"<p><code>{html.escape(command)}</code></p>"
+                      + html_table(rows) + html_lines(refusals[e.name].values()) + plot(e, of_rows)))
+        tables += [f"## {e.name}\n", f"`{command}`\n", markdown(rows),
+                   *(f"{words}\n" for words in refusals[e.name].values())]
     (PAGE / "tables.md").write_text("\n".join(tables), encoding="utf-8")
     body = "".join(f"<h2>{html.escape(title)}</h2>{text}" for title, text in parts)
     (PAGE / "index.html").write_text(
@@ -379,15 +466,18 @@ def main():
     experiments = [e for e in experiments if rounds_of(e)]
     PAGE.mkdir(parents=True, exist_ok=True)
     rows = build(experiments)
-    head = environment(rows)
+    head = environment(experiments, rows)
     print(head[0] + "\n" + "; ".join(head[1]))
     if head[2]:
         print("not installed, and skipped: " + ", ".join(head[2]))
     if not shutil.which("gnuplot"):
         print("gnuplot is not installed: no plots")
-    results = measure(experiments, rows, rounds_of, options.seed)
+    results, refusals = measure(experiments, rows, rounds_of, options.seed)
     verdicts = judge(experiments, results)
-    write_page(experiments, results, head, verdicts)
+    write_page(experiments, results, refusals, head, verdicts)
+    for e in experiments:
+        for words in refusals[e.name].values():
+            print(f"{e.name}: {words}")
     for cells in verdict_rows(verdicts, False):
         print("{:28} {:16} {:34} {:26} {:>9} {}".format(*cells))
     print(f"{PAGE.relative_to(ROOT)}/index.html")
