@@ -313,11 +313,13 @@ static void free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
     defer(heap, superslab_granule(run.ss, run.first));
 }
 
-/* Unmaps what the cache has no room for. What the kernel refuses to unmap stays cached, and counted. */
+/* Unmaps what the cache has no room for; a block too big for all of it does not drive out the others. What the kernel
+ * refuses to unmap stays cached, and counted. */
 static void free_large(hak_heap_t *heap, large_t *large)
 {
     large_set_t *set = &heap->large;
     large_remove(set, large);
+    if (large_bytes(large) > set->cache_limit && heap_drop_large(heap, large, LARGE_RELEASED)) return;
     large_cache(set, large);
     for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
         if (heap_drop_large(heap, old, LARGE_RELEASED)) continue;

@@ -44,21 +44,20 @@ bool heap_start_process(void)
 
 void heap_charge(hak_heap_t *heap, size_t bytes)
 {
-    size_t now = add_relaxed(&heap->committed, bytes) + bytes;
-    size_t peak = load_relaxed(&heap->peak);
-    while (now > peak && !cas_relaxed(&heap->peak, &peak, now)) {
-    }
+    size_t now = load_relaxed(&heap->committed) + bytes;
+    store_relaxed(&heap->committed, now);
+    if (now > load_relaxed(&heap->peak)) store_relaxed(&heap->peak, now);
 }
 
 static void charge_records(hak_heap_t *heap, size_t bytes)
 {
-    add_relaxed(&heap->metadata, bytes);
+    store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) + bytes);
     heap_charge(heap, bytes);
 }
 
 static void uncharge_records(hak_heap_t *heap, size_t bytes)
 {
-    sub_relaxed(&heap->metadata, bytes);
+    store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) - bytes);
     heap_uncharge(heap, bytes);
 }
 
@@ -189,6 +188,7 @@ class_state_t *heap_class(hak_heap_t *heap, unsigned cls)
         state->cls = cls;
         /* Release: pairs with the acquire in heap_class_made. */
         store_release(&heap->classes[cls], state);
+        class_bits_add(&heap->made, cls);
     }
     lock_release(&heap->lock, RANK_HEAP);
     return state;
@@ -256,9 +256,9 @@ void heap_divide(hak_heap_t *heap, int index)
 {
     uint32_t due = DUE;
     if (!cas_relaxed(&heap->divided, &due, (uint32_t)DIVIDED)) return;
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+    FOR_CLASSES(cls, &heap->made)
+    {
         class_state_t *state = heap_class_made(heap, cls);
-        if (!state) continue;
         lock_acquire(&state->lock, RANK_CLASS);
         (void)heap_home(heap, state, index, true);
         lock_release(&state->lock, RANK_CLASS);
@@ -342,7 +342,7 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
     bool pending = code == CODE_RELEASED;
     if (pending) code = CODE_MID;
     registry_set_run(start, granules, heap, CODE_RELEASED);
-    if (!nursery_put(run, granules, pages, may_wait)) {
+    if (!nursery_put(&(nursery_run_t){run, granules, pages}, 1, may_wait)) {
         registry_set_run(start, granules, heap, code | (heap->key ? CODE_CHECKED : 0));
         registry_set_home(start, granules, entry_home(entry));
         if (pending) registry_release(start);
@@ -388,17 +388,20 @@ bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wa
 
 static void empty_nursery(hak_heap_t *heap)
 {
-    while (heap->nursery_count) {
+    nursery_run_t runs[NURSERY_RUNS];
+    uint32_t count = 0;
+    for (; heap->nursery_count; count++) {
         char *start = heap->nursery[0];
         unsigned granules = heap->nursery_granules[0];
         superslab_t *ss = registry_superslab(start);
         run_t run = {ss, superslab_index(ss, start)};
         bool mid = entry_code(registry_lookup(start)) == CODE_MID;
         pages_t pages = mid ? PAGES_ALL : slab_pages(superslab_descriptor(ss, run.first));
+        runs[count] = (nursery_run_t){run, granules, pages};
         forget_nursery_run(heap, 0);
         registry_set_run(start, granules, NULL, CODE_DEAD);
-        nursery_put(run, granules, pages, true);
     }
+    if (count) (void)nursery_put(runs, count, true);
 }
 
 static void empty_superslabs(hak_heap_t *heap)
@@ -457,9 +460,9 @@ static void empty_caches(hak_heap_t *heap)
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++)
         if (percpu_area(&heap->percpu, i)) empty_area(percpu_area(&heap->percpu, i));
     for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next) empty_area(area);
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+    FOR_CLASSES(cls, &heap->made)
+    {
         class_state_t *state = heap_class_made(heap, cls);
-        if (!state) continue;
         for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) *set = (slab_set_t){0};
         store_relaxed(&state->outside, 0);
         store_relaxed(&state->remote.head, 0);

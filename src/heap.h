@@ -82,6 +82,7 @@ struct hak_heap {
     _Atomic uint64_t magic;                      /* HEAP_MAGIC ^ address while the heap lives */
     guard_t guard;                               /* const */
     budget_t budget;                             /* atomic: what magazines may still take */
+    class_bits_t made;                           /* of classes; written under the HEAP lock */
     class_state_t *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
     _Atomic uint32_t divided;                    /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
     void *_Atomic deferred;                      /* atomic: mid and large blocks freed while the HEAP lock was busy */
@@ -99,7 +100,7 @@ struct hak_heap {
     meta_page_t *pages;          /* all but the first */
     char *room[2], *room_end[2]; /* unused bytes of metadata pages */
 
-    _Atomic size_t committed; /* atomic, relaxed: a figure */
+    _Atomic size_t committed; /* these three: lock: this; read by anybody, relaxed: figures */
     _Atomic size_t peak;
     _Atomic size_t metadata; /* part of committed */
     settings_t settings;     /* const */
@@ -187,7 +188,11 @@ bool heap_drop_large(hak_heap_t *heap, large_t *large, large_t *tombstone);
 void heap_empty(hak_heap_t *heap);
 void heap_destroy(hak_heap_t *heap);
 
+/* Lock: HEAP. */
 void heap_charge(hak_heap_t *heap, size_t bytes);
-HAK_INLINE void heap_uncharge(hak_heap_t *heap, size_t bytes) { sub_relaxed(&heap->committed, bytes); }
+HAK_INLINE void heap_uncharge(hak_heap_t *heap, size_t bytes)
+{
+    store_relaxed(&heap->committed, load_relaxed(&heap->committed) - bytes);
+}
 
 #endif

@@ -192,12 +192,15 @@ void large_cache(large_set_t *set, large_t *large)
     set->cached = large;
     set->cached_blocks++;
     set->cached_bytes += large_bytes(large);
+    large->cached_at = ++set->frees;
 }
 
 large_t *large_evict(large_set_t *set, size_t limit)
 {
     large_t *large = set->oldest;
-    if (!large || (set->cached_blocks <= LARGE_CACHED && set->cached_bytes <= limit)) return NULL;
+    if (!large) return NULL;
+    bool idle = set->frees - large->cached_at > LARGE_IDLE;
+    if (!idle && set->cached_blocks <= LARGE_CACHED && set->cached_bytes <= limit) return NULL;
     uncache(set, large);
     return large;
 }

@@ -40,6 +40,7 @@ typedef struct large {
     char *_Atomic base;
     _Atomic size_t bytes; /* mapped and usable */
     asked_t asked;
+    uint32_t cached_at;     /* lock: HEAP; the set's `frees` then */
     _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
 } large_t;
 
@@ -58,7 +59,8 @@ HAK_INLINE bool large_is_record(const large_t *large)
     return large && large != LARGE_RELEASED && large != LARGE_DEAD;
 }
 
-enum { LARGE_CACHED = 32, LARGE_SLACK = 4 };
+/* A cached mapping is worth keeping while the heap takes such mappings: one that nobody took in so many frees goes. */
+enum { LARGE_CACHED = 32, LARGE_SLACK = 4, LARGE_IDLE = 1024 };
 
 typedef struct large_set {
     mid_t *mids;
@@ -67,6 +69,7 @@ typedef struct large_set {
     size_t live_blocks, live_bytes;
     large_t *cached, *oldest; /* newest first */
     size_t cached_blocks, cached_bytes;
+    uint32_t frees;     /* into the cache, ever */
     size_t cache_limit; /* const */
     large_t *unused;    /* records without a block, by next */
 } large_set_t;
@@ -94,7 +97,7 @@ void large_remove(large_set_t *set, large_t *large);
 large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment);
 /* Puts a record that large_remove took into the cache. */
 void large_cache(large_set_t *set, large_t *large);
-/* The oldest cached mapping, taken out, where the cache is above its number or `limit` bytes; else NULL. */
+/* The oldest cached mapping, taken out, where it is idle or the cache is above its number or `limit` bytes; else NULL. */
 large_t *large_evict(large_set_t *set, size_t limit);
 
 #endif

@@ -34,6 +34,32 @@
  * Where the thread has no rseq (cpu_id < 0) or its index is beyond the table (of a CPU that was added to the machine while
  * the process ran), every operation misses.
  */
+/* Which classes a heap has used: no magazine of another holds anything, and nobody needs to look. */
+typedef struct class_bits {
+    _Atomic uint64_t word[2];
+} class_bits_t;
+
+_Static_assert(CLASS_COUNT <= 128, "a bit for each class");
+
+/* The first class from `cls` on that is there, or CLASS_COUNT. Acquire: pairs with the release in class_bits_add. */
+HAK_INLINE unsigned class_bits_next(const class_bits_t *bits, unsigned cls)
+{
+    for (; cls < CLASS_COUNT; cls = (cls / 64 + 1) * 64) {
+        uint64_t left = load_acquire(&((class_bits_t *)(uintptr_t)bits)->word[cls / 64]) >> cls % 64;
+        if (left) return cls + (unsigned)__builtin_ctzll(left);
+    }
+    return CLASS_COUNT;
+}
+#define FOR_CLASSES(cls, bits) \
+    for (unsigned cls = class_bits_next((bits), 0); cls < CLASS_COUNT; cls = class_bits_next((bits), cls + 1))
+
+/* Lock: whoever writes the bits. */
+HAK_INLINE void class_bits_add(class_bits_t *bits, unsigned cls)
+{
+    _Atomic uint64_t *word = &bits->word[cls / 64];
+    store_release(word, load_relaxed(word) | (uint64_t)1 << cls % 64);
+}
+
 typedef struct magazine {
     _Atomic chain_t word;
     _Atomic uint32_t limit; /* blocks; written by the slow path of any thread, read by push and install */
@@ -161,7 +187,7 @@ void percpu_restart(percpu_t *percpu, unsigned index);
 void percpu_restart_all(percpu_t *percpu);
 /* Takes a halted area from its index, for another to adopt. */
 void percpu_retire(percpu_t *percpu, unsigned index);
-/* Whether every word of every area reads empty, without stopping anybody. */
-bool percpu_is_empty(const percpu_t *percpu);
+/* Whether every word of these classes in every area reads empty, without stopping anybody. */
+bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes);
 
 #endif

@@ -161,13 +161,14 @@ static size_t purge_nursery(void)
     return pages;
 }
 
-bool nursery_put(run_t run, unsigned granules, pages_t pages, bool may_wait)
+bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
 {
     if (!lock_enter(&reserve.lock, RANK_RESERVE, may_wait)) return false;
-    superslab_put(&reserve.nursery, run, granules, pages);
-    if (superslab_is_empty(run.ss) && reserve.nursery.empty > 1) {
-        superslab_set_remove(&reserve.nursery, run.ss);
-        put_locked(run.ss);
+    for (const nursery_run_t *at = runs; at < runs + count; at++) {
+        superslab_put(&reserve.nursery, at->run, at->granules, at->pages);
+        if (!superslab_is_empty(at->run.ss) || reserve.nursery.empty <= 1) continue;
+        superslab_set_remove(&reserve.nursery, at->run.ss);
+        put_locked(at->run.ss);
     }
     if (reserve.nursery.free_touched > NURSERY_TOUCHED) purge_nursery();
     lock_release(&reserve.lock, RANK_RESERVE);

@@ -31,9 +31,15 @@ superslab_t *reserve_take(bool shared, uint32_t *refused);
 /* Gives an empty SuperSlab back; `giver` may later trim what it gave. False: may not wait, and the lock is busy. */
 bool reserve_put(superslab_t *ss, const void *giver, bool may_wait);
 
+typedef struct nursery_run {
+    run_t run;
+    unsigned granules;
+    pages_t pages; /* that may have been written */
+} nursery_run_t;
+
 /* Runs of the nursery. Put as superslab_put, with the registry's entries written before; false as reserve_put. */
 run_t nursery_take(unsigned granules, uint32_t *refused);
-bool nursery_put(run_t run, unsigned granules, pages_t pages, bool may_wait);
+bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait);
 
 /* Purges what `giver` left in the reserve; NULL: all of it. Returns bytes. */
 size_t reserve_trim(const void *giver);

@@ -5,17 +5,16 @@
 static void choose_bin(slab_t *slab)
 {
     size_t blocks = size_classes[slab->cls].blocks;
-    const size_t least[SLAB_BINS] = {[BIN_FULL] = blocks,
-                                     [BIN_HIGH] = (blocks * 3 + 3) / 4,
-                                     [BIN_HALF] = (blocks + 1) / 2,
-                                     [BIN_LOW] = (blocks + 3) / 4,
-                                     [BIN_SPARSE] = 1};
-    size_t outside = slab_outside(slab);
+    size_t outside = slab_outside(slab), least = blocks, most = blocks;
     uint8_t bin = BIN_FULL;
-    while (outside < least[bin]) bin++;
+    while (outside < least) {
+        most = least - 1;
+        bin++;
+        least = bin < BIN_SPARSE ? (blocks * (size_t)(BIN_SPARSE - bin) + 3) / 4 : bin == BIN_SPARSE;
+    }
     slab->bin = bin;
-    slab->least = (uint16_t)least[bin];
-    slab->most = (uint16_t)(bin == BIN_FULL ? blocks : least[bin - 1] - 1);
+    slab->least = (uint16_t)least;
+    slab->most = (uint16_t)most;
 }
 
 /* At the head where its address is the lowest of the two, else behind the head. */
@@ -77,9 +76,9 @@ static uint16_t origin_of(const char *start, unsigned cls)
 {
     const size_class_t *sizes = &size_classes[cls];
     uint64_t mixed = ((uintptr_t)start >> GRANULE_SHIFT) * 0x9e3779b97f4a7c15ull;
-    size_t page = (mixed >> 32) % (sizes->granules * (size_t)(GRANULE / HAK_PAGE));
+    size_t page = (uint64_t)(uint32_t)(mixed >> 16) * (sizes->granules * (uint64_t)GRANULE_PAGES) >> 32;
     size_t line = (mixed >> 48) % (HAK_PAGE / 2 / HAK_LINE);
-    size_t origin = (page * HAK_PAGE + line * HAK_LINE) / sizes->bytes;
+    size_t origin = registry_quotient(cls, (uint32_t)((page * HAK_PAGE + line * HAK_LINE) / BLOCK_ALIGN));
     /* Whole cache lines are carved at a time, so the first block begins one. */
     if (sizes->bytes < HAK_LINE) origin &= ~(size_t)3;
     return (uint16_t)(origin < sizes->blocks ? origin : 0);

@@ -49,20 +49,23 @@ static void retire_area(hak_heap_t *heap, unsigned index)
 {
     area_t *area = percpu_area(&heap->percpu, index);
     magazine_t *outbox = load_relaxed(&area->outbox);
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+    FOR_CLASSES(cls, &heap->made)
+    {
         take_limit(heap, area, &area->hot[cls], cls);
         if (outbox) take_limit(heap, area, &outbox[cls], cls);
     }
     percpu_retire(&heap->percpu, index);
 }
 
-static bool has_limits(const percpu_t *percpu)
+static bool has_limits(const hak_heap_t *heap)
 {
+    const percpu_t *percpu = &heap->percpu;
     for (unsigned index = 0; index < load_relaxed(&percpu->slots); index++) {
         const area_t *area = percpu_area(percpu, index);
         const magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL;
-        for (unsigned cls = 0; area && cls < CLASS_COUNT; cls++)
-            if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit))) return true;
+        if (!area) continue;
+        FOR_CLASSES(cls, &heap->made)
+        if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit))) return true;
     }
     return false;
 }
@@ -73,7 +76,7 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
     stolen_t stolen = {.count = 0};
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     bool fenced = true;
-    if (!percpu_is_empty(percpu) || (retire && has_limits(percpu))) {
+    if (!percpu_is_empty(percpu, &heap->made) || (retire && has_limits(heap))) {
         percpu_halt(percpu);
         fenced = percpu_fence();
         if (!fenced) percpu_restart_all(percpu);
@@ -83,7 +86,9 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
             /* Many CPUs' words may not fit: then some blocks go back while the last areas still wait. */
             if (stolen.count + 3 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
             magazine_t *outbox = load_relaxed(&area->outbox);
-            for (unsigned cls = first; cls < end; cls++) {
+            FOR_CLASSES(cls, &heap->made)
+            {
+                if (cls < first || cls >= end) continue;
                 steal_word(&stolen, cls, &area->hot[cls].word);
                 steal_word(&stolen, cls, &area->spare[cls]);
                 if (outbox) steal_word(&stolen, cls, &outbox[cls].word);
@@ -113,10 +118,8 @@ static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
 {
     if (!flush_areas(heap, first, end, retire, bytes)) return false;
-    for (unsigned cls = first; cls < end; cls++) {
-        class_state_t *state = heap_class_made(heap, cls);
-        if (state) flush_class(heap, state, bytes);
-    }
+    FOR_CLASSES(cls, &heap->made)
+    if (cls >= first && cls < end) flush_class(heap, heap_class_made(heap, cls), bytes);
     drain_settle(heap);
     return true;
 }
@@ -125,9 +128,10 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
 
 static void retire_empty_slabs(hak_heap_t *heap, unsigned first, unsigned end)
 {
-    for (unsigned cls = first; cls < end; cls++) {
+    FOR_CLASSES(cls, &heap->made)
+    {
         class_state_t *state = heap_class_made(heap, cls);
-        if (!state) continue;
+        if (cls < first || cls >= end) continue;
         lock_acquire(&state->lock, RANK_CLASS);
         for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
             for (slab_t *slab; (slab = slab_empty(set)) != NULL;) drain_retire(heap, state, slab, true);

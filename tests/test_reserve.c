@@ -203,7 +203,7 @@ Test(reserve, the_nursery_shares_superslabs)
     cr_assert(next.ss != runs[0].ss);
     cr_assert(reserve_stats().nursery_superslabs == 2);
 
-    for (unsigned i = 0; i < 32; i++) cr_assert(nursery_put(runs[i], 4, 1, true));
+    for (unsigned i = 0; i < 32; i++) cr_assert(nursery_put(&(nursery_run_t){runs[i], 4, 1}, 1, true));
     cr_assert(reserve_stats().nursery_touched_bytes == 32 * HAK_PAGE);
     cr_assert(nursery_trim() == 32 * HAK_PAGE);
     cr_assert(reserve_stats().nursery_touched_bytes == 0);
@@ -211,7 +211,7 @@ Test(reserve, the_nursery_shares_superslabs)
     cr_assert(nursery_trim() == 0);
     /* The first SuperSlab is empty now and may stay; when the second is too, one of them leaves. */
     cr_assert(reserve_stats().nursery_superslabs == 2);
-    cr_assert(nursery_put(next, 1, 0, true));
+    cr_assert(nursery_put(&(nursery_run_t){next, 1, 0}, 1, true));
     reserve_stats_t stats = reserve_stats();
     cr_assert(stats.nursery_superslabs == 1 && stats.clean_superslabs == 1, "%zu in the nursery, %zu clean",
               stats.nursery_superslabs, stats.clean_superslabs);
@@ -231,7 +231,7 @@ Test(reserve, the_nursery_keeps_a_bounded_number_of_pages)
     for (unsigned i = 0; i < RUNS; i++) {
         if (i % 8 == 0) continue;
         size_t before = reserve_stats().nursery_touched_bytes;
-        cr_assert(nursery_put(runs[i], 16, PAGES_ALL, true));
+        cr_assert(nursery_put(&(nursery_run_t){runs[i], 16, PAGES_ALL}, 1, true));
         size_t after = reserve_stats().nursery_touched_bytes;
         fell = fell || after < before;
         most = hak_max(most, after);
@@ -248,7 +248,7 @@ Test(reserve, the_nursery_is_bounded_when_everything_comes_back)
     for (unsigned i = 0; i < RUNS; i++) runs[i] = take_nursery(16);
     for (unsigned i = 0; i < RUNS; i++) {
         unsigned at = i % 8 * (RUNS / 8) + i / 8; /* across SuperSlabs */
-        cr_assert(nursery_put(runs[at], 16, PAGES_ALL, true));
+        cr_assert(nursery_put(&(nursery_run_t){runs[at], 16, PAGES_ALL}, 1, true));
         cr_assert(reserve_stats().nursery_touched_bytes <= (size_t)NURSERY_TOUCHED * HAK_PAGE);
     }
     reserve_stats_t stats = reserve_stats();
@@ -270,7 +270,7 @@ static bool put_meanwhile(void *at, size_t bytes)
     (void)at, (void)bytes;
     if (tried++) return true;
     cr_assert(!reserve_put(waiting, NULL, false));
-    cr_assert(!nursery_put(waiting_run, 2, PAGES_ALL, false));
+    cr_assert(!nursery_put(&(nursery_run_t){waiting_run, 2, PAGES_ALL}, 1, false));
     return true;
 }
 
@@ -291,7 +291,7 @@ Test(reserve, who_may_not_wait_is_told_and_nothing_changes)
     cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 1);
     cr_assert(waiting->free_touched == 3 && waiting_run.ss->free_granules == nursery_free);
     cr_assert(superslab_is_valid(waiting) && superslab_is_valid(waiting_run.ss));
-    cr_assert(reserve_put(waiting, NULL, false) && nursery_put(waiting_run, 2, 1, false));
+    cr_assert(reserve_put(waiting, NULL, false) && nursery_put(&(nursery_run_t){waiting_run, 2, 1}, 1, false));
     cr_assert(reserve_stats().dirty_superslabs == 1 && reserve_stats().nursery_touched_bytes == HAK_PAGE);
 }
 
