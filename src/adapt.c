@@ -25,7 +25,9 @@ enum {
     LEAST_BLOCKS = 2,
     FIRST_BLOCKS = 32,
     SHARE = 2,
-    SCARCE = 8, /* the budget is nearly spent when less than this part of it is left */
+    RETURN_ENTER = 4, /* a class that returns so many blocks for one that it takes is closed; */
+    RETURN_LEAVE = 2, /* with so many or fewer it is opened again */
+    SCARCE = 8,       /* the budget is nearly spent when less than this part of it is left */
 };
 
 static uint32_t most_blocks(const class_state_t *state, bool outbox)
@@ -41,6 +43,12 @@ static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
 {
     return atomic_compare_exchange_strong_explicit(&magazine->limit, &from, to, memory_order_relaxed,
                                                    memory_order_relaxed);
+}
+
+size_t adapt_refill(const magazine_t *hot)
+{
+    uint32_t limit = load_relaxed(&((magazine_t *)(uintptr_t)hot)->limit);
+    return hak_max(1, limit <= FIRST_BLOCKS ? limit : limit / 2);
 }
 
 void adapt_missed(area_t *area, magazine_t *magazine)
@@ -64,26 +72,32 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
     if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
 }
 
-bool adapt_overflowed(const hak_heap_t *heap, area_t *area, unsigned cls)
+/* Blocks that a class took from below in this period, about, and blocks that it returned, which its outbox counts. */
+static size_t taken(const area_t *area, unsigned cls)
 {
-    if (load_relaxed(&area->hot[cls].misses) || load_relaxed(&heap->divided) != DIVIDED) return false;
+    magazine_t *hot = &((area_t *)(uintptr_t)area)->hot[cls];
+    return load_relaxed(&hot->misses) * adapt_refill(hot);
+}
+static size_t returned(const magazine_t *outbox)
+{
+    return load_relaxed(&((magazine_t *)(uintptr_t)outbox)->misses) * (size_t)MOST_POSTED;
+}
+
+bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, unsigned cls, size_t blocks)
+{
+    store_relaxed(&area->misses, load_relaxed(&area->misses) + 1);
+    store_relaxed(&outbox->misses, (uint16_t)(load_relaxed(&outbox->misses) + blocks / MOST_POSTED + 1));
+    if (returned(outbox) < RETURN_ENTER * taken(area, cls) || load_relaxed(&heap->divided) != DIVIDED) return false;
     percpu_tag(area, cls, TAG_NONE);
     return true;
 }
 
-/* An outbox that was full stands for about as many blocks as a miss. */
 void adapt_wants(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
     magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
-    if (outbox && load_relaxed(&area->hot[cls].misses) <= load_relaxed(&outbox[cls].misses)) return;
+    if (outbox && returned(&outbox[cls]) > RETURN_LEAVE * taken(area, cls)) return;
     percpu_tag(area, cls, 0); /* which a free may take for a home's: a hint like all others */
     refill_tag(heap, area, index, cls);
-}
-
-size_t adapt_refill(const magazine_t *hot)
-{
-    uint32_t limit = load_relaxed(&((magazine_t *)(uintptr_t)hot)->limit);
-    return hak_max(1, limit <= FIRST_BLOCKS ? limit : limit / 2);
 }
 
 /* ---- The end of a period ---- */
@@ -168,7 +182,7 @@ void adapt_area(hak_heap_t *heap, area_t *area, int index)
         class_state_t *state = heap_class_made(heap, cls);
         if (!is_used(share_of(area, &area->hot[cls], cls), all)) give_back_hot(heap, area, state);
         store_relaxed(&area->hot[cls].misses, (uint16_t)0);
-        if (outbox && !is_used(share_of(area, &outbox[cls], cls), all))
+        if (outbox && (adapt_returns(area, cls) || !is_used(share_of(area, &outbox[cls], cls), all)))
             give_back_outbox(heap, area, state, &outbox[cls], index);
         /* Of a class that returns its blocks some are remembered: the first miss of a period is no sign that it grows. */
         uint16_t keep = outbox && adapt_returns(area, cls) ? load_relaxed(&outbox[cls].misses) / 2 : 0;

@@ -310,7 +310,9 @@ static void *realloc_mid(hak_heap_t *heap, const block_id_t *id, void *ptr, size
     superslab_t *ss = registry_superslab(ptr);
     unsigned wanted = (unsigned)((size + GRANULE - 1) / GRANULE);
     lock_acquire(&heap->lock, RANK_HEAP);
-    bool done = heap_resize_run(heap, (run_t){ss, superslab_index(ss, ptr)}, mid->granules, wanted);
+    /* Another thread's free may have come in between: the copy's free will name it. */
+    bool done = entry_code(registry_lookup(ptr)) == CODE_MID &&
+                heap_resize_run(heap, (run_t){ss, superslab_index(ss, ptr)}, mid->granules, wanted);
     if (done) mid_resize(&heap->large, mid, wanted);
     lock_release(&heap->lock, RANK_HEAP);
     gate_leave();
@@ -325,7 +327,7 @@ static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
     large_t *large = id->large;
     lock_acquire(&heap->lock, RANK_HEAP);
     size_t held = large_bytes(large);
-    bool done = large_remap(&heap->large, large, bytes);
+    bool done = load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
     if (done && bytes > held) heap_charge(heap, bytes - held);
     if (done && bytes < held) heap_uncharge(heap, held - bytes);
     lock_release(&heap->lock, RANK_HEAP);

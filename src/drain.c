@@ -205,6 +205,7 @@ static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int
     unsigned cls = state->cls;
     size_t hot = PERCPU_HOT(cls);
     magazine_t *outbox = outbox_of(heap, area);
+    if (outbox) note_home(&outbox[cls], entry);
     if (outbox && !load_relaxed(&outbox[cls].limit)) adapt_grow(heap, area, &outbox[cls], state);
     if (percpu_post(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, outbox, 1);
@@ -274,8 +275,12 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     counter_add(&heap->counters, early_full, 1);
     chain_t full = percpu_take(percpu, hot);
     bool kept = full && percpu_install(percpu, cls, PERCPU_SPARE(cls), full);
-    bool returns = !kept && area && adapt_overflowed(heap, area, cls);
-    if (!kept && area && !returns) adapt_grow(heap, area, &area->hot[cls], state);
+    bool returns = false;
+    if (!kept && area) {
+        magazine_t *outbox = outbox_of(heap, area);
+        returns = outbox && adapt_overflowed(heap, area, &outbox[cls], cls, chain_count(full));
+        if (!returns) adapt_grow(heap, area, &area->hot[cls], state);
+    }
     if (!percpu_push(percpu, hot, ptr, heap->key))
         drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
     /* Not the spare chain: this one's blocks are still in the nearest cache, and each of them is visited. */

@@ -212,6 +212,9 @@ bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home)
     if (!area) return true;
     /* Relaxed: a look at what another CPU writes, for no more than whether it does. */
     chain_t now = load_relaxed(&area->hot[state->cls].word);
+    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
+    /* Where the class returns its blocks, frees go there. */
+    if (outbox && load_relaxed(&area->hot[state->cls].tag) == TAG_NONE) now ^= load_relaxed(&outbox[state->cls].word);
     at->still = now == at->seen ? at->still + 1 : 0;
     at->seen = now;
     return at->still >= HOME_STILL;
@@ -379,8 +382,7 @@ bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wa
         return true;
     }
     if (!superslab_extend(&heap->superslabs, run, granules, wanted - granules)) return false;
-    /* The first entries are written again as they are. */
-    registry_set_run(start, wanted, heap, CODE_MID | (heap->key ? CODE_CHECKED : 0));
+    registry_extend_run(start, granules, wanted, heap, CODE_MID | (heap->key ? CODE_CHECKED : 0));
     return true;
 }
 

@@ -35,14 +35,15 @@ void adapt_missed(area_t *area, magazine_t *magazine);
 /*
  * A class that is freed much more than it is allocated: the running CPU's frees of it go to the outbox and back to their slabs,
  * past the hot magazine, so that what little is allocated meanwhile comes from few slabs and not from all.
- * adapt_returns: whether it is so. adapt_overflowed: a free found all magazines full; true: it is so from now on.
+ * adapt_returns: whether it is so. adapt_overflowed: frees filled all magazines, and so many blocks go to their slabs; true:
+ * it is so from now on.
  * adapt_wants: an allocation has missed; it may end.
  */
 HAK_INLINE bool adapt_returns(const area_t *area, unsigned cls)
 {
     return load_relaxed(&((area_t *)(uintptr_t)area)->hot[cls].tag) == TAG_NONE;
 }
-bool adapt_overflowed(const hak_heap_t *heap, area_t *area, unsigned cls);
+bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, unsigned cls, size_t blocks);
 void adapt_wants(const hak_heap_t *heap, area_t *area, int index, unsigned cls);
 /* Lets a magazine of this area hold more, inside the heap's budget. */
 void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state);

@@ -91,37 +91,37 @@ static bool drain_others(hak_heap_t *heap, class_state_t *state, int index)
 }
 
 /* Where the system refuses a slab, any block will do. */
-static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, size_t want)
+static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, size_t want, size_t most)
 {
     chain_t chain = 0;
     for (slab_set_t *set = &state->shared; set && !chain; set = heap_next_set(state, set))
-        chain = slab_take(set, state->cls, want, &heap->guard);
+        chain = slab_take(set, state->cls, want, most, &heap->guard);
     return chain;
 }
 
-static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want)
+static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want, size_t most)
 {
     if (drain_remote_list(heap, state)) counter_add(&heap->counters, refill_remote, 1);
     unsigned home = heap_home(heap, state, index, true);
     chain_t chain;
-    while (!(chain = slab_take(heap_set_of(state, home), state->cls, want, &heap->guard)) &&
+    while (!(chain = slab_take(heap_set_of(state, home), state->cls, want, most, &heap->guard)) &&
            (adopt_slab(heap, state, home, false) || drain_others(heap, state, index) ||
             adopt_slab(heap, state, home, true) || fresh_slab(heap, state, home))) {
     }
-    if (!chain) chain = take_anywhere(heap, state, want);
+    if (!chain) chain = take_anywhere(heap, state, want, most);
     store_relaxed(&state->outside, load_relaxed(&state->outside) + chain_count(chain));
     if (chain) counter_add(&heap->counters, refill_slab, 1);
     return chain;
 }
 
 /* The rungs below the areas. */
-static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want)
+static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want, size_t most)
 {
     lock_acquire(&state->lock, RANK_CLASS);
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
     budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
     if (chain) counter_add(&heap->counters, refill_cold, 1);
-    else chain = take_slab(heap, state, index, want);
+    else chain = take_slab(heap, state, index, want, most);
     lock_release(&state->lock, RANK_CLASS);
     return chain;
 }
@@ -182,7 +182,8 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
         if (area) adapt_missed(area, &area->hot[cls]);
         if (area && adapt_returns(area, cls)) adapt_wants(heap, area, index, cls);
         if (area) adapt_grow(heap, area, &area->hot[cls], state);
-        chain = take_shared(heap, state, index, area ? adapt_refill(&area->hot[cls]) : 1);
+        size_t most = area ? hak_max(1, load_relaxed(&area->hot[cls].limit)) : 1;
+        chain = take_shared(heap, state, index, area ? adapt_refill(&area->hot[cls]) : 1, most);
         if (HAK_UNLIKELY(load_relaxed(&heap->divided) == DUE)) heap_divide(heap, index);
         if (area) adapt_area(heap, area, index);
     }

@@ -47,13 +47,18 @@ static _Atomic entry_t *entry_at(const void *start)
     return &registry_gib((uintptr_t)start)->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
 }
 
-void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code)
+void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap, unsigned code)
 {
     entry_t entry = entry_owner_bits(heap) | registry_tag(HOME_NONE, code & ~(unsigned)CODE_CHECKED);
     if (code & CODE_CHECKED) entry |= ENTRY_CHECKED;
     _Atomic entry_t *at = entry_at(base);
-    for (size_t i = 0; i < granules; i++)
+    for (size_t i = had; i < granules; i++)
         store_relaxed(&at[i], entry | ((entry_t)i & ENTRY_BACK_MASK) << ENTRY_BACK_SHIFT);
+}
+
+void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code)
+{
+    registry_extend_run(base, 0, granules, heap, code);
 }
 
 void registry_set_home(const void *base, size_t granules, unsigned home)

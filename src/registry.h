@@ -190,6 +190,8 @@ void registry_set_home(const void *base, size_t granules, unsigned home);
 
 /* Writes the entries of a run, which has no home. `heap` NULL: no owner. */
 void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code);
+/* The same for what is added to a run of `had` granules. */
+void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap, unsigned code);
 /* Marks a run of one block as given back; false where it was already. Of two that free it, one succeeds. */
 bool registry_release(const void *start);
 /* The SuperSlab that a pointer lies in; NULL where it is not ours. */

@@ -201,9 +201,9 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
 }
 
 /* A freelist that goes as it is costs nothing; to join or to split one costs a visit to each block. */
-static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, const guard_t *guard)
+static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, size_t most, const guard_t *guard)
 {
-    if (!chain && chain_count(slab->free) <= 2 * want) {
+    if (!chain && chain_count(slab->free) <= most) {
         chain = slab->free;
         slab->free = 0;
         return chain;
@@ -224,7 +224,7 @@ slab_t *slab_find(const slab_set_t *set, unsigned bin)
     return NULL;
 }
 
-chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *guard)
+chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard)
 {
     chain_t chain = 0;
     slab_t *slab;
@@ -233,7 +233,8 @@ chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *gua
         while (!slab->free && load_relaxed(&slab->released)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
-        chain = listed ? take_listed(slab, chain, want, guard) : carve(set, slab, chain, want - before, guard->key);
+        chain =
+            listed ? take_listed(slab, chain, want, most, guard) : carve(set, slab, chain, want - before, guard->key);
         set->outside += chain_count(chain) - before;
         rebin(set, slab);
         if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */

@@ -104,9 +104,9 @@ void slab_restore(slab_set_t *set, slab_t *slab);
 void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab);
 /* The fullest slab that is no fuller than `bin` and has a block to give; NULL: there is none. */
 slab_t *slab_find(const slab_set_t *set, unsigned bin);
-/* A chain of about `want` blocks: more where they fill a cache line or are a slab's freelist of up to twice as many, which is
+/* A chain of about `want` blocks: more where they fill a cache line, or are a slab's freelist of no more than `most`, which is
  * taken whole, and fewer where that has a quarter of them; the empty chain where no slab has one. */
-chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, const guard_t *guard);
+chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
 /* Gives back pages that no block outside overlaps, also those that were written before the run became this slab; the first `keep` of them stay, and are taken off it. `purge` tells the

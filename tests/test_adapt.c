@@ -192,6 +192,55 @@ Test(adapt, a_class_that_is_only_freed_returns_its_blocks)
     }
 }
 
+/* Nothing helps it along but the frees themselves; and it ends where as much is allocated as is freed, first in, first out. */
+Test(adapt, returning_begins_and_ends_by_itself)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        enum { BYTES = 64, QUEUE = 2000, TURNS = 4000000 };
+        static void *many[200000];
+        for (size_t i = 0; i < CONTRACT_LENGTH(many); i++)
+            cr_assert((many[i] = hak_heap_malloc(heap, BYTES)) != NULL);
+        area_t *area = area_here(heap);
+        for (size_t i = QUEUE; i < CONTRACT_LENGTH(many); i++) hak_heap_free(heap, many[i]);
+        cr_assert(adapt_returns(area, class_of(BYTES)));
+        size_t turns = 0;
+        for (; turns < TURNS && adapt_returns(area, class_of(BYTES)); turns++) {
+            hak_heap_free(heap, many[turns % QUEUE]);
+            cr_assert((many[turns % QUEUE] = hak_heap_malloc(heap, BYTES)) != NULL);
+        }
+        cr_assert(turns < TURNS, "it goes on for ever");
+        must_be_sound(heap, QUEUE);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Freelists that go whole fit the limit, so that magazines never hold more than the budget. */
+Test(adapt, magazines_never_hold_more_than_the_budget)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        enum { BUDGET = 16384, BLOCKS = 4000 };
+        hak_heap_t *heap = heap_here(level, BUDGET);
+        fill(heap, SIZE, 0, BLOCKS);
+        for (size_t i = 0; i < BLOCKS; i++) {
+            if (i % 4 == 0) continue;
+            hak_heap_free(heap, blocks[i]);
+            blocks[i] = NULL;
+        }
+        (void)hak_heap_flush(heap);
+        uint64_t dice = 1;
+        for (unsigned turn = 0; turn < 100000; turn++) {
+            dice = dice * 6364136223846793005u + 1442695040888963407u;
+            void **at = &blocks[(dice >> 33) % BLOCKS];
+            if (*at) hak_heap_free(heap, *at);
+            *at = *at ? NULL : hak_heap_malloc(heap, SIZE);
+            hak_heap_stats_t stats = contract_stats(heap);
+            cr_assert(turn % 16 || contract_cached(&stats) <= BUDGET, "%zu bytes", contract_cached(&stats));
+        }
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Large mappings ---- */
 
 static size_t large_cached(const hak_heap_t *heap) { return contract_stats(heap).large_cached_bytes; }

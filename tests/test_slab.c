@@ -80,7 +80,7 @@ static char *blocks[4 * MOST_BLOCKS];
 
 static size_t take(unsigned cls, size_t want, const guard_t *guard, char *out[])
 {
-    chain_t chain = slab_take(&set, cls, want, guard);
+    chain_t chain = slab_take(&set, cls, want, 2 * want, guard);
     size_t count = unchain(chain, guard, size_classes[cls].bytes, out, MOST_BLOCKS);
     cr_assert(count == chain_count(chain));
     return count;
@@ -132,7 +132,7 @@ static void carve_whole_slab(unsigned cls, const guard_t *guard)
                   (unsigned long)slab_pages(slab), (unsigned long)pages);
     }
     cr_assert(slab->bin == BIN_FULL);
-    cr_assert(slab_take(&set, cls, 1, guard) == 0, "class %u: more blocks than there are", cls);
+    cr_assert(slab_take(&set, cls, 1, 2, guard) == 0, "class %u: more blocks than there are", cls);
     must_add_up();
     slab_remove(&set, slab);
     set.outside = 0;
@@ -219,7 +219,7 @@ Test(slab, small_blocks_come_by_whole_lines)
 Test(slab, a_take_gets_about_what_it_wants)
 {
     slab_t *slab = add(7); /* 128 bytes: 32 a page */
-    cr_assert(slab_take(&set, 7, 0, &fast) == 0);
+    cr_assert(slab_take(&set, 7, 0, 0, &fast) == 0);
     size_t first = take(7, 5, &fast, blocks);
     cr_assert(first > 0 && first <= 5);
     cr_assert(slab->carved == first);
@@ -251,7 +251,7 @@ Test(slab, the_fullest_slab_serves_first)
     slab_t *slabs[3];
     for (unsigned i = 0; i < 3; i++) slabs[i] = add(CLASS);
     cr_assert(empty_into(CLASS, 48, blocks) == 48);
-    cr_assert(set.bin[BIN_FULL] && slab_take(&set, CLASS, 1, &checked) == 0);
+    cr_assert(set.bin[BIN_FULL] && slab_take(&set, CLASS, 1, 2, &checked) == 0);
 
     /* Sparse, half and high: 2, 8 and 13 outside. */
     static const size_t keep[3] = {2, 8, 13};
@@ -275,7 +275,7 @@ Test(slab, the_fullest_slab_serves_first)
         }
         cr_assert(slabs[from]->bin == BIN_FULL);
     }
-    cr_assert(slab_take(&set, CLASS, 1, &checked) == 0);
+    cr_assert(slab_take(&set, CLASS, 1, 2, &checked) == 0);
     must_add_up();
 }
 
@@ -295,7 +295,7 @@ Test(slab, a_slab_moves_to_another_set_with_all_that_is_counted)
     must_add_up();
     cr_assert(set.slabs == 1 && set.outside == 16 && set.carved == 16 && slab_find(&set, BIN_HIGH) == NULL);
     cr_assert(other.slabs == 1 && other.outside == 5 && other.carved == 16 && slab_find(&other, BIN_HIGH) == goes);
-    chain_t chain = slab_take(&other, CLASS, 11, &checked);
+    chain_t chain = slab_take(&other, CLASS, 11, 22, &checked);
     cr_assert(chain_count(chain) == 11 && other.outside == 16 && goes->bin == BIN_FULL);
     slab_move(&other, &set, goes);
     must_add_up();
@@ -513,7 +513,7 @@ Test(slab, the_last_block_back_makes_a_slab_empty)
     cr_assert(superslab_granule(run.ss, run.first) == slab->start);
     slab_remove(&set, slab);
     cr_assert(set.slabs == 0 && set.carved == 0 && slab_empty(&set) == NULL);
-    cr_assert(slab_take(&set, CLASS, 1, &checked) == 0);
+    cr_assert(slab_take(&set, CLASS, 1, 2, &checked) == 0);
     slab_restore(&set, slab);
     cr_assert(set.slabs == 1 && set.carved == all && slab_empty(&set) == slab);
     must_add_up();
@@ -611,7 +611,7 @@ Test(slab, a_double_put_ends_the_process, .signal = SIGABRT)
 static void take_damaged(void *arg)
 {
     (void)arg;
-    (void)slab_take(&set, 7, 2, &checked);
+    (void)slab_take(&set, 7, 2, 4, &checked);
 }
 
 Test(slab, a_freed_block_that_was_written_to_aborts)
