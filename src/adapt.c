@@ -21,7 +21,9 @@
 enum {
     MOST_BYTES = 64 * 1024,
     MOST_BLOCKS = 256,
-    MOST_POSTED = 64, /* blocks of an outbox, which are of no use to anybody while they lie there */
+    WIDE_BLOCKS = 16,        /* of classes of which MOST_BYTES are fewer, */
+    WIDE_BYTES = 256 * 1024, /* as long as they fit this */
+    MOST_POSTED = 64,        /* blocks of an outbox, which are of no use to anybody while they lie there */
     LEAST_BLOCKS = 2,
     FIRST_BLOCKS = 32,
     SHARE = 2,
@@ -30,12 +32,20 @@ enum {
     SCARCE = 8,       /* the budget is nearly spent when less than this part of it is left */
 };
 
+/* What a magazine of a class may hold at most. */
+static size_t fits(unsigned cls, bool outbox)
+{
+    size_t bytes = size_classes[cls].bytes;
+    size_t blocks = hak_max(MOST_BYTES / bytes, hak_min(WIDE_BLOCKS, WIDE_BYTES / bytes));
+    return hak_min(blocks, outbox ? MOST_POSTED : MOST_BLOCKS);
+}
+
 static uint32_t most_blocks(const class_state_t *state, bool outbox)
 {
-    size_t fits = hak_min(MOST_BYTES / size_classes[state->cls].bytes, outbox ? MOST_POSTED : MOST_BLOCKS);
+    size_t most = fits(state->cls, outbox);
     /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
     size_t share = load_relaxed(&state->outside) / SHARE;
-    return (uint32_t)hak_max(hak_min(fits, share), hak_min(hak_max(fits, LEAST_BLOCKS), FIRST_BLOCKS));
+    return (uint32_t)hak_max(hak_min(most, share), hak_min(hak_max(most, LEAST_BLOCKS), FIRST_BLOCKS));
 }
 
 /* Relaxed: a limit orders nothing; a section reads the one or the other. */
@@ -78,16 +88,17 @@ static size_t taken(const area_t *area, unsigned cls)
     magazine_t *hot = &((area_t *)(uintptr_t)area)->hot[cls];
     return load_relaxed(&hot->misses) * adapt_refill(hot);
 }
-static size_t returned(const magazine_t *outbox)
+static size_t returned(const magazine_t *outbox, unsigned cls)
 {
-    return load_relaxed(&((magazine_t *)(uintptr_t)outbox)->misses) * (size_t)MOST_POSTED;
+    return load_relaxed(&((magazine_t *)(uintptr_t)outbox)->misses) * fits(cls, true);
 }
 
 bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, unsigned cls, size_t blocks)
 {
     store_relaxed(&area->misses, load_relaxed(&area->misses) + 1);
-    store_relaxed(&outbox->misses, (uint16_t)(load_relaxed(&outbox->misses) + blocks / MOST_POSTED + 1));
-    if (returned(outbox) < RETURN_ENTER * taken(area, cls) || load_relaxed(&heap->divided) != DIVIDED) return false;
+    store_relaxed(&outbox->misses, (uint16_t)(load_relaxed(&outbox->misses) + (blocks + 1) / fits(cls, true)));
+    if (returned(outbox, cls) < RETURN_ENTER * taken(area, cls) || load_relaxed(&heap->divided) != DIVIDED)
+        return false;
     percpu_tag(area, cls, TAG_NONE);
     return true;
 }
@@ -95,7 +106,7 @@ bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, 
 void adapt_wants(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
     magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
-    if (outbox && returned(&outbox[cls]) > RETURN_LEAVE * taken(area, cls)) return;
+    if (outbox && returned(&outbox[cls], cls) > RETURN_LEAVE * taken(area, cls)) return;
     percpu_tag(area, cls, 0); /* which a free may take for a home's: a hint like all others */
     refill_tag(heap, area, index, cls);
 }

@@ -95,9 +95,11 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
         put_remote(heap, state, chain);
         return;
     }
-    /* A thread that may use no magazine has no CPU to keep a chain for. */
-    chain_t overflow =
-        index < 0 || load_relaxed(&heap->divided) == DIVIDED ? chain : put_cold(heap, state, chain, index);
+    /* A thread that may use no magazine has no CPU to keep a chain for. Chains of a divided heap go to their slabs at once,
+     * see adapt.c; but for blocks of more than a page, which pin little more than themselves and whose slabs are dear to make. */
+    bool wide = size_classes[state->cls].bytes > HAK_PAGE;
+    bool to_slabs = index < 0 || (load_relaxed(&heap->divided) == DIVIDED && !wide);
+    chain_t overflow = to_slabs ? chain : put_cold(heap, state, chain, index);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
     lock_release(&state->lock, RANK_CLASS);
 }
