@@ -76,9 +76,7 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
     if (wanted > most) wanted = most;
     if (wanted <= limit) return;
     size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
-    if (!budget_take(&heap->budget, bytes)) {
-        return;
-    }
+    if (!budget_take(&heap->budget, bytes)) return;
     if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
 }
 

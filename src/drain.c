@@ -165,16 +165,15 @@ static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, un
         put_remote(heap, state, chain);
         return;
     }
+    if (home < HOME_LOOK) {
+        send_home(heap, state, chain, home, index);
+        chain = 0;
+    }
     while (chain) {
-        chain_t same = chain;
-        if (home < HOME_LOOK) {
-            chain = 0;
-        } else {
-            home = entry_home(registry_lookup(chain_block(chain)));
-            chain = split(heap, state, chain, home, &same);
-        }
+        chain_t same;
+        home = entry_home(registry_lookup(chain_block(chain)));
+        chain = split(heap, state, chain, home, &same);
         send_home(heap, state, same, home, index);
-        home = HOME_LOOK;
     }
     lock_release(&state->lock, RANK_CLASS);
 }

@@ -109,8 +109,9 @@ slab_t *slab_find(const slab_set_t *set, unsigned bin);
 chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
-/* Gives back pages that no block outside overlaps, also those that were written before the run became this slab; the first `keep` of them stay, and are taken off it. `purge` tells the
- * kernel, and false says that it refused: then they stay too. Returns pages. */
+/* Gives back pages that no block outside overlaps, also those that were written before the run became this slab; the first
+ * `keep` of them stay, and are taken off it. `purge` tells the kernel, and false says that it refused: then they stay too.
+ * Returns pages. */
 size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep, bool (*purge)(void *, size_t));
 /* Any slab with no block outside, or NULL. */
 HAK_INLINE slab_t *slab_empty(const slab_set_t *set) { return set->bin[BIN_EMPTY]; }
