@@ -186,8 +186,7 @@ void adapt_area(hak_heap_t *heap, area_t *area, int index)
     magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
     bool scarce = load_relaxed(&heap->budget.room) < (int64_t)(heap->settings.cache_bytes / SCARCE);
     share_t all = scarce ? share_of_all(area, outbox) : (share_t){0, 0};
-    FOR_CLASSES(cls, &heap->made)
-    {
+    FOR_CLASSES (cls, &heap->made) {
         class_state_t *state = heap_class_made(heap, cls);
         if (!is_used(share_of(area, &area->hot[cls], cls), all)) give_back_hot(heap, area, state);
         store_relaxed(&area->hot[cls].misses, (uint16_t)0);

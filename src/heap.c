@@ -259,8 +259,7 @@ void heap_divide(hak_heap_t *heap, int index)
 {
     uint32_t due = DUE;
     if (!cas_relaxed(&heap->divided, &due, (uint32_t)DIVIDED)) return;
-    FOR_CLASSES(cls, &heap->made)
-    {
+    FOR_CLASSES (cls, &heap->made) {
         class_state_t *state = heap_class_made(heap, cls);
         lock_acquire(&state->lock, RANK_CLASS);
         (void)heap_home(heap, state, index, true);
@@ -462,8 +461,7 @@ static void empty_caches(hak_heap_t *heap)
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++)
         if (percpu_area(&heap->percpu, i)) empty_area(percpu_area(&heap->percpu, i));
     for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next) empty_area(area);
-    FOR_CLASSES(cls, &heap->made)
-    {
+    FOR_CLASSES (cls, &heap->made) {
         class_state_t *state = heap_class_made(heap, cls);
         for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) *set = (slab_set_t){0};
         store_relaxed(&state->outside, 0);

@@ -225,8 +225,7 @@ bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes)
         const area_t *area = percpu_areas(percpu)[i];
         if (!area) continue;
         const magazine_t *outbox = load_acquire(&area->outbox);
-        FOR_CLASSES(cls, classes)
-        {
+        FOR_CLASSES (cls, classes) {
             if (load_relaxed(&area->hot[cls].word) | load_relaxed(&area->spare[cls])) return false;
             if (outbox && load_relaxed(&outbox[cls].word)) return false;
         }

@@ -50,8 +50,9 @@ HAK_INLINE unsigned class_bits_next(const class_bits_t *bits, unsigned cls)
     }
     return CLASS_COUNT;
 }
-#define FOR_CLASSES(cls, bits) \
-    for (unsigned cls = class_bits_next((bits), 0); cls < CLASS_COUNT; cls = class_bits_next((bits), cls + 1))
+#define FOR_CLASSES_IN(cls, bits, first, end) \
+    for (unsigned cls = class_bits_next((bits), (first)); cls < (end); cls = class_bits_next((bits), cls + 1))
+#define FOR_CLASSES(cls, bits) FOR_CLASSES_IN (cls, bits, 0, CLASS_COUNT)
 
 /* Lock: whoever writes the bits. */
 HAK_INLINE void class_bits_add(class_bits_t *bits, unsigned cls)

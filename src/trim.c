@@ -49,8 +49,7 @@ static void retire_area(hak_heap_t *heap, unsigned index)
 {
     area_t *area = percpu_area(&heap->percpu, index);
     magazine_t *outbox = load_relaxed(&area->outbox);
-    FOR_CLASSES(cls, &heap->made)
-    {
+    FOR_CLASSES (cls, &heap->made) {
         take_limit(heap, area, &area->hot[cls], cls);
         if (outbox) take_limit(heap, area, &outbox[cls], cls);
     }
@@ -64,8 +63,8 @@ static bool has_limits(const hak_heap_t *heap)
         const area_t *area = percpu_area(percpu, index);
         const magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL;
         if (!area) continue;
-        FOR_CLASSES(cls, &heap->made)
-        if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit))) return true;
+        FOR_CLASSES (cls, &heap->made)
+            if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit))) return true;
     }
     return false;
 }
@@ -86,9 +85,7 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
             /* Many CPUs' words may not fit: then some blocks go back while the last areas still wait. */
             if (stolen.count + 3 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
             magazine_t *outbox = load_relaxed(&area->outbox);
-            FOR_CLASSES(cls, &heap->made)
-            {
-                if (cls < first || cls >= end) continue;
+            FOR_CLASSES_IN (cls, &heap->made, first, end) {
                 steal_word(&stolen, cls, &area->hot[cls].word);
                 steal_word(&stolen, cls, &area->spare[cls]);
                 if (outbox) steal_word(&stolen, cls, &outbox[cls].word);
@@ -118,8 +115,7 @@ static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
 {
     if (!flush_areas(heap, first, end, retire, bytes)) return false;
-    FOR_CLASSES(cls, &heap->made)
-    if (cls >= first && cls < end) flush_class(heap, heap_class_made(heap, cls), bytes);
+    FOR_CLASSES_IN (cls, &heap->made, first, end) flush_class(heap, heap_class_made(heap, cls), bytes);
     drain_settle(heap);
     return true;
 }
@@ -128,10 +124,8 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
 
 static void retire_empty_slabs(hak_heap_t *heap, unsigned first, unsigned end)
 {
-    FOR_CLASSES(cls, &heap->made)
-    {
+    FOR_CLASSES_IN (cls, &heap->made, first, end) {
         class_state_t *state = heap_class_made(heap, cls);
-        if (cls < first || cls >= end) continue;
         lock_acquire(&state->lock, RANK_CLASS);
         for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
             for (slab_t *slab; (slab = slab_empty(set)) != NULL;) drain_retire(heap, state, slab, true);
