@@ -32,13 +32,15 @@ enum {
     SCARCE = 8,       /* the budget is nearly spent when less than this part of it is left */
 };
 
-/* What a magazine of a class may hold at most. */
-static size_t fits(unsigned cls, bool outbox)
-{
-    size_t bytes = size_classes[cls].bytes;
-    size_t blocks = hak_max(MOST_BYTES / bytes, hak_min(WIDE_BLOCKS, WIDE_BYTES / bytes));
-    return hak_min(blocks, outbox ? MOST_POSTED : MOST_BLOCKS);
-}
+/* What a magazine of a class may hold at most, by class: a miss has no time for divisions. */
+#define LESSER(a, b)  ((a) < (b) ? (a) : (b))
+#define GREATER(a, b) ((a) > (b) ? (a) : (b))
+#define FITS(bytes, granules) \
+    LESSER(GREATER(MOST_BYTES / (bytes), LESSER(WIDE_BLOCKS, WIDE_BYTES / (bytes))), MOST_BLOCKS),
+
+static const uint16_t most_of[CLASS_COUNT] = {SIZE_CLASSES(FITS)};
+
+static size_t fits(unsigned cls, bool outbox) { return hak_min(most_of[cls], outbox ? MOST_POSTED : MOST_BLOCKS); }
 
 static uint32_t most_blocks(const class_state_t *state, bool outbox)
 {

@@ -57,6 +57,9 @@ typedef struct budget {
 } budget_t;
 
 bool budget_take(budget_t *budget, size_t bytes);
-HAK_INLINE void budget_put(budget_t *budget, size_t bytes) { add_relaxed(&budget->room, (int64_t)bytes); }
+HAK_INLINE void budget_put(budget_t *budget, size_t bytes)
+{
+    if (bytes) add_relaxed(&budget->room, (int64_t)bytes);
+}
 
 #endif

@@ -287,13 +287,19 @@ static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
     return run;
 }
 
-static void forget_nursery_run(hak_heap_t *heap, uint32_t at)
+static void uncharge_nursery(hak_heap_t *heap, size_t granules)
 {
-    size_t granules = heap->nursery_granules[at];
-    heap->nursery[at] = heap->nursery[--heap->nursery_count];
-    heap->nursery_granules[at] = heap->nursery_granules[heap->nursery_count];
     heap_uncharge(heap, granules * GRANULE);
     uncharge_records(heap, granules * granule_records);
+}
+
+static void forget_nursery_run(hak_heap_t *heap, const char *start)
+{
+    uint32_t at = 0;
+    while (heap->nursery[at] != start) at++;
+    uncharge_nursery(heap, heap->nursery_granules[at]);
+    heap->nursery[at] = heap->nursery[--heap->nursery_count];
+    heap->nursery_granules[at] = heap->nursery_granules[heap->nursery_count];
 }
 
 static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned alignment)
@@ -350,9 +356,7 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
         if (pending) registry_release(start);
         return false;
     }
-    uint32_t at = 0;
-    while (heap->nursery[at] != start) at++;
-    forget_nursery_run(heap, at);
+    forget_nursery_run(heap, start);
     heap->nursery_given = true;
     return true;
 }
@@ -390,19 +394,20 @@ bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wa
 static void empty_nursery(hak_heap_t *heap)
 {
     nursery_run_t runs[NURSERY_RUNS];
-    uint32_t count = 0;
-    for (; heap->nursery_count; count++) {
-        char *start = heap->nursery[0];
-        unsigned granules = heap->nursery_granules[0];
+    size_t granules = 0;
+    for (uint32_t i = 0; i < heap->nursery_count; i++) {
+        char *start = heap->nursery[i];
         superslab_t *ss = registry_superslab(start);
         run_t run = {ss, superslab_index(ss, start)};
         bool mid = entry_code(registry_lookup(start)) == CODE_MID;
         pages_t pages = mid ? PAGES_ALL : slab_pages(superslab_descriptor(ss, run.first));
-        runs[count] = (nursery_run_t){run, granules, pages};
-        forget_nursery_run(heap, 0);
-        registry_set_run(start, granules, NULL, CODE_DEAD);
+        runs[i] = (nursery_run_t){run, heap->nursery_granules[i], pages};
+        granules += runs[i].granules;
+        registry_set_run(start, runs[i].granules, NULL, CODE_DEAD);
     }
-    if (count) (void)nursery_put(runs, count, true);
+    if (granules) (void)nursery_put(runs, heap->nursery_count, true);
+    heap->nursery_count = 0;
+    uncharge_nursery(heap, granules);
 }
 
 static void empty_superslabs(hak_heap_t *heap)

@@ -164,11 +164,18 @@ static size_t purge_nursery(void)
 bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
 {
     if (!lock_enter(&reserve.lock, RANK_RESERVE, may_wait)) return false;
-    for (const nursery_run_t *at = runs; at < runs + count; at++) {
-        superslab_put(&reserve.nursery, at->run, at->granules, at->pages);
-        if (!superslab_is_empty(at->run.ss) || reserve.nursery.empty <= 1) continue;
-        superslab_set_remove(&reserve.nursery, at->run.ss);
-        put_locked(at->run.ss);
+    for (const nursery_run_t *at = runs, *end = runs + count; at < end;) {
+        /* Neighbours go back as one. */
+        run_t run = at->run;
+        unsigned granules = 0;
+        for (; at < end && at->run.ss == run.ss && at->run.first == run.first + granules; at++) {
+            superslab_note(at->run, at->granules, at->pages);
+            granules += at->granules;
+        }
+        superslab_put(&reserve.nursery, run, granules, 0);
+        if (!superslab_is_empty(run.ss) || reserve.nursery.empty <= 1) continue;
+        superslab_set_remove(&reserve.nursery, run.ss);
+        put_locked(run.ss);
     }
     if (reserve.nursery.free_touched > NURSERY_TOUCHED) purge_nursery();
     lock_release(&reserve.lock, RANK_RESERVE);

@@ -4,17 +4,13 @@
 /* Puts a slab that is in no list in the bin for what is outside, and notes where that bin ends. */
 static void choose_bin(slab_t *slab)
 {
-    size_t blocks = size_classes[slab->cls].blocks;
-    size_t outside = slab_outside(slab), least = blocks, most = blocks;
+    uint32_t blocks = size_classes[slab->cls].blocks, outside = (uint32_t)slab_outside(slab);
+    const uint32_t least[SLAB_BINS] = {blocks, (3 * blocks + 3) / 4, (2 * blocks + 3) / 4, (blocks + 3) / 4, 1, 0};
     uint8_t bin = BIN_FULL;
-    while (outside < least) {
-        most = least - 1;
-        bin++;
-        least = bin < BIN_SPARSE ? (blocks * (size_t)(BIN_SPARSE - bin) + 3) / 4 : bin == BIN_SPARSE;
-    }
+    while (outside < least[bin]) bin++;
     slab->bin = bin;
-    slab->least = (uint16_t)least;
-    slab->most = (uint16_t)most;
+    slab->least = (uint16_t)least[bin];
+    slab->most = (uint16_t)(bin == BIN_FULL ? blocks : least[bin - 1] - 1);
 }
 
 /* At the head where its address is the lowest of the two, else behind the head. */

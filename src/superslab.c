@@ -32,17 +32,14 @@ static bits_t run_starts(bits_t bits, unsigned granules)
     return bits;
 }
 
-/* 0: nothing free; k: 2^(k-1) neighbours are free somewhere, 2^k nowhere. */
+/* 0: nothing free; k: 2^(k-1) neighbours are free somewhere, 2^k nowhere. Without a branch or a variable shift: it stands in
+ * every take and put. */
 static uint8_t bin_of(const superslab_t *ss)
 {
-    bits_t bits = free_bits(ss);
-    uint8_t bin = 0;
-    for (unsigned have = 1; bits; have *= 2) {
-        bin++;
-        if (have == SUPERSLAB_GRANULES) break;
-        bits &= bits >> have;
-    }
-    return bin;
+    bits_t one = free_bits(ss), two = one & one >> 1, four = two & two >> 2, eight = four & four >> 4;
+    bits_t sixteen = eight & eight >> 8, half = sixteen & sixteen >> 16;
+    bits_t most = half & half >> 32, all = most & most >> 64;
+    return (uint8_t)(!!one + !!two + !!four + !!eight + !!sixteen + !!half + !!most + !!all);
 }
 
 static unsigned lowest(bits_t bits)
@@ -139,6 +136,7 @@ static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned
 /* A bit at each multiple of `alignment`. */
 static bits_t aligned_places(unsigned alignment)
 {
+    if (HAK_LIKELY(alignment == 1)) return ~(bits_t)0;
     bits_t places = 1;
     for (unsigned have = alignment; have < SUPERSLAB_GRANULES; have *= 2) places |= places << have;
     return places;
@@ -170,7 +168,7 @@ bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsign
     return true;
 }
 
-static void note_pages(run_t run, unsigned granules, pages_t pages)
+void superslab_note(run_t run, unsigned granules, pages_t pages)
 {
     for (unsigned g = 0; g < granules; g++) {
         run.ss->touched[run.first + g] |= (uint8_t)(pages & ALL_TOUCHED);
@@ -180,7 +178,7 @@ static void note_pages(run_t run, unsigned granules, pages_t pages)
 
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages)
 {
-    note_pages(run, granules, pages);
+    superslab_note(run, granules, pages);
     mark(set, run.ss, run.first, granules, true);
 }
 

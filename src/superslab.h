@@ -89,7 +89,9 @@ typedef uint64_t pages_t;
 run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment);
 /* Takes the `more` granules behind a run of so many; false: they are not free. */
 bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more);
-/* Gives a run back. */
+/* Notes which pages of a run may have been written. */
+void superslab_note(run_t run, unsigned granules, pages_t pages);
+/* Gives a run back, with what was noted and these. */
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages);
 /* Frees all granules of a SuperSlab that is in no set; any page of a run may have been written. */
 void superslab_clear(superslab_t *ss);
