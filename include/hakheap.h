@@ -216,8 +216,8 @@ HAK_API hak_heap_t *hak_heap_of(const void *ptr);
  * Returns every cached block of a heap, on every CPU, to its slab. Synchronous; other threads may allocate and free
  * meanwhile. Blocks that another thread holds in the middle of a call are not reached. Preserves `errno`.
  * @param heap the heap.
- * @return bytes moved from caches to slabs; 0 where there was nothing, where heap is NULL or destroyed, or where the
- *         kernel refused the fence (then hak_last_error() is HAK_ERROR_FENCE and nothing has changed).
+ * @return bytes moved from caches to slabs; 0 where there was nothing, or where heap is NULL or destroyed. Where the kernel
+ *         refused the fence, hak_last_error() is HAK_ERROR_FENCE, and only what the running CPU had cached has moved.
  */
 HAK_API size_t hak_heap_flush(hak_heap_t *heap);
 
@@ -383,7 +383,7 @@ typedef enum hak_error {
     HAK_ERROR_RESERVE,  /**< The system refused address space. */
     HAK_ERROR_COMMIT,   /**< The system refused memory. */
     HAK_ERROR_PURGE,    /**< The system refused to take memory back; it is still counted. */
-    HAK_ERROR_FENCE,    /**< The system refused membarrier; nothing was flushed. */
+    HAK_ERROR_FENCE,    /**< The system refused membarrier; other CPUs' caches were not flushed. */
     HAK_ERROR_REENTERED /**< A signal handler interrupted this library and called it. */
 } hak_error_t;
 

@@ -2,8 +2,10 @@
 #include "ladder.h"
 
 /*
- * A magazine starts with a handful of blocks and doubles at each miss that reached a lock, up to MOST_BYTES, MOST_BLOCKS or
+ * A magazine may first hold FEW_BLOCKS, and twice as many after each miss that reached a lock, up to MOST_BYTES, MOST_BLOCKS or
  * half of the class's blocks outside, as long as the heap's budget has room; the budget is charged for hot and spare alike.
+ * What a miss asks for starts with FIRST_BLOCKS and doubles with the misses of the period: a heap that wants a block or two
+ * of a class touches no more of its pages, and has no more to flush.
  *
  * What was allowed once is taken back at the end of a period, which is ADAPT_PERIOD misses of one area: a heap that misses
  * nothing has no reason to give up what serves it. Then the blocks, and half of the limit, go from the magazines that the
@@ -25,7 +27,8 @@ enum {
     WIDE_BYTES = 256 * 1024, /* as long as they fit this */
     MOST_POSTED = 64,        /* blocks of an outbox, which are of no use to anybody while they lie there */
     LEAST_BLOCKS = 2,
-    FIRST_BLOCKS = 32,
+    FIRST_BLOCKS = 4,
+    FEW_BLOCKS = 32,
     SHARE = 2,
     RETURN_ENTER = 4, /* a class that returns so many blocks for one that it takes is closed; */
     RETURN_LEAVE = 2, /* with so many or fewer it is opened again */
@@ -47,7 +50,7 @@ static uint32_t most_blocks(const class_state_t *state, bool outbox)
     size_t most = fits(state->cls, outbox);
     /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
     size_t share = load_relaxed(&state->outside) / SHARE;
-    return (uint32_t)hak_max(hak_min(most, share), hak_min(hak_max(most, LEAST_BLOCKS), FIRST_BLOCKS));
+    return (uint32_t)hak_max(hak_min(most, share), hak_min(hak_max(most, LEAST_BLOCKS), FEW_BLOCKS));
 }
 
 /* Relaxed: a limit orders nothing; a section reads the one or the other. */
@@ -59,8 +62,10 @@ static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
 
 size_t adapt_refill(const magazine_t *hot)
 {
-    uint32_t limit = load_relaxed(&((magazine_t *)(uintptr_t)hot)->limit);
-    return hak_max(1, limit <= FIRST_BLOCKS ? limit : limit / 2);
+    magazine_t *at = (magazine_t *)(uintptr_t)hot;
+    uint32_t limit = load_relaxed(&at->limit), misses = load_relaxed(&at->misses);
+    size_t most = limit <= FEW_BLOCKS ? limit : limit / 2;
+    return hak_max(1, hak_min(most, (size_t)FIRST_BLOCKS << hak_min(misses, 8) >> 1));
 }
 
 void adapt_missed(area_t *area, magazine_t *magazine)
@@ -74,7 +79,7 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
 {
     uint32_t limit = load_relaxed(&magazine->limit);
     uint32_t most = most_blocks(state, magazine != &area->hot[state->cls]);
-    uint32_t wanted = limit ? limit * 2 : FIRST_BLOCKS;
+    uint32_t wanted = limit ? limit * 2 : FEW_BLOCKS;
     if (wanted > most) wanted = most;
     if (wanted <= limit) return;
     size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);

@@ -565,7 +565,7 @@ const char *hak_error_text(hak_error_t error)
     case HAK_ERROR_RESERVE: return "the system refused address space";
     case HAK_ERROR_COMMIT: return "the system refused memory";
     case HAK_ERROR_PURGE: return "the system refused to take memory back";
-    case HAK_ERROR_FENCE: return "the system refused membarrier; nothing was flushed";
+    case HAK_ERROR_FENCE: return "the system refused membarrier; other CPUs' caches were not flushed";
     case HAK_ERROR_REENTERED: return "a signal handler interrupted the library and called it";
     }
     return "unknown error";

@@ -354,6 +354,8 @@ void drain_deferred(hak_heap_t *heap, bool may_wait)
 
 void drain_settle(hak_heap_t *heap)
 {
+    /* Relaxed: a free that came before this call, by whatever order the program gave them, has noted its block. */
+    if (!load_relaxed(&heap->deferred)) return;
     lock_acquire(&heap->lock, RANK_HEAP);
     drain_deferred(heap, true);
     lock_release(&heap->lock, RANK_HEAP);

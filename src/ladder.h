@@ -82,7 +82,7 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
 
 /* ---- trim ---- */
 
-/* Returns cached blocks of classes [first, end) to their slabs. False: fence refused, nothing moved. */
+/* Returns cached blocks of classes [first, end) to their slabs. False: fence refused, and only the running CPU's moved. */
 bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes);
 bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes);
 /* Everything gone at once; the heap stays. */

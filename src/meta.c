@@ -106,18 +106,17 @@ void *meta_take_now(size_t pages, bool *zeroed)
     return at;
 }
 
-/* Purges free touched pages, neighbours in one call. */
+/* Purges free touched pages, those between two in use in one call. */
 static size_t purge(meta_t *meta)
 {
     size_t purged = 0;
-    for (size_t i = 0; i < PAGES;) {
-        size_t end = i;
-        while (end < PAGES && get_bit(meta->free, end) && get_bit(meta->touched, end)) end++;
-        if (end > i && os_purge(meta->base + i * HAK_PAGE, (end - i) * HAK_PAGE)) {
-            for (size_t k = i; k < end; k++) flip_bit(meta->touched, k);
-            purged += end - i;
-        }
-        i = end + 1;
+    for (size_t page = 0, end; page < PAGES; page = end + 1) {
+        size_t touched = 0;
+        for (end = page; end < PAGES && get_bit(meta->free, end); end++) touched += get_bit(meta->touched, end);
+        if (!touched || !os_purge(meta->base + page * HAK_PAGE, (end - page) * HAK_PAGE)) continue;
+        for (; page < end; page++)
+            if (get_bit(meta->touched, page)) flip_bit(meta->touched, page);
+        purged += touched;
     }
     metas.free_touched -= purged;
     return purged;

@@ -209,23 +209,20 @@ static bool page_is_touched(const superslab_t *ss, size_t page)
     return ss->touched[page / GRANULE_PAGES] >> (page % GRANULE_PAGES) & 1;
 }
 
-/* Purges the touched pages in [page, end), at most `most`, neighbours in one call. Returns pages. */
+/* Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over
+ * pages that are not there than to be called again. Returns pages. */
 static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most)
 {
-    size_t purged = 0;
-    while (page < end && purged < most) {
-        size_t first = page;
-        while (page < end && page - first < most - purged && page_is_touched(ss, page)) page++;
-        if (page == first) {
-            page++;
-            continue;
-        }
-        if (!os_purge(ss->base + first * HAK_PAGE, (page - first) * HAK_PAGE)) continue;
-        purged += page - first;
-        for (size_t at = first; at < page; at++)
-            ss->touched[at / GRANULE_PAGES] &= (uint8_t) ~(1u << (at % GRANULE_PAGES));
+    size_t first = end, last = end, found = 0;
+    for (; page < end && found < most; page++) {
+        if (!page_is_touched(ss, page)) continue;
+        if (!found++) first = page;
+        last = page + 1;
     }
-    return purged;
+    if (!found || !os_purge(ss->base + first * HAK_PAGE, (last - first) * HAK_PAGE)) return 0;
+    for (size_t at = first; at < last; at++)
+        ss->touched[at / GRANULE_PAGES] &= (uint8_t) ~(1u << (at % GRANULE_PAGES));
+    return found;
 }
 
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)

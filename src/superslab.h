@@ -100,7 +100,8 @@ bool superslab_run_is_clean(run_t run, unsigned granules);
 /* The pages of a run that may have been written before it was taken; and notes that some of them are gone. */
 pages_t superslab_stale(run_t run, unsigned granules);
 void superslab_forget(run_t run, unsigned granules, pages_t pages);
-/* Purges the touched free pages of a SuperSlab, neighbours in one call, until `pages` are gone. Returns pages. */
+/* Purges the touched free pages of a SuperSlab, those between two runs in use in one call, until `pages` are gone. Returns
+ * pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
 
 #endif

@@ -13,14 +13,31 @@ typedef struct stolen {
     uint8_t cls[STOLEN];
 } stolen_t;
 
+static void note_stolen(stolen_t *stolen, unsigned cls, chain_t chain)
+{
+    if (!chain) return;
+    stolen->chain[stolen->count] = chain;
+    stolen->cls[stolen->count++] = (uint8_t)cls;
+}
+
 static void steal_word(stolen_t *stolen, unsigned cls, _Atomic chain_t *word)
 {
     /* Relaxed: the area is halted and fenced, so only this thread touches it. */
     chain_t chain = load_relaxed(word);
-    if (!chain) return;
-    store_relaxed(word, 0);
-    stolen->chain[stolen->count] = chain;
-    stolen->cls[stolen->count++] = (uint8_t)cls;
+    if (chain) store_relaxed(word, 0);
+    note_stolen(stolen, cls, chain);
+}
+
+/* What the running CPU has is taken as a miss takes it. Where that is all there is, as in a heap that one thread used,
+ * nobody has to be halted. */
+static void steal_own(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsigned end)
+{
+    percpu_t *percpu = &heap->percpu;
+    FOR_CLASSES_IN (cls, &heap->made, first, end) {
+        note_stolen(stolen, cls, percpu_take(percpu, PERCPU_HOT(cls)));
+        note_stolen(stolen, cls, percpu_take(percpu, PERCPU_SPARE(cls)));
+        note_stolen(stolen, cls, percpu_take_outbox(percpu, PERCPU_HOT(cls)));
+    }
 }
 
 static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
@@ -41,10 +58,11 @@ static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
 static void take_limit(hak_heap_t *heap, const area_t *area, magazine_t *magazine, unsigned cls)
 {
     uint32_t limit = atomic_exchange_explicit(&magazine->limit, 0u, memory_order_relaxed);
+    store_relaxed(&magazine->misses, (uint16_t)0);
     budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit));
 }
 
-/* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but its bytes. */
+/* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but its bytes, and begins anew. */
 static void retire_area(hak_heap_t *heap, unsigned index)
 {
     area_t *area = percpu_area(&heap->percpu, index);
@@ -74,6 +92,8 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
     percpu_t *percpu = &heap->percpu;
     stolen_t stolen = {.count = 0};
     lock_acquire(&heap->areas_lock, RANK_AREAS);
+    /* A trim takes the areas themselves, which only a fence allows. */
+    if (!retire && !percpu_is_empty(percpu, &heap->made)) steal_own(heap, &stolen, first, end);
     bool fenced = true;
     if (!percpu_is_empty(percpu, &heap->made) || (retire && has_limits(heap))) {
         percpu_halt(percpu);

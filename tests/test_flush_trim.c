@@ -450,6 +450,28 @@ static size_t fill_caches(hak_heap_t *heap)
     return cached_of(heap);
 }
 
+/* Gives each CPU's area to another CPU; twice gives it back. Nobody else uses the heap. */
+static void exchange_areas(hak_heap_t *heap)
+{
+    percpu_t *percpu = &heap->percpu;
+    unsigned slots = load_relaxed(&percpu->slots);
+    lock_acquire(&heap->areas_lock, RANK_AREAS);
+    for (unsigned low = 0, high = slots - 1; low < high; low++, high--) {
+        const unsigned pair[] = {low, high};
+        area_t *area[2];
+        for (int i = 0; i < 2; i++)
+            if ((area[i] = percpu_area(percpu, pair[i])) != NULL) {
+                percpu_retire(percpu, pair[i]);
+                *percpu_idle(percpu) = area[i]->next;
+                store_relaxed(&percpu->table[pair[i]], (area_t *)(uintptr_t)&zero_area);
+            }
+        for (int i = 0; i < 2; i++)
+            if (area[i]) percpu_adopt(percpu, pair[!i], area[i]);
+    }
+    lock_release(&heap->areas_lock, RANK_AREAS);
+}
+
+/* What others have cached stays where it is; what the running CPU has needs no fence. */
 Test(flush_trim, a_refused_fence_changes_nothing)
 {
     hak_heap_t *heap = contract_heap(1, "fence");
@@ -459,6 +481,9 @@ Test(flush_trim, a_refused_fence_changes_nothing)
     cr_assert(held > 0 && live);
     contract_fill(live, 100, 7);
     held = cached_of(heap);
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    exchange_areas(heap);
     hak_heap_stats_t before = contract_stats(heap);
 
     fake_os_use();
@@ -478,6 +503,7 @@ Test(flush_trim, a_refused_fence_changes_nothing)
     cr_assert(hak_heap_check(heap) == EAGAIN);
     cr_assert(all_areas_run(heap), "the check leaves areas stopped");
     cr_assert(fake_os_calls(FAKE_FENCE) >= 4);
+    exchange_areas(heap);
     /* The magazines run again: what is freed now is cached, and what is cached is handed out. */
     void *ptr = hak_heap_malloc(heap, 48);
     cr_assert(ptr != NULL);
@@ -493,6 +519,39 @@ Test(flush_trim, a_refused_fence_changes_nothing)
     must_be_sound(heap, 0, "at the end");
     fake_os_restore();
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* Also where the fence is refused; and what one CPU has is flushed though another's would need it. */
+Test(flush_trim, the_running_cpus_own_caches_need_no_fence)
+{
+    if (contract_is_locked()) cr_skip_test("the locked twin needs no fence");
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "own");
+        size_t held = fill_caches(heap);
+        fake_os_use();
+        fake_os_refuse(FAKE_FENCE, 1, FAKE_FOREVER);
+        cr_assert(held > 0 && hak_heap_flush(heap) == held);
+        cr_assert(fake_os_calls(FAKE_FENCE) == 0, "%ld fences", fake_os_calls(FAKE_FENCE));
+        cr_assert(cached_of(heap) == 0);
+
+        (void)fill_caches(heap);
+        exchange_areas(heap);
+        size_t others = cached_of(heap), cold = contract_stats(heap).cold_bytes;
+        void *ptr = hak_heap_malloc(heap, 48);
+        cr_assert(ptr != NULL);
+        hak_heap_free(heap, ptr);
+        size_t own = cached_of(heap) - others;
+        cr_assert(own > 0 && contract_stats(heap).cold_bytes == cold);
+        cr_assert(hak_heap_flush(heap) == own && hak_last_error() == HAK_ERROR_FENCE);
+        cr_assert(fake_os_calls(FAKE_FENCE) == 1 && cached_of(heap) == others);
+        fake_os_restore();
+        cr_assert(hak_heap_flush(heap) == others);
+        must_be_flushed(heap, "with the fence");
+        must_be_sound(heap, 0, "at the end");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
 }
 
 Test(flush_trim, empty_caches_need_no_fence)

@@ -340,21 +340,29 @@ Test(superslab, clearing_counts_every_used_page)
     cr_assert(set.empty == 1 && set.free_touched == 1 + 7 * GRANULE_PAGES);
 }
 
-/* Neighbours go in one call, across granules; a page that nobody wrote is left alone. */
-Test(superslab, a_purge_takes_neighbours_at_once)
+/* One call for all that is free side by side, from the first touched page to the last; granules in use are never in it. */
+Test(superslab, a_purge_is_a_call_for_each_free_run)
 {
     make(1);
     held_t held, other;
     take(&held, 4, 1);
     put(&held, 0x36fc); /* pages 2 to 7, 9, 10, 12, 13 */
     cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 10);
-    cr_assert(purge_calls == 3, "%u calls", purge_calls);
-    cr_assert(purges[0].page == 2 && purges[0].pages == 6);
-    cr_assert(purges[1].page == 9 && purges[1].pages == 2);
-    cr_assert(purges[2].page == 12 && purges[2].pages == 2);
+    cr_assert(purge_calls == 1, "%u calls", purge_calls);
+    cr_assert(purges[0].page == 2 && purges[0].pages == 12);
     memset(&shadows[0].touched, 0, sizeof shadows[0].touched);
     set_must_match(1);
-    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 0 && purge_calls == 3);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 0 && purge_calls == 1);
+
+    /* As many as are asked for, and no touched page more. */
+    take(&held, 4, 1);
+    put(&held, 0x36fc);
+    cr_assert(superslab_purge(&set, &slabs[0], 7) == 7);
+    cr_assert(purge_calls == 2 && purges[1].page == 2 && purges[1].pages == 8);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 3);
+    cr_assert(purge_calls == 3 && purges[2].page == 10 && purges[2].pages == 4);
+    memset(&shadows[0].touched, 0, sizeof shadows[0].touched);
+    set_must_match(1);
 
     /* Used granules between free ones are never purged. */
     take(&held, 6, 1);
@@ -396,10 +404,18 @@ Test(superslab, refused_purges_stay_counted)
     set_must_match(1);
     cr_assert(!superslab_run_is_clean(held.run, 4));
 
-    /* One of three refused: the others go. */
-    fake_os_refuse(FAKE_PURGE, 2, 1);
-    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 6);
-    cr_assert(set.free_touched == 4 && superslab_is_valid(&slabs[0]));
-    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4);
+    fake_os_allow(FAKE_PURGE);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 10);
     cr_assert(set.free_touched == 0 && superslab_run_is_clean(held.run, 4));
+    memset(&shadows[0].touched, 0, sizeof shadows[0].touched);
+
+    /* One of three refused: the others go. */
+    held_t runs[5];
+    for (int i = 0; i < 5; i++) take(&runs[i], 2, 1);
+    for (int i = 0; i < 5; i += 2) put(&runs[i], 0x33);
+    fake_os_refuse(FAKE_PURGE, 2, 1);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 8);
+    cr_assert(set.free_touched == 4 && superslab_is_valid(&slabs[0]) && !superslab_run_is_clean(runs[2].run, 2));
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4);
+    cr_assert(set.free_touched == 0 && superslab_run_is_clean(runs[2].run, 2));
 }
