@@ -232,7 +232,7 @@ void heap_take_over(class_state_t *state, unsigned from, unsigned to)
 /* Sets for at least `homes` homes. What the class shared while the heap was small goes to `home`. */
 static bool make_homes(hak_heap_t *heap, class_state_t *state, unsigned home, bool may_wait)
 {
-    uint32_t homes = state->homes ? state->homes : PERCPU_FEWEST;
+    unsigned homes = state->homes ? state->homes : FEWEST_HOMES;
     while (homes <= home) homes *= 2;
     if (homes > HOME_LOOK) homes = HOME_LOOK;
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
@@ -242,7 +242,7 @@ static bool make_homes(hak_heap_t *heap, class_state_t *state, unsigned home, bo
     bool first = state->homes == 0;
     if (!first) memcpy(sets, state->at_home, state->homes * sizeof *sets);
     state->at_home = sets;
-    state->homes = homes;
+    state->homes = (uint16_t)homes;
     for (unsigned bin = 0; first && bin < SLAB_BINS; bin++)
         while (state->shared.bin[bin]) heap_rehome(state, state->shared.bin[bin], home);
     return true;

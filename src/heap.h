@@ -26,6 +26,7 @@
  * Invariant: live + cached + free + untouched + metadata == committed.
  */
 enum {
+    FEWEST_HOMES = 2,      /* records for homes, at first */
     NURSERY_RUNS = 40,     /* runs a heap takes from the nursery before it takes SuperSlabs */
     NURSERY_GRANULES = 16, /* longest such run */
     DIVIDE_RUNS = 128,     /* with which each CPU gets slabs of its own; */
@@ -55,11 +56,13 @@ typedef struct class_state {
     _Atomic size_t outside; /* blocks live or cached; written under the lock, read by who sizes magazines; relaxed */
     slab_set_t shared;      /* lock: this; slabs without a home */
     home_t *at_home;        /* lock: this; made when the class is divided */
-    uint32_t homes;         /* lock: this; of at_home */
     cold_t *cold;           /* lock: this; made at first use */
-    int32_t taker;          /* lock: this; the CPU that got the last blocks that another had given up */
+    uint16_t homes;         /* lock: this; of at_home */
+    int16_t taker;          /* lock: this; the CPU that got the last blocks that another had given up */
     uint32_t one_way;       /* lock: this; how often in a row that was the same */
 } class_state_t;
+
+_Static_assert(sizeof(class_state_t) <= 2 * HAK_LINE, "a heap has one for each class, and takes whole lines");
 
 /* The sets of a class one after another, `shared` first; lock: CLASS. */
 HAK_INLINE slab_set_t *heap_next_set(class_state_t *state, const slab_set_t *set)

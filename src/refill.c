@@ -77,7 +77,7 @@ static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bo
 static void note_taker(hak_heap_t *heap, class_state_t *state, int index)
 {
     state->one_way = state->taker == index ? state->one_way + 1 : 1;
-    state->taker = index;
+    state->taker = (int16_t)index;
     if (state->one_way >= DIVIDE_ONE_WAY) heap_divide_soon(heap);
 }
 
