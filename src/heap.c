@@ -72,10 +72,13 @@ static size_t heap_pages(void) { return (heap_bytes() + HAK_PAGE - 1) / HAK_PAGE
 /* How many places there are for it. */
 static size_t heap_colours(void) { return hak_min((heap_pages() * HAK_PAGE - heap_bytes()) / HAK_LINE + 1, COLOURS); }
 
+/* The first area is zeroed when it is first used: most of the record is that, and many a heap lives without. */
 static hak_heap_t *place(char *page)
 {
     size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % heap_colours();
     hak_heap_t *heap = (hak_heap_t *)(void *)(page + colour * HAK_LINE);
+    memset(heap, 0, offsetof(hak_heap_t, first_area));
+    memset(&heap->owner, 0, offsetof(hak_heap_t, percpu) - offsetof(hak_heap_t, owner));
     heap->room[0] = page;
     heap->room_end[0] = (char *)heap;
     heap->room[1] = (char *)heap + heap_bytes();
@@ -83,11 +86,11 @@ static hak_heap_t *place(char *page)
     return heap;
 }
 
-/* Record pages; NULL and hak_last_error() where refused, and only then. */
-static char *take_pages(size_t pages, bool *zeroed)
+/* Record pages, with whatever is in them; NULL and hak_last_error() where refused, and only then. */
+static char *take_pages(size_t pages)
 {
     uint32_t error = HAK_ERROR_COMMIT;
-    char *page = meta_take(pages, zeroed, &error);
+    char *page = meta_take(pages, &error);
     if (!page) hak_tls.last_error = error;
     return page;
 }
@@ -104,14 +107,11 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
         hak_tls.last_error = HAK_ERROR_ARGUMENT;
         return NULL;
     }
-    bool zeroed;
-    size_t bytes = heap_pages() * HAK_PAGE;
-    char *page = take_pages(heap_pages(), &zeroed);
+    char *page = take_pages(heap_pages());
     if (!page) {
         *error = ENOMEM;
         return NULL;
     }
-    if (!zeroed) memset(page, 0, bytes);
     hak_heap_t *heap = place(page);
     heap->settings = settings;
     heap->guard.name = heap->settings.name;
@@ -123,8 +123,7 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
-    *percpu_idle(&heap->percpu) = &heap->first_area;
-    charge_records(heap, bytes);
+    charge_records(heap, heap_pages() * HAK_PAGE);
     /* Release: pairs with the acquire in heap_is_valid. */
     store_release(&heap->magic, HEAP_MAGIC ^ (uintptr_t)heap);
     return heap;
@@ -146,7 +145,7 @@ static void *from_room(hak_heap_t *heap, size_t bytes)
         char *at = heap->room[i];
         if ((size_t)(heap->room_end[i] - at) < bytes) continue;
         heap->room[i] = at + bytes;
-        return at;
+        return memset(at, 0, bytes);
     }
     return NULL;
 }
@@ -158,10 +157,8 @@ static void *record(hak_heap_t *heap, size_t bytes, bool may_wait)
     void *at = from_room(heap, bytes);
     if (at) return at;
     size_t pages = (bytes + HAK_LINE + HAK_PAGE - 1) / HAK_PAGE;
-    bool zeroed;
-    char *page = may_wait ? take_pages(pages, &zeroed) : meta_take_now(pages, &zeroed);
+    char *page = may_wait ? take_pages(pages) : meta_take_now(pages);
     if (!page) return NULL;
-    if (!zeroed) memset(page, 0, pages * HAK_PAGE);
     charge_records(heap, pages * HAK_PAGE);
     meta_page_t *header = (meta_page_t *)(void *)page;
     *header = (meta_page_t){heap->pages, pages};
@@ -177,6 +174,13 @@ static void *record(hak_heap_t *heap, size_t bytes, bool may_wait)
 
 void *heap_record(hak_heap_t *heap, size_t bytes) { return record(heap, bytes, true); }
 void *heap_record_now(hak_heap_t *heap, size_t bytes) { return record(heap, bytes, false); }
+
+area_t *heap_area(hak_heap_t *heap, bool may_wait)
+{
+    if (heap->first_area_used) return record(heap, sizeof(area_t), may_wait);
+    heap->first_area_used = true;
+    return memset(&heap->first_area, 0, sizeof heap->first_area);
+}
 
 class_state_t *heap_class(hak_heap_t *heap, unsigned cls)
 {

@@ -99,6 +99,7 @@ struct hak_heap {
     uint32_t nursery_count;
     uint32_t runs;      /* slabs and mid blocks */
     bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
+    bool first_area_used;
     large_set_t large;
     meta_page_t *pages;          /* all but the first */
     char *room[2], *room_end[2]; /* unused bytes of metadata pages */
@@ -139,6 +140,8 @@ HAK_INLINE unsigned heap_class_of(const hak_heap_t *heap, size_t size)
 void *heap_record(hak_heap_t *heap, size_t bytes);
 /* The same for a free: NULL, and no error, rather than wait. */
 void *heap_record_now(hak_heap_t *heap, size_t bytes);
+/* A zeroed area: the heap's own, or a record; lock: HEAP. */
+area_t *heap_area(hak_heap_t *heap, bool may_wait);
 /* The record of a class, made where there is none; NULL where memory is refused. */
 class_state_t *heap_class(hak_heap_t *heap, unsigned cls);
 HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)

@@ -59,49 +59,44 @@ static meta_t *grow(uint32_t *refused)
     return meta;
 }
 
-static void *take_from(meta_t *meta, size_t pages, bool *zeroed)
+static void *take_from(meta_t *meta, size_t pages)
 {
     if (meta->free_pages < pages) return NULL;
     size_t first = find(meta, pages);
     if (first == PAGES) return NULL;
-    *zeroed = true;
     for (size_t i = first; i < first + pages; i++) {
         flip_bit(meta->free, i);
-        if (get_bit(meta->touched, i)) {
-            *zeroed = false;
-            metas.free_touched--;
-        } else {
-            flip_bit(meta->touched, i);
-        }
+        if (get_bit(meta->touched, i)) metas.free_touched--;
+        else flip_bit(meta->touched, i);
     }
     meta->free_pages -= pages;
     return meta->base + first * HAK_PAGE;
 }
 
-static void *take_held(size_t pages, bool *zeroed)
+static void *take_held(size_t pages)
 {
     void *at = NULL;
-    for (meta_t *meta = metas.all; meta && !at; meta = meta->next) at = take_from(meta, pages, zeroed);
+    for (meta_t *meta = metas.all; meta && !at; meta = meta->next) at = take_from(meta, pages);
     return at;
 }
 
-void *meta_take(size_t pages, bool *zeroed, uint32_t *refused)
+void *meta_take(size_t pages, uint32_t *refused)
 {
     if (pages > PAGES) return NULL;
     lock_acquire(&metas.lock, RANK_META);
-    void *at = take_held(pages, zeroed);
+    void *at = take_held(pages);
     if (!at) {
         meta_t *meta = grow(refused);
-        if (meta) at = take_from(meta, pages, zeroed);
+        if (meta) at = take_from(meta, pages);
     }
     lock_release(&metas.lock, RANK_META);
     return at;
 }
 
-void *meta_take_now(size_t pages, bool *zeroed)
+void *meta_take_now(size_t pages)
 {
     if (!lock_try(&metas.lock, RANK_META)) return NULL;
-    void *at = take_held(pages, zeroed);
+    void *at = take_held(pages);
     lock_release(&metas.lock, RANK_META);
     return at;
 }

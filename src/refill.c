@@ -18,7 +18,7 @@ static area_t *make_area(hak_heap_t *heap, unsigned index, bool may_wait)
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return NULL;
     area_t *area = *percpu_idle(percpu);
     if (area) *percpu_idle(percpu) = area->next;
-    else area = may_wait ? heap_record(heap, sizeof *area) : heap_record_now(heap, sizeof *area);
+    else area = heap_area(heap, may_wait);
     lock_release(&heap->lock, RANK_HEAP);
     if (area) percpu_adopt(percpu, index, area);
     return area;

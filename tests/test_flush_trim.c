@@ -476,13 +476,13 @@ Test(flush_trim, a_refused_fence_changes_nothing)
 {
     hak_heap_t *heap = contract_heap(1, "fence");
     if (contract_is_locked()) cr_skip_test("the locked twin needs no fence");
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
     size_t held = fill_caches(heap);
     void *live = hak_heap_malloc(heap, 100);
     cr_assert(held > 0 && live);
     contract_fill(live, 100, 7);
     held = cached_of(heap);
-    int cpu;
-    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
     exchange_areas(heap);
     hak_heap_stats_t before = contract_stats(heap);
 

@@ -108,8 +108,7 @@ Test(home, the_cpu_of_no_home_looks_at_the_count)
 static void *take_all_pages(void)
 {
     void *pages = NULL;
-    bool zeroed;
-    for (void **page; (page = meta_take_now(1, &zeroed)) != NULL; pages = page) *page = pages;
+    for (void **page; (page = meta_take_now(1)) != NULL; pages = page) *page = pages;
     return pages;
 }
 

@@ -15,21 +15,18 @@
 TestSuite(meta, .timeout = 60);
 
 static uint32_t refused;
-static bool zeroed;
 
 static char *take(size_t pages)
 {
-    char *at = meta_take(pages, &zeroed, &refused);
+    char *at = meta_take(pages, &refused);
     cr_assert(at != NULL, "refused: %u", refused);
     cr_assert((uintptr_t)at % HAK_PAGE == 0);
-    if (zeroed) cr_assert(memory_is_zero(at, pages * HAK_PAGE), "%p claims to be zero", (void *)at);
     return at;
 }
 
 Test(meta, pages_are_registered_as_nobodys_memory)
 {
     char *at = take(3);
-    cr_assert(zeroed);
     for (size_t i = 0; i < 3 * HAK_PAGE; i += 512) {
         entry_t entry = registry_lookup(at + i);
         cr_assert(entry_code(entry) == CODE_META && entry_heap(entry) == NULL);
@@ -37,30 +34,34 @@ Test(meta, pages_are_registered_as_nobodys_memory)
     cr_assert(registry_superslab(at)->shared);
 }
 
-Test(meta, used_pages_do_not_claim_to_be_zero)
+/* Pages that were not written since they came from the kernel are not purged again. */
+Test(meta, used_pages_are_purged_once)
 {
     char *at = take(2);
     memset(at, 5, 2 * HAK_PAGE);
     meta_put(at, 2);
-    char *again = take(2);
-    cr_assert(again == at && !zeroed);
-    meta_put(again, 2);
+    cr_assert(take(2) == at && at[0] == 5 && at[2 * HAK_PAGE - 1] == 5);
+    meta_put(at, 2);
     cr_assert(meta_trim() == 2 * HAK_PAGE);
     cr_assert(meta_trim() == 0);
-    again = take(1);
-    cr_assert(again == at && zeroed);
+    cr_assert(take(1) == at && memory_is_zero(at, HAK_PAGE));
 }
 
-/* A run of one page that was used and one that was not is not zero. */
-Test(meta, half_used_runs_do_not_claim_to_be_zero)
+/* One call for free neighbours, whichever of them were used; pages in use are not in it. */
+Test(meta, a_purge_leaves_pages_in_use_alone)
 {
-    char *at = take(1);
-    memset(at, 5, HAK_PAGE);
-    meta_put(at, 1);
-    cr_assert(take(2) == at && !zeroed);
+    enum { TAKEN = 8 };
+    char *at[TAKEN];
+    for (int i = 0; i < TAKEN; i++) memset(at[i] = take(1), 1 + i, HAK_PAGE);
+    for (int i = 0; i < TAKEN; i++)
+        if (i != 3 && i != 4) meta_put(at[i], 1);
+    cr_assert(meta_trim() == (TAKEN - 2) * HAK_PAGE);
+    for (int i = 0; i < TAKEN; i++)
+        cr_assert(i == 3 || i == 4 ? at[i][0] == 1 + i && at[i][HAK_PAGE - 1] == 1 + i : !memory_is_resident(at[i]),
+                  "page %d", i);
 }
 
-Test(meta, a_refused_purge_claims_nothing)
+Test(meta, a_refused_purge_stays_to_be_done)
 {
     char *at = take(4);
     memset(at, 6, 4 * HAK_PAGE);
@@ -69,7 +70,7 @@ Test(meta, a_refused_purge_claims_nothing)
     fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
     cr_assert(meta_trim() == 0);
     fake_os_restore();
-    cr_assert(take(1) == at && !zeroed && at[0] == 6);
+    cr_assert(take(1) == at && at[0] == 6);
     meta_put(at, 1);
     cr_assert(meta_trim() == 4 * HAK_PAGE);
 }
@@ -81,7 +82,7 @@ Test(meta, whole_superslabs_and_nothing_larger)
     char *all = take(ALL);
     memset(all, 1, SUPERSLAB);
     cr_assert(registry_superslab(small) != registry_superslab(all));
-    cr_assert(meta_take(ALL + 1, &zeroed, &refused) == NULL);
+    cr_assert(meta_take(ALL + 1, &refused) == NULL);
     meta_put(all, ALL);
     char *at = take(1);
     cr_assert(at != small);
@@ -124,7 +125,6 @@ static void give_back(held_t *one)
 Test(meta, random_pages_belong_to_one_at_a_time)
 {
     randoms_t randoms = {7};
-    unsigned zeroes = 0, used = 0;
     for (unsigned round = 0; round < 20000; round++) {
         held_t *one = &held[random_below(&randoms, HELD)];
         if (one->at) {
@@ -134,12 +134,9 @@ Test(meta, random_pages_belong_to_one_at_a_time)
             one->at = take(one->pages);
             one->stamp = (char)(1 + random_below(&randoms, 100));
             memset(one->at, one->stamp, one->pages * HAK_PAGE);
-            if (zeroed) zeroes++;
-            else used++;
         }
         if (round % 4000 == 3999) cr_assert(meta_trim() > 0);
     }
-    cr_assert(zeroes > 100 && used > 1000, "%u zeroed, %u not", zeroes, used);
     for (unsigned i = 0; i < HELD; i++)
         if (held[i].at) give_back(&held[i]);
     cr_assert(reserve_stats().reserved_bytes == HAK_GIB);
@@ -157,13 +154,11 @@ Test(meta, more_free_pages_than_the_bound_are_purged)
     meta_put(taken[PAGES - 1], 1);
     for (unsigned i = 0; i < PAGES; i++) cr_assert(!memory_is_resident(taken[i]), "page %u", i);
     cr_assert(meta_trim() == 0);
-    (void)take(1);
-    cr_assert(zeroed);
 }
 
 /* ---- Where the SuperSlab comes from ---- */
 
-/* A SuperSlab that a heap has used before keeps its content: the pages it soiled must not pass for zero. */
+/* A SuperSlab that a heap has used before keeps its content: the pages it soiled are to be purged, and no others counted. */
 Test(meta, a_used_superslab_remembers_its_pages)
 {
     superslab_t *ss = reserve_take(false, &refused);
@@ -176,24 +171,21 @@ Test(meta, a_used_superslab_remembers_its_pages)
     superslab_set_remove(&set, ss);
     cr_assert(reserve_put(ss, NULL, true));
     cr_assert(reserve_stats().dirty_superslabs == 1);
-    for (unsigned page = 0; page < 10; page++) {
-        char *at = take(1);
-        cr_assert(at == ss->base + page * HAK_PAGE);
-        cr_assert(zeroed == (page != 1 && page != 6), "page %u", page);
-    }
+    cr_assert(take(1) == ss->base);
     cr_assert(reserve_stats().dirty_superslabs == 0);
+    cr_assert(meta_trim() == 2 * HAK_PAGE);
+    cr_assert(!memory_is_resident(ss->base + HAK_PAGE) && !memory_is_resident(ss->base + 6 * HAK_PAGE));
 }
 
 Test(meta, refusals_are_named_and_pass)
 {
     fake_os_use();
     fake_os_refuse(FAKE_RESERVE, 1, FAKE_FOREVER);
-    cr_assert(meta_take(1, &zeroed, &refused) == NULL && refused == HAK_ERROR_RESERVE);
+    cr_assert(meta_take(1, &refused) == NULL && refused == HAK_ERROR_RESERVE);
     fake_os_allow(FAKE_RESERVE);
     fake_os_refuse(FAKE_COMMIT, 1, 1);
-    cr_assert(meta_take(1, &zeroed, &refused) == NULL && refused == HAK_ERROR_COMMIT);
-    char *at = take(1);
-    cr_assert(at && zeroed);
+    cr_assert(meta_take(1, &refused) == NULL && refused == HAK_ERROR_COMMIT);
+    (void)take(1);
     fake_os_restore();
 }
 
@@ -221,11 +213,10 @@ static void *take_and_put(void *arg)
 {
     char stamp = (char)(1 + *(int *)arg);
     for (unsigned i = 0; i < 2000; i++) {
-        bool zero;
         uint32_t why;
         size_t pages = 1 + i % 3;
-        char *at = meta_take(pages, &zero, &why);
-        if (!at || (zero && !memory_is_zero(at, 64))) {
+        char *at = meta_take(pages, &why);
+        if (!at) {
             atomic_fetch_add(&clashes, 1u);
             return NULL;
         }
