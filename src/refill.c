@@ -99,14 +99,21 @@ static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, size_t want
     return chain;
 }
 
+/* Blocks, or a slab with some, that other CPUs have given up or hardly use. */
+static bool take_from_others(hak_heap_t *heap, class_state_t *state, int index, unsigned home)
+{
+    if (!state->homes && !state->cold) return false;
+    return adopt_slab(heap, state, home, false) || drain_others(heap, state, index) ||
+           adopt_slab(heap, state, home, true);
+}
+
 static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want, size_t most)
 {
     if (drain_remote_list(heap, state)) counter_add(&heap->counters, refill_remote, 1);
     unsigned home = heap_home(heap, state, index, true);
     chain_t chain;
     while (!(chain = slab_take(heap_set_of(state, home), state->cls, want, most, &heap->guard)) &&
-           (adopt_slab(heap, state, home, false) || drain_others(heap, state, index) ||
-            adopt_slab(heap, state, home, true) || fresh_slab(heap, state, home))) {
+           (take_from_others(heap, state, index, home) || fresh_slab(heap, state, home))) {
     }
     if (!chain) chain = take_anywhere(heap, state, want, most);
     store_relaxed(&state->outside, load_relaxed(&state->outside) + chain_count(chain));
