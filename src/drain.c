@@ -9,10 +9,9 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
 {
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
     run_t run = slab_run(slab);
-    pages_t pages = slab_pages(slab);
     slab_set_t *set = heap_set_of(state, slab->home);
     slab_remove(set, slab);
-    bool gone = heap_put_run(heap, run, size_classes[state->cls].granules, pages, may_wait);
+    bool gone = heap_put_run(heap, run, size_classes[state->cls].granules, 0, may_wait);
     if (!gone) slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
     return gone;

@@ -404,8 +404,7 @@ static void empty_nursery(hak_heap_t *heap)
         superslab_t *ss = registry_superslab(start);
         run_t run = {ss, superslab_index(ss, start)};
         bool mid = entry_code(registry_lookup(start)) == CODE_MID;
-        pages_t pages = mid ? PAGES_ALL : slab_pages(superslab_descriptor(ss, run.first));
-        runs[i] = (nursery_run_t){run, heap->nursery_granules[i], pages};
+        runs[i] = (nursery_run_t){run, heap->nursery_granules[i], mid ? PAGES_ALL : 0};
         granules += runs[i].granules;
         registry_set_run(start, runs[i].granules, NULL, CODE_DEAD);
     }

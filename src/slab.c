@@ -58,13 +58,24 @@ static pages_t pages_of(const slab_t *slab, size_t first, size_t end)
     return (count == 64 ? PAGES_ALL : ((pages_t)1 << count) - 1) << page;
 }
 
-pages_t slab_pages(const slab_t *slab)
+/* The pages that carved blocks lie in. */
+static pages_t carved_pages(const slab_t *slab)
 {
     size_t blocks = size_classes[slab->cls].blocks;
     size_t end = (size_t)slab->origin + slab->carved;
-    pages_t carved = end <= blocks ? pages_of(slab, slab->origin, end)
-                                   : pages_of(slab, slab->origin, blocks) | pages_of(slab, 0, end - blocks);
-    return carved & ~load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
+    if (end <= blocks) return pages_of(slab, slab->origin, end);
+    return pages_of(slab, slab->origin, blocks) | pages_of(slab, 0, end - blocks);
+}
+
+static pages_t touched_pages(const slab_t *slab)
+{
+    return superslab_touched(slab_run(slab), size_classes[slab->cls].granules);
+}
+
+/* Carved pages that were given back; what is not carved is no block's. */
+static pages_t released_pages(const slab_t *slab)
+{
+    return slab_has_released(slab) ? carved_pages(slab) & ~touched_pages(slab) : 0;
 }
 
 /* Spread over the pages of the slab and over the lines of half a page, by the slab's address. */
@@ -152,6 +163,7 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, 
     size_t index = next_index(slab);
     size_t count = carvable(slab, index, want);
     size_t bytes = size_classes[slab->cls].bytes;
+    superslab_note(slab_run(slab), size_classes[slab->cls].granules, pages_of(slab, index, index + count));
     for (size_t i = count; i-- > 0;) chain = block_push(chain, slab->start + (index + i) * bytes, key);
     slab->carved = (uint16_t)(slab->carved + count);
     set->carved += count;
@@ -159,33 +171,32 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, 
 }
 
 /* Of a carved block. One that overlaps a released page is untouched, so that the page's bit stays true until it is wanted again. */
-static bool is_released(const slab_t *slab, size_t index)
+static bool is_among(const slab_t *slab, size_t index, pages_t released)
 {
-    pages_t released = load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
     return released && (pages_of(slab, index, index + 1) & released);
 }
 
 void slab_tell_home(const slab_t *slab)
 {
     bool checked = registry_lookup(slab->start) & ENTRY_CHECKED;
-    bool look = checked && load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
+    bool look = checked && slab_has_released(slab);
     registry_set_home(slab->start, size_classes[slab->cls].granules, look ? HOME_LOOK : slab->home);
 }
 
 /* Wants the first released page again: blocks of it that overlap no other are free ones. */
 static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
 {
-    size_t bytes = size_classes[slab->cls].bytes;
-    pages_t released = load_relaxed(&slab->released);
+    const size_class_t *sizes = &size_classes[slab->cls];
+    size_t bytes = sizes->bytes;
+    pages_t released = released_pages(slab), left = released & (released - 1);
     size_t page = (size_t)__builtin_ctzll(released);
     size_t first = page * HAK_PAGE / bytes;
-    size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, size_classes[slab->cls].blocks);
-    store_relaxed(&slab->released, released & (released - 1));
-    if (!(released & (released - 1))) slab_tell_home(slab);
+    size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, sizes->blocks);
+    superslab_note(slab_run(slab), sizes->granules, released ^ left);
     for (size_t i = end; i-- > first;) {
         if (!is_carved(slab, i)) continue;
         char *block = slab->start + i * bytes;
-        if (is_released(slab, i)) {
+        if (is_among(slab, i, left)) {
             /* It reaches into a page that is still gone. Its seal would be here, where slab_forgot does not look any more. */
             (void)block_push(0, block, key);
             continue;
@@ -194,6 +205,7 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
         slab->released_blocks--;
         set->carved++;
     }
+    if (!slab_has_released(slab)) slab_tell_home(slab);
 }
 
 /* A freelist that goes as it is costs nothing; to join or to split one costs a visit to each block. */
@@ -226,7 +238,7 @@ chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const
     slab_t *slab;
     while (chain_count(chain) < (want + 3) / 4 && (slab = slab_find(set, BIN_HIGH)) != NULL) {
         hak_assert(slab->cls == cls);
-        while (!slab->free && load_relaxed(&slab->released)) restore_page(set, slab, guard->key);
+        while (!slab->free && slab_has_released(slab)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
         chain =
@@ -246,7 +258,7 @@ bool slab_has(const slab_t *slab, const void *ptr)
     if (offset >= cls->granules * (size_t)GRANULE) return false;
     size_t index = registry_quotient(slab->cls, (uint32_t)(offset / BLOCK_ALIGN));
     if (index * cls->bytes != offset || index >= cls->blocks) return false;
-    return is_carved(slab, index) && !is_released(slab, index);
+    return is_carved(slab, index) && !is_among(slab, index, released_pages(slab));
 }
 
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
@@ -296,9 +308,10 @@ static void mark_free(const slab_t *slab, const guard_t *guard, bits_t *bits)
 /* Pages that a block outside overlaps. */
 static pages_t pages_outside(const slab_t *slab, const bits_t *is_free)
 {
-    pages_t pages = 0;
+    pages_t pages = 0, released = released_pages(slab);
     for (size_t i = 0; i < size_classes[slab->cls].blocks; i++)
-        if (is_carved(slab, i) && !bit_is_set(is_free, i) && !is_released(slab, i)) pages |= pages_of(slab, i, i + 1);
+        if (is_carved(slab, i) && !bit_is_set(is_free, i) && !is_among(slab, i, released))
+            pages |= pages_of(slab, i, i + 1);
     return pages;
 }
 
@@ -318,13 +331,13 @@ static pages_t purge_runs(const slab_t *slab, pages_t wanted, bool (*purge)(void
 }
 
 /* The freelist without the blocks that overlap released pages. */
-static void rebuild(slab_t *slab, const bits_t *is_free, uint64_t key)
+static void rebuild(slab_t *slab, const bits_t *is_free, pages_t released, uint64_t key)
 {
     size_t bytes = size_classes[slab->cls].bytes;
     slab->free = 0;
     for (size_t i = size_classes[slab->cls].blocks; i-- > 0;) {
         if (!bit_is_set(is_free, i)) continue;
-        if (is_released(slab, i)) slab->released_blocks++;
+        if (is_among(slab, i, released)) slab->released_blocks++;
         else slab->free = block_push(slab->free, slab->start + i * bytes, key);
     }
 }
@@ -334,17 +347,15 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     bits_t is_free = {{0}};
     mark_free(slab, guard, &is_free);
     unsigned granules = size_classes[slab->cls].granules;
-    pages_t carved = slab_pages(slab), stale = superslab_stale(slab_run(slab), granules);
-    pages_t wanted = (carved | stale) & ~pages_outside(slab, &is_free);
+    pages_t wanted = touched_pages(slab) & ~pages_outside(slab, &is_free);
     for (; wanted && *keep; (*keep)--) wanted &= wanted - 1;
     pages_t gone = purge_runs(slab, wanted, purge);
     if (!gone) return 0;
     superslab_forget(slab_run(slab), granules, gone);
     set->carved -= slab_touched(slab);
-    store_relaxed(&slab->released, load_relaxed(&slab->released) | (gone & carved));
-    slab_tell_home(slab);
-    rebuild(slab, &is_free, guard->key);
+    rebuild(slab, &is_free, carved_pages(slab) & ~touched_pages(slab), guard->key);
     set->carved += slab_touched(slab);
+    slab_tell_home(slab);
     return (size_t)__builtin_popcountll(gone);
 }
 

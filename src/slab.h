@@ -25,7 +25,8 @@
  * compared, so that the emptiest slabs drain and go back.
  *
  * A trim may give back pages of a slab in use that no block outside overlaps. Blocks that overlap such a page leave the
- * freelist and count as never touched again; `released` remembers the pages, and a take asks for one after another.
+ * freelist and count as never touched again; the page's bit in the SuperSlab's record remembers it, and a take asks for one
+ * after another.
  *
  * Invariant: carved == blocks outside (live or cached) + chain_count(free) + released_blocks.
  */
@@ -52,7 +53,6 @@ typedef struct slab {
     uint8_t home;             /* whose set it is in; what the registry's entries say */
     uint16_t released_blocks; /* carved blocks that overlap released pages */
     uint16_t least, most;     /* blocks outside with which it stays in its bin */
-    _Atomic pages_t released; /* pages given back since they were carved; written under the lock, read by any free */
 } slab_t;
 
 _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
@@ -65,13 +65,10 @@ typedef struct slab_set {
     size_t carved;  /* blocks, but for released ones */
 } slab_set_t;
 
-/* Whether a block begins in a page that was given back, so that the seal it had is gone. Any thread, no lock: the bit of a
- * page with a live block was cleared before that was handed out, and stays so while it lives. */
-HAK_INLINE bool slab_forgot(const slab_t *slab, const void *ptr)
-{
-    pages_t released = load_relaxed(&((slab_t *)(uintptr_t)slab)->released);
-    return released >> ((size_t)((const char *)ptr - slab->start) / HAK_PAGE) & 1;
-}
+/* Whether a block begins in a page that was given back, or never written, so that no seal says whether it is free: none there is
+ * in the program's hands. Any thread, no lock: the bit of a live block's page was set before that was handed out, and stays so
+ * while it lives. */
+HAK_INLINE bool slab_forgot(const void *ptr) { return !superslab_is_touched(registry_superslab(ptr), ptr); }
 
 /*
  * Writes a slab's home into the entries of its granules. In a CHECKED heap a slab with released pages has HOME_LOOK there, as
@@ -92,9 +89,9 @@ HAK_INLINE slab_t *slab_of(entry_t entry, const void *ptr)
     return superslab_descriptor(ss, superslab_index(ss, start));
 }
 
-/* The run of a slab, and the pages of it that may have been written. */
 run_t slab_run(const slab_t *slab);
-pages_t slab_pages(const slab_t *slab);
+/* Whether pages were given back that blocks were carved from. */
+HAK_INLINE bool slab_has_released(const slab_t *slab) { return slab->released_blocks != 0; }
 
 slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls);
 void slab_remove(slab_set_t *set, slab_t *slab);

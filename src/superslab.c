@@ -17,6 +17,16 @@ static void set_free_bits(superslab_t *ss, bits_t bits)
     ss->free[1] = (uint64_t)(bits >> 64);
 }
 
+/* Relaxed: the run's owner, or the set's lock, orders them for all but frees, which look at pages of live blocks only. */
+static uint8_t touched(const superslab_t *ss, unsigned granule)
+{
+    return load_relaxed(&((superslab_t *)(uintptr_t)ss)->touched[granule]);
+}
+static void set_touched(superslab_t *ss, unsigned granule, unsigned pages)
+{
+    if (touched(ss, granule) != pages) store_relaxed(&ss->touched[granule], (uint8_t)pages);
+}
+
 /* Bits of a granule's four; without the instruction for it, which not every x86-64 has, the builtin is a call. */
 static uint32_t page_count(uint8_t bits) { return 0x4332322132212110ull >> 4 * bits & 15; }
 
@@ -57,10 +67,10 @@ void superslab_init(superslab_t *ss, char *base, char *descriptors)
 bool superslab_is_valid(const superslab_t *ss)
 {
     unsigned bits = (unsigned)(__builtin_popcountll(ss->free[0]) + __builtin_popcountll(ss->free[1]));
-    uint32_t touched = 0;
+    uint32_t pages = 0;
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++)
-        if (free_bits(ss) >> g & 1) touched += page_count(ss->touched[g]);
-    return bits == ss->free_granules && touched == ss->free_touched;
+        if (free_bits(ss) >> g & 1) pages += page_count(touched(ss, g));
+    return bits == ss->free_granules && pages == ss->free_touched;
 }
 
 /* ---- Sets ---- */
@@ -110,7 +120,7 @@ void superslab_set_remove(superslab_set_t *set, superslab_t *ss)
 static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned granules, bool give)
 {
     uint32_t pages = 0;
-    for (unsigned g = first; g < first + granules; g++) pages += page_count(ss->touched[g]);
+    for (unsigned g = first; g < first + granules; g++) pages += page_count(touched(ss, g));
     set->empty -= superslab_is_empty(ss);
     bits_t run = run_bits(first, granules);
     if (give) {
@@ -171,7 +181,7 @@ bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsign
 void superslab_note(run_t run, unsigned granules, pages_t pages)
 {
     for (unsigned g = 0; g < granules; g++) {
-        run.ss->touched[run.first + g] |= (uint8_t)(pages & ALL_TOUCHED);
+        set_touched(run.ss, run.first + g, touched(run.ss, run.first + g) | (unsigned)(pages & ALL_TOUCHED));
         if (g * GRANULE_PAGES < 64 - GRANULE_PAGES) pages >>= GRANULE_PAGES;
     }
 }
@@ -185,29 +195,25 @@ void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t p
 bool superslab_run_is_clean(run_t run, unsigned granules)
 {
     for (unsigned g = run.first; g < run.first + granules; g++)
-        if (run.ss->touched[g]) return false;
+        if (touched(run.ss, g)) return false;
     return true;
 }
 
-pages_t superslab_stale(run_t run, unsigned granules)
+pages_t superslab_touched(run_t run, unsigned granules)
 {
     pages_t pages = 0;
-    for (unsigned g = 0; g < granules; g++) pages |= (pages_t)run.ss->touched[run.first + g] << g * GRANULE_PAGES;
+    for (unsigned g = 0; g < granules; g++) pages |= (pages_t)touched(run.ss, run.first + g) << g * GRANULE_PAGES;
     return pages;
 }
 
 void superslab_forget(run_t run, unsigned granules, pages_t pages)
 {
     for (unsigned g = 0; g < granules; g++)
-        run.ss->touched[run.first + g] &= (uint8_t) ~(pages >> g * GRANULE_PAGES & ALL_TOUCHED);
+        set_touched(run.ss, run.first + g,
+                    touched(run.ss, run.first + g) & ~(unsigned)(pages >> g * GRANULE_PAGES & ALL_TOUCHED));
 }
 
 /* ---- Purge ---- */
-
-static bool page_is_touched(const superslab_t *ss, size_t page)
-{
-    return ss->touched[page / GRANULE_PAGES] >> (page % GRANULE_PAGES) & 1;
-}
 
 /* Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over
  * pages that are not there than to be called again. Returns pages. */
@@ -215,13 +221,13 @@ static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most)
 {
     size_t first = end, last = end, found = 0;
     for (; page < end && found < most; page++) {
-        if (!page_is_touched(ss, page)) continue;
+        if (!superslab_is_touched(ss, ss->base + page * HAK_PAGE)) continue;
         if (!found++) first = page;
         last = page + 1;
     }
     if (!found || !os_purge(ss->base + first * HAK_PAGE, (last - first) * HAK_PAGE)) return 0;
-    for (size_t at = first; at < last; at++)
-        ss->touched[at / GRANULE_PAGES] &= (uint8_t) ~(1u << (at % GRANULE_PAGES));
+    for (unsigned at = (unsigned)first; at < last; at++)
+        set_touched(ss, at / GRANULE_PAGES, touched(ss, at / GRANULE_PAGES) & ~(1u << at % GRANULE_PAGES));
     return found;
 }
 
@@ -241,7 +247,7 @@ void superslab_clear(superslab_t *ss)
 {
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
         if (free_bits(ss) >> g & 1) continue;
-        ss->touched[g] = ALL_TOUCHED;
+        set_touched(ss, g, ALL_TOUCHED);
         ss->free_touched += GRANULE_PAGES;
     }
     set_free_bits(ss, ~(bits_t)0);

@@ -18,7 +18,7 @@
  * smallest hole that surely fits first and untouched SuperSlabs last.
  *
  * A bit for each page says whether it may have been written since it came from the kernel: touched[g], four pages a
- * granule. That is what a purge returns, and what tells zeroed memory from used memory.
+ * granule. That is what a purge returns, what tells zeroed memory from used memory, and which pages of a slab hold blocks.
  *
  * Invariant: free_granules == bits in free; free_touched == bits in touched[g] over free g.
  */
@@ -36,14 +36,15 @@ typedef struct superslab {
     struct superslab *prev;
     struct superslab *set_next; /* lock: the set's; all of the set */
     struct superslab *set_prev;
-    uint64_t free[2];                    /* lock: the set's; a bit for each free granule */
-    uint32_t free_granules;              /* lock: the set's */
-    uint32_t free_touched;               /* lock: the set's; pages */
-    uint8_t bin;                         /* lock: the set's */
-    bool shared;                         /* lock: the set's; the nursery's or metadata, in no heap's set */
-    const void *giver;                   /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
-    int64_t tally;                       /* lock: the heap's; scratch of statistics */
-    uint8_t touched[SUPERSLAB_GRANULES]; /* page bits; of free granules: lock: the set's; else the run's owner */
+    uint64_t free[2];       /* lock: the set's; a bit for each free granule */
+    uint32_t free_granules; /* lock: the set's */
+    uint32_t free_touched;  /* lock: the set's; pages */
+    uint8_t bin;            /* lock: the set's */
+    bool shared;            /* lock: the set's; the nursery's or metadata, in no heap's set */
+    const void *giver;      /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
+    int64_t tally;          /* lock: the heap's; scratch of statistics */
+    /* Page bits; of free granules: lock: the set's; else written by the run's owner. Relaxed: read by any free. */
+    _Atomic uint8_t touched[SUPERSLAB_GRANULES];
 } superslab_t;
 
 typedef struct superslab_set {
@@ -64,6 +65,12 @@ HAK_INLINE unsigned superslab_index(const superslab_t *ss, const void *ptr)
     (void)ss; /* which starts at a multiple of its size */
     return (unsigned)((uintptr_t)ptr >> GRANULE_SHIFT) % SUPERSLAB_GRANULES;
 }
+/* Whether the page of an address may have been written; its run is in use. */
+HAK_INLINE bool superslab_is_touched(const superslab_t *ss, const void *ptr)
+{
+    uint8_t pages = load_relaxed(&((superslab_t *)(uintptr_t)ss)->touched[superslab_index(ss, ptr)]);
+    return pages >> ((uintptr_t)ptr >> HAK_PAGE_SHIFT) % GRANULE_PAGES & 1;
+}
 HAK_INLINE void *superslab_descriptor(const superslab_t *ss, unsigned granule)
 {
     return ss->descriptors + (size_t)granule * DESCRIPTOR_BYTES;
@@ -81,7 +88,7 @@ typedef struct run {
     unsigned first;  /* granule */
 } run_t;
 
-/* The pages of a run that may have been written, a bit each from its start; pages beyond 64 go with the last four. */
+/* Pages of a run, a bit each from its start; pages beyond 64 go with the last four. */
 typedef uint64_t pages_t;
 #define PAGES_ALL (~(pages_t)0)
 
@@ -89,17 +96,16 @@ typedef uint64_t pages_t;
 run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment);
 /* Takes the `more` granules behind a run of so many; false: they are not free. */
 bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more);
-/* Notes which pages of a run may have been written. */
+/* Notes that pages of a run may have been written, and that pages are gone; which of them it is. Its owner. */
 void superslab_note(run_t run, unsigned granules, pages_t pages);
+void superslab_forget(run_t run, unsigned granules, pages_t pages);
+pages_t superslab_touched(run_t run, unsigned granules);
 /* Gives a run back, with what was noted and these. */
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages);
 /* Frees all granules of a SuperSlab that is in no set; any page of a run may have been written. */
 void superslab_clear(superslab_t *ss);
 /* Whether no page of a run was ever written. */
 bool superslab_run_is_clean(run_t run, unsigned granules);
-/* The pages of a run that may have been written before it was taken; and notes that some of them are gone. */
-pages_t superslab_stale(run_t run, unsigned granules);
-void superslab_forget(run_t run, unsigned granules, pages_t pages);
 /* Purges the touched free pages of a SuperSlab, those between two runs in use in one call, until `pages` are gone. Returns
  * pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);

@@ -89,8 +89,7 @@ block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operati
     const block_t *block = ptr;
     if (id.kind != KIND_SMALL || !id.heap->key) return id;
     bool look = entry_home(id.entry) == HOME_LOOK;
-    if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) ||
-        (look && slab_forgot(slab_of(id.entry, ptr), ptr)))
+    if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) || (look && slab_forgot(ptr)))
         double_free(id.heap, ptr, id.usable, operation);
     return id;
 }
@@ -195,7 +194,7 @@ static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, s
     const size_class_t *sizes = &size_classes[cls];
     if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks || slab->released_blocks > slab->carved)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
-    bool look = walk->heap->key && load_relaxed(&slab->released);
+    bool look = walk->heap->key && slab_has_released(slab);
     check_run(walk, slab->start, sizes->granules, cls, look ? HOME_LOOK : slab->home);
     size_t free_blocks = walk_chain(walk, cls, slab->free, true);
     sum->slabs++;

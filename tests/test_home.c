@@ -362,7 +362,7 @@ static void give_pages_back(int level, bool divided)
     size_t looked = 0;
     for (size_t i = 0; i < count; i += 16) {
         slab_t *slab = slab_at(blocks[i]);
-        bool gave = load_relaxed(&slab->released) != 0;
+        bool gave = slab_has_released(slab);
         looked += gave;
         cr_assert(home_of(blocks[i]) == (gave && level ? HOME_LOOK : slab->home), "level %d: home %u", level,
                   home_of(blocks[i]));

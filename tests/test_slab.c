@@ -37,6 +37,10 @@ static slab_t *add(unsigned cls)
 }
 
 static size_t outside_of(const slab_set_t *of) { return of->outside; }
+static pages_t slab_pages(const slab_t *slab)
+{
+    return superslab_touched(slab_run(slab), size_classes[slab->cls].granules);
+}
 
 /* The bins are what the counts of each slab say, and the set's counts their sums. */
 static void must_add_up(void)
@@ -342,7 +346,7 @@ static void free_blocks_must_be_known(const slab_t *slab, const bool *outside, c
     const size_class_t *sizes = &size_classes[slab->cls];
     for (size_t i = 0; i < sizes->blocks; i++) {
         const block_t *block = (const block_t *)(const void *)(slab->start + i * sizes->bytes);
-        if (outside[i] || slab_forgot(slab, block)) continue;
+        if (outside[i] || slab_forgot(block)) continue;
         cr_assert(block_is_sealed(block, block_link(block, guard->key), guard->key),
                   "class %u: block %zu is free, and unknown", slab->cls, i);
     }
@@ -386,7 +390,7 @@ static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t
         }
         if (guard->key) free_blocks_must_be_known(slab, seen, guard);
     }
-    cr_assert(total == size_classes[cls].blocks && load_relaxed(&slab->released) == 0 && slab->released_blocks == 0);
+    cr_assert(total == size_classes[cls].blocks && !slab_has_released(slab));
     must_add_up();
     slab_remove(&set, slab);
     set.outside = 0;
