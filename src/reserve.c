@@ -102,7 +102,8 @@ static size_t purge_empty(superslab_t *ss)
 {
     superslab_set_t alone = {.free_touched = ss->free_touched};
     size_t pages = superslab_purge(&alone, ss, SIZE_MAX);
-    (void)os_purge(ss->descriptors, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES); /* refused: they stay, unused */
+    /* Refused: they stay, unused. */
+    ss->far = !os_purge(ss->descriptors, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
     return pages;
 }
 
@@ -156,8 +157,10 @@ run_t nursery_take(unsigned granules, uint32_t *refused)
 static size_t purge_nursery(void)
 {
     size_t pages = 0;
-    for (superslab_t *ss = reserve.nursery.all; ss; ss = ss->set_next)
+    for (superslab_t *ss = reserve.nursery.all; ss; ss = ss->set_next) {
         if (ss->free_touched) pages += superslab_purge(&reserve.nursery, ss, SIZE_MAX);
+        superslab_purge_far(ss);
+    }
     return pages;
 }
 

@@ -17,7 +17,7 @@ static void choose_bin(slab_t *slab)
 static void bin_insert(slab_set_t *set, slab_t *slab)
 {
     slab_t **at = &set->bin[slab->bin];
-    slab_t *before = *at && *at < slab ? *at : NULL;
+    slab_t *before = *at && (*at)->start < slab->start ? *at : NULL;
     slab_t *after = before ? before->next : *at;
     slab->prev = before;
     slab->next = after;
@@ -163,7 +163,7 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, 
     size_t index = next_index(slab);
     size_t count = carvable(slab, index, want);
     size_t bytes = size_classes[slab->cls].bytes;
-    superslab_note(slab_run(slab), size_classes[slab->cls].granules, pages_of(slab, index, index + count));
+    superslab_touch(registry_superslab(slab->start), slab->start + index * bytes, count * bytes);
     for (size_t i = count; i-- > 0;) chain = block_push(chain, slab->start + (index + i) * bytes, key);
     slab->carved = (uint16_t)(slab->carved + count);
     set->carved += count;
@@ -192,7 +192,7 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     size_t page = (size_t)__builtin_ctzll(released);
     size_t first = page * HAK_PAGE / bytes;
     size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, sizes->blocks);
-    superslab_note(slab_run(slab), sizes->granules, released ^ left);
+    superslab_touch(registry_superslab(slab->start), slab->start + page * HAK_PAGE, HAK_PAGE);
     for (size_t i = end; i-- > first;) {
         if (!is_carved(slab, i)) continue;
         char *block = slab->start + i * bytes;
@@ -357,6 +357,17 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     set->carved += slab_touched(slab);
     slab_tell_home(slab);
     return (size_t)__builtin_popcountll(gone);
+}
+
+slab_t *slab_move_near(slab_set_t *set, slab_t *slab)
+{
+    slab_t *near = superslab_move_near(slab_run(slab));
+    if (!near) return slab;
+    *near = *slab;
+    if (near->prev) near->prev->next = near;
+    else set->bin[near->bin] = near;
+    if (near->next) near->next->prev = near;
+    return near;
 }
 
 bool slab_is_spare(const slab_set_t *set, const slab_t *slab)

@@ -110,6 +110,8 @@ bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
  * `keep` of them stay, and are taken off it. `purge` tells the kernel, and false says that it refused: then they stay too.
  * Returns pages. */
 size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep, bool (*purge)(void *, size_t));
+/* Moves a slab's far descriptor to the near page, where there is room; lock: also the SuperSlab's set's. Returns the slab. */
+slab_t *slab_move_near(slab_set_t *set, slab_t *slab);
 /* Any slab with no block outside, or NULL. */
 HAK_INLINE slab_t *slab_empty(const slab_set_t *set) { return set->bin[BIN_EMPTY]; }
 /* Whether another slab could serve, were this empty one gone. */

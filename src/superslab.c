@@ -3,6 +3,8 @@
 
 #include "os.h"
 
+_Static_assert(DESCRIPTORS_NEAR == 64 && SUPERSLAB_GRANULES == 128, "a word of `used` for each page of descriptors");
+
 typedef unsigned __int128 bits_t;
 
 static bits_t free_bits(const superslab_t *ss) { return (bits_t)ss->free[1] << 64 | ss->free[0]; }
@@ -15,6 +17,13 @@ static void set_free_bits(superslab_t *ss, bits_t bits)
 {
     ss->free[0] = (uint64_t)bits;
     ss->free[1] = (uint64_t)(bits >> 64);
+}
+
+static bool get_bit(const uint64_t *words, unsigned at) { return words[at / 64] >> at % 64 & 1; }
+static void flip_bit(uint64_t *words, unsigned at) { words[at / 64] ^= (uint64_t)1 << at % 64; }
+static unsigned first_clear(const uint64_t *words)
+{
+    return ~words[0] ? (unsigned)__builtin_ctzll(~words[0]) : 64u + (unsigned)__builtin_ctzll(~words[1]);
 }
 
 /* Relaxed: the run's owner, or the set's lock, orders them for all but frees, which look at pages of live blocks only. */
@@ -68,9 +77,16 @@ bool superslab_is_valid(const superslab_t *ss)
 {
     unsigned bits = (unsigned)(__builtin_popcountll(ss->free[0]) + __builtin_popcountll(ss->free[1]));
     uint32_t pages = 0;
-    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++)
-        if (free_bits(ss) >> g & 1) pages += page_count(touched(ss, g));
-    return bits == ss->free_granules && pages == ss->free_touched;
+    uint64_t used[2] = {0, 0};
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
+        bool is_free = get_bit(ss->free, g);
+        unsigned slot = ss->slot[g] % SUPERSLAB_GRANULES;
+        if (is_free) pages += page_count(touched(ss, g));
+        if (!get_bit(ss->begins, g)) continue;
+        if (is_free || get_bit(used, slot)) return false;
+        flip_bit(used, slot);
+    }
+    return bits == ss->free_granules && pages == ss->free_touched && used[0] == ss->used[0] && used[1] == ss->used[1];
 }
 
 /* ---- Sets ---- */
@@ -116,6 +132,25 @@ void superslab_set_remove(superslab_set_t *set, superslab_t *ss)
 }
 
 /* ---- Runs ---- */
+
+static void take_slot(superslab_t *ss, unsigned first)
+{
+    unsigned slot = first_clear(ss->used);
+    ss->slot[first] = (uint8_t)slot;
+    flip_bit(ss->used, slot);
+    flip_bit(ss->begins, first);
+    if (slot >= DESCRIPTORS_NEAR) ss->far = true;
+}
+
+/* Those of all runs that begin in [first, first + granules). */
+static void put_slots(superslab_t *ss, unsigned first, unsigned granules)
+{
+    for (unsigned g = first; g < first + granules; g++) {
+        if (!get_bit(ss->begins, g)) continue;
+        flip_bit(ss->begins, g);
+        flip_bit(ss->used, ss->slot[g]);
+    }
+}
 
 static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned granules, bool give)
 {
@@ -164,6 +199,7 @@ run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment
             if (!starts) continue;
             unsigned first = lowest(starts);
             mark(set, ss, first, granules, false);
+            take_slot(ss, first);
             return (run_t){ss, first};
         }
     }
@@ -189,6 +225,7 @@ void superslab_note(run_t run, unsigned granules, pages_t pages)
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages)
 {
     superslab_note(run, granules, pages);
+    put_slots(run.ss, run.first, granules);
     mark(set, run.ss, run.first, granules, true);
 }
 
@@ -252,4 +289,24 @@ void superslab_clear(superslab_t *ss)
     }
     set_free_bits(ss, ~(bits_t)0);
     ss->free_granules = SUPERSLAB_GRANULES;
+    put_slots(ss, 0, SUPERSLAB_GRANULES);
+}
+
+/* ---- Descriptors ---- */
+
+void *superslab_move_near(run_t run)
+{
+    superslab_t *ss = run.ss;
+    unsigned slot = first_clear(ss->used);
+    if (slot >= DESCRIPTORS_NEAR) return NULL;
+    flip_bit(ss->used, ss->slot[run.first]);
+    flip_bit(ss->used, slot);
+    ss->slot[run.first] = (uint8_t)slot;
+    return superslab_descriptor(ss, run.first);
+}
+
+void superslab_purge_far(superslab_t *ss)
+{
+    if (!ss->far || ss->used[1]) return;
+    ss->far = !os_purge(ss->descriptors + HAK_PAGE, HAK_PAGE);
 }

@@ -17,16 +17,21 @@
  * Sets keep SuperSlabs in bins by the largest power of two of free neighbours, so a run is found without a search, the
  * smallest hole that surely fits first and untouched SuperSlabs last.
  *
+ * A run in use has a descriptor: the first that is free when the run is taken. So a SuperSlab of few long runs has one page of
+ * descriptors and not two.
+ *
  * A bit for each page says whether it may have been written since it came from the kernel: touched[g], four pages a
  * granule. That is what a purge returns, what tells zeroed memory from used memory, and which pages of a slab hold blocks.
  *
- * Invariant: free_granules == bits in free; free_touched == bits in touched[g] over free g.
+ * Invariant: free_granules == bits in free; free_touched == bits in touched[g] over free g; begins has no free granule; used
+ * has slot[g] for each g in begins, and nothing else, each once.
  */
 enum {
     GRANULE_PAGES = GRANULE / HAK_PAGE,
     ALL_TOUCHED = (1 << GRANULE_PAGES) - 1,
-    DESCRIPTOR_BYTES = 64, /* a slab's descriptor; slab.h asserts that it fits */
-    SUPERSLAB_BINS = 9,    /* none free, then the largest free run is >= 1, 2, 4, ... 128 granules */
+    DESCRIPTOR_BYTES = 64, /* of a slab or a mid block; slab.h and large.h assert that they fit */
+    DESCRIPTORS_NEAR = HAK_PAGE / DESCRIPTOR_BYTES, /* on the first of two pages */
+    SUPERSLAB_BINS = 9, /* none free, then the largest free run is >= 1, 2, 4, ... 128 granules */
 };
 
 typedef struct superslab {
@@ -36,15 +41,20 @@ typedef struct superslab {
     struct superslab *prev;
     struct superslab *set_next; /* lock: the set's; all of the set */
     struct superslab *set_prev;
-    uint64_t free[2];       /* lock: the set's; a bit for each free granule */
+    uint64_t free[2];       /* lock: the set's; a bit for each free granule, */
+    uint64_t begins[2];     /* for each granule where a run in use begins, */
+    uint64_t used[2];       /* and for each descriptor that a run has */
     uint32_t free_granules; /* lock: the set's */
     uint32_t free_touched;  /* lock: the set's; pages */
     uint8_t bin;            /* lock: the set's */
     bool shared;            /* lock: the set's; the nursery's or metadata, in no heap's set */
+    bool far;               /* lock: the set's; the second page of descriptors may have been written */
     const void *giver;      /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
     int64_t tally;          /* lock: the heap's; scratch of statistics */
     /* Page bits; of free granules: lock: the set's; else written by the run's owner. Relaxed: read by any free. */
     _Atomic uint8_t touched[SUPERSLAB_GRANULES];
+    /* The descriptor of the run that begins at a granule; lock: the set's, and read by the run's owner. */
+    uint8_t slot[SUPERSLAB_GRANULES];
 } superslab_t;
 
 typedef struct superslab_set {
@@ -71,9 +81,20 @@ HAK_INLINE bool superslab_is_touched(const superslab_t *ss, const void *ptr)
     uint8_t pages = load_relaxed(&((superslab_t *)(uintptr_t)ss)->touched[superslab_index(ss, ptr)]);
     return pages >> ((uintptr_t)ptr >> HAK_PAGE_SHIFT) % GRANULE_PAGES & 1;
 }
+/* Notes that the pages of these bytes may have been written; the owner of their run. */
+HAK_INLINE void superslab_touch(superslab_t *ss, const char *from, size_t bytes)
+{
+    uintptr_t last = (uintptr_t)(from + bytes - 1) >> HAK_PAGE_SHIFT;
+    for (uintptr_t page = (uintptr_t)from >> HAK_PAGE_SHIFT; page <= last; page++) {
+        _Atomic uint8_t *pages = &ss->touched[page / GRANULE_PAGES % SUPERSLAB_GRANULES];
+        uint8_t old = load_relaxed(pages), bit = (uint8_t)(1u << page % GRANULE_PAGES);
+        if (!(old & bit)) store_relaxed(pages, (uint8_t)(old | bit));
+    }
+}
+/* Of the run in use that begins there. */
 HAK_INLINE void *superslab_descriptor(const superslab_t *ss, unsigned granule)
 {
-    return ss->descriptors + (size_t)granule * DESCRIPTOR_BYTES;
+    return ss->descriptors + (size_t)ss->slot[granule] * DESCRIPTOR_BYTES;
 }
 
 /* Makes a record of an empty SuperSlab whose pages nobody has touched. */
@@ -96,11 +117,11 @@ typedef uint64_t pages_t;
 run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment);
 /* Takes the `more` granules behind a run of so many; false: they are not free. */
 bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more);
-/* Notes that pages of a run may have been written, and that pages are gone; which of them it is. Its owner. */
+/* Of a run, for its owner: notes that pages may have been written, that pages are gone, and says which may have been written. */
 void superslab_note(run_t run, unsigned granules, pages_t pages);
 void superslab_forget(run_t run, unsigned granules, pages_t pages);
 pages_t superslab_touched(run_t run, unsigned granules);
-/* Gives a run back, with what was noted and these. */
+/* Gives a run back, or neighbours as one; notes these pages. */
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages);
 /* Frees all granules of a SuperSlab that is in no set; any page of a run may have been written. */
 void superslab_clear(superslab_t *ss);
@@ -109,5 +130,11 @@ bool superslab_run_is_clean(run_t run, unsigned granules);
 /* Purges the touched free pages of a SuperSlab, those between two runs in use in one call, until `pages` are gone. Returns
  * pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
+
+HAK_INLINE bool superslab_is_far(run_t run) { return run.ss->slot[run.first] >= DESCRIPTORS_NEAR; }
+/* Gives a run whose descriptor is far a near one, and returns that; NULL where there is none. The owner copies what it says. */
+void *superslab_move_near(run_t run);
+/* Purges the second page of descriptors where no run has one there. */
+void superslab_purge_far(superslab_t *ss);
 
 #endif

@@ -160,7 +160,7 @@ bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes)
     return true;
 }
 
-/* Pages inside one slab in use that hold no block; the first `stay` of them stay. No lock is held: the granule may be
+/* Gives back pages inside one slab in use that hold no block; the first `stay` of them stay. Its descriptor moves near. No lock is held: the granule may be
  * another's by now, and is this heap's slab for sure only under the lock of its class. */
 static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
 {
@@ -172,7 +172,14 @@ static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
     entry_t again = registry_lookup(granule);
     if (entry_heap(again) == heap && entry_code(again) == state->cls && !entry_back(again)) {
         slab_t *slab = slab_of(again, granule);
-        pages = slab_release(heap_set_of(state, slab->home), slab, &heap->guard, stay, os_purge);
+        slab_set_t *set = heap_set_of(state, slab->home);
+        run_t run = slab_run(slab);
+        if (!run.ss->shared && superslab_is_far(run)) {
+            lock_acquire(&heap->lock, RANK_HEAP);
+            slab = slab_move_near(set, slab);
+            lock_release(&heap->lock, RANK_HEAP);
+        }
+        pages = slab_release(set, slab, &heap->guard, stay, os_purge);
     }
     lock_release(&state->lock, RANK_CLASS);
     return pages;
@@ -201,6 +208,9 @@ static size_t release_pages(hak_heap_t *heap, size_t keep)
     for (uint32_t i = 0; i < runs; i++) pages += release_slab(heap, nursery[i], &stay);
     for (char *base = NULL; (base = next_superslab(heap, base)) != NULL; base += SUPERSLAB)
         for (size_t g = 0; g < SUPERSLAB_GRANULES; g++) pages += release_slab(heap, base + g * GRANULE, &stay);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) superslab_purge_far(ss);
+    lock_release(&heap->lock, RANK_HEAP);
     return pages * HAK_PAGE;
 }
 

@@ -410,6 +410,47 @@ Test(flush_trim, a_small_heap_gives_its_page_back)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+/* A SuperSlab of many slabs has two pages of descriptors. When few slabs are left, wherever they lie, one will do. */
+Test(flush_trim, a_trim_gives_back_descriptors)
+{
+    enum { BYTES = 1024, MANY = 3 * SUPERSLAB / BYTES };
+    static void *many[MANY];
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "near");
+        for (size_t i = 0; i < MANY; i++) {
+            cr_assert((many[i] = hak_heap_malloc(heap, BYTES)) != NULL);
+            contract_fill(many[i], BYTES, i);
+        }
+        size_t live = 0, far = 0, two = 0;
+        for (size_t i = 0; i < MANY; i++) {
+            superslab_t *ss = registry_superslab(many[i]);
+            bool is_far = !ss->shared && superslab_is_far((run_t){ss, superslab_index(ss, many[i])});
+            /* Two blocks of each of some slabs, near and far, so that pages inside them go as well. */
+            bool stays = (size_t)many[i] / GRANULE % 5 == 0 && (size_t)many[i] / BYTES % 8 == 1;
+            far += is_far && stays;
+            live += stays;
+            if (stays) continue;
+            hak_heap_free(heap, many[i]);
+            many[i] = NULL;
+        }
+        cr_assert(far > 0, "no slab is far");
+        (void)hak_heap_trim(heap, 0);
+        must_be_sound(heap, live, "trimmed");
+        for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next, two++) {
+            cr_assert(!ss->used[1] && !ss->far);
+            cr_assert(CONTRACT_SANITIZED || !memory_is_resident(ss->descriptors + HAK_PAGE));
+        }
+        cr_assert(two >= 2, "%zu SuperSlabs", two);
+        for (size_t i = 0; i < MANY; i++) {
+            if (!many[i]) continue;
+            cr_assert(contract_holds(many[i], BYTES, i), "block %zu", i);
+            hak_heap_free(heap, many[i]);
+        }
+        must_be_sound(heap, 0, "at the end");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 Test(flush_trim, the_reserve_returns_what_destroyed_heaps_left)
 {
     hak_heap_t *heap = contract_heap(0, "gone");

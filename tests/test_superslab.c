@@ -287,7 +287,87 @@ Test(superslab, the_checker_can_fail)
     ss->touched[100] = 1;
     cr_assert(!superslab_is_valid(ss), "a page that nobody counted");
     *ss = sound;
+    ss->begins[0] ^= 1ull << 50;
+    cr_assert(!superslab_is_valid(ss), "a free granule begins a run");
+    *ss = sound;
+    ss->used[1] ^= 1ull << 63;
+    cr_assert(!superslab_is_valid(ss), "a descriptor that no run has");
+    *ss = sound;
+    take(&held, 3, 1);
+    held_t other;
+    take(&other, 1, 1);
     cr_assert(superslab_is_valid(ss));
+    ss->slot[other.run.first] = ss->slot[held.run.first];
+    cr_assert(!superslab_is_valid(ss), "two runs with one descriptor");
+    put(&other, 0);
+    put(&held, 0);
+    *ss = sound;
+    cr_assert(superslab_is_valid(ss));
+}
+
+/* ---- Descriptors ---- */
+
+static bool purge_descriptors(void *at, size_t bytes)
+{
+    cr_assert(at == slabs[0].descriptors + HAK_PAGE && bytes == HAK_PAGE);
+    purge_calls++;
+    return false;
+}
+
+/* The first free descriptor serves, whichever granules the run has; neighbours that go back as one give all of theirs back. */
+Test(superslab, the_first_free_descriptor_serves)
+{
+    make(1);
+    held_t runs[SUPERSLAB_GRANULES];
+    for (unsigned i = 0; i < 40; i++) {
+        take(&runs[i], 3, 1);
+        cr_assert(superslab_descriptor(&slabs[0], runs[i].run.first) == slabs[0].descriptors + i * DESCRIPTOR_BYTES);
+    }
+    put(&runs[30], 0);
+    put(&runs[7], 0);
+    put(&runs[8], 0);
+    held_t next;
+    take(&next, 6, 1);
+    cr_assert(slabs[0].slot[next.run.first] == 7);
+    /* Two runs side by side, and the tail of one. */
+    superslab_put(&set, runs[20].run, 6, 0);
+    superslab_put(&set, (run_t){&slabs[0], runs[0].run.first + 2}, 1, 0);
+    cr_assert(superslab_is_valid(&slabs[0]));
+    static const unsigned expected[] = {8, 20, 21, 30, 40};
+    for (unsigned i = 0; i < sizeof expected / sizeof expected[0]; i++) {
+        run_t run = superslab_take(&set, 1, 1);
+        cr_assert(run.ss && run.ss->slot[run.first] == expected[i], "descriptor %u, not %u", run.ss->slot[run.first],
+                  expected[i]);
+    }
+    cr_assert(superslab_is_valid(&slabs[0]));
+}
+
+Test(superslab, far_descriptors_move_near_and_their_page_goes)
+{
+    static char descriptors[2 * HAK_PAGE];
+    make(1);
+    slabs[0].descriptors = descriptors;
+    fake_os_watch_purge(purge_descriptors);
+    held_t runs[SUPERSLAB_GRANULES];
+    for (unsigned i = 0; i < SUPERSLAB_GRANULES; i++) {
+        take(&runs[i], 1, 1);
+        cr_assert(superslab_is_far(runs[i].run) == (i >= DESCRIPTORS_NEAR));
+    }
+    cr_assert(superslab_move_near(runs[100].run) == NULL && superslab_is_far(runs[100].run), "there is no room");
+    for (unsigned i = 0; i < SUPERSLAB_GRANULES; i++)
+        if (i != 100 && i != 5) put(&runs[i], 0);
+    superslab_purge_far(&slabs[0]);
+    cr_assert(purge_calls == 0, "a run has a descriptor there");
+    cr_assert(superslab_move_near(runs[100].run) == descriptors && !superslab_is_far(runs[100].run));
+    cr_assert(superslab_is_valid(&slabs[0]));
+    fake_os_refuse(FAKE_PURGE, 1, 1);
+    superslab_purge_far(&slabs[0]);
+    cr_assert(slabs[0].far, "refused: to be tried again");
+    superslab_purge_far(&slabs[0]);
+    cr_assert(purge_calls >= 1 && !slabs[0].far);
+    unsigned calls = purge_calls;
+    superslab_purge_far(&slabs[0]);
+    cr_assert(purge_calls == calls, "once");
 }
 
 static child_result_t child;
