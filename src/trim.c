@@ -29,14 +29,19 @@ static void steal_word(stolen_t *stolen, unsigned cls, _Atomic chain_t *word)
 }
 
 /* What the running CPU has is taken as a miss takes it. Where that is all there is, as in a heap that one thread used,
- * nobody has to be halted. */
+ * nobody has to be halted. A thread that moves to another CPU takes that one's: the area only says what to ask for. */
 static void steal_own(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsigned end)
 {
     percpu_t *percpu = &heap->percpu;
+    int index = percpu_index();
+    area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
+    if (!area) return;
+    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
     FOR_CLASSES_IN (cls, &heap->made, first, end) {
-        note_stolen(stolen, cls, percpu_take(percpu, PERCPU_HOT(cls)));
-        note_stolen(stolen, cls, percpu_take(percpu, PERCPU_SPARE(cls)));
-        note_stolen(stolen, cls, percpu_take_outbox(percpu, PERCPU_HOT(cls)));
+        size_t hot = PERCPU_HOT(cls);
+        if (load_relaxed(&area->hot[cls].word)) note_stolen(stolen, cls, percpu_take(percpu, hot));
+        if (load_relaxed(&area->spare[cls])) note_stolen(stolen, cls, percpu_take(percpu, PERCPU_SPARE(cls)));
+        if (outbox && load_relaxed(&outbox[cls].word)) note_stolen(stolen, cls, percpu_take_outbox(percpu, hot));
     }
 }
 
