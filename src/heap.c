@@ -403,7 +403,8 @@ static void empty_nursery(hak_heap_t *heap)
         char *start = heap->nursery[i];
         superslab_t *ss = registry_superslab(start);
         run_t run = {ss, superslab_index(ss, start)};
-        bool mid = entry_code(registry_lookup(start)) == CODE_MID;
+        /* A mid block, or one whose free is under way: nobody has noted its pages. */
+        bool mid = entry_code(registry_lookup(start)) >= CLASS_COUNT;
         runs[i] = (nursery_run_t){run, heap->nursery_granules[i], mid ? PAGES_ALL : 0};
         granules += runs[i].granules;
         registry_set_run(start, runs[i].granules, NULL, CODE_DEAD);

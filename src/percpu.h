@@ -188,7 +188,7 @@ void percpu_restart(percpu_t *percpu, unsigned index);
 void percpu_restart_all(percpu_t *percpu);
 /* Takes a halted area from its index, for another to adopt. */
 void percpu_retire(percpu_t *percpu, unsigned index);
-/* Whether every word of these classes in every area reads empty, without stopping anybody. */
-bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes);
+/* Whether every word of these classes from `first` to before `end` in every area reads empty, without stopping anybody. */
+bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes, unsigned first, unsigned end);
 
 #endif

@@ -349,8 +349,9 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     unsigned granules = size_classes[slab->cls].granules;
     pages_t wanted = touched_pages(slab) & ~pages_outside(slab, &is_free);
     for (; wanted && *keep; (*keep)--) wanted &= wanted - 1;
+    if (!wanted) return 0;
+    /* What the kernel refuses may be gone in part, up to a page that the program has locked. So the freelist is written anew. */
     pages_t gone = purge_runs(slab, wanted, purge);
-    if (!gone) return 0;
     superslab_forget(slab_run(slab), granules, gone);
     set->carved -= slab_touched(slab);
     rebuild(slab, &is_free, carved_pages(slab) & ~touched_pages(slab), guard->key);

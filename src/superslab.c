@@ -252,20 +252,43 @@ void superslab_forget(run_t run, unsigned granules, pages_t pages)
 
 /* ---- Purge ---- */
 
+static bool purge_range(superslab_t *ss, size_t first, size_t last)
+{
+    if (!os_purge(ss->base + first * HAK_PAGE, (last - first) * HAK_PAGE)) return false;
+    for (unsigned at = (unsigned)first; at < last; at++)
+        set_touched(ss, at / GRANULE_PAGES, touched(ss, at / GRANULE_PAGES) & ~(1u << at % GRANULE_PAGES));
+    return true;
+}
+
+static bool page_is_touched(const superslab_t *ss, size_t page)
+{
+    return superslab_is_touched(ss, ss->base + page * HAK_PAGE);
+}
+
+/* Each stretch of touched pages by itself: the program has locked some of them. */
+static size_t purge_stretches(superslab_t *ss, size_t page, size_t end)
+{
+    size_t purged = 0;
+    for (size_t first = page; first < end; first = page + 1) {
+        for (page = first; page < end && page_is_touched(ss, page);) page++;
+        if (page > first && purge_range(ss, first, page)) purged += page - first;
+    }
+    return purged;
+}
+
 /* Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over
  * pages that are not there than to be called again. Returns pages. */
 static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most)
 {
     size_t first = end, last = end, found = 0;
     for (; page < end && found < most; page++) {
-        if (!superslab_is_touched(ss, ss->base + page * HAK_PAGE)) continue;
+        if (!page_is_touched(ss, page)) continue;
         if (!found++) first = page;
         last = page + 1;
     }
-    if (!found || !os_purge(ss->base + first * HAK_PAGE, (last - first) * HAK_PAGE)) return 0;
-    for (unsigned at = (unsigned)first; at < last; at++)
-        set_touched(ss, at / GRANULE_PAGES, touched(ss, at / GRANULE_PAGES) & ~(1u << at % GRANULE_PAGES));
-    return found;
+    if (!found) return 0;
+    if (purge_range(ss, first, last)) return found;
+    return found < last - first ? purge_stretches(ss, first, last) : 0;
 }
 
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)

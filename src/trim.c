@@ -98,9 +98,9 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
     stolen_t stolen = {.count = 0};
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     /* A trim takes the areas themselves, which only a fence allows. */
-    if (!retire && !percpu_is_empty(percpu, &heap->made)) steal_own(heap, &stolen, first, end);
+    if (!retire && !percpu_is_empty(percpu, &heap->made, first, end)) steal_own(heap, &stolen, first, end);
     bool fenced = true;
-    if (!percpu_is_empty(percpu, &heap->made) || (retire && has_limits(heap))) {
+    if (!percpu_is_empty(percpu, &heap->made, first, end) || (retire && has_limits(heap))) {
         percpu_halt(percpu);
         fenced = percpu_fence();
         if (!fenced) percpu_restart_all(percpu);

@@ -70,6 +70,36 @@ static void end_period(hak_heap_t *heap, area_t *area, size_t used, uint16_t mis
     cr_assert(load_relaxed(&area->misses) == 0);
 }
 
+static size_t outside_of(const hak_heap_t *heap, size_t size) { return load_relaxed(&state_of(heap, size)->outside); }
+
+/* A first miss asks for few blocks, and each one more of the period for twice as many, up to what the magazine may hold. */
+Test(adapt, what_a_miss_asks_for_doubles)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        static const size_t asked[] = {4, 8, 16, 32, 32};
+        size_t count = 0, outside = 0;
+        for (size_t i = 0; i < CONTRACT_LENGTH(asked); i++) {
+            fill(heap, 16, count++, 1);
+            size_t got = outside_of(heap, 16) - outside;
+            cr_assert(got == asked[i], "miss %zu got %zu blocks", i, got);
+            fill(heap, 16, count, got - 1);
+            count += got - 1;
+            outside += got;
+            cr_assert(outside_of(heap, 16) == outside && outside == count, "a hit took blocks");
+        }
+        empty(heap, 16, 0, count);
+        /* A trimmed heap begins anew. */
+        (void)hak_heap_trim(heap, 0);
+        cr_assert(outside_of(heap, 16) == 0);
+        fill(heap, 16, 0, 1);
+        cr_assert(outside_of(heap, 16) == 4);
+        empty(heap, 16, 0, 1);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 Test(adapt, a_miss_is_counted_and_a_hit_is_not)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {

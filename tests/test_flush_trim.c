@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "hakheap.h"
 #include "heap.h"
@@ -410,6 +412,72 @@ Test(flush_trim, a_small_heap_gives_its_page_back)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+/* Mid blocks that a reset or a destroy takes away were written, also one whose free has only just begun, as a fork in another
+ * thread may find it: calloc must not take them for new. */
+Test(flush_trim, what_mid_blocks_leave_in_the_nursery_is_not_zero)
+{
+    enum { MID = 40 * 1024, COUNT = 6 };
+    for (int destroy = 0; destroy < 2; destroy++) {
+        for (int under_way = 0; under_way < 2; under_way++) {
+            (void)hak_reserve_trim();
+            hak_heap_t *heap = contract_heap(0, "mids");
+            for (int i = 0; i < COUNT; i++) {
+                void *ptr = hak_heap_malloc(heap, MID);
+                cr_assert(ptr != NULL && registry_superslab(ptr)->shared);
+                memset(ptr, 0x5a, MID);
+                if (under_way) cr_assert(registry_release(ptr));
+            }
+            if (destroy) {
+                cr_assert(hak_heap_destroy(heap) == 0);
+                heap = contract_heap(0, "next");
+            } else {
+                cr_assert(hak_heap_reset(heap) == 0);
+            }
+            for (int i = 0; i < COUNT; i++) {
+                void *ptr = hak_heap_calloc(heap, 1, MID);
+                cr_assert(ptr && contract_is_zero(ptr, MID), "destroy %d, under way %d, block %d", destroy, under_way,
+                          i);
+            }
+            must_be_sound(heap, COUNT, "at the end");
+            cr_assert(hak_heap_destroy(heap) == 0);
+        }
+    }
+}
+
+/* One page of a slab that the program has locked, and not unlocked: the pages before it go, and no block with them. */
+Test(flush_trim, a_locked_page_inside_a_slab_loses_no_block)
+{
+    enum { KIB = 1024, IN_SLAB = GRANULE / KIB };
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "locked");
+        size_t count = 4 * IN_SLAB, live = 0;
+        for (size_t i = 0; i < count; i++) {
+            cr_assert((pieces[i] = hak_heap_malloc(heap, KIB)) != NULL);
+            contract_fill(pieces[i], KIB, i);
+        }
+        char *granule = (char *)((uintptr_t)pieces[count / 2] & ~(uintptr_t)(GRANULE - 1));
+        if (syscall(SYS_mlock, granule + 2 * HAK_PAGE, (size_t)HAK_PAGE) != 0) cr_skip_test("no page may be locked");
+        for (size_t i = 0; i < count; i++) {
+            bool stays = (uintptr_t)pieces[i] % GRANULE / KIB == IN_SLAB - 1;
+            live += stays;
+            if (stays) continue;
+            hak_heap_free(heap, pieces[i]);
+            pieces[i] = NULL;
+        }
+        (void)hak_heap_trim(heap, 0);
+        must_be_sound(heap, live, "trimmed");
+        for (size_t i = 0; i < count; i++) {
+            if (pieces[i]) cr_assert(contract_holds(pieces[i], KIB, i));
+            else cr_assert((pieces[i] = hak_heap_malloc(heap, KIB)) != NULL);
+        }
+        must_be_sound(heap, count, "all taken again");
+        for (size_t i = 0; i < count; i++) hak_heap_free(heap, pieces[i]);
+        must_be_sound(heap, 0, "at the end");
+        (void)syscall(SYS_munlock, granule + 2 * HAK_PAGE, (size_t)HAK_PAGE);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* A SuperSlab of many slabs has two pages of descriptors. When few slabs are left, wherever they lie, one will do. */
 Test(flush_trim, a_trim_gives_back_descriptors)
 {
@@ -576,6 +644,13 @@ Test(flush_trim, the_running_cpus_own_caches_need_no_fence)
         cr_assert(held > 0 && hak_heap_flush(heap) == held);
         cr_assert(fake_os_calls(FAKE_FENCE) == 0, "%ld fences", fake_os_calls(FAKE_FENCE));
         cr_assert(cached_of(heap) == 0);
+
+        /* Of one class, whatever other CPUs have of another. */
+        hak_heap_free(heap, hak_heap_malloc(heap, 48));
+        exchange_areas(heap);
+        hak_heap_free(heap, hak_heap_malloc(heap, 500));
+        cr_assert(hak_heap_flush_class(heap, hak_size_class_of(512)) > 0 && fake_os_calls(FAKE_FENCE) == 0);
+        exchange_areas(heap);
 
         (void)fill_caches(heap);
         exchange_areas(heap);

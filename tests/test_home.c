@@ -402,6 +402,30 @@ static size_t all_slabs(class_state_t *state)
     return slabs;
 }
 
+/* A CPU's own outbox is flushed without a fence: here the kernel would refuse one. */
+Test(home, an_own_outbox_needs_no_fence)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_on(HERE, level);
+        size_t count = divide(heap, 500);
+        (void)hak_heap_flush(heap);
+        pretend(THERE);
+        for (int i = 0; i < 8; i++) hak_heap_free(heap, blocks[--count]);
+        const magazine_t *outbox = load_relaxed(&percpu_area(&heap->percpu, THERE)->outbox);
+        size_t posted_blocks = outbox ? chain_count(load_relaxed(&outbox[class_of(SIZE)].word)) : 0;
+        cr_assert(posted_blocks > 0, "nothing was posted");
+        fake_os_use();
+        fake_os_refuse(FAKE_FENCE, 1, FAKE_FOREVER);
+        cr_assert(hak_heap_flush(heap) >= posted_blocks * SIZE);
+        cr_assert(fake_os_calls(FAKE_FENCE) == 0 && load_relaxed(&outbox[class_of(SIZE)].word) == 0);
+        fake_os_restore();
+        pretend(HERE);
+        free_all(heap, count);
+        must_be_sound(heap, 0, "at the end");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 Test(home, a_small_heap_has_no_homes)
 {
     hak_heap_t *heap = heap_on(HERE, 1);

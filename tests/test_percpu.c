@@ -265,7 +265,7 @@ Test(percpu, chains_are_taken_and_installed_whole)
             cr_assert(!percpu_install(percpu, CLASS, places[p], chain), "%s: limit 0", name());
             store_relaxed(&area->hot[CLASS].limit, 2);
         }
-        cr_assert(percpu_is_empty(percpu, &all_classes));
+        cr_assert(percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT));
     }
 }
 
@@ -352,7 +352,7 @@ Test(percpu, halted_areas_miss_until_restarted)
         }
         percpu_restart(percpu, count); /* nothing there */
         cr_assert(percpu_push(percpu, HOT, &blocks[0], 0), "%s", name());
-        cr_assert(!percpu_is_empty(percpu, &all_classes));
+        cr_assert(!percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT));
     }
 }
 
@@ -401,18 +401,18 @@ Test(percpu, emptiness_sees_every_word)
 {
     begin("0");
     unsigned count = open_areas(4);
-    cr_assert(percpu_is_empty(percpu, &all_classes));
+    cr_assert(percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT));
     for (unsigned i = 0; i < count; i++) {
         for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
             store_relaxed(&areas[i].hot[cls].word, 1);
-            cr_assert(!percpu_is_empty(percpu, &all_classes), "area %u, hot %u", i, cls);
+            cr_assert(!percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT), "area %u, hot %u", i, cls);
             store_relaxed(&areas[i].hot[cls].word, 0);
             store_relaxed(&areas[i].spare[cls], 1);
-            cr_assert(!percpu_is_empty(percpu, &all_classes), "area %u, spare %u", i, cls);
+            cr_assert(!percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT), "area %u, spare %u", i, cls);
             store_relaxed(&areas[i].spare[cls], 0);
         }
     }
-    cr_assert(percpu_is_empty(percpu, &all_classes));
+    cr_assert(percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT));
 }
 
 /* In the twin, whoever finds an area busy goes without, and never waits. */
@@ -598,7 +598,7 @@ static void end_load(unsigned area_count)
     store_relaxed(&load.end, true);
     for (unsigned i = 0; i < THREADS; i++) pthread_join(load.worker[i].thread, NULL);
     stop_and_steal(area_count);
-    cr_assert(percpu_is_empty(percpu, &all_classes));
+    cr_assert(percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT));
     unsigned seen[ALL] = {0};
     see(seen, &load.returned);
     for (unsigned i = 0; i < THREADS; i++) see(seen, &load.worker[i].own);

@@ -404,6 +404,44 @@ Test(slab, pages_without_a_block_outside_are_released_and_come_back)
             release_and_take_again(cls, round % 2 ? &fast : &checked, &randoms);
 }
 
+/* The kernel purges up to a page that the program has locked, and then says that it did not. */
+static bool purge_halfway(void *at, size_t bytes)
+{
+    if (bytes > HAK_PAGE) (void)os->purge(at, bytes / HAK_PAGE / 2 * HAK_PAGE);
+    return false;
+}
+
+static bool purge_first_page(void *at, size_t bytes)
+{
+    (void)bytes;
+    return os->purge(at, HAK_PAGE) && false;
+}
+
+Test(slab, a_purge_that_fails_halfway_loses_no_block)
+{
+    static const unsigned classes[] = {0, 3, 15, 31, 40};
+    for (size_t at = 0; at < 4 * sizeof classes / sizeof classes[0]; at++) {
+        unsigned cls = classes[at / 4];
+        const guard_t *guard = at % 2 ? &fast : &checked;
+        slab_t *slab = add(cls);
+        size_t bytes = size_classes[cls].bytes, all = 0, none = 0;
+        for (size_t got; (got = take(cls, 100000, guard, &blocks[all])) != 0;) all += got;
+        for (size_t i = 0; i < all; i++) stamp(blocks[i], bytes, i);
+        for (size_t i = 0; i < all; i++)
+            if (i != all / 2) slab_put(&set, slab, blocks[i], guard);
+        cr_assert(slab_release(&set, slab, guard, &none, at % 4 < 2 ? purge_halfway : purge_first_page) == 0);
+        cr_assert(slab_outside(slab) == 1 && !slab_has_released(slab));
+        must_add_up();
+        cr_assert(blocks[all / 2][0] == blocks[all / 2][bytes - 1] && blocks[all / 2][0], "content was lost");
+        size_t again = 0;
+        for (size_t got; (got = take(cls, 100000, guard, &blocks[again])) != 0;) again += got;
+        cr_assert(again == all - 1, "class %u: %zu blocks of %zu", cls, again, all - 1);
+        must_add_up();
+        slab_remove(&set, slab);
+        set.outside = 0;
+    }
+}
+
 Test(slab, as_many_pages_stay_as_may)
 {
     enum { CLASS = 15 }; /* 256 bytes: 16 a page, 64 a slab */

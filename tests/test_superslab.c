@@ -305,6 +305,22 @@ Test(superslab, the_checker_can_fail)
     cr_assert(superslab_is_valid(ss));
 }
 
+/* A page that the program has locked holds back its own stretch of touched pages, not all that is free around it. */
+Test(superslab, a_locked_page_holds_back_its_neighbours_only)
+{
+    make(1);
+    held_t held;
+    take(&held, 4, 1);
+    put(&held, 0xf0f3); /* pages 0 and 1, 4 to 7, 12 to 15 */
+    purge_calls = 0;
+    fake_os_refuse(FAKE_PURGE, 1, 3); /* all at once, then the first two stretches */
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4);
+    cr_assert(purge_calls == 1 && purges[0].page == 12 && purges[0].pages == 4, "%u calls", purge_calls);
+    cr_assert(set.free_touched == 6 && superslab_is_valid(&slabs[0]));
+    for (unsigned g = 0; g < 4; g++) cr_assert(slabs[0].touched[g] == (g == 0 ? 0x3 : g == 1 ? 0xf : 0), "%u", g);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 6 && set.free_touched == 0);
+}
+
 /* ---- Descriptors ---- */
 
 static bool purge_descriptors(void *at, size_t bytes)
@@ -492,7 +508,7 @@ Test(superslab, refused_purges_stay_counted)
     /* One of three refused: the others go. */
     held_t runs[5];
     for (int i = 0; i < 5; i++) take(&runs[i], 2, 1);
-    for (int i = 0; i < 5; i += 2) put(&runs[i], 0x33);
+    for (int i = 0; i < 5; i += 2) put(&runs[i], 0x3c);
     fake_os_refuse(FAKE_PURGE, 2, 1);
     cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 8);
     cr_assert(set.free_touched == 4 && superslab_is_valid(&slabs[0]) && !superslab_run_is_clean(runs[2].run, 2));
