@@ -21,6 +21,7 @@ static void set_free_bits(superslab_t *ss, bits_t bits)
 
 static bool get_bit(const uint64_t *words, unsigned at) { return words[at / 64] >> at % 64 & 1; }
 static void flip_bit(uint64_t *words, unsigned at) { words[at / 64] ^= (uint64_t)1 << at % 64; }
+/* There is one. */
 static unsigned first_clear(const uint64_t *words)
 {
     return ~words[0] ? (unsigned)__builtin_ctzll(~words[0]) : 64u + (unsigned)__builtin_ctzll(~words[1]);
@@ -320,8 +321,8 @@ void superslab_clear(superslab_t *ss)
 void *superslab_move_near(run_t run)
 {
     superslab_t *ss = run.ss;
+    if (!~ss->used[0]) return NULL;
     unsigned slot = first_clear(ss->used);
-    if (slot >= DESCRIPTORS_NEAR) return NULL;
     flip_bit(ss->used, ss->slot[run.first]);
     flip_bit(ss->used, slot);
     ss->slot[run.first] = (uint8_t)slot;

@@ -165,8 +165,8 @@ bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes)
     return true;
 }
 
-/* Gives back pages inside one slab in use that hold no block; the first `stay` of them stay. Its descriptor moves near. No lock is held: the granule may be
- * another's by now, and is this heap's slab for sure only under the lock of its class. */
+/* Gives back pages inside one slab in use that hold no block; the first `stay` of them stay. Its descriptor moves near. No lock
+ * is held: the granule may be another's by now, and is this heap's slab for sure only under the lock of its class. */
 static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
 {
     entry_t entry = registry_lookup(granule);
