@@ -189,9 +189,8 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
 {
     const block_t *block = ptr;
     uint64_t unlinked = heap->key ^ (uintptr_t)ptr;
-    if (HAK_UNLIKELY(!(HAK_LIKELY(entry_is_first(mine)) ? entry_first_divides(mine, rotated)
-                                                        : entry_is_owned(mine) && entry_divides(mine, rotated))))
-        return PUSH_MISSED;
+    /* No branch for the first granule of a slab, which needs less: of blocks of some KiB every other free would guess it wrong. */
+    if (HAK_UNLIKELY(!entry_is_owned(mine) || !entry_divides(mine, rotated))) return PUSH_MISSED;
     uint64_t mark = block->word[0] ^ block->word[1];
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
     push_t result =

@@ -156,25 +156,12 @@ HAK_INLINE uint32_t registry_quotient(unsigned cls, uint32_t offset)
     uint32_t multiply = registry_divisors[cls].multiply;
     return multiply ? (uint32_t)((uint64_t)offset * multiply >> 32) : offset;
 }
-/* Whether a block of the entry's class can begin `offset` times 16 bytes into its run. */
-HAK_INLINE bool entry_begins_at(entry_t mine, uint32_t offset)
-{
-    const divisor_t *divisor =
-        (const divisor_t *)(const void *)((const char *)registry_divisors + entry_slot(mine) * 4);
-    return offset * divisor->multiply <= divisor->most;
-}
 /* Whether a rotated pointer is at the start of a block. */
 HAK_INLINE bool entry_divides(entry_t mine, uint64_t rotated)
 {
-    return entry_begins_at(mine, entry_offset(mine, rotated));
-}
-/* Of an entry xor the owner bits of a heap, which is not fast: whether it is that heap's, and the first granule of its run.
- * All granules of small blocks are. */
-HAK_INLINE bool entry_is_first(entry_t mine) { return mine < ENTRY_CHECKED + (1 << ENTRY_BACK_SHIFT); }
-/* entry_divides, of a first granule. */
-HAK_INLINE bool entry_first_divides(entry_t mine, uint64_t rotated)
-{
-    return entry_begins_at(mine, (uint32_t)(rotated & ((1 << BLOCKS_SHIFT) - 1)));
+    const divisor_t *divisor =
+        (const divisor_t *)(const void *)((const char *)registry_divisors + entry_slot(mine) * 4);
+    return entry_offset(mine, rotated) * divisor->multiply <= divisor->most;
 }
 HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 {
