@@ -66,7 +66,9 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t slot)
 {
     chain_t link;
     block_t *block = section_pop(&heap->percpu, slot, &link);
-    if (HAK_LIKELY(block)) counter_add(&heap->counters, refill_hot, 1);
+    if (HAK_UNLIKELY(!block)) return NULL;
+    block_fetch(link);
+    counter_add(&heap->counters, refill_hot, 1);
     return block;
 }
 
@@ -78,6 +80,7 @@ HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t slot)
     if (HAK_UNLIKELY(!block)) return NULL;
     if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
     block_unseal(block);
+    block_fetch(link);
     counter_add(&heap->counters, refill_hot, 1);
     return block;
 }

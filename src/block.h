@@ -83,6 +83,9 @@ HAK_INLINE chain_t block_next(chain_t chain, const guard_t *guard, const char *o
     return link;
 }
 
+/* Asks for the block that a chain hands out next, while nobody waits for its link (as a pop of tcmalloc's per-CPU caches does). */
+HAK_INLINE void block_fetch(chain_t chain) { __builtin_prefetch(chain_block(chain), 1); }
+
 /* A key of a heap: never 0, different for each serial, unknown to who does not know the process key. */
 uint64_t block_key(uint64_t process_key, uint64_t serial);
 
