@@ -19,8 +19,9 @@ static struct {
     superslab_t *dirty, *clean; /* lists by `next` */
     superslab_set_t nursery;
     size_t dirty_count, clean_count;
-    size_t made;       /* SuperSlabs, ever */
-    size_t more_dirty; /* may be, beyond RESERVE_DIRTY */
+    size_t dirty_pages; /* of all that are dirty */
+    size_t made;        /* SuperSlabs, ever */
+    size_t more_dirty;  /* may be, beyond RESERVE_DIRTY */
     size_t reservations, reserved_bytes;
 } reserve;
 
@@ -77,6 +78,7 @@ static superslab_t *take_locked(bool shared, uint32_t *refused)
     if (ss) {
         reserve.dirty = ss->next;
         reserve.dirty_count--;
+        reserve.dirty_pages -= ss->free_touched;
     } else if ((ss = reserve.clean) != NULL) {
         reserve.clean = ss->next;
         reserve.clean_count--;
@@ -112,6 +114,7 @@ static void list_dirty(superslab_t *ss)
     ss->next = reserve.dirty;
     reserve.dirty = ss;
     reserve.dirty_count++;
+    reserve.dirty_pages += ss->free_touched;
 }
 
 static void list_clean(superslab_t *ss)
@@ -125,7 +128,8 @@ static void put_locked(superslab_t *ss)
 {
     hak_assert(superslab_is_empty(ss));
     /* A SuperSlab that comes back without touched pages needs no descriptors either. */
-    if (!ss->free_touched || reserve.dirty_count >= RESERVE_DIRTY + reserve.more_dirty) purge_empty(ss);
+    size_t most = (RESERVE_DIRTY + reserve.more_dirty) * (SUPERSLAB / HAK_PAGE);
+    if (!ss->free_touched || reserve.dirty_pages + ss->free_touched > most) purge_empty(ss);
     if (ss->free_touched) list_dirty(ss);
     else list_clean(ss);
 }
@@ -191,7 +195,7 @@ size_t reserve_trim(const void *giver)
     size_t pages = 0;
     superslab_t *list = reserve.dirty;
     reserve.dirty = NULL;
-    reserve.dirty_count = 0;
+    reserve.dirty_count = reserve.dirty_pages = 0;
     reserve.more_dirty = 0;
     while (list) {
         superslab_t *ss = list;

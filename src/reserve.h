@@ -12,7 +12,7 @@
  *                                        dirty (bounded) or clean reserve <---+  +--> nursery, metadata
  *
  * A reservation is never unmapped, so a lookup can never fault on what was once ours. The reserve keeps SuperSlabs that
- * heaps gave back: at first at most RESERVE_DIRTY with their pages, the others purged. Each SuperSlab that was purged and is
+ * heaps gave back: at first with as many pages as RESERVE_DIRTY of them have, the others purged. Each SuperSlab that was purged and is
  * taken again lets one more keep its pages, up to a quarter of those in use: what was saved is paid for twice, in faults.
  * A trim starts anew.
  *
@@ -21,7 +21,7 @@
  */
 enum {
     LIMIT_SHARE = 8,            /* a reservation takes at most this part of a limited address space */
-    RESERVE_DIRTY = 8,          /* SuperSlabs kept with their pages: 16 MiB, */
+    RESERVE_DIRTY = 8,          /* SuperSlabs whose pages are kept: 16 MiB, */
     RESERVE_DIRTY_SHARE = 4,    /* or up to this part of those in use */
     NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB */
 };

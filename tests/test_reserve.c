@@ -33,6 +33,17 @@ static void soil(superslab_t *ss, unsigned granules)
     superslab_set_remove(&set, ss);
 }
 
+/* The same of all pages. */
+static void fill(superslab_t *ss)
+{
+    superslab_set_t set = {0};
+    superslab_set_add(&set, ss);
+    run_t run = superslab_take(&set, SUPERSLAB_GRANULES, 1);
+    memset(ss->base, 0x77, SUPERSLAB);
+    superslab_put(&set, run, SUPERSLAB_GRANULES, PAGES_ALL);
+    superslab_set_remove(&set, ss);
+}
+
 Test(reserve, superslabs_are_aligned_registered_and_empty)
 {
     enum { COUNT = 20 };
@@ -62,7 +73,7 @@ Test(reserve, dirty_superslabs_are_bounded)
 {
     enum { COUNT = RESERVE_DIRTY + 4 };
     superslab_t *taken[COUNT];
-    for (unsigned i = 0; i < COUNT; i++) soil(taken[i] = take(), 5);
+    for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
     for (unsigned i = 0; i < COUNT; i++) {
         cr_assert(reserve_put(taken[i], NULL, true));
         reserve_stats_t stats = reserve_stats();
@@ -83,7 +94,8 @@ Test(reserve, dirty_superslabs_are_bounded)
         bool again = false;
         for (unsigned k = 0; k < COUNT; k++) again = again || taken[k] == ss;
         cr_assert(again == (i < COUNT), "take %u", i);
-        cr_assert((ss->free_touched == 5) == (i < RESERVE_DIRTY), "take %u: %u pages", i, ss->free_touched);
+        cr_assert((ss->free_touched == SUPERSLAB / HAK_PAGE) == (i < RESERVE_DIRTY), "take %u: %u pages", i,
+                  ss->free_touched);
         cr_assert(memory_is_zero(ss->base, GRANULE) == (i >= RESERVE_DIRTY), "take %u", i);
         cr_assert(superslab_is_empty(ss) && superslab_is_valid(ss));
     }
@@ -95,17 +107,37 @@ Test(reserve, what_was_purged_in_vain_stays_the_next_time)
 {
     enum { COUNT = 64, WANTED = COUNT / RESERVE_DIRTY_SHARE };
     superslab_t *taken[COUNT];
-    for (unsigned i = 0; i < COUNT; i++) soil(taken[i] = take(), 5);
+    for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
     for (unsigned round = 0; round < 6; round++) {
         for (unsigned i = 0; i < COUNT / 2; i++) cr_assert(reserve_put(taken[i], NULL, true));
         size_t dirty = reserve_stats().dirty_superslabs;
         cr_assert(round ? dirty > RESERVE_DIRTY && dirty <= WANTED : dirty == RESERVE_DIRTY, "round %u: %zu", round,
                   dirty);
-        for (unsigned i = 0; i < COUNT / 2; i++) soil(taken[i] = take(), 5);
+        for (unsigned i = 0; i < COUNT / 2; i++) fill(taken[i] = take());
     }
     cr_assert(reserve_trim(NULL) == 0);
     for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
     cr_assert(reserve_stats().dirty_superslabs == RESERVE_DIRTY);
+}
+
+/* What counts is pages, not SuperSlabs. */
+Test(reserve, superslabs_with_few_pages_keep_them)
+{
+    enum { COUNT = 4 * RESERVE_DIRTY, EACH = SUPERSLAB_GRANULES };
+    superslab_t *taken[COUNT + 1];
+    for (unsigned i = 0; i < COUNT + 1; i++) soil(taken[i] = take(), EACH);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
+    cr_assert(reserve_stats().dirty_superslabs == COUNT && reserve_stats().clean_superslabs == 0);
+    cr_assert(reserve_put(taken[COUNT], NULL, true));
+    cr_assert(reserve_stats().dirty_superslabs == COUNT && reserve_stats().clean_superslabs == 1, "one too many");
+    superslab_t *again = take();
+    cr_assert(again->free_touched == EACH);
+    soil(again, 1);
+    cr_assert(reserve_put(again, NULL, true) && reserve_stats().dirty_superslabs == COUNT, "room for it again");
+    cr_assert(reserve_trim(NULL) == COUNT * EACH * HAK_PAGE);
+    for (unsigned i = 0; i < COUNT; i++) soil(taken[i] = take(), EACH);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
+    cr_assert(reserve_stats().dirty_superslabs == COUNT, "a trim forgets what was dirty");
 }
 
 Test(reserve, an_untouched_superslab_comes_back_clean)
