@@ -178,10 +178,8 @@ static void give_back_cold(hak_heap_t *heap, class_state_t *state, int index)
 {
     if (!lock_try(&state->lock, RANK_CLASS)) return;
     cold_t *cold = state->cold;
-    for (chain_t chain; cold && (chain = cold_take_old(cold, (unsigned)index)) != 0;) {
-        budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
-        drain_to_slabs(heap, state, chain, SIZE_MAX);
-    }
+    for (chain_t chain; cold && (chain = cold_take_old(cold, (unsigned)index)) != 0;)
+        (void)drain_cold(heap, state, chain);
     if (cold) cold_age(cold, (unsigned)index);
     lock_release(&state->lock, RANK_CLASS);
 }

@@ -36,13 +36,18 @@ chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, si
     return chain;
 }
 
+size_t drain_cold(hak_heap_t *heap, class_state_t *state, chain_t chain)
+{
+    size_t bytes = chain_count(chain) * size_classes[state->cls].bytes;
+    budget_put(&heap->budget, bytes);
+    drain_to_slabs(heap, state, chain, SIZE_MAX);
+    return bytes;
+}
+
 bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 {
     chain_t chain = state->cold ? cold_steal(state->cold) : 0;
-    size_t held = chain_count(chain) * size_classes[state->cls].bytes;
-    budget_put(&heap->budget, held);
-    *bytes += held;
-    drain_to_slabs(heap, state, chain, SIZE_MAX);
+    *bytes += drain_cold(heap, state, chain);
     return chain != 0;
 }
 

@@ -73,6 +73,8 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
 void drain_outbox(hak_heap_t *heap, class_state_t *state, magazine_t *outbox, int index);
 /* Returns the first `most` blocks of a chain to their slabs; lock: CLASS. Returns what is left of the chain. */
 chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most);
+/* Returns a chain that was taken from the cold level to its slabs; lock: CLASS. Returns bytes. */
+size_t drain_cold(hak_heap_t *heap, class_state_t *state, chain_t chain);
 /* Returns the oldest cold chain to its slabs, and adds to *bytes what it held; false: there is none. Lock: CLASS. */
 bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes);
 /* Takes the remote list into the slabs; lock: CLASS. Returns blocks. */
