@@ -198,8 +198,9 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
     push_t result =
         section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr), entry_tag(mine), unlinked);
-    /* A section that was restarted may have sealed the block before it found the area stopped, or itself elsewhere. */
-    if (HAK_UNLIKELY(result != PUSH_DONE)) block_unseal(ptr);
+    /* A section that was restarted may have sealed the block before it found the area stopped, or itself elsewhere. What is no
+     * small block was never pushed, and may be the inside of one. */
+    if (HAK_UNLIKELY(result != PUSH_DONE) && entry_code(mine) < CLASS_COUNT) block_unseal(ptr);
     return result;
 }
 

@@ -6,8 +6,10 @@
 _Static_assert(CODE_META << ENTRY_CODE_SHIFT <= ENTRY_SLOT_MASK, "codes have seven bits");
 _Static_assert(MID_MAX / GRANULE - 1 <= ENTRY_BACK_MASK, "granules before have six bits");
 
-#define CEILING(bytes)           ((uint32_t)(((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16)))
-#define DIVISOR(bytes, granules) {CEILING(bytes), CEILING(bytes) - 1},
+#define CEILING(bytes)           (((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16))
+#define EXCESS(bytes)            (CEILING(bytes) * ((bytes) / 16) - (1ull << 32))
+#define LAST(bytes, granules)    ((granules)*GRANULE / (bytes)-1)
+#define DIVISOR(bytes, granules) {(uint32_t)CEILING(bytes), (uint32_t)(LAST(bytes, granules) * EXCESS(bytes))},
 const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32_MAX}, {0, UINT32_MAX}};
 
 _Atomic uintptr_t registry_top[REGISTRY_TOP];

@@ -74,10 +74,12 @@ typedef struct gib {
 } gib_t;
 
 /*
- * By code: whether a number of 16 bytes is a multiple of a block's d. n * ceil(2^32 / d), modulo 2^32, stays below that
- * ceiling exactly where d divides n (Lemire, Kaser, Kurz: "Faster remainder by direct computation", 2019; exact here
- * because n < 2^16 and d <= 2^11). For d = 1 the ceiling is 2^32, stored as 0: everything passes. What is no size class
- * has {0, 2^32 - 1}: everything passes, and is refused by its slot, whose limit stays 0.
+ * By code: whether a number n of 16 bytes leads to a block, of d times 16 bytes, that its slab has. The product of n and
+ * c = ceil(2^32 / d), modulo 2^32, is below c exactly where d divides n (Lemire, Kaser, Kurz: "Faster remainder by direct
+ * computation", 2019; exact here because n < 2^16 and d <= 2^11), and then it is n / d times what d * c exceeds 2^32 by. So the
+ * last block's product is the highest that may be. Where d is a power of two nothing is exceeded, and no slab has a rest; for
+ * d = 1 the ceiling is 2^32, stored as 0. What is no size class has {0, 2^32 - 1}: everything passes, and is refused by its
+ * slot, whose limit stays 0.
  */
 typedef struct divisor {
     uint32_t multiply, most;
@@ -156,7 +158,7 @@ HAK_INLINE uint32_t registry_quotient(unsigned cls, uint32_t offset)
     uint32_t multiply = registry_divisors[cls].multiply;
     return multiply ? (uint32_t)((uint64_t)offset * multiply >> 32) : offset;
 }
-/* Whether a rotated pointer is at the start of a block. */
+/* Whether a rotated pointer is at the start of a block that its slab has. */
 HAK_INLINE bool entry_divides(entry_t mine, uint64_t rotated)
 {
     const divisor_t *divisor =

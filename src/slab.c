@@ -342,6 +342,18 @@ static void rebuild(slab_t *slab, const bits_t *is_free, pages_t released, uint6
     }
 }
 
+/* Seals blocks again that begin in a page that stays and reach into one that is gone: they are on no list, and the page may be
+ * empty. */
+static void reseal(const slab_t *slab, pages_t released, uint64_t key)
+{
+    size_t bytes = size_classes[slab->cls].bytes;
+    for (size_t i = 0; i < size_classes[slab->cls].blocks; i++) {
+        bool begins_gone = released >> i * bytes / HAK_PAGE & 1;
+        if (is_carved(slab, i) && is_among(slab, i, released) && !begins_gone)
+            (void)block_push(0, slab->start + i * bytes, key);
+    }
+}
+
 size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep, bool (*purge)(void *, size_t))
 {
     bits_t is_free = {{0}};
@@ -354,7 +366,9 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     pages_t gone = purge_runs(slab, wanted, purge);
     superslab_forget(slab_run(slab), granules, gone);
     set->carved -= slab_touched(slab);
-    rebuild(slab, &is_free, carved_pages(slab) & ~touched_pages(slab), guard->key);
+    pages_t released = carved_pages(slab) & ~touched_pages(slab);
+    rebuild(slab, &is_free, released, guard->key);
+    if (gone != wanted && guard->key) reseal(slab, released, guard->key);
     set->carved += slab_touched(slab);
     slab_tell_home(slab);
     return (size_t)__builtin_popcountll(gone);

@@ -442,6 +442,30 @@ Test(slab, a_purge_that_fails_halfway_loses_no_block)
     }
 }
 
+static bool purge_two_pages(void *at, size_t bytes) { return os->purge(at, hak_min(bytes, 2 * HAK_PAGE)) && false; }
+
+/* So does a block whose beginning lies there, and whose end is gone already: its second free stays known. */
+Test(slab, a_purge_that_fails_halfway_loses_no_seal)
+{
+    enum { BYTES = 7168 };
+    unsigned cls = sizeclass_of(BYTES);
+    slab_t *slab = add(cls);
+    size_t all = 0, keep = 1;
+    for (size_t got; (got = take(cls, 100, &checked, &blocks[all])) != 0;) all += got;
+    cr_assert(all == size_classes[cls].blocks && all > 3);
+    char *block = slab->start + BYTES;
+    slab_put(&set, slab, block, &checked);
+    slab_put(&set, slab, block + BYTES, &checked);
+    cr_assert(slab_release(&set, slab, &checked, &keep, os->purge) == 2 && slab_has_released(slab));
+    slab_put(&set, slab, slab->start, &checked);
+    cr_assert(slab_release(&set, slab, &checked, &keep, purge_two_pages) == 0);
+    cr_assert(memory_is_zero(slab->start + HAK_PAGE, BYTES - HAK_PAGE), "the page of its beginning was emptied");
+    cr_assert(!slab_forgot(block) && !slab_has(slab, block));
+    const block_t *words = (const block_t *)(const void *)block;
+    cr_assert(block_is_sealed(words, block_link(words, checked.key), checked.key));
+    must_add_up();
+}
+
 Test(slab, as_many_pages_stay_as_may)
 {
     enum { CLASS = 15 }; /* 256 bytes: 16 a page, 64 a slab */
