@@ -266,20 +266,12 @@ static bool page_is_touched(const superslab_t *ss, size_t page)
     return superslab_is_touched(ss, ss->base + page * HAK_PAGE);
 }
 
-/* Each stretch of touched pages by itself: the program has locked some of them. */
-static size_t purge_stretches(superslab_t *ss, size_t page, size_t end)
-{
-    size_t purged = 0;
-    for (size_t first = page; first < end; first = page + 1) {
-        for (page = first; page < end && page_is_touched(ss, page);) page++;
-        if (page > first && purge_range(ss, first, page)) purged += page - first;
-    }
-    return purged;
-}
-
-/* Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over
- * pages that are not there than to be called again. Returns pages. */
-static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most)
+/*
+ * Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over pages
+ * that are not there than to be called again. Where it refuses, the program has locked some of them, or of those between: then
+ * half by half, until `refusals` are spent. Returns pages.
+ */
+static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most, unsigned *refusals)
 {
     size_t first = end, last = end, found = 0;
     for (; page < end && found < most; page++) {
@@ -287,17 +279,24 @@ static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most)
         if (!found++) first = page;
         last = page + 1;
     }
-    if (!found) return 0;
+    if (!found || !*refusals) return 0;
     if (purge_range(ss, first, last)) return found;
-    return found < last - first ? purge_stretches(ss, first, last) : 0;
+    --*refusals;
+    if (last - first == 1) return 0;
+    size_t middle = first + (last - first) / 2;
+    return purge_pages(ss, first, middle, SIZE_MAX, refusals) + purge_pages(ss, middle, last, SIZE_MAX, refusals);
 }
 
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
 {
+    enum {
+        MOST_REFUSALS = 32
+    }; /* three locked pages anywhere; all locked: that many calls in vain, not one for each page */
+    unsigned refusals = MOST_REFUSALS;
     size_t purged = 0;
     for (unsigned g = 0, end; g < SUPERSLAB_GRANULES && purged < pages; g = end + 1) {
         for (end = g; end < SUPERSLAB_GRANULES && free_bits(ss) >> end & 1;) end++;
-        purged += purge_pages(ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged);
+        purged += purge_pages(ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged, &refusals);
     }
     ss->free_touched -= (uint32_t)purged;
     set->free_touched -= purged;

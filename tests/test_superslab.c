@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "support_child.h"
 #include "support_os.h"
@@ -305,20 +306,40 @@ Test(superslab, the_checker_can_fail)
     cr_assert(superslab_is_valid(ss));
 }
 
-/* A page that the program has locked holds back its own stretch of touched pages, not all that is free around it. */
-Test(superslab, a_locked_page_holds_back_its_neighbours_only)
+/* A page that the program has locked holds back itself, whether what is around it is there or not. */
+Test(superslab, a_locked_page_holds_back_itself_only)
+{
+    enum { LOCKED = 37 };
+    make(1);
+    char *page = slabs[0].base + LOCKED * (size_t)HAK_PAGE;
+    if (mlock(page, HAK_PAGE) != 0) cr_skip_test("no page may be locked");
+    held_t held;
+    take(&held, 16, 1);
+    put(&held, PAGES_ALL);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 63 && set.free_touched == 1);
+    cr_assert(superslab_is_touched(&slabs[0], page) && superslab_is_valid(&slabs[0]));
+    cr_assert(fake_os_calls(FAKE_PURGE) <= 13, "%ld calls", fake_os_calls(FAKE_PURGE));
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 0);
+    cr_assert(munlock(page, HAK_PAGE) == 0);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 1 && set.free_touched == 0);
+
+    cr_assert(mlock(slabs[0].base + 2 * HAK_PAGE, HAK_PAGE) == 0);
+    take(&held, 4, 1);
+    put(&held, 0xf0f3); /* pages 0 and 1, 4 to 7, 12 to 15 */
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 10 && set.free_touched == 0);
+    cr_assert(munlock(slabs[0].base + 2 * HAK_PAGE, HAK_PAGE) == 0);
+}
+
+/* A kernel that refuses everything is not asked page by page. */
+Test(superslab, refusals_are_bounded)
 {
     make(1);
     held_t held;
-    take(&held, 4, 1);
-    put(&held, 0xf0f3); /* pages 0 and 1, 4 to 7, 12 to 15 */
-    purge_calls = 0;
-    fake_os_refuse(FAKE_PURGE, 1, 3); /* all at once, then the first two stretches */
-    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4);
-    cr_assert(purge_calls == 1 && purges[0].page == 12 && purges[0].pages == 4, "%u calls", purge_calls);
-    cr_assert(set.free_touched == 6 && superslab_is_valid(&slabs[0]));
-    for (unsigned g = 0; g < 4; g++) cr_assert(slabs[0].touched[g] == (g == 0 ? 0x3 : g == 1 ? 0xf : 0), "%u", g);
-    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 6 && set.free_touched == 0);
+    take(&held, 128, 1);
+    put(&held, PAGES_ALL);
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 0 && set.free_touched == 512);
+    cr_assert(fake_os_calls(FAKE_PURGE) == 32, "%ld calls", fake_os_calls(FAKE_PURGE));
 }
 
 /* ---- Descriptors ---- */
@@ -505,11 +526,11 @@ Test(superslab, refused_purges_stay_counted)
     cr_assert(set.free_touched == 0 && superslab_run_is_clean(held.run, 4));
     memset(&shadows[0].touched, 0, sizeof shadows[0].touched);
 
-    /* One of three refused: the others go. */
+    /* One of three refused, and each part of it: the others go. */
     held_t runs[5];
     for (int i = 0; i < 5; i++) take(&runs[i], 2, 1);
     for (int i = 0; i < 5; i += 2) put(&runs[i], 0x3c);
-    fake_os_refuse(FAKE_PURGE, 2, 1);
+    fake_os_refuse(FAKE_PURGE, 2, 7);
     cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 8);
     cr_assert(set.free_touched == 4 && superslab_is_valid(&slabs[0]) && !superslab_run_is_clean(runs[2].run, 2));
     cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4);
