@@ -414,10 +414,20 @@ static void empty_nursery(hak_heap_t *heap)
     uncharge_nursery(heap, granules);
 }
 
+/* Mid blocks, and those whose free is under way: slabs note their pages as they carve, of these nobody has. */
+static void note_mids(superslab_t *ss)
+{
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
+        if (superslab_is_free(ss, g) || entry_code(registry_lookup(superslab_granule(ss, g))) < CLASS_COUNT) continue;
+        superslab_note((run_t){ss, g}, 1, PAGES_ALL);
+    }
+}
+
 static void empty_superslabs(hak_heap_t *heap)
 {
     for (superslab_t *ss; (ss = heap->superslabs.all) != NULL;) {
         superslab_set_remove(&heap->superslabs, ss);
+        note_mids(ss);
         superslab_clear(ss);
         registry_set_run(ss->base, SUPERSLAB_GRANULES, NULL, CODE_DEAD);
         heap_uncharge(heap, SUPERSLAB);

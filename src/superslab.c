@@ -305,11 +305,8 @@ size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
 
 void superslab_clear(superslab_t *ss)
 {
-    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
-        if (free_bits(ss) >> g & 1) continue;
-        set_touched(ss, g, ALL_TOUCHED);
-        ss->free_touched += GRANULE_PAGES;
-    }
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++)
+        if (!superslab_is_free(ss, g)) ss->free_touched += page_count(touched(ss, g));
     set_free_bits(ss, ~(bits_t)0);
     ss->free_granules = SUPERSLAB_GRANULES;
     put_slots(ss, 0, SUPERSLAB_GRANULES);

@@ -66,6 +66,10 @@ typedef struct superslab_set {
 } superslab_set_t;
 
 HAK_INLINE bool superslab_is_empty(const superslab_t *ss) { return ss->free_granules == SUPERSLAB_GRANULES; }
+HAK_INLINE bool superslab_is_free(const superslab_t *ss, unsigned granule)
+{
+    return ss->free[granule / 64] >> granule % 64 & 1;
+}
 HAK_INLINE char *superslab_granule(const superslab_t *ss, unsigned granule)
 {
     return ss->base + (size_t)granule * GRANULE;
@@ -123,7 +127,7 @@ void superslab_forget(run_t run, unsigned granules, pages_t pages);
 pages_t superslab_touched(run_t run, unsigned granules);
 /* Gives a run back, or neighbours as one; notes these pages. */
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages);
-/* Frees all granules of a SuperSlab that is in no set; any page of a run may have been written. */
+/* Frees all granules of a SuperSlab that is in no set; what its runs have written is noted. */
 void superslab_clear(superslab_t *ss);
 /* Whether no page of a run was ever written. */
 bool superslab_run_is_clean(run_t run, unsigned granules);

@@ -980,3 +980,24 @@ Test(flush_trim, several_flush_and_trim_at_once)
     must_be_sound(common, 0, "at the end");
     cr_assert(hak_heap_destroy(common) == 0);
 }
+
+/* What a reset gives back is counted by its pages, and the pages of mid blocks, which nobody notes, all of them. */
+Test(flush_trim, a_reset_counts_what_may_have_been_written)
+{
+    enum { MIDS = 60, BYTES = 40000, GRANULES = (BYTES + GRANULE - 1) / GRANULE };
+    for (int level = 0; level < 2; level++) {
+        hak_heap_t *heap = contract_heap(level, "reset");
+        (void)hak_reserve_trim();
+        for (unsigned i = 0; i < MIDS; i++) cr_assert(hak_heap_malloc(heap, BYTES) != NULL);
+        char *small = hak_heap_malloc(heap, 32768);
+        cr_assert(small != NULL);
+        *small = 1;
+        cr_assert(hak_heap_reset(heap) == 0);
+        size_t bytes = hak_reserve_trim();
+        size_t mids = MIDS * GRANULES * (size_t)GRANULE;
+        cr_assert(bytes >= mids && bytes <= mids + 4 * 32768, "%zu bytes, %zu of mid blocks", bytes, mids);
+        char *again = hak_heap_calloc(heap, 1, 100000);
+        for (size_t i = 0; i < 100000; i++) cr_assert(!again[i]);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
