@@ -23,8 +23,8 @@
 enum {
     MOST_BYTES = 64 * 1024,
     MOST_BLOCKS = 256,
-    WIDE_BLOCKS = 16,        /* of classes of which MOST_BYTES are fewer, */
-    WIDE_BYTES = 256 * 1024, /* as long as they fit this */
+    WIDE_BLOCKS = 32,        /* of classes of which MOST_BYTES are fewer, */
+    WIDE_BYTES = 512 * 1024, /* as long as they fit this */
     MOST_POSTED = 64,        /* blocks of an outbox, which are of no use to anybody while they lie there */
     LEAST_BLOCKS = 2,
     FIRST_BLOCKS = 4,

@@ -182,6 +182,7 @@ bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
         superslab_put(&reserve.nursery, run, granules, 0);
         if (!superslab_is_empty(run.ss) || reserve.nursery.empty <= 1) continue;
         superslab_set_remove(&reserve.nursery, run.ss);
+        run.ss->giver = &reserve.nursery;
         put_locked(run.ss);
     }
     if (reserve.nursery.free_touched > NURSERY_TOUCHED) purge_nursery();
@@ -189,9 +190,8 @@ bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
     return true;
 }
 
-size_t reserve_trim(const void *giver)
+static size_t purge_reserve(const void *giver)
 {
-    lock_acquire(&reserve.lock, RANK_RESERVE);
     size_t pages = 0;
     superslab_t *list = reserve.dirty;
     reserve.dirty = NULL;
@@ -204,6 +204,13 @@ size_t reserve_trim(const void *giver)
         if (ss->free_touched) list_dirty(ss);
         else list_clean(ss);
     }
+    return pages;
+}
+
+size_t reserve_trim(const void *giver)
+{
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    size_t pages = purge_reserve(giver);
     lock_release(&reserve.lock, RANK_RESERVE);
     return pages * HAK_PAGE;
 }
@@ -211,7 +218,7 @@ size_t reserve_trim(const void *giver)
 size_t nursery_trim(void)
 {
     lock_acquire(&reserve.lock, RANK_RESERVE);
-    size_t pages = purge_nursery();
+    size_t pages = purge_nursery() + purge_reserve(&reserve.nursery);
     lock_release(&reserve.lock, RANK_RESERVE);
     return pages * HAK_PAGE;
 }

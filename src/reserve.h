@@ -43,7 +43,7 @@ bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait);
 
 /* Purges what `giver` left in the reserve; NULL: all of it. Returns bytes. */
 size_t reserve_trim(const void *giver);
-/* Purges what the nursery holds free. Returns bytes. */
+/* Purges what the nursery holds free, and what it left in the reserve. Returns bytes. */
 size_t nursery_trim(void);
 
 typedef struct reserve_stats {

@@ -273,6 +273,24 @@ Test(reserve, the_nursery_keeps_a_bounded_number_of_pages)
     cr_assert(most == (size_t)NURSERY_TOUCHED * HAK_PAGE, "%zu bytes", most);
 }
 
+/* What the nursery left in the reserve goes with it. */
+Test(reserve, a_nursery_trim_reaches_what_it_gave)
+{
+    enum { RUNS = 3 * SUPERSLAB_GRANULES };
+    static run_t runs[RUNS];
+    superslab_t *kept = take();
+    for (unsigned i = 0; i < RUNS; i++) {
+        runs[i] = take_nursery(1);
+        *superslab_granule(runs[i].ss, runs[i].first) = 1;
+    }
+    for (unsigned i = 0; i < RUNS; i++) cr_assert(nursery_put(&(nursery_run_t){runs[i], 1, 1}, 1, true));
+    cr_assert(reserve_stats().dirty_superslabs == 2 && reserve_stats().nursery_superslabs == 1);
+    soil(kept, 1);
+    cr_assert(reserve_put(kept, &giver_a, true));
+    cr_assert(nursery_trim() == RUNS * HAK_PAGE);
+    cr_assert(reserve_stats().dirty_superslabs == 1 && kept->free_touched == 1, "another's stays");
+}
+
 Test(reserve, the_nursery_is_bounded_when_everything_comes_back)
 {
     enum { RUNS = NURSERY_TOUCHED / 64 * 2 };
