@@ -81,10 +81,13 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
     uint32_t most = most_blocks(state, magazine != &area->hot[state->cls]);
     uint32_t wanted = limit ? limit * 2 : FEW_BLOCKS;
     if (wanted > most) wanted = most;
-    if (wanted <= limit) return;
-    size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
-    if (!budget_take(&heap->budget, bytes)) return;
-    if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
+    /* What the budget has no room for may fit by half: a first limit is much at once. */
+    for (; wanted > limit && wanted >= LEAST_BLOCKS; wanted /= 2) {
+        size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
+        if (!budget_take(&heap->budget, bytes)) continue;
+        if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
+        return;
+    }
 }
 
 /* Blocks that a class took from below in this period, about, and blocks that it returned, which its outbox counts. */

@@ -19,7 +19,7 @@ static struct {
     superslab_t *dirty, *clean; /* lists by `next` */
     superslab_set_t nursery;
     size_t dirty_count, clean_count;
-    size_t dirty_pages; /* of all that are dirty */
+    size_t dirty_pages; /* kept by all that are dirty, those of descriptors too */
     size_t made;        /* SuperSlabs, ever */
     size_t more_dirty;  /* may be, beyond RESERVE_DIRTY */
     size_t reservations, reserved_bytes;
@@ -72,13 +72,17 @@ static superslab_t *fresh_superslab(uint32_t *refused)
     return ss;
 }
 
+/* What a SuperSlab that is not purged keeps: its pages, and those of its descriptors. */
+enum { DESCRIPTOR_PAGES = 2, MOST_PAGES = SUPERSLAB / HAK_PAGE + DESCRIPTOR_PAGES };
+static size_t kept_pages(const superslab_t *ss) { return ss->free_touched + (ss->far ? DESCRIPTOR_PAGES : 1u); }
+
 static superslab_t *take_locked(bool shared, uint32_t *refused)
 {
     superslab_t *ss = reserve.dirty;
     if (ss) {
         reserve.dirty = ss->next;
         reserve.dirty_count--;
-        reserve.dirty_pages -= ss->free_touched;
+        reserve.dirty_pages -= kept_pages(ss);
     } else if ((ss = reserve.clean) != NULL) {
         reserve.clean = ss->next;
         reserve.clean_count--;
@@ -114,7 +118,7 @@ static void list_dirty(superslab_t *ss)
     ss->next = reserve.dirty;
     reserve.dirty = ss;
     reserve.dirty_count++;
-    reserve.dirty_pages += ss->free_touched;
+    reserve.dirty_pages += kept_pages(ss);
 }
 
 static void list_clean(superslab_t *ss)
@@ -128,8 +132,8 @@ static void put_locked(superslab_t *ss)
 {
     hak_assert(superslab_is_empty(ss));
     /* A SuperSlab that comes back without touched pages needs no descriptors either. */
-    size_t most = (RESERVE_DIRTY + reserve.more_dirty) * (SUPERSLAB / HAK_PAGE);
-    if (!ss->free_touched || reserve.dirty_pages + ss->free_touched > most) purge_empty(ss);
+    size_t most = (RESERVE_DIRTY + reserve.more_dirty) * MOST_PAGES;
+    if (!ss->free_touched || reserve.dirty_pages + kept_pages(ss) > most) purge_empty(ss);
     if (ss->free_touched) list_dirty(ss);
     else list_clean(ss);
 }

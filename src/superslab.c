@@ -269,7 +269,8 @@ static bool page_is_touched(const superslab_t *ss, size_t page)
 /*
  * Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over pages
  * that are not there than to be called again. Where it refuses, the program has locked some of them, or of those between: then
- * half by half, until `refusals` are spent. Returns pages.
+ * half by half, until `refusals` are spent. Returns
+ * pages.
  */
 static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most, unsigned *refusals)
 {
@@ -279,19 +280,18 @@ static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most,
         if (!found++) first = page;
         last = page + 1;
     }
-    if (!found || !*refusals) return 0;
+    if (!found) return 0;
     if (purge_range(ss, first, last)) return found;
+    if (last - first == 1 || !*refusals) return 0;
     --*refusals;
-    if (last - first == 1) return 0;
     size_t middle = first + (last - first) / 2;
     return purge_pages(ss, first, middle, SIZE_MAX, refusals) + purge_pages(ss, middle, last, SIZE_MAX, refusals);
 }
 
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
 {
-    enum {
-        MOST_REFUSALS = 32
-    }; /* three locked pages anywhere; all locked: that many calls in vain, not one for each page */
+    /* That many are halved; each free run is asked for once besides. All locked: not a call for each page. */
+    enum { MOST_REFUSALS = 32 };
     unsigned refusals = MOST_REFUSALS;
     size_t purged = 0;
     for (unsigned g = 0, end; g < SUPERSLAB_GRANULES && purged < pages; g = end + 1) {
