@@ -395,6 +395,9 @@ bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wa
 
 /* ---- Everything at once ---- */
 
+/* Of a granule in use: slabs note their pages as they carve; those of a mid block, or of one whose free is under way, nobody. */
+static bool is_noted(const char *granule) { return entry_code(registry_lookup(granule)) < CLASS_COUNT; }
+
 static void empty_nursery(hak_heap_t *heap)
 {
     nursery_run_t runs[NURSERY_RUNS];
@@ -403,9 +406,7 @@ static void empty_nursery(hak_heap_t *heap)
         char *start = heap->nursery[i];
         superslab_t *ss = registry_superslab(start);
         run_t run = {ss, superslab_index(ss, start)};
-        /* A mid block, or one whose free is under way: nobody has noted its pages. */
-        bool mid = entry_code(registry_lookup(start)) >= CLASS_COUNT;
-        runs[i] = (nursery_run_t){run, heap->nursery_granules[i], mid ? PAGES_ALL : 0};
+        runs[i] = (nursery_run_t){run, heap->nursery_granules[i], is_noted(start) ? 0 : PAGES_ALL};
         granules += runs[i].granules;
         registry_set_run(start, runs[i].granules, NULL, CODE_DEAD);
     }
@@ -414,13 +415,11 @@ static void empty_nursery(hak_heap_t *heap)
     uncharge_nursery(heap, granules);
 }
 
-/* Mid blocks, and those whose free is under way: slabs note their pages as they carve, of these nobody has. */
 static void note_mids(superslab_t *ss)
 {
-    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
-        if (superslab_is_free(ss, g) || entry_code(registry_lookup(superslab_granule(ss, g))) < CLASS_COUNT) continue;
-        superslab_note((run_t){ss, g}, 1, PAGES_ALL);
-    }
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++)
+        if (!superslab_is_free(ss, g) && !is_noted(superslab_granule(ss, g)))
+            superslab_note((run_t){ss, g}, 1, PAGES_ALL);
 }
 
 static void empty_superslabs(hak_heap_t *heap)

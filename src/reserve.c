@@ -73,7 +73,10 @@ static superslab_t *fresh_superslab(uint32_t *refused)
 }
 
 /* What a SuperSlab that is not purged keeps: its pages, and those of its descriptors. */
-enum { DESCRIPTOR_PAGES = 2, MOST_PAGES = SUPERSLAB / HAK_PAGE + DESCRIPTOR_PAGES };
+enum {
+    DESCRIPTOR_PAGES = SUPERSLAB_GRANULES * DESCRIPTOR_BYTES / HAK_PAGE,
+    MOST_PAGES = SUPERSLAB / HAK_PAGE + DESCRIPTOR_PAGES
+};
 static size_t kept_pages(const superslab_t *ss) { return ss->free_touched + (ss->far ? DESCRIPTOR_PAGES : 1u); }
 
 static superslab_t *take_locked(bool shared, uint32_t *refused)
@@ -109,7 +112,7 @@ static size_t purge_empty(superslab_t *ss)
     superslab_set_t alone = {.free_touched = ss->free_touched};
     size_t pages = superslab_purge(&alone, ss, SIZE_MAX);
     /* Refused: they stay, unused. */
-    ss->far = !os_purge(ss->descriptors, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
+    ss->far = !os_purge(ss->descriptors, DESCRIPTOR_PAGES * (size_t)HAK_PAGE);
     return pages;
 }
 

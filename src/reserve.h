@@ -12,9 +12,9 @@
  *                                        dirty (bounded) or clean reserve <---+  +--> nursery, metadata
  *
  * A reservation is never unmapped, so a lookup can never fault on what was once ours. The reserve keeps SuperSlabs that
- * heaps gave back: at first with as many pages as RESERVE_DIRTY of them have, the others purged. Each SuperSlab that was purged and is
- * taken again lets one more keep its pages, up to a quarter of those in use: what was saved is paid for twice, in faults.
- * A trim starts anew.
+ * heaps gave back: at first with as many pages as RESERVE_DIRTY of them have, the others purged. Each SuperSlab that was
+ * purged and is taken again lets one more keep its pages, up to a quarter of those in use: what was saved is paid for twice,
+ * in faults. A trim starts anew.
  *
  * The nursery is a set of SuperSlabs that many small heaps share, granule by granule: a heap with one block costs one page
  * and its share of a page-table page, not a SuperSlab.

@@ -80,7 +80,7 @@ bool superslab_is_valid(const superslab_t *ss)
     uint32_t pages = 0;
     uint64_t used[2] = {0, 0};
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
-        bool is_free = get_bit(ss->free, g);
+        bool is_free = superslab_is_free(ss, g);
         unsigned slot = ss->slot[g] % SUPERSLAB_GRANULES;
         if (is_free) pages += page_count(touched(ss, g));
         if (!get_bit(ss->begins, g)) continue;
@@ -269,8 +269,7 @@ static bool page_is_touched(const superslab_t *ss, size_t page)
 /*
  * Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over pages
  * that are not there than to be called again. Where it refuses, the program has locked some of them, or of those between: then
- * half by half, until `refusals` are spent. Returns
- * pages.
+ * half by half, until `refusals` are spent. Returns pages.
  */
 static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most, unsigned *refusals)
 {
@@ -295,7 +294,7 @@ size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
     unsigned refusals = MOST_REFUSALS;
     size_t purged = 0;
     for (unsigned g = 0, end; g < SUPERSLAB_GRANULES && purged < pages; g = end + 1) {
-        for (end = g; end < SUPERSLAB_GRANULES && free_bits(ss) >> end & 1;) end++;
+        for (end = g; end < SUPERSLAB_GRANULES && superslab_is_free(ss, end);) end++;
         purged += purge_pages(ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged, &refusals);
     }
     ss->free_touched -= (uint32_t)purged;

@@ -322,3 +322,17 @@ Test(adapt, a_change_of_sizes_leaves_no_slab_behind)
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
+
+/* A first limit is much at once: a budget that has no room for it, but for half of it, gives half. */
+Test(adapt, a_budget_with_room_for_half_gives_half)
+{
+    enum { BYTES = 8192, BLOCKS = 8 };
+    for (int level = 0; level < 2; level++) {
+        hak_heap_t *heap = heap_here(level, 256 * HAK_KIB); /* 32 blocks, twice, would be 512 KiB */
+        char *held[BLOCKS];
+        for (unsigned i = 0; i < BLOCKS; i++) cr_assert((held[i] = hak_heap_malloc(heap, BYTES)) != NULL);
+        for (unsigned i = 0; i < BLOCKS; i++) hak_heap_free(heap, held[i]);
+        cr_assert(contract_stats(heap).hot_bytes >= BLOCKS * BYTES, "%zu bytes", contract_stats(heap).hot_bytes);
+        cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
