@@ -188,21 +188,45 @@ static bits_t aligned_places(unsigned alignment)
     return places;
 }
 
+/* How many granules are free from one on. */
+static unsigned room_at(bits_t bits, unsigned first)
+{
+    bits_t used = ~(bits >> first);
+    return used ? lowest(used) : SUPERSLAB_GRANULES;
+}
+
+/* Of the places where so many granules are free, the first in the shortest hole; its room in *room. */
+static unsigned shortest_hole(bits_t bits, bits_t starts, unsigned granules, unsigned *room)
+{
+    unsigned best = 0;
+    *room = SUPERSLAB_GRANULES + 1;
+    do {
+        unsigned first = lowest(starts), have = room_at(bits, first), end = first + have;
+        if (have < *room) best = first, *room = have;
+        starts = end < SUPERSLAB_GRANULES ? starts >> end << end : 0;
+    } while (starts && *room != granules);
+    return best;
+}
+
 run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment)
 {
-    enum { TRIES = 4 }; /* per bin; only bins whose SuperSlabs may be too fragmented need more than one */
+    enum { TRIES = 16 }; /* per bin */
     bits_t places = aligned_places(alignment);
     unsigned bin = 32u - (unsigned)__builtin_clz(granules);
     for (; bin < SUPERSLAB_BINS; bin++) {
+        run_t best = {0};
+        unsigned least = SUPERSLAB_GRANULES + 1;
         int tries = TRIES;
-        for (superslab_t *ss = set->bin[bin]; ss && tries; ss = ss->next, tries--) {
+        for (superslab_t *ss = set->bin[bin]; ss && tries && least != granules; ss = ss->next, tries--) {
             bits_t starts = run_starts(free_bits(ss), granules) & places;
             if (!starts) continue;
-            unsigned first = lowest(starts);
-            mark(set, ss, first, granules, false);
-            take_slot(ss, first);
-            return (run_t){ss, first};
+            unsigned room, first = shortest_hole(free_bits(ss), starts, granules, &room);
+            if (room < least) least = room, best = (run_t){ss, first};
         }
+        if (!best.ss) continue;
+        mark(set, best.ss, best.first, granules, false);
+        take_slot(best.ss, best.first);
+        return best;
     }
     return (run_t){0};
 }

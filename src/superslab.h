@@ -14,8 +14,9 @@
  *   |granule |granule |granule |     |granule |   128 of 16 KiB; a run is 1 or more neighbours
  *   +--------+--------+--------+-- --+--------+
  *
- * Sets keep SuperSlabs in bins by the largest power of two of free neighbours, so a run is found without a search, the
- * smallest hole that surely fits first and untouched SuperSlabs last.
+ * Sets keep SuperSlabs in bins by the largest power of two of free neighbours. A run goes into the shortest hole with room
+ * for it among the first few SuperSlabs of the lowest bin that has one: long holes stay for long runs, and untouched SuperSlabs
+ * for last (best fit; Wilson, Johnstone, Neely, Boles: "Dynamic Storage Allocation", 1995).
  *
  * A run in use has a descriptor: the first that is free when the run is taken. So a SuperSlab of few long runs has one page of
  * descriptors and not two.

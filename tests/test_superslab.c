@@ -2,6 +2,7 @@
 #include "superslab.h"
 
 #include <criterion/criterion.h>
+#include <limits.h>
 #include <stdlib.h>
 
 #include "support_child.h"
@@ -131,6 +132,27 @@ static bool exists(unsigned granules, unsigned alignment)
     return false;
 }
 
+static unsigned room_at(const shadow_t *shadow, unsigned first)
+{
+    unsigned room = 0;
+    while (shadow_is_free(shadow, first, room + 1)) room++;
+    return room;
+}
+
+/* The least room from a place that fits on, in the SuperSlabs of a bin. */
+static unsigned least_room(unsigned bin, unsigned granules, unsigned alignment)
+{
+    unsigned least = UINT_MAX;
+    for (const superslab_t *ss = set.bin[bin]; ss; ss = ss->next) {
+        for (unsigned first = 0, room = 0, end = 0; first < SUPERSLAB_GRANULES; first += alignment) {
+            if (first < end || (room = room_at(&shadows[ss - slabs], first)) < granules) continue;
+            if (room < least) least = room;
+            end = first + room;
+        }
+    }
+    return least;
+}
+
 typedef struct held {
     run_t run;
     unsigned granules;
@@ -138,12 +160,20 @@ typedef struct held {
 
 static void take(held_t *held, unsigned granules, unsigned alignment)
 {
+    unsigned bins[COUNT], least[SUPERSLAB_BINS];
+    for (unsigned i = 0; i < COUNT; i++) bins[i] = slabs[i].bin;
+    for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++) least[bin] = least_room(bin, granules, alignment);
     run_t run = superslab_take(&set, granules, alignment);
     *held = (held_t){run, granules};
     if (!run.ss) return;
     shadow_t *shadow = &shadows[run.ss - slabs];
     cr_assert(run.first % alignment == 0, "granule %u for alignment %u", run.first, alignment);
     cr_assert(shadow_is_free(shadow, run.first, granules), "granules %u + %u", run.first, granules);
+    unsigned chosen = bins[run.ss - slabs];
+    cr_assert(room_at(shadow, run.first) == least[chosen], "%u granules: room of %u, not %u", granules,
+              room_at(shadow, run.first), least[chosen]);
+    for (unsigned bin = 0; bin < chosen; bin++)
+        cr_assert(least[bin] == UINT_MAX, "%u granules: bin %u, not %u", granules, chosen, bin);
     bool clean = true;
     for (unsigned g = run.first; g < run.first + granules; g++) {
         shadow->used[g] = true;
@@ -232,6 +262,31 @@ Test(superslab, the_fuller_superslab_serves_first)
     take(&third, 64, 1);
     cr_assert(third.run.ss != first.run.ss);
     cr_assert(set.empty == 1);
+}
+
+/* The shortest hole with room, of several SuperSlabs of a bin; nothing else leaves long holes to long runs. */
+Test(superslab, a_run_goes_into_the_shortest_hole)
+{
+    make(2);
+    held_t held[2][6];
+    const unsigned lengths[] = {20, 5, 9, 3, 7, 84}; /* in turn: taken and given back, taken and kept */
+    for (unsigned i = 0; i < 2; i++) {
+        superslab_set_remove(&set, &slabs[1 - i]);
+        for (unsigned k = 0; k < 6; k++) take(&held[i][k], lengths[k] - (i && k == 2), 1);
+        superslab_set_add(&set, &slabs[1 - i]);
+    }
+    for (unsigned i = 0; i < 2; i++)
+        for (unsigned k = 0; k < 6; k += 2) put(&held[i][k], 0);
+    held_t nine, eight, seven, six;
+    take(&nine, 9, 1);
+    cr_assert(nine.run.ss == &slabs[0] && nine.run.first == 25);
+    take(&eight, 8, 1);
+    cr_assert(eight.run.ss == &slabs[1] && eight.run.first == 25);
+    take(&seven, 7, 1);
+    cr_assert(seven.run.first == 37 || seven.run.first == 36);
+    take(&six, 6, 2);
+    cr_assert(six.run.first == 36 || six.run.first == 38, "granule %u", six.run.first);
+    set_must_match(2);
 }
 
 Test(superslab, sets_lose_and_gain_superslabs)
