@@ -6,7 +6,12 @@
  * the other half still in place. Each time is of a filling of its own; figures are medians over rounds. Destroy with live
  * blocks goes beyond the adapters' contract in larson.c, and is asked of those with heaps only.
  *
- * Beside them, `heaps` idle heaps with one cached block each are flushed one after another, all of them again when nothing
+ * One more filling, whose first half is freed in order, so that there is much to give back in one piece, is trimmed while
+ * another thread allocates and frees blocks of three sizes in the same heap, of slabs and of more than a slab. beside_us is the
+ * longest of its calls: how long a server's request waits for a trim; - where a heap is one thread's. What the system takes from
+ * the thread in a call counts as well, as in latency.c.
+ *
+ * Besides, `heaps` idle heaps with one cached block each are flushed one after another, all of them again when nothing
  * is cached any more, and trimmed: idle_..._ms are for all together.
  *
  * With --threads above 1 the threads share the work of each filling and of each touch of the idle heaps, and sleep while the
@@ -200,6 +205,80 @@ static double time_operation(operation_t operation, harness_rng_t *rng)
     return (double)(end - begin);
 }
 
+/* ---- A trim beside other calls ---- */
+
+static struct {
+    atomic_bool stop;
+    atomic_bool runs;
+    uint64_t longest; /* nanoseconds; read after the thread is joined */
+} beside;
+
+static void note_since(uint64_t begin)
+{
+    uint64_t took = harness_now() - begin;
+    if (took > beside.longest) beside.longest = took;
+}
+
+static char *timed_malloc(size_t size)
+{
+    uint64_t begin = harness_now();
+    char *block = must_malloc(shared.heap, size);
+    note_since(begin);
+    return block;
+}
+
+static void timed_free(char *block)
+{
+    uint64_t begin = harness_now();
+    alloc_free(shared.heap, block);
+    note_since(begin);
+}
+
+static void *call_beside(void *argument)
+{
+    enum { HELD = 1024 };
+    static const size_t sizes[] = {64, 20000, 200000};
+    static char *held[HELD];
+    harness_rng_t rng = {*(const uint64_t *)argument};
+    beside.longest = 0;
+    for (size_t i = 0; !atomic_load(&beside.stop); i++) {
+        size_t size = sizes[i % 3];
+        char **slot = &held[harness_below((uint32_t)harness_draw(&rng), HELD)];
+        if (*slot) timed_free(*slot);
+        *slot = timed_malloc(size);
+        memset(*slot, 1, sizeof(uint64_t));
+        if (i != HELD) continue;
+        /* What came before has warmed up. */
+        beside.longest = 0;
+        atomic_store(&beside.runs, true);
+    }
+    for (size_t i = 0; i < HELD; i++) {
+        if (held[i]) alloc_free(shared.heap, held[i]);
+        held[i] = NULL;
+    }
+    alloc_thread_end();
+    return NULL;
+}
+
+/* Microseconds of the longest call that another thread makes while a heap is trimmed. */
+static double time_beside(void)
+{
+    pthread_t thread;
+    shared.heap = program_heap(options.level, 0);
+    run_task(TASK_FILL);
+    run_task(TASK_FREE);
+    beside.stop = beside.runs = false;
+    int error = pthread_create(&thread, NULL, call_beside, &options.seed);
+    if (error) harness_exit(HARNESS_FAILED, "cannot start a thread: %s", strerror(error));
+    while (!atomic_load(&beside.runs)) sched_yield();
+    alloc_trim(shared.heap);
+    atomic_store(&beside.stop, true);
+    pthread_join(thread, NULL);
+    run_task(TASK_LEAVE);
+    alloc_heap_destroy(shared.heap);
+    return (double)beside.longest / 1e3;
+}
+
 /* ---- Idle heaps ---- */
 
 static double time_all(void (*call)(alloc_heap_t *))
@@ -220,7 +299,7 @@ static void time_idle(double (*cost)[MOST_ROUNDS], uint32_t round)
 
 /* ---- The program ---- */
 
-static double cost[OPERATIONS][MOST_ROUNDS], idle_cost[IDLES][MOST_ROUNDS];
+static double cost[OPERATIONS][MOST_ROUNDS], beside_us[MOST_ROUNDS], idle_cost[IDLES][MOST_ROUNDS];
 
 static void measure(void)
 {
@@ -231,24 +310,28 @@ static void measure(void)
     for (uint32_t i = 0; i <= options.rounds; i++)
         for (operation_t operation = 0; operation < OPERATIONS; operation++)
             if (operation != RESET || HAS_RESET) cost[operation][i ? i - 1 : 0] = time_operation(operation, &rng);
+    for (uint32_t i = 0; i <= options.rounds; i++)
+        if (USABLE_THREADS > 1) beside_us[i ? i - 1 : 0] = time_beside();
     for (size_t i = 0; i < options.heaps; i++) shared.idle[i] = program_heap(options.level, (unsigned)i);
     for (uint32_t i = 0; i <= options.rounds; i++) time_idle(idle_cost, i ? i - 1 : 0);
 }
 
 static void print_line(void)
 {
-    char reset_ns[32] = "-";
+    char reset_ns[32] = "-", longest_us[32] = "-";
     double median[OPERATIONS], idle[IDLES];
     for (operation_t i = 0; i < OPERATIONS; i++) median[i] = harness_median(cost[i], options.rounds);
     for (idle_t i = 0; i < IDLES; i++) idle[i] = harness_median(idle_cost[i], options.rounds);
     if (HAS_RESET) snprintf(reset_ns, sizeof reset_ns, "%.0f", median[RESET]);
+    if (USABLE_THREADS > 1)
+        snprintf(longest_us, sizeof longest_us, "%.0f", harness_median(beside_us, options.rounds));
     program_print_identity();
     printf(
         " level=%s blocks=%zu size=%zu threads=%u busy=%u rounds=%u seed=%llu flush_ns=%.0f trim_ns=%.0f reset_ns=%s "
-        "destroy_ns=%.0f heaps=%zu idle_flush_ms=%.3f idle_again_ms=%.3f idle_trim_ms=%.3f\n",
+        "destroy_ns=%.0f beside_us=%s heaps=%zu idle_flush_ms=%.3f idle_again_ms=%.3f idle_trim_ms=%.3f\n",
         options.level, options.blocks, options.size, options.threads, options.busy, options.rounds,
-        (unsigned long long)options.seed, median[FLUSH], median[TRIM], reset_ns, median[DESTROY], options.heaps,
-        idle[IDLE_FLUSH], idle[IDLE_AGAIN], idle[IDLE_TRIM]);
+        (unsigned long long)options.seed, median[FLUSH], median[TRIM], reset_ns, median[DESTROY], longest_us,
+        options.heaps, idle[IDLE_FLUSH], idle[IDLE_AGAIN], idle[IDLE_TRIM]);
 }
 
 static const program_option_t known[] = {

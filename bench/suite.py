@@ -92,7 +92,8 @@ def live(heaps, kib=None, mappings=None, fork=None, rounds="15", quick="2", who=
 
 def flushcost(blocks, rounds, words="", threads=""):
     figures = (Figure("flush_ns", "ns to flush", False), Figure("trim_ns", "ns to trim", False),
-               Figure("reset_ns", "ns to reset", False), Figure("destroy_ns", "ns to destroy", False))
+               Figure("reset_ns", "ns to reset", False), Figure("destroy_ns", "ns to destroy", False),
+               Figure("beside_us", "us, longest call beside a trim", False))
     return Experiment(f"flushcost {blocks // 1000} K blocks{words}", "flushcost",
                       f"--blocks {blocks} --rounds {rounds}{threads}", figures, who="heaps")
 

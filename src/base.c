@@ -2,6 +2,7 @@
 #include "base.h"
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -67,6 +68,14 @@ void lock_release(hak_lock_t *lock, lock_rank_t rank)
 {
     if (HAK_DEBUG) hak_tls.ranks &= ~(1u << rank);
     lock_give(lock);
+}
+
+void lock_pass(hak_lock_t *lock, lock_rank_t rank)
+{
+    enum { PATIENCE = 256 }; /* some times what it takes to wake a thread */
+    bool waited = load_relaxed(&lock->word) == 2;
+    lock_release(lock, rank);
+    for (int yields = 0; waited && yields < PATIENCE && !load_relaxed(&lock->word); yields++) sched_yield();
 }
 
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank)

@@ -110,6 +110,8 @@ typedef struct hak_lock {
 bool lock_try(hak_lock_t *lock, lock_rank_t rank);
 void lock_acquire(hak_lock_t *lock, lock_rank_t rank);
 void lock_release(hak_lock_t *lock, lock_rank_t rank);
+/* Releases, and where somebody waits lets him have the lock: the lock is not fair, and who takes it again at once keeps it. */
+void lock_pass(hak_lock_t *lock, lock_rank_t rank);
 /* Waits only where the caller may; false: the lock is busy. */
 HAK_INLINE bool lock_enter(hak_lock_t *lock, lock_rank_t rank, bool may_wait)
 {

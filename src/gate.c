@@ -56,6 +56,13 @@ void gate_leave(void)
     hak_tls.depth = 0;
 }
 
+void gate_pass(void)
+{
+    if (HAK_LIKELY(!load_relaxed(&gate.closed))) return;
+    gate_leave();
+    (void)gate_enter(true);
+}
+
 /*
  * `closing` comes first and goes last: a handler that interrupts these functions finds the library closed to this thread,
  * and never waits for a lock that the thread itself holds. A fork in a handler that interrupted a slow path, or another

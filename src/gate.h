@@ -15,6 +15,8 @@ typedef enum gate_entry { GATE_IN, GATE_REENTERED, GATE_CLOSED } gate_entry_t;
 
 gate_entry_t gate_enter(bool may_wait); /* GATE_CLOSED only where the caller may not wait */
 void gate_leave(void);
+/* Lets a fork go first that waits; of long calls, while they hold no lock and no chain. */
+void gate_pass(void);
 
 /* Registers the fork handlers; once a process. `in_child` runs in the child before anybody can enter. */
 bool gate_start_process(void (*in_child)(void));

@@ -197,37 +197,49 @@ bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
     return true;
 }
 
-static size_t purge_reserve(const void *giver)
+/* Takes what a giver left, or all, off the dirty list. */
+static superslab_t *take_dirty_of(const void *giver)
 {
-    size_t pages = 0;
-    superslab_t *list = reserve.dirty;
-    reserve.dirty = NULL;
-    reserve.dirty_count = reserve.dirty_pages = 0;
-    reserve.more_dirty = 0;
-    while (list) {
-        superslab_t *ss = list;
-        list = ss->next;
-        if (!giver || ss->giver == giver) pages += purge_empty(ss);
-        if (ss->free_touched) list_dirty(ss);
-        else list_clean(ss);
+    superslab_t *taken = NULL;
+    for (superslab_t **at = &reserve.dirty, *ss; (ss = *at) != NULL;) {
+        if (giver && ss->giver != giver) {
+            at = &ss->next;
+            continue;
+        }
+        *at = ss->next;
+        reserve.dirty_count--;
+        reserve.dirty_pages -= kept_pages(ss);
+        ss->next = taken;
+        taken = ss;
     }
-    return pages;
+    return taken;
 }
 
+/* Purges without the lock: they are on no list meanwhile, and nobody waits for the kernel. */
 size_t reserve_trim(const void *giver)
 {
     lock_acquire(&reserve.lock, RANK_RESERVE);
-    size_t pages = purge_reserve(giver);
+    reserve.more_dirty = 0;
+    superslab_t *list = take_dirty_of(giver);
     lock_release(&reserve.lock, RANK_RESERVE);
+    size_t pages = 0;
+    for (superslab_t *ss; (ss = list) != NULL;) {
+        list = ss->next;
+        pages += purge_empty(ss);
+        lock_acquire(&reserve.lock, RANK_RESERVE);
+        if (ss->free_touched) list_dirty(ss);
+        else list_clean(ss);
+        lock_release(&reserve.lock, RANK_RESERVE);
+    }
     return pages * HAK_PAGE;
 }
 
 size_t nursery_trim(void)
 {
     lock_acquire(&reserve.lock, RANK_RESERVE);
-    size_t pages = purge_nursery() + purge_reserve(&reserve.nursery);
+    size_t pages = purge_nursery();
     lock_release(&reserve.lock, RANK_RESERVE);
-    return pages * HAK_PAGE;
+    return pages * HAK_PAGE + reserve_trim(&reserve.nursery);
 }
 
 reserve_stats_t reserve_stats(void)

@@ -109,13 +109,37 @@ static void bin_remove(superslab_set_t *set, superslab_t *ss)
     if (ss->next) ss->next->prev = ss->prev;
 }
 
+static void append(superslab_set_t *set, superslab_t *ss)
+{
+    ss->set_next = NULL;
+    ss->set_prev = set->last;
+    if (set->last) set->last->set_next = ss;
+    else set->all = ss;
+    set->last = ss;
+}
+
+static void detach(superslab_set_t *set, superslab_t *ss)
+{
+    if (ss->set_prev) ss->set_prev->set_next = ss->set_next;
+    else set->all = ss->set_next;
+    if (ss->set_next) ss->set_next->set_prev = ss->set_prev;
+    else set->last = ss->set_prev;
+}
+
+superslab_t *superslab_set_turn(superslab_set_t *set)
+{
+    superslab_t *ss = set->all;
+    if (ss) {
+        detach(set, ss);
+        append(set, ss);
+    }
+    return ss;
+}
+
 void superslab_set_add(superslab_set_t *set, superslab_t *ss)
 {
     bin_insert(set, ss);
-    ss->set_prev = NULL;
-    ss->set_next = set->all;
-    if (set->all) set->all->set_prev = ss;
-    set->all = ss;
+    append(set, ss);
     set->count++;
     set->empty += superslab_is_empty(ss);
     set->free_touched += ss->free_touched;
@@ -124,9 +148,7 @@ void superslab_set_add(superslab_set_t *set, superslab_t *ss)
 void superslab_set_remove(superslab_set_t *set, superslab_t *ss)
 {
     bin_remove(set, ss);
-    if (ss->set_prev) ss->set_prev->set_next = ss->set_next;
-    else set->all = ss->set_next;
-    if (ss->set_next) ss->set_next->set_prev = ss->set_prev;
+    detach(set, ss);
     set->count--;
     set->empty -= superslab_is_empty(ss);
     set->free_touched -= ss->free_touched;

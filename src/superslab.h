@@ -60,7 +60,7 @@ typedef struct superslab {
 
 typedef struct superslab_set {
     superslab_t *bin[SUPERSLAB_BINS];
-    superslab_t *all;
+    superslab_t *all, *last;
     size_t count;
     size_t empty;        /* SuperSlabs with all granules free */
     size_t free_touched; /* pages, over the set */
@@ -108,6 +108,9 @@ bool superslab_is_valid(const superslab_t *ss);
 
 void superslab_set_add(superslab_set_t *set, superslab_t *ss);
 void superslab_set_remove(superslab_set_t *set, superslab_t *ss);
+/* The first of all, which becomes the last; NULL: there is none. As many turns as the set has SuperSlabs reach each of them, also
+ * where its lock is dropped in between: what is added is the last, too. Where two take turns, each is reached by one of them. */
+superslab_t *superslab_set_turn(superslab_set_t *set);
 
 typedef struct run {
     superslab_t *ss; /* NULL: none */

@@ -1,4 +1,5 @@
 /* hakheap level 8: ladder_trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs, SuperSlabs to the kernel */
+#include "gate.h"
 #include "ladder.h"
 #include "os.h"
 #include "tls.h"
@@ -172,14 +173,25 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
 
 /* ---- Slabs ---- */
 
+/* Of a class, at most so many. Returns how many; lock: CLASS. */
+static size_t retire_some(hak_heap_t *heap, class_state_t *state, size_t most)
+{
+    size_t count = 0;
+    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+        for (slab_t *slab; count < most && (slab = slab_empty(set)) != NULL; count++)
+            drain_retire(heap, state, slab, true);
+    return count;
+}
+
 static void retire_empty_slabs(hak_heap_t *heap, unsigned first, unsigned end)
 {
     FOR_CLASSES_IN (cls, &heap->made, first, end) {
         class_state_t *state = heap_class_made(heap, cls);
-        lock_acquire(&state->lock, RANK_CLASS);
-        for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
-            for (slab_t *slab; (slab = slab_empty(set)) != NULL;) drain_retire(heap, state, slab, true);
-        lock_release(&state->lock, RANK_CLASS);
+        for (size_t count = AT_ONCE; count == AT_ONCE;) {
+            lock_acquire(&state->lock, RANK_CLASS);
+            count = retire_some(heap, state, AT_ONCE);
+            lock_pass(&state->lock, RANK_CLASS);
+        }
     }
 }
 
@@ -215,68 +227,105 @@ static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
     return pages;
 }
 
-/* The heap's SuperSlab with the lowest address from `from` on, or NULL. */
-static char *next_superslab(hak_heap_t *heap, const char *from)
+static size_t release_nursery(hak_heap_t *heap, size_t *stay)
 {
-    char *next = NULL;
-    lock_acquire(&heap->lock, RANK_HEAP);
-    for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next)
-        if (ss->base >= from && (!next || ss->base < next)) next = ss->base;
-    lock_release(&heap->lock, RANK_HEAP);
-    return next;
-}
-
-/* Slab by slab, in the order of addresses, so that nobody waits for more than one. `keep` bytes stay. Returns bytes. */
-static size_t release_pages(hak_heap_t *heap, size_t keep)
-{
-    size_t stay = keep / HAK_PAGE, pages = 0;
+    size_t pages = 0;
     const char *nursery[NURSERY_RUNS];
     lock_acquire(&heap->lock, RANK_HEAP);
     uint32_t runs = heap->nursery_count;
     memcpy(nursery, heap->nursery, sizeof nursery);
     lock_release(&heap->lock, RANK_HEAP);
-    for (uint32_t i = 0; i < runs; i++) pages += release_slab(heap, nursery[i], &stay);
-    for (char *base = NULL; (base = next_superslab(heap, base)) != NULL; base += SUPERSLAB)
-        for (size_t g = 0; g < SUPERSLAB_GRANULES; g++) pages += release_slab(heap, base + g * GRANULE, &stay);
+    for (uint32_t i = 0; i < runs; i++) pages += release_slab(heap, nursery[i], stay);
+    return pages;
+}
+
+/* ---- Memory to the kernel, a mapping or a SuperSlab at a time: nobody waits for more, a fork neither ---- */
+
+/* Bytes that the heap holds free beyond `keep`; lock: HEAP. */
+static size_t excess(const hak_heap_t *heap, size_t keep)
+{
+    size_t held = heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
+    return held > keep ? held - keep : 0;
+}
+
+/* The oldest cached mapping, where that is more than stays. Returns bytes; lock: HEAP. */
+static size_t drop_oldest(hak_heap_t *heap, size_t keep)
+{
+    large_set_t *set = &heap->large;
+    large_t *large = excess(heap, keep) ? large_evict(set, set->cached_bytes - 1) : NULL;
+    if (!large) return 0;
+    size_t bytes = large_bytes(large);
+    if (heap_drop_large(heap, large, LARGE_RELEASED)) return bytes;
+    large_cache(set, large);
+    return 0;
+}
+
+static size_t trim_large(hak_heap_t *heap, size_t keep)
+{
+    size_t returned = 0;
+    for (size_t bytes = 1; bytes; returned += bytes) {
+        lock_acquire(&heap->lock, RANK_HEAP);
+        bytes = heap->large.oldest ? drop_oldest(heap, keep) : 0;
+        lock_pass(&heap->lock, RANK_HEAP);
+        gate_pass();
+    }
+    return returned;
+}
+
+static size_t count_superslabs(hak_heap_t *heap)
+{
     lock_acquire(&heap->lock, RANK_HEAP);
-    for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) superslab_purge_far(ss);
+    size_t count = heap->superslabs.count;
     lock_release(&heap->lock, RANK_HEAP);
+    return count;
+}
+
+/* Free pages of the next SuperSlab; an empty one goes as a whole where nothing is kept. Returns pages; *base: the SuperSlab, NULL
+ * where it is gone. */
+static size_t trim_next(hak_heap_t *heap, size_t keep, char **base)
+{
+    superslab_set_t *set = &heap->superslabs;
+    size_t pages = 0;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    superslab_t *ss = superslab_set_turn(set);
+    if (ss) pages = superslab_purge(set, ss, excess(heap, keep) / HAK_PAGE);
+    bool gone = !ss || (keep == 0 && superslab_is_empty(ss) && heap_put_superslab(heap, ss, true));
+    *base = gone ? NULL : ss->base;
+    lock_pass(&heap->lock, RANK_HEAP);
+    return pages;
+}
+
+static size_t trim_superslabs(hak_heap_t *heap, size_t keep, size_t *stay)
+{
+    size_t pages = 0;
+    for (size_t left = count_superslabs(heap); left; left--) {
+        char *base;
+        pages += trim_next(heap, keep, &base);
+        for (size_t g = 0; base && g < SUPERSLAB_GRANULES; g++) pages += release_slab(heap, base + g * GRANULE, stay);
+        gate_pass();
+    }
     return pages * HAK_PAGE;
 }
 
-/* ---- Memory to the kernel; lock: HEAP ---- */
-
-static size_t free_touched(hak_heap_t *heap)
+static void purge_far_descriptors(hak_heap_t *heap)
 {
-    return heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
+    for (size_t left = count_superslabs(heap); left; left--) {
+        lock_acquire(&heap->lock, RANK_HEAP);
+        superslab_t *ss = superslab_set_turn(&heap->superslabs);
+        if (ss) superslab_purge_far(ss);
+        lock_pass(&heap->lock, RANK_HEAP);
+        gate_pass();
+    }
 }
 
-static size_t trim_large(hak_heap_t *heap, size_t target)
+/* What this heap gave to others; true: something, since the last time. */
+static bool has_given_nursery(hak_heap_t *heap)
 {
-    large_set_t *set = &heap->large;
-    size_t returned = 0;
-    while (returned < target && set->oldest) {
-        large_t *large = large_evict(set, set->cached_bytes - 1);
-        size_t bytes = large_bytes(large);
-        if (!heap_drop_large(heap, large, LARGE_RELEASED)) {
-            large_cache(set, large);
-            break;
-        }
-        returned += bytes;
-    }
-    return returned;
-}
-
-static size_t trim_superslabs(hak_heap_t *heap, size_t target, bool give_empty)
-{
-    superslab_set_t *set = &heap->superslabs;
-    size_t returned = 0;
-    for (superslab_t *ss = set->all, *next; ss; ss = next) {
-        next = ss->set_next;
-        if (returned < target) returned += superslab_purge(set, ss, (target - returned) / HAK_PAGE) * HAK_PAGE;
-        if (superslab_is_empty(ss) && give_empty) heap_put_superslab(heap, ss, true);
-    }
-    return returned;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    bool given = heap->nursery_given;
+    heap->nursery_given = false;
+    lock_release(&heap->lock, RANK_HEAP);
+    return given;
 }
 
 bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
@@ -284,20 +333,17 @@ bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
     size_t flushed = 0;
     if (!flush(heap, 0, CLASS_COUNT, true, &flushed)) return false;
     retire_empty_slabs(heap, 0, CLASS_COUNT);
+    size_t returned = trim_large(heap, keep);
     lock_acquire(&heap->lock, RANK_HEAP);
-    size_t held = free_touched(heap);
-    size_t target = held > keep ? held - keep : 0;
-    size_t returned = trim_large(heap, target);
-    if (returned < target) returned += trim_superslabs(heap, target - returned, keep == 0);
-    else if (keep == 0) trim_superslabs(heap, 0, true);
-    bool nursery = heap->nursery_given && keep == 0;
-    if (nursery) heap->nursery_given = false;
+    size_t held = heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
     lock_release(&heap->lock, RANK_HEAP);
-    size_t left = held > returned ? held - returned : 0;
-    returned += release_pages(heap, keep > left ? keep - left : 0);
+    /* Pages in slabs that stay, where the heap holds less free than it may keep. */
+    size_t stay = (keep > held ? keep - held : 0) / HAK_PAGE;
+    returned += release_nursery(heap, &stay) * HAK_PAGE + trim_superslabs(heap, keep, &stay);
+    purge_far_descriptors(heap);
     /* What the heap gave to the process before is still resident, and its to return. */
     if (keep == 0) returned += reserve_trim(heap);
-    if (nursery) returned += nursery_trim();
+    if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim();
     *bytes = returned;
     return true;
 }

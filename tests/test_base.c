@@ -77,6 +77,29 @@ Test(base, lock_wakes_who_waits)
     cr_assert(!lock_is_held(&lock));
 }
 
+/* The lock is not fair: who takes it again at once mostly gets it. After a pass it is the other's turn. */
+Test(base, a_pass_lets_who_waits_go_first)
+{
+    enum { TIMES = 20 };
+    int first = 0;
+    for (int i = 0; i < TIMES; i++) {
+        pthread_t thread;
+        acquired = false;
+        lock_acquire(&lock, RANK_HEAP);
+        cr_assert(pthread_create(&thread, NULL, wait_for_lock, NULL) == 0);
+        while (lock.word != 2) os_yield();
+        lock_pass(&lock, RANK_HEAP);
+        lock_acquire(&lock, RANK_HEAP);
+        first += acquired;
+        lock_release(&lock, RANK_HEAP);
+        pthread_join(thread, NULL);
+    }
+    cr_assert(first >= TIMES / 2, "%d of %d", first, TIMES);
+    lock_acquire(&lock, RANK_HEAP);
+    lock_pass(&lock, RANK_HEAP);
+    cr_assert(!lock_is_held(&lock), "nobody waits");
+}
+
 static void *try_elsewhere(void *arg)
 {
     bool *got = arg;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "hakheap.h"
@@ -1001,3 +1002,87 @@ Test(flush_trim, a_reset_counts_what_may_have_been_written)
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
+
+/* ---- Long trims ---- */
+
+enum { LONG_SUPERSLABS = 12, LONG_BLOCKS = LONG_SUPERSLABS * 6, LONG_BYTES = SUPERSLAB / 8 };
+
+static hak_heap_t *long_heap;
+static _Atomic unsigned long_purges, purges_before;
+
+/* Each purge takes a while, as that of much memory does. */
+static bool purge_slowly(void *at, size_t bytes)
+{
+    (void)at, (void)bytes;
+    long_purges++;
+    usleep(5000);
+    return true;
+}
+
+static void *trim_long(void *arg)
+{
+    (void)arg;
+    return (void *)hak_heap_trim(long_heap, 0);
+}
+
+static void *malloc_meanwhile(void *arg)
+{
+    (void)arg;
+    while (!long_purges) usleep(100);
+    /* For the lock that the trim works under. */
+    void *block = hak_heap_malloc(long_heap, LONG_BYTES);
+    purges_before = long_purges;
+    hak_heap_free(long_heap, block);
+    return NULL;
+}
+
+static void *fork_meanwhile(void *arg)
+{
+    (void)arg;
+    while (!long_purges) usleep(100);
+    pid_t child = fork();
+    if (child == 0) {
+        void *block = hak_heap_malloc(long_heap, LONG_BYTES);
+        hak_heap_free(long_heap, block);
+        _exit(!block || hak_heap_check(long_heap) != 0);
+    }
+    purges_before = long_purges;
+    int status = -1;
+    cr_assert(child > 0 && waitpid(child, &status, 0) == child);
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+    return NULL;
+}
+
+/* A trim of many SuperSlabs purges one after another: who comes in between waits for a few and not for all. */
+static void meet_a_long_trim(void *(*meanwhile)(void *))
+{
+    static void *blocks[LONG_BLOCKS];
+    long_heap = contract_heap(0, "long");
+    for (unsigned i = 0; i < LONG_BLOCKS; i++) {
+        cr_assert((blocks[i] = hak_heap_malloc(long_heap, LONG_BYTES)) != NULL);
+        contract_fill(blocks[i], LONG_BYTES, i);
+    }
+    /* One in two stays, so that SuperSlabs do, each with several free runs. */
+    for (unsigned i = 0; i < LONG_BLOCKS; i += 2) hak_heap_free(long_heap, blocks[i]);
+    fake_os_use();
+    fake_os_watch_purge(purge_slowly);
+    pthread_t trimmer, other;
+    cr_assert(pthread_create(&trimmer, NULL, trim_long, NULL) == 0);
+    cr_assert(pthread_create(&other, NULL, meanwhile, NULL) == 0);
+    void *returned;
+    pthread_join(trimmer, &returned);
+    pthread_join(other, NULL);
+    fake_os_restore();
+    cr_assert((size_t)returned >= LONG_SUPERSLABS * (size_t)LONG_BYTES, "%zu bytes", (size_t)returned);
+    cr_assert(purges_before && purges_before <= long_purges / 2, "%u of %u purges came before", purges_before,
+              long_purges);
+    for (unsigned i = 1; i < LONG_BLOCKS; i += 2) {
+        cr_assert(contract_holds(blocks[i], LONG_BYTES, i), "block %u", i);
+        hak_heap_free(long_heap, blocks[i]);
+    }
+    must_be_sound(long_heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(long_heap) == 0);
+}
+
+Test(flush_trim, no_allocation_waits_for_a_whole_trim) { meet_a_long_trim(malloc_meanwhile); }
+Test(flush_trim, no_fork_waits_for_a_whole_trim) { meet_a_long_trim(fork_meanwhile); }

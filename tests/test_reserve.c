@@ -314,6 +314,35 @@ static superslab_t *waiting;
 static run_t waiting_run;
 static unsigned tried;
 
+static superslab_t *taken_meanwhile;
+
+static bool take_and_put_meanwhile(void *at, size_t bytes)
+{
+    (void)at, (void)bytes;
+    if (tried++) return true;
+    cr_assert(reserve_put(waiting, &giver_a, false), "the lock is held");
+    taken_meanwhile = take();
+    cr_assert(reserve_stats().dirty_superslabs == 0);
+    return true;
+}
+
+/* A trim of much takes long; it keeps nobody from the reserve. */
+Test(reserve, a_trim_asks_the_kernel_without_the_lock)
+{
+    enum { COUNT = 3 };
+    superslab_t *given[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) soil(given[i] = take(), 1);
+    soil(waiting = take(), 5);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(given[i], &giver_a, false));
+    fake_os_use();
+    fake_os_watch_purge(take_and_put_meanwhile);
+    cr_assert(reserve_trim(&giver_a) == COUNT * HAK_PAGE);
+    fake_os_restore();
+    cr_assert(tried > 0 && taken_meanwhile == waiting && waiting->free_touched == 5);
+    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == COUNT);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(superslab_is_valid(given[i]) && !given[i]->free_touched);
+}
+
 /* Called under the reserve's lock. */
 static bool put_meanwhile(void *at, size_t bytes)
 {
@@ -326,19 +355,18 @@ static bool put_meanwhile(void *at, size_t bytes)
 
 Test(reserve, who_may_not_wait_is_told_and_nothing_changes)
 {
-    superslab_t *given = take();
-    soil(given, 1);
     waiting = take();
     soil(waiting, 3);
     waiting_run = take_nursery(2);
+    run_t given = take_nursery(1);
+    cr_assert(nursery_put(&(nursery_run_t){given, 1, 1}, 1, false), "the lock was free");
     uint32_t nursery_free = waiting_run.ss->free_granules;
-    cr_assert(reserve_put(given, NULL, false), "the lock was free");
     fake_os_use();
     fake_os_watch_purge(put_meanwhile);
-    cr_assert(reserve_trim(NULL) == HAK_PAGE);
+    cr_assert(nursery_trim() == HAK_PAGE);
     fake_os_restore();
     cr_assert(tried > 0);
-    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 1);
+    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 0);
     cr_assert(waiting->free_touched == 3 && waiting_run.ss->free_granules == nursery_free);
     cr_assert(superslab_is_valid(waiting) && superslab_is_valid(waiting_run.ss));
     cr_assert(reserve_put(waiting, NULL, false) && nursery_put(&(nursery_run_t){waiting_run, 2, 1}, 1, false));

@@ -112,6 +112,7 @@ static void set_must_match(unsigned count)
     const superslab_t *before = NULL;
     for (const superslab_t *ss = set.all; ss; before = ss, ss = ss->set_next, in_all++)
         cr_assert(ss->set_prev == before);
+    cr_assert(set.last == before);
     cr_assert(set.count == count && in_all == count && in_bins == count);
     cr_assert(set.empty == empty && set.free_touched == touched);
 }
@@ -310,10 +311,32 @@ Test(superslab, sets_lose_and_gain_superslabs)
     for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++) cr_assert(!set.bin[bin]);
 }
 
+/* As many turns as there are SuperSlabs reach each that was there before and still is, whatever comes and goes in between. */
+Test(superslab, turns_reach_every_superslab)
+{
+    make(COUNT);
+    for (unsigned round = 0; round < 2; round++) {
+        unsigned reached = 0;
+        for (unsigned i = 0; i < COUNT; i++) reached |= 1u << (superslab_set_turn(&set) - slabs);
+        cr_assert(reached == (1 << COUNT) - 1, "round %u: %x", round, reached);
+        set_must_match(COUNT);
+    }
+    for (unsigned gone = 0; gone < COUNT; gone++) {
+        unsigned reached = 1u << (superslab_set_turn(&set) - slabs);
+        superslab_set_remove(&set, &slabs[gone]);
+        reached |= 1u << (superslab_set_turn(&set) - slabs);
+        superslab_set_add(&set, &slabs[gone]);
+        for (unsigned i = 2; i < COUNT; i++) reached |= 1u << (superslab_set_turn(&set) - slabs);
+        cr_assert((reached | 1u << gone) == (1 << COUNT) - 1, "without %u: %x", gone, reached);
+        set_must_match(COUNT);
+    }
+}
+
 Test(superslab, an_empty_set_has_nothing)
 {
     superslab_set_t nothing = {0};
     cr_assert(superslab_take(&nothing, 1, 1).ss == NULL);
+    cr_assert(superslab_set_turn(&nothing) == NULL);
 }
 
 /* ---- The checker ---- */
