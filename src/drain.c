@@ -365,8 +365,17 @@ void drain_settle(hak_heap_t *heap)
     lock_release(&heap->lock, RANK_HEAP);
 }
 
+/* What is too big for the cache will be unmapped under the lock. Its pages, which take the kernel long, go before. */
+static void purge_uncacheable(const hak_heap_t *heap, const void *ptr)
+{
+    large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
+    if (large && large_bytes(large) > heap->large.cache_limit)
+        (void)os->purge(large_base(large), large_bytes(large));
+}
+
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
 {
+    if (!deferred) purge_uncacheable(heap, ptr);
     if (deferred || !lock_try(&heap->lock, RANK_HEAP)) {
         defer(heap, ptr);
         return;

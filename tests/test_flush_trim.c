@@ -1086,3 +1086,33 @@ static void meet_a_long_trim(void *(*meanwhile)(void *))
 
 Test(flush_trim, no_allocation_waits_for_a_whole_trim) { meet_a_long_trim(malloc_meanwhile); }
 Test(flush_trim, no_fork_waits_for_a_whole_trim) { meet_a_long_trim(fork_meanwhile); }
+
+static bool purged_unlocked;
+
+static bool note_lock(void *at, size_t bytes)
+{
+    (void)at;
+    purged_unlocked = bytes >= 64 * HAK_MIB && !lock_is_held(&long_heap->lock);
+    return true;
+}
+
+/* To unmap under the lock what has no pages takes no time. */
+Test(flush_trim, a_block_too_large_to_keep_loses_its_pages_without_the_lock)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.large_cache_bytes = 32 * HAK_MIB;
+    long_heap = hak_heap_create(&config);
+    char *large = hak_heap_malloc(long_heap, 64 * HAK_MIB), *kept = hak_heap_malloc(long_heap, 16 * HAK_MIB);
+    cr_assert(large && kept);
+    large[0] = large[64 * HAK_MIB - 1] = kept[0] = 1;
+    fake_os_use();
+    fake_os_watch_purge(note_lock);
+    hak_heap_free(long_heap, large);
+    cr_assert(purged_unlocked && fake_os_calls(FAKE_PURGE) == 1 && fake_os_calls(FAKE_UNMAP) == 1);
+    hak_heap_free(long_heap, kept);
+    cr_assert(fake_os_calls(FAKE_PURGE) == 1 && fake_os_calls(FAKE_UNMAP) == 1,
+              "a block that is kept keeps its pages");
+    fake_os_restore();
+    must_be_sound(long_heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(long_heap) == 0);
+}
