@@ -2,9 +2,9 @@
 #include "base.h"
 
 #include <linux/futex.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tls.h"
@@ -72,10 +72,12 @@ void lock_release(hak_lock_t *lock, lock_rank_t rank)
 
 void lock_pass(hak_lock_t *lock, lock_rank_t rank)
 {
-    enum { PATIENCE = 256 }; /* some times what it takes to wake a thread */
+    /* About what it takes to wake a thread. Asleep, not in a loop of yields: where both share a CPU each of those costs a whole
+     * slice of time. By number: the C library's function is where a thread may be cancelled. */
+    static const struct timespec moment = {0, 50000};
     bool waited = load_relaxed(&lock->word) == 2;
     lock_release(lock, rank);
-    for (int yields = 0; waited && yields < PATIENCE && !load_relaxed(&lock->word); yields++) sched_yield();
+    if (HAK_UNLIKELY(waited)) syscall(SYS_nanosleep, &moment, NULL);
 }
 
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank)

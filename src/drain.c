@@ -369,8 +369,7 @@ void drain_settle(hak_heap_t *heap)
 static void purge_uncacheable(const hak_heap_t *heap, const void *ptr)
 {
     large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
-    if (large && large_bytes(large) > heap->large.cache_limit)
-        (void)os->purge(large_base(large), large_bytes(large));
+    if (large && large_bytes(large) > heap->large.cache_limit) (void)os->purge(large_base(large), large_bytes(large));
 }
 
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)

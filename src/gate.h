@@ -17,6 +17,7 @@ gate_entry_t gate_enter(bool may_wait); /* GATE_CLOSED only where the caller may
 void gate_leave(void);
 /* Lets a fork go first that waits; of long calls, while they hold no lock and no chain. */
 void gate_pass(void);
+bool gate_is_closed(void); /* a hint */
 
 /* Registers the fork handlers; once a process. `in_child` runs in the child before anybody can enter. */
 bool gate_start_process(void (*in_child)(void));

@@ -88,6 +88,7 @@ struct hak_heap {
     class_bits_t made;                           /* of classes; written under the HEAP lock */
     class_state_t *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
     _Atomic uint32_t divided;                    /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
+    hak_lock_t trim_lock;                        /* rank TRIM: the order of `superslabs`, which trims turn */
     void *_Atomic deferred;                      /* atomic: mid and large blocks freed while the HEAP lock was busy */
 
     /* ---- lock: HEAP ---- */

@@ -108,8 +108,8 @@ bool superslab_is_valid(const superslab_t *ss);
 
 void superslab_set_add(superslab_set_t *set, superslab_t *ss);
 void superslab_set_remove(superslab_set_t *set, superslab_t *ss);
-/* The first of all, which becomes the last; NULL: there is none. As many turns as the set has SuperSlabs reach each of them, also
- * where its lock is dropped in between: what is added is the last, too. Where two take turns, each is reached by one of them. */
+/* The first of all, which becomes the last; NULL: there is none. As many turns as the set has SuperSlabs reach each that stays
+ * in it, also where its lock is dropped in between: what is added is the last, too. One caller at a time. */
 superslab_t *superslab_set_turn(superslab_set_t *set);
 
 typedef struct run {

@@ -260,14 +260,27 @@ static size_t drop_oldest(hak_heap_t *heap, size_t keep)
     return 0;
 }
 
+/* A step is over: lets a fork go first that waits. It would wait for a trim that waits for this one, too. */
+static void pass(hak_heap_t *heap)
+{
+    if (HAK_LIKELY(!gate_is_closed())) return;
+    lock_release(&heap->trim_lock, RANK_TRIM);
+    gate_pass();
+    lock_acquire(&heap->trim_lock, RANK_TRIM);
+}
+
+/* No more than were cached at the start: what others free meanwhile is theirs to use again. */
 static size_t trim_large(hak_heap_t *heap, size_t keep)
 {
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t left = heap->large.cached_blocks;
+    lock_release(&heap->lock, RANK_HEAP);
     size_t returned = 0;
-    for (size_t bytes = 1; bytes; returned += bytes) {
+    for (size_t bytes = 1; left && bytes; left--, returned += bytes) {
         lock_acquire(&heap->lock, RANK_HEAP);
         bytes = heap->large.oldest ? drop_oldest(heap, keep) : 0;
         lock_pass(&heap->lock, RANK_HEAP);
-        gate_pass();
+        pass(heap);
     }
     return returned;
 }
@@ -302,7 +315,7 @@ static size_t trim_superslabs(hak_heap_t *heap, size_t keep, size_t *stay)
         char *base;
         pages += trim_next(heap, keep, &base);
         for (size_t g = 0; base && g < SUPERSLAB_GRANULES; g++) pages += release_slab(heap, base + g * GRANULE, stay);
-        gate_pass();
+        pass(heap);
     }
     return pages * HAK_PAGE;
 }
@@ -314,7 +327,7 @@ static void purge_far_descriptors(hak_heap_t *heap)
         superslab_t *ss = superslab_set_turn(&heap->superslabs);
         if (ss) superslab_purge_far(ss);
         lock_pass(&heap->lock, RANK_HEAP);
-        gate_pass();
+        pass(heap);
     }
 }
 
@@ -328,7 +341,8 @@ static bool has_given_nursery(hak_heap_t *heap)
     return given;
 }
 
-bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
+/* Lock: TRIM. */
+static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
 {
     size_t flushed = 0;
     if (!flush(heap, 0, CLASS_COUNT, true, &flushed)) return false;
@@ -346,6 +360,14 @@ bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
     if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim();
     *bytes = returned;
     return true;
+}
+
+bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
+{
+    lock_acquire(&heap->trim_lock, RANK_TRIM);
+    bool done = trim_one(heap, keep, bytes);
+    lock_release(&heap->trim_lock, RANK_TRIM);
+    return done;
 }
 
 void trim_reset(hak_heap_t *heap)

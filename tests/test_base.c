@@ -1,11 +1,14 @@
 /* base: the lock, its ranks, the fatal line. */
+#define _GNU_SOURCE
 #include "base.h"
 
 #include <criterion/criterion.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "os.h"
@@ -100,6 +103,45 @@ Test(base, a_pass_lets_who_waits_go_first)
     cr_assert(!lock_is_held(&lock), "nobody waits");
 }
 
+static _Atomic bool stop_taking;
+
+static void *take_again_and_again(void *arg)
+{
+    (void)arg;
+    while (!stop_taking) {
+        lock_acquire(&lock, RANK_HEAP);
+        acquired = true;
+        lock_release(&lock, RANK_HEAP);
+    }
+    return NULL;
+}
+
+/* Whoever shares a CPU with one that always wants the lock is not kept from it for whole slices of time. */
+Test(base, a_pass_on_one_cpu_takes_a_moment)
+{
+    enum { TIMES = 200 };
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(os_cpu(), &one);
+    cr_assert(sched_setaffinity(0, sizeof one, &one) == 0);
+    pthread_t thread;
+    lock_acquire(&lock, RANK_HEAP);
+    cr_assert(pthread_create(&thread, NULL, take_again_and_again, NULL) == 0);
+    while (lock.word != 2) os_yield();
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    for (int i = 0; i < TIMES; i++) {
+        lock_pass(&lock, RANK_HEAP);
+        lock_acquire(&lock, RANK_HEAP);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    lock_release(&lock, RANK_HEAP);
+    stop_taking = true;
+    pthread_join(thread, NULL);
+    double seconds = (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9;
+    cr_assert(acquired && seconds < 1.5, "%.3f s for %d passes", seconds, TIMES);
+}
+
 static void *try_elsewhere(void *arg)
 {
     bool *got = arg;
@@ -144,8 +186,8 @@ Test(base, enter_waits_only_where_it_may)
 
 /* ---- Ranks ---- */
 
-static const lock_rank_t order[] = {RANK_GATE_CLOSE, RANK_AREAS,   RANK_CLASS,   RANK_HEAP,
-                                    RANK_META,       RANK_RESERVE, RANK_REGISTRY};
+static const lock_rank_t order[] = {RANK_GATE_CLOSE, RANK_TRIM, RANK_AREAS,   RANK_CLASS,
+                                    RANK_HEAP,       RANK_META, RANK_RESERVE, RANK_REGISTRY};
 enum { RANKS = sizeof order / sizeof order[0] };
 static hak_lock_t locks[RANKS];
 

@@ -1019,6 +1019,8 @@ static bool purge_slowly(void *at, size_t bytes)
     return true;
 }
 
+static _Atomic bool long_done;
+
 static void *trim_long(void *arg)
 {
     (void)arg;
@@ -1086,6 +1088,67 @@ static void meet_a_long_trim(void *(*meanwhile)(void *))
 
 Test(flush_trim, no_allocation_waits_for_a_whole_trim) { meet_a_long_trim(malloc_meanwhile); }
 Test(flush_trim, no_fork_waits_for_a_whole_trim) { meet_a_long_trim(fork_meanwhile); }
+
+static void *trim_and_keep(void *arg)
+{
+    (void)arg;
+    while (!long_done) (void)hak_heap_trim(long_heap, SIZE_MAX);
+    return NULL;
+}
+
+/* Trims of one heap at once: none passes over what another reached with a keep_bytes of its own. */
+Test(flush_trim, a_trim_beside_one_that_keeps_leaves_nothing)
+{
+    enum { BLOCKS = 200, ROUNDS = 10 };
+    static void *blocks[BLOCKS];
+    pthread_t other;
+    long_heap = contract_heap(0, "two");
+    cr_assert(pthread_create(&other, NULL, trim_and_keep, NULL) == 0);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        for (unsigned i = 0; i < BLOCKS; i++) {
+            cr_assert((blocks[i] = hak_heap_malloc(long_heap, LONG_BYTES)) != NULL);
+            memset(blocks[i], 1, LONG_BYTES);
+        }
+        for (unsigned i = 0; i < BLOCKS; i++)
+            if (i % 8) hak_heap_free(long_heap, blocks[i]);
+        size_t first = hak_heap_trim(long_heap, 0), again = hak_heap_trim(long_heap, 0);
+        cr_assert(first > 0 && again == 0, "%zu bytes, and %zu that it left", first, again);
+        for (unsigned i = 0; i < BLOCKS; i += 8) hak_heap_free(long_heap, blocks[i]);
+    }
+    long_done = true;
+    pthread_join(other, NULL);
+    must_be_sound(long_heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(long_heap) == 0);
+}
+
+/* A trim returns what was cached when it began; what others go on to free is theirs. */
+static void *free_large_again_and_again(void *arg)
+{
+    (void)arg;
+    while (!long_done) {
+        void *block = hak_heap_malloc(long_heap, 2 * HAK_MIB);
+        cr_assert(block);
+        hak_heap_free(long_heap, block);
+    }
+    return NULL;
+}
+
+Test(flush_trim, a_trim_ends_beside_large_frees)
+{
+    enum { TRIMS = 50, THREADS = 2, MOST = 8 };
+    pthread_t threads[THREADS];
+    long_heap = contract_heap(0, "ends");
+    for (unsigned i = 0; i < THREADS; i++)
+        cr_assert(pthread_create(&threads[i], NULL, free_large_again_and_again, NULL) == 0);
+    for (unsigned i = 0; i < TRIMS; i++) {
+        size_t returned = hak_heap_trim(long_heap, 0);
+        cr_assert(returned <= MOST * 2 * HAK_MIB, "%zu bytes", returned);
+    }
+    long_done = true;
+    for (unsigned i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    must_be_sound(long_heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(long_heap) == 0);
+}
 
 static bool purged_unlocked;
 
