@@ -231,7 +231,8 @@ HAK_API size_t hak_heap_flush_class(hak_heap_t *heap, unsigned size_class);
 
 /**
  * Flushes a heap, then returns free memory to the operating system: cached large mappings, free pages of SuperSlabs,
- * whole pages inside slabs that no block overlaps. Other threads may use the heap meanwhile. Preserves `errno`.
+ * whole pages inside slabs that no block overlaps. Other threads may use the heap meanwhile, and wait for no more than a
+ * SuperSlab's pages; trims of one heap go one after another. Preserves `errno`.
  * @param heap the heap.
  * @param keep_bytes how many bytes of free memory the heap may keep for itself.
  * @return bytes returned to the operating system; 0 also where heap is NULL or destroyed, or where the fence was
