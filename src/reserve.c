@@ -79,13 +79,21 @@ enum {
 };
 static size_t kept_pages(const superslab_t *ss) { return ss->free_touched + (ss->far ? DESCRIPTOR_PAGES : 1u); }
 
+/* Takes what a link of the dirty list names off it. */
+static superslab_t *unlist_dirty(superslab_t **at)
+{
+    superslab_t *ss = *at;
+    *at = ss->next;
+    reserve.dirty_count--;
+    reserve.dirty_pages -= kept_pages(ss);
+    return ss;
+}
+
 static superslab_t *take_locked(bool shared, uint32_t *refused)
 {
-    superslab_t *ss = reserve.dirty;
-    if (ss) {
-        reserve.dirty = ss->next;
-        reserve.dirty_count--;
-        reserve.dirty_pages -= kept_pages(ss);
+    superslab_t *ss = NULL;
+    if (reserve.dirty) {
+        ss = unlist_dirty(&reserve.dirty);
     } else if ((ss = reserve.clean) != NULL) {
         reserve.clean = ss->next;
         reserve.clean_count--;
@@ -116,19 +124,18 @@ static size_t purge_empty(superslab_t *ss)
     return pages;
 }
 
-static void list_dirty(superslab_t *ss)
+/* By whether it has pages. */
+static void enlist(superslab_t *ss)
 {
-    ss->next = reserve.dirty;
-    reserve.dirty = ss;
-    reserve.dirty_count++;
-    reserve.dirty_pages += kept_pages(ss);
-}
-
-static void list_clean(superslab_t *ss)
-{
-    ss->next = reserve.clean;
-    reserve.clean = ss;
-    reserve.clean_count++;
+    superslab_t **head = ss->free_touched ? &reserve.dirty : &reserve.clean;
+    ss->next = *head;
+    *head = ss;
+    if (ss->free_touched) {
+        reserve.dirty_count++;
+        reserve.dirty_pages += kept_pages(ss);
+    } else {
+        reserve.clean_count++;
+    }
 }
 
 static void put_locked(superslab_t *ss)
@@ -137,8 +144,7 @@ static void put_locked(superslab_t *ss)
     /* A SuperSlab that comes back without touched pages needs no descriptors either. */
     size_t most = (RESERVE_DIRTY + reserve.more_dirty) * MOST_PAGES;
     if (!ss->free_touched || reserve.dirty_pages + kept_pages(ss) > most) purge_empty(ss);
-    if (ss->free_touched) list_dirty(ss);
-    else list_clean(ss);
+    enlist(ss);
 }
 
 bool reserve_put(superslab_t *ss, const void *giver, bool may_wait)
@@ -201,14 +207,12 @@ bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
 static superslab_t *take_dirty_of(const void *giver)
 {
     superslab_t *taken = NULL;
-    for (superslab_t **at = &reserve.dirty, *ss; (ss = *at) != NULL;) {
-        if (giver && ss->giver != giver) {
-            at = &ss->next;
+    for (superslab_t **at = &reserve.dirty; *at;) {
+        if (giver && (*at)->giver != giver) {
+            at = &(*at)->next;
             continue;
         }
-        *at = ss->next;
-        reserve.dirty_count--;
-        reserve.dirty_pages -= kept_pages(ss);
+        superslab_t *ss = unlist_dirty(at);
         ss->next = taken;
         taken = ss;
     }
@@ -227,8 +231,7 @@ size_t reserve_trim(const void *giver)
         list = ss->next;
         pages += purge_empty(ss);
         lock_acquire(&reserve.lock, RANK_RESERVE);
-        if (ss->free_touched) list_dirty(ss);
-        else list_clean(ss);
+        enlist(ss);
         lock_release(&reserve.lock, RANK_RESERVE);
     }
     return pages * HAK_PAGE;

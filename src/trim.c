@@ -241,10 +241,14 @@ static size_t release_nursery(hak_heap_t *heap, size_t *stay)
 
 /* ---- Memory to the kernel, a mapping or a SuperSlab at a time: nobody waits for more, a fork neither ---- */
 
-/* Bytes that the heap holds free beyond `keep`; lock: HEAP. */
+/* Bytes that the heap holds free, and of those what is more than `keep`; lock: HEAP. */
+static size_t free_touched(const hak_heap_t *heap)
+{
+    return heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
+}
 static size_t excess(const hak_heap_t *heap, size_t keep)
 {
-    size_t held = heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
+    size_t held = free_touched(heap);
     return held > keep ? held - keep : 0;
 }
 
@@ -278,7 +282,7 @@ static size_t trim_large(hak_heap_t *heap, size_t keep)
     size_t returned = 0;
     for (size_t bytes = 1; left && bytes; left--, returned += bytes) {
         lock_acquire(&heap->lock, RANK_HEAP);
-        bytes = heap->large.oldest ? drop_oldest(heap, keep) : 0;
+        bytes = drop_oldest(heap, keep);
         lock_pass(&heap->lock, RANK_HEAP);
         pass(heap);
     }
@@ -349,7 +353,7 @@ static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
     retire_empty_slabs(heap, 0, CLASS_COUNT);
     size_t returned = trim_large(heap, keep);
     lock_acquire(&heap->lock, RANK_HEAP);
-    size_t held = heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
+    size_t held = free_touched(heap);
     lock_release(&heap->lock, RANK_HEAP);
     /* Pages in slabs that stay, where the heap holds less free than it may keep. */
     size_t stay = (keep > held ? keep - held : 0) / HAK_PAGE;
