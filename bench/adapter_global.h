@@ -1,7 +1,7 @@
 /*
- * The part of an adapter that all allocators without instance heaps share: heaps do not exist, whatever placement is
- * asked for. Names, versions, malloc, free, flush and trim stay with each allocator's own header. The contract is in
- * larson.c.
+ * The part of an adapter that all allocators without instance heaps share: heaps do not exist,
+ * whatever placement is asked for. Names, versions, malloc, free, flush and trim stay with each
+ * allocator's own header. The contract is in larson.c.
  */
 #ifndef HAK_BENCH_ADAPTER_GLOBAL_H
 #define HAK_BENCH_ADAPTER_GLOBAL_H

@@ -1,4 +1,5 @@
-/* hakheap: a heap is a heap. Nothing is bound to a thread, so there is nothing to do when one ends. */
+/* hakheap: a heap is a heap. Nothing is bound to a thread, so there is nothing to do when one
+ * ends. */
 #ifndef HAK_BENCH_ADAPTER_H
 #define HAK_BENCH_ADAPTER_H
 
@@ -35,7 +36,10 @@ static inline alloc_heap_t *alloc_heap_create(const char *level, unsigned index)
 
 static inline void alloc_heap_destroy(alloc_heap_t *heap) { hak_heap_destroy(heap); }
 static inline void alloc_thread_end(void) {}
-static inline void *alloc_malloc(alloc_heap_t *heap, size_t size) { return hak_heap_malloc(heap, size); }
+static inline void *alloc_malloc(alloc_heap_t *heap, size_t size)
+{
+    return hak_heap_malloc(heap, size);
+}
 static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
 {
     return hak_heap_realloc(heap, block, size);

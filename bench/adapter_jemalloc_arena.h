@@ -1,8 +1,9 @@
 /*
- * jemalloc with one arena per heap. The automatic thread cache ignores the arena a call names, so each (thread, arena)
- * pair has an explicit cache, which only its own thread may use: it is created at the thread's first call on the
- * arena and destroyed when the thread ends or the arena goes. jemalloc has 4093 of them in a process; beyond that a
- * pair goes without a cache, which is correct and slow.
+ * jemalloc with one arena per heap. The automatic thread cache ignores the arena a call names, so
+ * each (thread, arena) pair has an explicit cache, which only its own thread may use: it is created
+ * at the thread's first call on the arena and destroyed when the thread ends or the arena goes.
+ * jemalloc has 4093 of them in a process; beyond that a pair goes without a cache, which is correct
+ * and slow.
  */
 #ifndef HAK_BENCH_ADAPTER_H
 #define HAK_BENCH_ADAPTER_H
@@ -11,7 +12,8 @@
 
 #include <stdbool.h>
 
-/* What a thread's table has room for: jemalloc allows four times as many, and each thread pays for the table. */
+/* What a thread's table has room for: jemalloc allows four times as many, and each thread pays for
+ * the table. */
 enum { JEMALLOC_HEAPS = 1024 };
 
 typedef struct alloc_heap {
@@ -19,7 +21,8 @@ typedef struct alloc_heap {
     unsigned arena;
 } alloc_heap_t;
 
-/* One thread's use of one heap. `flags` go to mallocx, rallocx and dallocx; 0 until the first call. */
+/* One thread's use of one heap. `flags` go to mallocx, rallocx and dallocx; 0 until the first
+ * call. */
 typedef struct jemalloc_binding {
     int flags;
     unsigned cache;
@@ -50,7 +53,8 @@ __attribute__((noinline)) static int jemalloc_bind(alloc_heap_t *heap)
     jemalloc_binding_t *binding = &jemalloc_bindings[heap->index];
     size_t length = sizeof binding->cache;
     bool cached = mallctl("tcache.create", &binding->cache, &length, NULL, 0) == 0;
-    binding->flags = MALLOCX_ARENA(heap->arena) | (cached ? MALLOCX_TCACHE(binding->cache) : MALLOCX_TCACHE_NONE);
+    binding->flags = MALLOCX_ARENA(heap->arena) |
+                     (cached ? MALLOCX_TCACHE(binding->cache) : MALLOCX_TCACHE_NONE);
     return binding->flags;
 }
 
@@ -63,9 +67,11 @@ static inline int jemalloc_flags_of(alloc_heap_t *heap)
 static inline void jemalloc_unbind(alloc_heap_t *heap)
 {
     jemalloc_binding_t *binding = &jemalloc_bindings[heap->index];
-    bool cached = binding->flags != 0 && binding->flags != (MALLOCX_ARENA(heap->arena) | MALLOCX_TCACHE_NONE);
+    bool cached =
+        binding->flags != 0 && binding->flags != (MALLOCX_ARENA(heap->arena) | MALLOCX_TCACHE_NONE);
     binding->flags = 0;
-    if (cached && mallctl("tcache.destroy", NULL, NULL, &binding->cache, sizeof binding->cache) != 0)
+    if (cached &&
+        mallctl("tcache.destroy", NULL, NULL, &binding->cache, sizeof binding->cache) != 0)
         harness_exit(HARNESS_FAILED, "jemalloc refuses tcache.destroy of %u", binding->cache);
 }
 
@@ -81,12 +87,18 @@ static inline void alloc_heap_destroy(alloc_heap_t *heap)
     jemalloc_arena_command(heap->arena, "destroy");
 }
 
-static inline void *alloc_malloc(alloc_heap_t *heap, size_t size) { return mallocx(size, jemalloc_flags_of(heap)); }
+static inline void *alloc_malloc(alloc_heap_t *heap, size_t size)
+{
+    return mallocx(size, jemalloc_flags_of(heap));
+}
 static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
 {
     return rallocx(block, size, jemalloc_flags_of(heap));
 }
-static inline void alloc_free(alloc_heap_t *heap, void *block) { dallocx(block, jemalloc_flags_of(heap)); }
+static inline void alloc_free(alloc_heap_t *heap, void *block)
+{
+    dallocx(block, jemalloc_flags_of(heap));
+}
 
 /* Destroying the calling thread's cache flushes it; other threads' caches are out of reach. */
 static inline void alloc_flush(alloc_heap_t *heap) { jemalloc_unbind(heap); }

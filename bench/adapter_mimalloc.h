@@ -1,4 +1,5 @@
-/* mimalloc as a global allocator. Its heaps (version 2) belong to one thread each, so they cannot run this workload. */
+/* mimalloc as a global allocator. Its heaps (version 2) belong to one thread each, so they cannot
+ * run this workload. */
 #ifndef HAK_BENCH_ADAPTER_H
 #define HAK_BENCH_ADAPTER_H
 

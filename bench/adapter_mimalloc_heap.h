@@ -1,5 +1,5 @@
-/* mimalloc's heaps, of version 2: only the thread that has created a heap may allocate from it, so this is for workloads of
- * one thread. */
+/* mimalloc's heaps, of version 2: only the thread that has created a heap may allocate from it, so
+ * this is for workloads of one thread. */
 #ifndef HAK_BENCH_ADAPTER_H
 #define HAK_BENCH_ADAPTER_H
 

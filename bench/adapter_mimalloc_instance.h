@@ -1,6 +1,7 @@
 /*
- * The part that mimalloc's adapters of heaps share: the calls are those of all versions. Names, and which threads may make the
- * calls, stay with each adapter. A heap is destroyed with its blocks, without a visit to each.
+ * The part that mimalloc's adapters of heaps share: the calls are those of all versions. Names, and
+ * which threads may make the calls, stay with each adapter. A heap is destroyed with its blocks,
+ * without a visit to each.
  */
 #ifndef HAK_BENCH_ADAPTER_MIMALLOC_INSTANCE_H
 #define HAK_BENCH_ADAPTER_MIMALLOC_INSTANCE_H
@@ -25,7 +26,10 @@ static inline alloc_heap_t *alloc_heap_create(const char *level, unsigned index)
 
 static inline void alloc_heap_destroy(alloc_heap_t *heap) { mi_heap_destroy(heap); }
 static inline void alloc_thread_end(void) {}
-static inline void *alloc_malloc(alloc_heap_t *heap, size_t size) { return mi_heap_malloc(heap, size); }
+static inline void *alloc_malloc(alloc_heap_t *heap, size_t size)
+{
+    return mi_heap_malloc(heap, size);
+}
 static inline void *alloc_realloc(alloc_heap_t *heap, void *block, size_t size)
 {
     return mi_heap_realloc(heap, block, size);

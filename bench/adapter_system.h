@@ -1,4 +1,5 @@
-/* The C library's malloc: the baseline that every ratio in the table refers to. Its per-thread caches have no flush. */
+/* The C library's malloc: the baseline that every ratio in the table refers to. Its per-thread
+ * caches have no flush. */
 #ifndef HAK_BENCH_ADAPTER_H
 #define HAK_BENCH_ADAPTER_H
 

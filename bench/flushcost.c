@@ -1,21 +1,24 @@
 /*
  * What it costs to give memory back, of allocators that have heaps. One line of key=value pairs.
  *
- * A heap is filled with `blocks` blocks of one size; then half of them, chosen at random, are freed, so that caches and slabs
- * hold something. One operation follows, and is timed: flush, trim, reset (hakheap's alone; others print -) or destroy, with
- * the other half still in place. Each time is of a filling of its own; figures are medians over rounds. Destroy with live
- * blocks goes beyond the adapters' contract in larson.c, and is asked of those with heaps only.
+ * A heap is filled with `blocks` blocks of one size; then half of them, chosen at random, are
+ * freed, so that caches and slabs hold something. One operation follows, and is timed: flush, trim,
+ * reset (hakheap's alone; others print -) or destroy, with the other half still in place. Each time
+ * is of a filling of its own; figures are medians over rounds. Destroy with live blocks goes beyond
+ * the adapters' contract in larson.c, and is asked of those with heaps only.
  *
- * One more filling, whose first half is freed in order, so that there is much to give back in one piece, is trimmed while
- * another thread allocates and frees blocks of three sizes in the same heap, of slabs and of more than a slab. beside_us is the
- * longest of its calls: how long a server's request waits for a trim; - where a heap is one thread's. What the system takes from
- * the thread in a call counts as well, as in latency.c.
+ * One more filling, whose first half is freed in order, so that there is much to give back in one
+ * piece, is trimmed while another thread allocates and frees blocks of three sizes in the same
+ * heap, of slabs and of more than a slab. beside_us is the longest of its calls: how long a
+ * server's request waits for a trim; - where a heap is one thread's. What the system takes from the
+ * thread in a call counts as well, as in latency.c.
  *
- * Besides, `heaps` idle heaps with one cached block each are flushed one after another, all of them again when nothing
- * is cached any more, and trimmed: idle_..._ms are for all together.
+ * Besides, `heaps` idle heaps with one cached block each are flushed one after another, all of them
+ * again when nothing is cached any more, and trimmed: idle_..._ms are for all together.
  *
- * With --threads above 1 the threads share the work of each filling and of each touch of the idle heaps, and sleep while the
- * main thread times; so several CPUs have caches. With --busy 1 they run instead, and a flush has to stop them.
+ * With --threads above 1 the threads share the work of each filling and of each touch of the idle
+ * heaps, and sleep while the main thread times; so several CPUs have caches. With --busy 1 they run
+ * instead, and a flush has to stop them.
  */
 #define _GNU_SOURCE
 
@@ -65,7 +68,8 @@ static void reset(alloc_heap_t *heap) { (void)heap; }
 typedef enum task { TASK_FILL, TASK_FREE, TASK_TOUCH, TASK_LEAVE, TASK_END } task_t;
 
 static struct {
-    pthread_barrier_t begin, end; /* of a task; what the main thread writes between is seen by all after */
+    pthread_barrier_t begin,
+        end; /* of a task; what the main thread writes between is seen by all after */
     task_t task;
     alloc_heap_t *heap; /* FILL, FREE */
     char **block;       /* in the order of freeing */
@@ -73,7 +77,10 @@ static struct {
     atomic_uint generation; /* relaxed: tasks begun; ends the busy waiting of those who run */
 } shared;
 
-static uint32_t part_of(size_t count, uint32_t thread) { return (uint32_t)(count * thread / options.threads); }
+static uint32_t part_of(size_t count, uint32_t thread)
+{
+    return (uint32_t)(count * thread / options.threads);
+}
 
 static char *must_malloc(alloc_heap_t *heap, size_t size)
 {
@@ -84,7 +91,8 @@ static char *must_malloc(alloc_heap_t *heap, size_t size)
 
 static void fill(uint32_t thread)
 {
-    for (uint32_t i = part_of(options.blocks, thread); i < part_of(options.blocks, thread + 1); i++) {
+    for (uint32_t i = part_of(options.blocks, thread); i < part_of(options.blocks, thread + 1);
+         i++) {
         shared.block[i] = must_malloc(shared.heap, options.size);
         memset(shared.block[i], 1, options.size);
     }
@@ -129,7 +137,9 @@ static void *live(void *argument)
 {
     uint32_t thread = (uint32_t)(uintptr_t)argument;
     for (unsigned seen = 0;; seen++) {
-        while (options.busy && atomic_load_explicit(&shared.generation, memory_order_relaxed) == seen) continue;
+        while (options.busy &&
+               atomic_load_explicit(&shared.generation, memory_order_relaxed) == seen)
+            continue;
         pthread_barrier_wait(&shared.begin);
         if (shared.task == TASK_END) break;
         work(thread);
@@ -309,10 +319,12 @@ static void measure(void)
     /* The first round warms up; the second takes its place. */
     for (uint32_t i = 0; i <= options.rounds; i++)
         for (operation_t operation = 0; operation < OPERATIONS; operation++)
-            if (operation != RESET || HAS_RESET) cost[operation][i ? i - 1 : 0] = time_operation(operation, &rng);
+            if (operation != RESET || HAS_RESET)
+                cost[operation][i ? i - 1 : 0] = time_operation(operation, &rng);
     for (uint32_t i = 0; i <= options.rounds; i++)
         if (USABLE_THREADS > 1) beside_us[i ? i - 1 : 0] = time_beside();
-    for (size_t i = 0; i < options.heaps; i++) shared.idle[i] = program_heap(options.level, (unsigned)i);
+    for (size_t i = 0; i < options.heaps; i++)
+        shared.idle[i] = program_heap(options.level, (unsigned)i);
     for (uint32_t i = 0; i <= options.rounds; i++) time_idle(idle_cost, i ? i - 1 : 0);
 }
 
@@ -320,24 +332,42 @@ static void print_line(void)
 {
     char reset_ns[32] = "-", longest_us[32] = "-";
     double median[OPERATIONS], idle[IDLES];
-    for (operation_t i = 0; i < OPERATIONS; i++) median[i] = harness_median(cost[i], options.rounds);
+    for (operation_t i = 0; i < OPERATIONS; i++)
+        median[i] = harness_median(cost[i], options.rounds);
     for (idle_t i = 0; i < IDLES; i++) idle[i] = harness_median(idle_cost[i], options.rounds);
     if (HAS_RESET) snprintf(reset_ns, sizeof reset_ns, "%.0f", median[RESET]);
     if (USABLE_THREADS > 1)
         snprintf(longest_us, sizeof longest_us, "%.0f", harness_median(beside_us, options.rounds));
     program_print_identity();
-    printf(
-        " level=%s blocks=%zu size=%zu threads=%u busy=%u rounds=%u seed=%llu flush_ns=%.0f trim_ns=%.0f reset_ns=%s "
-        "destroy_ns=%.0f beside_us=%s heaps=%zu idle_flush_ms=%.3f idle_again_ms=%.3f idle_trim_ms=%.3f\n",
-        options.level, options.blocks, options.size, options.threads, options.busy, options.rounds,
-        (unsigned long long)options.seed, median[FLUSH], median[TRIM], reset_ns, median[DESTROY], longest_us,
-        options.heaps, idle[IDLE_FLUSH], idle[IDLE_AGAIN], idle[IDLE_TRIM]);
+    printf(" level=%s blocks=%zu size=%zu threads=%u busy=%u rounds=%u seed=%llu flush_ns=%.0f "
+           "trim_ns=%.0f reset_ns=%s "
+           "destroy_ns=%.0f beside_us=%s heaps=%zu idle_flush_ms=%.3f idle_again_ms=%.3f "
+           "idle_trim_ms=%.3f\n",
+           options.level, options.blocks, options.size, options.threads, options.busy,
+           options.rounds, (unsigned long long)options.seed, median[FLUSH], median[TRIM], reset_ns,
+           median[DESTROY], longest_us, options.heaps, idle[IDLE_FLUSH], idle[IDLE_AGAIN],
+           idle[IDLE_TRIM]);
 }
 
 static const program_option_t known[] = {
-    {.name = "blocks", .kind = OPTION_SIZE, .value = &options.blocks, .words = "a filling", .min = 1, .max = 1e8},
-    {.name = "size", .kind = OPTION_SIZE, .value = &options.size, .words = "bytes each", .min = 1, .max = 1 << 20},
-    {.name = "heaps", .kind = OPTION_SIZE, .value = &options.heaps, .words = "idle heaps", .min = 1, .max = 1e6},
+    {.name = "blocks",
+     .kind = OPTION_SIZE,
+     .value = &options.blocks,
+     .words = "a filling",
+     .min = 1,
+     .max = 1e8},
+    {.name = "size",
+     .kind = OPTION_SIZE,
+     .value = &options.size,
+     .words = "bytes each",
+     .min = 1,
+     .max = 1 << 20},
+    {.name = "heaps",
+     .kind = OPTION_SIZE,
+     .value = &options.heaps,
+     .words = "idle heaps",
+     .min = 1,
+     .max = 1e6},
     {.name = "threads",
      .kind = OPTION_U32,
      .value = &options.threads,
@@ -355,14 +385,19 @@ static const program_option_t known[] = {
      .words = "fillings of each operation",
      .min = 1,
      .max = MOST_ROUNDS},
-    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    {.name = "seed",
+     .kind = OPTION_U64,
+     .value = &options.seed,
+     .words = "of all random numbers",
+     .max = 0x1p64},
     PROGRAM_LEVEL(&options.level),
 };
 
 int main(int argc, char **argv)
 {
     static pthread_t thread[MOST_THREADS];
-    program_begin_heaps(argc, argv, "What it costs to give memory back", known, sizeof known / sizeof known[0]);
+    program_begin_heaps(argc, argv, "What it costs to give memory back", known,
+                        sizeof known / sizeof known[0]);
     start_threads(thread);
     measure();
     end_threads(thread);

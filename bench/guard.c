@@ -1,12 +1,14 @@
 /*
- * Fixed sequences of operations for guard.sh, which counts the instructions that each takes. The same sequence does the same
- * in every run: one thread, one seed, and a heap in the locked mode, because valgrind has no rseq.
+ * Fixed sequences of operations for guard.sh, which counts the instructions that each takes. The
+ * same sequence does the same in every run: one thread, one seed, and a heap in the locked mode,
+ * because valgrind has no rseq.
  *
  *   build/bench/guard --list                     the names of the sequences
  *   build/bench/guard <sequence> fast|checked
  *
- * A sequence is an act, done some times, and what prepares each. Only the acts are counted: all of them, and nothing else,
- * run in `sequence`, which guard.sh names to callgrind. Its own few instructions an operation count as well.
+ * A sequence is an act, done some times, and what prepares each. Only the acts are counted: all of
+ * them, and nothing else, run in `sequence`, which guard.sh names to callgrind. Its own few
+ * instructions an operation count as well.
  */
 #define _GNU_SOURCE
 
@@ -189,7 +191,8 @@ int main(int argc, char **argv)
     unsigned which = harness_choice("sequence", argv[1], names, SEQUENCES);
     level = levels[harness_choice("level", argv[2], levels, 2)];
     if (strcmp(hak_percpu_mode(), "locked") != 0)
-        harness_exit(HARNESS_FAILED, "the mode is %s, and must be locked: set HAKHEAP_RSEQ=0", hak_percpu_mode());
+        harness_exit(HARNESS_FAILED, "the mode is %s, and must be locked: set HAKHEAP_RSEQ=0",
+                     hak_percpu_mode());
     run(which);
     return 0;
 }

@@ -1,9 +1,11 @@
 /*
- * Hand-off: one thread allocates, another frees (xmalloc-test's shape). Pairs of a producer and a consumer share one heap;
- * blocks go over in batches through a ring of their own. The consumer proves every block's content before it frees it. One
- * pair is one malloc and one free. One line of key=value pairs.
+ * Hand-off: one thread allocates, another frees (xmalloc-test's shape). Pairs of a producer and a
+ * consumer share one heap; blocks go over in batches through a ring of their own. The consumer
+ * proves every block's content before it frees it. One pair is one malloc and one free. One line of
+ * key=value pairs.
  *
- * What is timed is the slower of the two sides: the ring is short, and who finds it full or empty yields.
+ * What is timed is the slower of the two sides: the ring is short, and who finds it full or empty
+ * yields.
  */
 #define _GNU_SOURCE
 
@@ -40,7 +42,10 @@ static ring_t rings[MOST_PAIRS];
 static alloc_heap_t *heap;
 static atomic_bool stop; /* relaxed: some batches more do no harm */
 
-static uint64_t tag_of(const char *block) { return (uint64_t)(uintptr_t)block ^ 0x5bd1e9955bd1e995u; }
+static uint64_t tag_of(const char *block)
+{
+    return (uint64_t)(uintptr_t)block ^ 0x5bd1e9955bd1e995u;
+}
 
 static void *produce(void *argument)
 {
@@ -52,7 +57,8 @@ static void *produce(void *argument)
             continue;
         }
         for (unsigned i = 0; i < BATCH; i++) {
-            uint32_t size = options.min + harness_below((uint32_t)harness_draw(&rng), options.max - options.min + 1);
+            uint32_t size = options.min + harness_below((uint32_t)harness_draw(&rng),
+                                                        options.max - options.min + 1);
             char *block = alloc_malloc(heap, size);
             if (!block) harness_exit(HARNESS_FAILED, "malloc of %u bytes failed: %m", size);
             uint64_t tag = tag_of(block);
@@ -133,20 +139,30 @@ static const program_option_t known[] = {
      .words = "smallest block in bytes",
      .min = 8,
      .max = 1 << 20},
-    {.name = "max", .kind = OPTION_U32, .value = &options.max, .words = "largest block", .min = 8, .max = 1 << 20},
+    {.name = "max",
+     .kind = OPTION_U32,
+     .value = &options.max,
+     .words = "largest block",
+     .min = 8,
+     .max = 1 << 20},
     {.name = "seconds",
      .kind = OPTION_SECONDS,
      .value = &options.duration,
      .words = "how long",
      .min = 0.01,
      .max = 86400},
-    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    {.name = "seed",
+     .kind = OPTION_U64,
+     .value = &options.seed,
+     .words = "of all random numbers",
+     .max = 0x1p64},
     PROGRAM_LEVEL(&options.level),
 };
 
 int main(int argc, char **argv)
 {
-    program_begin(argc, argv, "Producers allocate and consumers free", known, sizeof known / sizeof known[0]);
+    program_begin(argc, argv, "Producers allocate and consumers free", known,
+                  sizeof known / sizeof known[0]);
     if (options.max < options.min)
         harness_exit(HARNESS_USAGE, "--max %u is below --min %u", options.max, options.min);
     heap = program_heap(options.level, 0);
@@ -159,7 +175,8 @@ int main(int argc, char **argv)
     size_t rss_trimmed = harness_resident_kib();
     alloc_heap_destroy(heap);
     program_print_identity();
-    printf(" level=%s pairs=%u min=%u max=%u seed=%llu blocks=%llu seconds=%.6f mps=%.3f rss_end_kib=%zu "
+    printf(" level=%s pairs=%u min=%u max=%u seed=%llu blocks=%llu seconds=%.6f mps=%.3f "
+           "rss_end_kib=%zu "
            "rss_trimmed_kib=%zu\n",
            options.level, options.pairs, options.min, options.max, (unsigned long long)options.seed,
            (unsigned long long)freed, seconds, (double)freed / seconds / 1e6, rss, rss_trimmed);

@@ -1,10 +1,10 @@
 /*
- * What every benchmark program here shares: time, random numbers, resident memory, option values, and the proof
- * of which library file a symbol comes from.
+ * What every benchmark program here shares: time, random numbers, resident memory, option values,
+ * and the proof of which library file a symbol comes from.
  *
- * Callers: one program is one translation unit, so everything is static inline. Nothing here allocates, because the
- * allocator under test would be charged for it.
- * Thread-safety: a generator belongs to one thread; every other function may be called from any thread.
+ * Callers: one program is one translation unit, so everything is static inline. Nothing here
+ * allocates, because the allocator under test would be charged for it. Thread-safety: a generator
+ * belongs to one thread; every other function may be called from any thread.
  */
 #ifndef HAK_BENCH_HARNESS_H
 #define HAK_BENCH_HARNESS_H
@@ -23,9 +23,10 @@
 /* Exit codes: a run that cannot go on, and a command line that makes no sense. */
 enum { HARNESS_FAILED = 1, HARNESS_USAGE = 2 };
 
-/* Prints "<program>: <words>" and ends the process at once: a benchmark that is in doubt has no result. */
-__attribute__((noreturn, cold, format(printf, 2, 3))) static inline void harness_exit(int code, const char *format,
-                                                                                      ...)
+/* Prints "<program>: <words>" and ends the process at once: a benchmark that is in doubt has no
+ * result. */
+__attribute__((noreturn, cold, format(printf, 2, 3))) static inline void
+harness_exit(int code, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -47,12 +48,13 @@ static inline uint64_t harness_now(void)
 
 static inline void harness_sleep_until(uint64_t when)
 {
-    struct timespec at = {.tv_sec = (time_t)(when / 1000000000u), .tv_nsec = (long)(when % 1000000000u)};
+    struct timespec at = {.tv_sec = (time_t)(when / 1000000000u),
+                          .tv_nsec = (long)(when % 1000000000u)};
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) == EINTR) continue;
 }
 
-/* ---- Random numbers: splitmix64 (Steele, Lea, Flood 2014). Draws depend on each other by one addition only, so
- * the generator stays out of the way of the calls that are timed. ---- */
+/* ---- Random numbers: splitmix64 (Steele, Lea, Flood 2014). Draws depend on each other by one
+ * addition only, so the generator stays out of the way of the calls that are timed. ---- */
 
 typedef struct harness_rng {
     uint64_t state;
@@ -66,7 +68,8 @@ static inline uint64_t harness_draw(harness_rng_t *rng)
     return z ^ (z >> 31);
 }
 
-/* Maps 32 random bits to 0 .. bound - 1 by a multiplication (Lemire): a division would cost more than a malloc. */
+/* Maps 32 random bits to 0 .. bound - 1 by a multiplication (Lemire): a division would cost more
+ * than a malloc. */
 static inline uint32_t harness_below(uint32_t bits, uint32_t bound)
 {
     return (uint32_t)(((uint64_t)bits * bound) >> 32);
@@ -75,8 +78,9 @@ static inline uint32_t harness_below(uint32_t bits, uint32_t bound)
 /* ---- Resident memory ---- */
 
 /*
- * The process's resident memory in KiB at this moment, 0 where the kernel does not say. smaps_rollup walks the page
- * tables; ru_maxrss is a maximum that includes warm-up, and statm lags behind by per-CPU counter batches.
+ * The process's resident memory in KiB at this moment, 0 where the kernel does not say.
+ * smaps_rollup walks the page tables; ru_maxrss is a maximum that includes warm-up, and statm lags
+ * behind by per-CPU counter batches.
  */
 static inline size_t harness_resident_kib(void)
 {
@@ -106,7 +110,10 @@ static inline size_t harness_status_kib(const char *field)
 }
 
 /* Resident memory and its page tables. */
-static inline size_t harness_cost_kib(void) { return harness_status_kib("VmRSS:") + harness_status_kib("VmPTE:"); }
+static inline size_t harness_cost_kib(void)
+{
+    return harness_status_kib("VmRSS:") + harness_status_kib("VmPTE:");
+}
 
 /* ---- Figures of several rounds ---- */
 
@@ -124,7 +131,8 @@ static inline double harness_median(double *values, size_t count)
 
 /* ---- Which library file is really loaded ---- */
 
-/* Copies the base name of the file that defines `symbol`, as the dynamic linker resolves it for this program. */
+/* Copies the base name of the file that defines `symbol`, as the dynamic linker resolves it for
+ * this program. */
 static inline void harness_library_of(const char *symbol, char *name, size_t size)
 {
     Dl_info info;
@@ -138,7 +146,8 @@ static inline void harness_library_of(const char *symbol, char *name, size_t siz
 /* ---- Option values ---- */
 
 /* A whole number in [min, max], or a usage error that names the option and the range. */
-static inline uint64_t harness_number(const char *option, const char *text, uint64_t min, uint64_t max)
+static inline uint64_t harness_number(const char *option, const char *text, uint64_t min,
+                                      uint64_t max)
 {
     char *end;
     errno = 0;
@@ -155,12 +164,14 @@ static inline uint64_t harness_seconds(const char *option, const char *text, dou
     char *end;
     double value = strtod(text, &end);
     if (*text < '0' || *text > '9' || *end || !(value >= min && value <= max))
-        harness_exit(HARNESS_USAGE, "--%s takes a number of seconds from %g to %g, not '%s'", option, min, max, text);
+        harness_exit(HARNESS_USAGE, "--%s takes a number of seconds from %g to %g, not '%s'",
+                     option, min, max, text);
     return (uint64_t)(value * 1e9);
 }
 
 /* The index of `text` in `names`, or a usage error that lists them. */
-static inline unsigned harness_choice(const char *option, const char *text, const char *const *names, unsigned count)
+static inline unsigned harness_choice(const char *option, const char *text,
+                                      const char *const *names, unsigned count)
 {
     for (unsigned i = 0; i < count; i++)
         if (strcmp(text, names[i]) == 0) return i;

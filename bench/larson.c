@@ -1,9 +1,10 @@
 /*
  * The Larson server workload (Larson and Krishnan 1998) on instance heaps.
  *
- * Every area is an array of live blocks. A thread replaces blocks of its area in random order and with random sizes,
- * and after `blocks * rounds` replacements it ends and hands the area to a fresh thread, as a server hands work over:
- * most blocks are freed by a thread that did not allocate them. `placement` says which heap a block comes from:
+ * Every area is an array of live blocks. A thread replaces blocks of its area in random order and
+ * with random sizes, and after `blocks * rounds` replacements it ends and hands the area to a fresh
+ * thread, as a server hands work over: most blocks are freed by a thread that did not allocate
+ * them. `placement` says which heap a block comes from:
  *
  *   shared     one heap for all threads
  *   isolated   a heap for each area
@@ -11,7 +12,8 @@
  *
  * One pair is one free and one malloc. The output is one line of key=value pairs.
  *
- * ADAPTER names the header that binds an allocator at compile time, so that no call goes through a pointer. Contract:
+ * ADAPTER names the header that binds an allocator at compile time, so that no call goes through a
+ * pointer. Contract:
  *
  *   alloc_name()                       what the allocator is called in results, without spaces
  *   alloc_version(text, size)          the version of the library that is running
@@ -26,8 +28,8 @@
  *   alloc_trim(heap)                   the heap's free memory -> the system, by the allocator's own call
  *   alloc_thread_end()                 gives back what the adapter keeps for the calling thread
  *   alloc_measure(heap, records, cached)
- *                                      where ALLOC_MEASURES is defined: bytes of the allocator's own records for the
- *                                      heap, and of free blocks in its caches
+ *                                      where ALLOC_MEASURES is defined: bytes of the allocator's
+ *                                      own records for the heap, and of free blocks in its caches
  *
  * Memory source: mmap for everything but the blocks, so that only they are the allocator's.
  */
@@ -98,25 +100,33 @@ static sem_t released;       /* holds the last threads until resident memory has
 
 /* ---- Blocks ---- */
 
-/* A value that no other slot writes: two slots that were given the same memory cannot both find their own. */
-static inline uint64_t slot_tag(const larson_slot_t *slot) { return (uint64_t)(uintptr_t)slot ^ 0x5bd1e9955bd1e995u; }
+/* A value that no other slot writes: two slots that were given the same memory cannot both find
+ * their own. */
+static inline uint64_t slot_tag(const larson_slot_t *slot)
+{
+    return (uint64_t)(uintptr_t)slot ^ 0x5bd1e9955bd1e995u;
+}
 
 /* Touches both ends of the block. Where it is one word, the tag wins. */
 static inline void slot_fill(larson_slot_t *slot, uint32_t heap, uint32_t size)
 {
     char *block = alloc_malloc(heaps[heap], size);
-    if (__builtin_expect(!block, 0)) harness_exit(HARNESS_FAILED, "malloc of %u bytes failed: %m", size);
+    if (__builtin_expect(!block, 0))
+        harness_exit(HARNESS_FAILED, "malloc of %u bytes failed: %m", size);
     uint64_t tag = slot_tag(slot);
     block[size - 1] = (char)size;
     memcpy(block, &tag, sizeof tag);
     *slot = (larson_slot_t){.block = block, .heap = heap, .size = size};
 }
 
-__attribute__((noreturn, cold, noinline)) static void slot_torn(const larson_slot_t *slot, uint64_t found)
+__attribute__((noreturn, cold, noinline)) static void slot_torn(const larson_slot_t *slot,
+                                                                uint64_t found)
 {
-    fprintf(stderr, "%s: TORN BLOCK under %s: block %p of %u bytes, heap %u, reads %#llx instead of %#llx\n",
-            program_invocation_short_name, alloc_name(), (void *)slot->block, slot->size, slot->heap,
-            (unsigned long long)found, (unsigned long long)slot_tag(slot));
+    fprintf(
+        stderr,
+        "%s: TORN BLOCK under %s: block %p of %u bytes, heap %u, reads %#llx instead of %#llx\n",
+        program_invocation_short_name, alloc_name(), (void *)slot->block, slot->size, slot->heap,
+        (unsigned long long)found, (unsigned long long)slot_tag(slot));
     abort();
 }
 
@@ -130,11 +140,13 @@ static inline void slot_empty(const larson_slot_t *slot)
 
 /* ---- One area ---- */
 
-/* Where the area's next block comes from, and how large it is. Allocators without heaps draw alike. */
+/* Where the area's next block comes from, and how large it is. Allocators without heaps draw
+ * alike. */
 static inline void area_fill(larson_area_t *area, larson_slot_t *slot, uint32_t size_bits)
 {
     uint32_t heap = area->first_heap;
-    if (area->heap_span > 1) heap += harness_below((uint32_t)harness_draw(&area->rng), area->heap_span);
+    if (area->heap_span > 1)
+        heap += harness_below((uint32_t)harness_draw(&area->rng), area->heap_span);
     slot_fill(slot, heap, options.min + harness_below(size_bits, options.max - options.min));
 }
 
@@ -146,7 +158,8 @@ static inline void area_replace(larson_area_t *area)
     area_fill(area, slot, (uint32_t)bits);
 }
 
-/* A thread's share of an area. True when the run is over, false when the area is due for a handover. */
+/* A thread's share of an area. True when the run is over, false when the area is due for a
+ * handover. */
 static bool area_work(larson_area_t *area)
 {
     uint64_t due = (uint64_t)options.blocks * options.rounds;
@@ -168,7 +181,8 @@ static void area_start(larson_area_t *area)
     if (error) harness_exit(HARNESS_FAILED, "cannot start a thread: %s", strerror(error));
 }
 
-/* The run is over: stays alive, with all that the allocator keeps for a thread, until the memory has been read. */
+/* The run is over: stays alive, with all that the allocator keeps for a thread, until the memory
+ * has been read. */
 static void area_park(larson_area_t *area)
 {
     area->last = pthread_self();
@@ -178,8 +192,9 @@ static void area_park(larson_area_t *area)
 }
 
 /*
- * One thread's life. The predecessor is joined late, so that its end and its successor's work overlap as they do
- * in a server; that every thread is joined at all lets the program know when the last cache is gone.
+ * One thread's life. The predecessor is joined late, so that its end and its successor's work
+ * overlap as they do in a server; that every thread is joined at all lets the program know when the
+ * last cache is gone.
  */
 static void *area_life(void *argument)
 {
@@ -220,8 +235,8 @@ static void areas_create(harness_rng_t *seeds)
 }
 
 /*
- * The original's warm-up: the main thread allocates every block, in an order that scatters neighbours in memory over
- * all areas, and then replaces four times as many.
+ * The original's warm-up: the main thread allocates every block, in an order that scatters
+ * neighbours in memory over all areas, and then replaces four times as many.
  */
 static void areas_warm_up(harness_rng_t *rng)
 {
@@ -285,14 +300,15 @@ static void options_settle(void)
     uint32_t implied = options.placement == PLACEMENT_SHARED ? 1 : options.threads;
     if (options.placement == PLACEMENT_HOP) implied = options.heaps ? options.heaps : 16;
     if (options.heaps && options.heaps != implied)
-        harness_exit(HARNESS_USAGE, "--heaps %u does not go with --placement %s, which has %u", options.heaps,
-                     placement_names[options.placement], implied);
+        harness_exit(HARNESS_USAGE, "--heaps %u does not go with --placement %s, which has %u",
+                     options.heaps, placement_names[options.placement], implied);
     options.heaps = implied;
 }
 
-#define NUMBER(text, field, low, high, about)                                                                      \
-    {                                                                                                              \
-        .name = (text), .kind = OPTION_U32, .value = &options.field, .words = (about), .min = (low), .max = (high) \
+#define NUMBER(text, field, low, high, about)                                          \
+    {                                                                                  \
+        .name = (text), .kind = OPTION_U32, .value = &options.field, .words = (about), \
+        .min = (low), .max = (high)                                                    \
     }
 
 static const program_option_t known[] = {
@@ -303,9 +319,11 @@ static const program_option_t known[] = {
      .names = placement_names,
      .count = PLACEMENTS,
      .words = "shared: one heap; isolated: one per area; hop: each block from a random one"},
-    NUMBER("heaps", heaps, 0, 1 << 16, "how many heaps there are to hop over; 0: as the placement says, hop 16"),
+    NUMBER("heaps", heaps, 0, 1 << 16,
+           "how many heaps there are to hop over; 0: as the placement says, hop 16"),
     NUMBER("min", min, sizeof(uint64_t), 1 << 30, "smallest block in bytes"),
-    NUMBER("max", max, sizeof(uint64_t), 1 << 30, "one more than the largest; equal to min: one size"),
+    NUMBER("max", max, sizeof(uint64_t), 1 << 30,
+           "one more than the largest; equal to min: one size"),
     NUMBER("blocks", blocks, 1, 1 << 20, "live blocks per area"),
     NUMBER("rounds", rounds, 1, 1 << 20, "a thread lives for blocks * rounds replacements"),
     {.name = "seconds",
@@ -314,7 +332,11 @@ static const program_option_t known[] = {
      .words = "how long",
      .min = 0.01,
      .max = 86400},
-    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    {.name = "seed",
+     .kind = OPTION_U64,
+     .value = &options.seed,
+     .words = "of all random numbers",
+     .max = 0x1p64},
     PROGRAM_LEVEL(&options.level),
 };
 
@@ -345,11 +367,13 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < options.heaps; i++) alloc_heap_destroy(heaps[i]);
 
     program_print_identity();
-    printf(" level=%s placement=%s heaps=%u threads=%u min=%u max=%u blocks=%u rounds=%u seed=%llu", options.level,
-           placement_names[options.placement], options.heaps, options.threads, options.min, options.max,
-           options.blocks, options.rounds, (unsigned long long)options.seed);
-    printf(" lives=%llu pairs=%llu seconds=%.6f mps=%.3f rss_start_kib=%zu rss_peak_kib=%zu rss_trimmed_kib=%zu\n",
-           (unsigned long long)lives, (unsigned long long)pairs, seconds, (double)pairs / seconds / 1e6, rss_start,
-           rss_peak, rss_trimmed);
+    printf(" level=%s placement=%s heaps=%u threads=%u min=%u max=%u blocks=%u rounds=%u seed=%llu",
+           options.level, placement_names[options.placement], options.heaps, options.threads,
+           options.min, options.max, options.blocks, options.rounds,
+           (unsigned long long)options.seed);
+    printf(" lives=%llu pairs=%llu seconds=%.6f mps=%.3f rss_start_kib=%zu rss_peak_kib=%zu "
+           "rss_trimmed_kib=%zu\n",
+           (unsigned long long)lives, (unsigned long long)pairs, seconds,
+           (double)pairs / seconds / 1e6, rss_start, rss_peak, rss_trimmed);
     return 0;
 }

@@ -1,13 +1,15 @@
 /*
- * Latency: how long single calls take, at worst above all. Threads share one heap; each replaces random blocks of an array
- * of its own by blocks of random size, as larson does, and every malloc and every free is timed by itself. With --flush-ms
- * another thread flushes and trims the heap in between, by the allocator's own calls, as far as it has such.
+ * Latency: how long single calls take, at worst above all. Threads share one heap; each replaces
+ * random blocks of an array of its own by blocks of random size, as larson does, and every malloc
+ * and every free is timed by itself. With --flush-ms another thread flushes and trims the heap in
+ * between, by the allocator's own calls, as far as it has such.
  *
- * A time goes into a bucket of a thread's own; a bucket is at most 1/32 wide, and what is printed is its upper end, at most
- * the highest time seen. All figures are of malloc and free together, but for malloc_... and free_.... They hold
- * the time of reading the clock, which is the same for every allocator and which clock_ns tells: the median of no call at
- * all. What the system takes from a thread in a call counts as well: on a machine with other work the far end is the
- * system's. Every block is proved before it is freed. One line of key=value pairs.
+ * A time goes into a bucket of a thread's own; a bucket is at most 1/32 wide, and what is printed
+ * is its upper end, at most the highest time seen. All figures are of malloc and free together, but
+ * for malloc_... and free_.... They hold the time of reading the clock, which is the same for every
+ * allocator and which clock_ns tells: the median of no call at all. What the system takes from a
+ * thread in a call counts as well: on a machine with other work the far end is the system's. Every
+ * block is proved before it is freed. One line of key=value pairs.
  */
 #define _GNU_SOURCE
 
@@ -39,7 +41,8 @@ static struct {
     const char *level;
 } options = {2, 8, 1000, 5000, 0, 1000000000, 1, "fast"};
 
-/* ---- Ticks: of a counter that runs evenly. Nothing else of the thread runs between a begin and its end. ---- */
+/* ---- Ticks: of a counter that runs evenly. Nothing else of the thread runs between a begin and
+ * its end. ---- */
 
 #if defined(__x86_64__)
 static inline uint64_t tick_begin(void)
@@ -134,9 +137,13 @@ static alloc_heap_t *heap;
 static atomic_bool stop; /* relaxed: some calls more do no harm */
 static uint64_t flushes; /* the flusher's, while threads run */
 
-static uint64_t tag_of(const slot_t *slot) { return (uint64_t)(uintptr_t)slot ^ 0x5bd1e9955bd1e995u; }
+static uint64_t tag_of(const slot_t *slot)
+{
+    return (uint64_t)(uintptr_t)slot ^ 0x5bd1e9955bd1e995u;
+}
 
-/* Returns the ticks that malloc took. Touches both ends of the block; where it is one word, the tag wins. */
+/* Returns the ticks that malloc took. Touches both ends of the block; where it is one word, the tag
+ * wins. */
 static inline uint64_t slot_fill(slot_t *slot, uint32_t size)
 {
     uint64_t begin = tick_begin();
@@ -155,8 +162,8 @@ static inline uint64_t slot_empty(slot_t *slot)
 {
     uint64_t found;
     memcpy(&found, slot->block, sizeof found);
-    bool torn =
-        found != tag_of(slot) || (slot->size > sizeof found && slot->block[slot->size - 1] != (char)slot->size);
+    bool torn = found != tag_of(slot) ||
+                (slot->size > sizeof found && slot->block[slot->size - 1] != (char)slot->size);
     if (torn) harness_exit(HARNESS_FAILED, "block %p is torn", (void *)slot->block);
     uint64_t begin = tick_begin();
     alloc_free(heap, slot->block);
@@ -286,7 +293,12 @@ static const program_option_t known[] = {
      .words = "smallest block in bytes",
      .min = 8,
      .max = 1 << 20},
-    {.name = "max", .kind = OPTION_U32, .value = &options.max, .words = "largest block", .min = 8, .max = 1 << 20},
+    {.name = "max",
+     .kind = OPTION_U32,
+     .value = &options.max,
+     .words = "largest block",
+     .min = 8,
+     .max = 1 << 20},
     {.name = "blocks",
      .kind = OPTION_U32,
      .value = &options.blocks,
@@ -304,7 +316,11 @@ static const program_option_t known[] = {
      .words = "how long",
      .min = 0.01,
      .max = 86400},
-    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    {.name = "seed",
+     .kind = OPTION_U64,
+     .value = &options.seed,
+     .words = "of all random numbers",
+     .max = 0x1p64},
     PROGRAM_LEVEL(&options.level),
 };
 
@@ -318,9 +334,11 @@ int main(int argc, char **argv)
     span_t span = run();
     alloc_heap_destroy(heap);
     program_print_identity();
-    printf(" level=%s threads=%u min=%u max=%u blocks=%u flush_ms=%u seed=%llu flushes=%llu seconds=%.6f",
-           options.level, options.threads, options.min, options.max, options.blocks, options.flush_ms,
-           (unsigned long long)options.seed, (unsigned long long)flushes, (double)span.ns / 1e9);
+    printf(" level=%s threads=%u min=%u max=%u blocks=%u flush_ms=%u seed=%llu flushes=%llu "
+           "seconds=%.6f",
+           options.level, options.threads, options.min, options.max, options.blocks,
+           options.flush_ms, (unsigned long long)options.seed, (unsigned long long)flushes,
+           (double)span.ns / 1e9);
     print_times(span);
     return 0;
 }

@@ -1,17 +1,19 @@
 /*
- * What a heap costs over its life, of allocators that have heaps. One line of key=value pairs. `what` says of what:
+ * What a heap costs over its life, of allocators that have heaps. One line of key=value pairs.
+ * `what` says of what:
  *
  *   empty     create and destroy, nothing between: ns a cycle
  *   hundred   create, 100 allocations of 16, 24, ... 808 bytes, destroy: ns a cycle
  *   live      many heaps alive at once, each with one 64-byte block: time, memory, mappings, and a fork beside them
  *
- * empty and hundred are medians over batches of cycles; a batch is one reading of the clock. Heaps are destroyed with the
- * blocks in them, which is what heaps are for: that goes beyond the adapters' contract in larson.c, and is asked of those
- * with heaps only.
+ * empty and hundred are medians over batches of cycles; a batch is one reading of the clock. Heaps
+ * are destroyed with the blocks in them, which is what heaps are for: that goes beyond the
+ * adapters' contract in larson.c, and is asked of those with heaps only.
  *
- * live: memory is VmRSS and VmPTE, from the kernel's own books, above what the program had before the first heap. fork_ms is
- * the time until fork returns in the parent, as the median of a few; the child ends at once. The newest heap is destroyed
- * first, because mimalloc looks for it in a list that begins with the newest.
+ * live: memory is VmRSS and VmPTE, from the kernel's own books, above what the program had before
+ * the first heap. fork_ms is the time until fork returns in the parent, as the median of a few; the
+ * child ends at once. The newest heap is destroyed first, because mimalloc looks for it in a list
+ * that begins with the newest.
  */
 #define _GNU_SOURCE
 
@@ -111,7 +113,10 @@ static double fork_ms(void)
     return harness_median(cost, FORKS);
 }
 
-static double since(uint64_t begin) { return (double)(harness_now() - begin) / (double)options.heaps; }
+static double since(uint64_t begin)
+{
+    return (double)(harness_now() - begin) / (double)options.heaps;
+}
 
 static void fill(live_t *live, alloc_heap_t **heap)
 {
@@ -145,12 +150,14 @@ static live_t measure_live(void)
 static void print_live(const live_t *live)
 {
     program_print_identity();
-    printf(" what=live level=%s heaps=%zu kib_a_heap=%.2f create_ns=%.0f block_ns=%.0f destroy_ns=%.0f fork_ms=%.2f "
+    printf(" what=live level=%s heaps=%zu kib_a_heap=%.2f create_ns=%.0f block_ns=%.0f "
+           "destroy_ns=%.0f fork_ms=%.2f "
            "mappings=%ld mappings_total=%zu before_kib=%zu live_kib=%zu destroyed_kib=%zu\n",
-           options.level, options.heaps, ((double)live->live - (double)live->before) / (double)options.heaps,
-           live->create_ns, live->block_ns, live->destroy_ns, live->fork_ms,
-           (long)live->mappings - (long)live->mappings_before, live->mappings, live->before, live->live,
-           live->destroyed);
+           options.level, options.heaps,
+           ((double)live->live - (double)live->before) / (double)options.heaps, live->create_ns,
+           live->block_ns, live->destroy_ns, live->fork_ms,
+           (long)live->mappings - (long)live->mappings_before, live->mappings, live->before,
+           live->live, live->destroyed);
 }
 
 static const program_option_t known[] = {
@@ -172,13 +179,19 @@ static const program_option_t known[] = {
      .words = "empty, hundred: cycles a batch",
      .min = 1,
      .max = 1e6},
-    {.name = "heaps", .kind = OPTION_SIZE, .value = &options.heaps, .words = "live: how many", .min = 1, .max = 1e7},
+    {.name = "heaps",
+     .kind = OPTION_SIZE,
+     .value = &options.heaps,
+     .words = "live: how many",
+     .min = 1,
+     .max = 1e7},
     PROGRAM_LEVEL(&options.level),
 };
 
 int main(int argc, char **argv)
 {
-    program_begin_heaps(argc, argv, "What heaps cost over their lives", known, sizeof known / sizeof known[0]);
+    program_begin_heaps(argc, argv, "What heaps cost over their lives", known,
+                        sizeof known / sizeof known[0]);
     if (options.what == WHAT_LIVE) {
         live_t live = measure_live();
         print_live(&live);

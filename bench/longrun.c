@@ -1,11 +1,13 @@
 /*
- * A long run: one thread keeps the same number of bytes live while the sizes it asks for change from phase to phase, and what
- * counts is the memory that stays resident. Each phase takes another mix of sizes and replaces all blocks of the phase
- * before, in random order and little by little: random ones are freed until there is room, then one is allocated. The
- * first phase only fills. At the end a random tenth of the blocks stays live.
+ * A long run: one thread keeps the same number of bytes live while the sizes it asks for change
+ * from phase to phase, and what counts is the memory that stays resident. Each phase takes another
+ * mix of sizes and replaces all blocks of the phase before, in random order and little by little:
+ * random ones are freed until there is room, then one is allocated. The first phase only fills. At
+ * the end a random tenth of the blocks stays live.
  *
- * All figures of resident memory are in KiB, from the kernel's own books at that moment, and without the array of blocks,
- * which is the program's own; its pages are known. idle is after one allocation, its free and a trim.
+ * All figures of resident memory are in KiB, from the kernel's own books at that moment, and
+ * without the array of blocks, which is the program's own; its pages are known. idle is after one
+ * allocation, its free and a trim.
  *
  *   phase_kib           after each phase; peak_kib is the largest of them, live_kib what the blocks were asked for
  *   end_freed_kib       after nine blocks of ten have been freed; end_live_kib is what the others were asked for
@@ -14,8 +16,9 @@
  *                       is possible then
  *   trimmed_over_pages  (end_trimmed - page) / page
  *
- * The requests follow from the seed alone, so that every allocator sees the same. Every page of a block is touched; the first
- * word is a tag that no other block has, and is proved before the free. One line of key=value pairs.
+ * The requests follow from the seed alone, so that every allocator sees the same. Every page of a
+ * block is touched; the first word is a tag that no other block has, and is proved before the free.
+ * One line of key=value pairs.
  */
 #define _GNU_SOURCE
 
@@ -27,7 +30,14 @@
 #include ADAPTER
 #include "program.h"
 
-enum { PAGE = 4096, SMALLEST = 16, LARGEST = 8192, SPAN = LARGEST / PAGE + 1, STAYS = 10, MOST_PHASES = 1000 };
+enum {
+    PAGE = 4096,
+    SMALLEST = 16,
+    LARGEST = 8192,
+    SPAN = LARGEST / PAGE + 1,
+    STAYS = 10,
+    MOST_PHASES = 1000
+};
 
 static struct {
     uint32_t phases, live_mib;
@@ -71,11 +81,13 @@ typedef struct item {
     uint32_t serial;
 } item_t;
 
-/* The blocks of earlier phases stand before those of this phase: items [0, old) and [old, count). */
+/* The blocks of earlier phases stand before those of this phase: items [0, old) and [old,
+ * count). */
 static struct {
     item_t *items;
-    size_t old, count, most; /* most: items that were ever in use at once, so that their pages are resident */
-    size_t bytes;            /* of all live blocks, as they were asked for */
+    size_t old, count,
+        most;     /* most: items that were ever in use at once, so that their pages are resident */
+    size_t bytes; /* of all live blocks, as they were asked for */
     uint32_t made;
     harness_rng_t rng;
 } live;
@@ -107,11 +119,13 @@ static void live_add(uint32_t size)
 /* Frees a random block of the old ones, and closes the gap. */
 static void live_drop_old(void)
 {
-    item_t *items = live.items, *item = &items[harness_below((uint32_t)harness_draw(&live.rng), (uint32_t)live.old)];
+    item_t *items = live.items,
+           *item = &items[harness_below((uint32_t)harness_draw(&live.rng), (uint32_t)live.old)];
     uint64_t found;
     memcpy(&found, item->block, sizeof found);
     if (found != tag_of(item))
-        harness_exit(HARNESS_FAILED, "block %p of %u bytes is torn", (void *)item->block, item->size);
+        harness_exit(HARNESS_FAILED, "block %p of %u bytes is torn", (void *)item->block,
+                     item->size);
     alloc_free(heap, item->block);
     live.bytes -= item->size;
     *item = items[--live.old];
@@ -219,7 +233,8 @@ static void run(result_t *result)
 {
     live.items = program_map(items_bytes());
     live.rng.state = options.seed;
-    /* With huge pages, more of it would be resident than is in use. A kernel without them refuses, and all is well. */
+    /* With huge pages, more of it would be resident than is in use. A kernel without them refuses,
+     * and all is well. */
     (void)madvise(live.items, items_bytes(), MADV_NOHUGEPAGE);
     alloc_free(heap, alloc_malloc(heap, SMALLEST));
     alloc_flush(heap);
@@ -232,14 +247,15 @@ static void run(result_t *result)
 
 static void print_result(const result_t *result)
 {
-    printf(" level=%s phases=%u live_mib=%u seed=%llu blocks=%u seconds=%.6f idle_kib=%zu live_kib=%zu phase_kib=",
-           options.level, options.phases, options.live_mib, (unsigned long long)options.seed, live.made,
-           (double)result->duration / 1e9, result->idle, result->live);
+    printf(" level=%s phases=%u live_mib=%u seed=%llu blocks=%u seconds=%.6f idle_kib=%zu "
+           "live_kib=%zu phase_kib=",
+           options.level, options.phases, options.live_mib, (unsigned long long)options.seed,
+           live.made, (double)result->duration / 1e9, result->idle, result->live);
     for (uint32_t i = 0; i < options.phases; i++) printf(i ? ",%zu" : "%zu", result->phase[i]);
-    printf(
-        " peak_kib=%zu end_live_kib=%zu end_freed_kib=%zu end_trimmed_kib=%zu page_kib=%zu trimmed_over_pages=%.4f\n",
-        result->peak, result->end_live, result->end_freed, result->end_trimmed, result->page,
-        ((double)result->end_trimmed - (double)result->page) / (double)result->page);
+    printf(" peak_kib=%zu end_live_kib=%zu end_freed_kib=%zu end_trimmed_kib=%zu page_kib=%zu "
+           "trimmed_over_pages=%.4f\n",
+           result->peak, result->end_live, result->end_freed, result->end_trimmed, result->page,
+           ((double)result->end_trimmed - (double)result->page) / (double)result->page);
 }
 
 static const program_option_t known[] = {
@@ -255,7 +271,11 @@ static const program_option_t known[] = {
      .words = "MiB that are live all the time",
      .min = 1,
      .max = 4096},
-    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    {.name = "seed",
+     .kind = OPTION_U64,
+     .value = &options.seed,
+     .words = "of all random numbers",
+     .max = 0x1p64},
     PROGRAM_LEVEL(&options.level),
 };
 

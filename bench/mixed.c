@@ -1,26 +1,32 @@
 /*
- * Mixed use: what a program with small and large blocks, buffers that grow and bursts asks of one heap that its threads
- * share. Each thread has a table of slots, each slot a live block. A step takes a random slot:
+ * Mixed use: what a program with small and large blocks, buffers that grow and bursts asks of one
+ * heap that its threads share. Each thread has a table of slots, each slot a live block. A step
+ * takes a random slot:
  *
  *   10 %   reallocates its block to between half and twice the size
  *   18 %   hands its block to the next thread, which frees it, and allocates another
  *   72 %   frees its block and allocates another
  *
- * Every BURST_EVERY steps there is a burst besides: 64 to 256 blocks, freed right after in random order.
+ * Every BURST_EVERY steps there is a burst besides: 64 to 256 blocks, freed right after in random
+ * order.
  *
- * Law of sizes: octave k is the range from 8 * 2^k to 16 * 2^k bytes and is drawn with a probability proportional to 0.69^k,
- * for k from 0 to 17; within it all sizes are alike. So 89 % of the blocks have at most 512 bytes, 1 % more than 32 KiB,
- * 0.05 % more than 1 MiB, and none more than 2 MiB; the mean is some 3 KiB.
+ * Law of sizes: octave k is the range from 8 * 2^k to 16 * 2^k bytes and is drawn with a
+ * probability proportional to 0.69^k, for k from 0 to 17; within it all sizes are alike. So 89 % of
+ * the blocks have at most 512 bytes, 1 % more than 32 KiB, 0.05 % more than 1 MiB, and none more
+ * than 2 MiB; the mean is some 3 KiB.
  *
- * Blocks go over through a ring with one producer and one consumer; who finds it full frees what others gave him and then
- * sleeps a while, so that the share is the same wherever threads run. `given` counts what went over. The first and the last word of a block hold a tag that no other block has, and are proved
- * before a free, and before and after a realloc. Of a large block one word a page is written besides, in 16 pages at most:
- * the allocator is to be timed, and not the memory.
+ * Blocks go over through a ring with one producer and one consumer; who finds it full frees what
+ * others gave him and then sleeps a while, so that the share is the same wherever threads run.
+ * `given` counts what went over. The first and the last word of a block hold a tag that no other
+ * block has, and are proved before a free, and before and after a realloc. Of a large block one
+ * word a page is written besides, in 16 pages at most: the allocator is to be timed, and not the
+ * memory.
  *
- * An operation is a malloc, a free or a realloc; mops counts them by the clock, and cpu_ns is the CPU time of one, which a
- * machine with other work changes less. rss_end_kib is read while all blocks are live and all threads exist,
- * live_kib is what these blocks were asked for, rss_trimmed_kib is read after everything has been freed, flushed and trimmed.
- * One line of key=value pairs.
+ * An operation is a malloc, a free or a realloc; mops counts them by the clock, and cpu_ns is the
+ * CPU time of one, which a machine with other work changes less. rss_end_kib is read while all
+ * blocks are live and all threads exist, live_kib is what these blocks were asked for,
+ * rss_trimmed_kib is read after everything has been freed, flushed and trimmed. One line of
+ * key=value pairs.
  */
 #define _GNU_SOURCE
 
@@ -70,7 +76,8 @@ typedef struct item {
 /* The previous thread writes `given`, the owner `taken`; an item belongs to whom the counts say. */
 typedef struct inbox {
     atomic_size_t given __attribute__((aligned(LINES))); /* release; acquire by the owner */
-    atomic_size_t taken __attribute__((aligned(LINES))); /* release; acquire by the previous thread */
+    atomic_size_t taken
+        __attribute__((aligned(LINES))); /* release; acquire by the previous thread */
     item_t items[RING] __attribute__((aligned(LINES)));
 } inbox_t;
 
@@ -99,14 +106,16 @@ static void octaves_settle(void)
     double share[OCTAVES], sum = 0, below = 0;
     for (unsigned k = 0; k < OCTAVES; k++) sum += share[k] = k ? share[k - 1] * 0.69 : 1;
     for (unsigned i = 0, k = 0; i < QUANTILES; i++) {
-        while (k < OCTAVES - 1 && (i + 0.5) / QUANTILES * sum >= below + share[k]) below += share[k++];
+        while (k < OCTAVES - 1 && (i + 0.5) / QUANTILES * sum >= below + share[k])
+            below += share[k++];
         octave_of[i] = (uint8_t)k;
     }
 }
 
 static inline size_t size_of_draw(uint64_t bits)
 {
-    uint32_t low = (uint32_t)SMALLEST << octave_of[harness_below((uint32_t)(bits >> 32), QUANTILES)];
+    uint32_t low = (uint32_t)SMALLEST
+                   << octave_of[harness_below((uint32_t)(bits >> 32), QUANTILES)];
     return low + harness_below((uint32_t)bits, low + 1);
 }
 
@@ -137,13 +146,15 @@ static inline void item_prove(const item_t *item)
     memcpy(&last, item->block + item->size - sizeof last, sizeof last);
     bool torn = first != item->tag || (last != item->tag && item->size >= 2 * sizeof last);
     if (__builtin_expect(torn, 0))
-        harness_exit(HARNESS_FAILED, "block %p of %zu bytes is torn", (void *)item->block, item->size);
+        harness_exit(HARNESS_FAILED, "block %p of %zu bytes is torn", (void *)item->block,
+                     item->size);
 }
 
 static inline void item_fill(worker_t *worker, item_t *item, size_t size)
 {
     char *block = alloc_malloc(heap, size);
-    if (__builtin_expect(!block, 0)) harness_exit(HARNESS_FAILED, "malloc of %zu bytes failed: %m", size);
+    if (__builtin_expect(!block, 0))
+        harness_exit(HARNESS_FAILED, "malloc of %zu bytes failed: %m", size);
     uint64_t serial = worker->made++ * MOST_THREADS + (uint64_t)(worker - workers);
     *item = (item_t){block, size, serial ^ 0x5bd1e9955bd1e995u};
     item_mark(item);
@@ -162,7 +173,8 @@ static inline void item_resize(worker_t *worker, item_t *item, size_t size)
 {
     item_prove(item);
     item->block = alloc_realloc(heap, item->block, size);
-    if (__builtin_expect(!item->block, 0)) harness_exit(HARNESS_FAILED, "realloc to %zu bytes failed: %m", size);
+    if (__builtin_expect(!item->block, 0))
+        harness_exit(HARNESS_FAILED, "realloc to %zu bytes failed: %m", size);
     if (size < item->size) item->size = sizeof item->tag;
     item_prove(item);
     item->size = size;
@@ -188,7 +200,8 @@ static bool next_is_full(worker_t *worker, size_t given)
     return given - worker->next_taken == RING;
 }
 
-/* Threads in a circle that all wait go on emptying their inboxes. False when the run is over before there is room. */
+/* Threads in a circle that all wait go on emptying their inboxes. False when the run is over before
+ * there is room. */
 static bool give(worker_t *worker, const item_t *item)
 {
     inbox_t *next = worker->next;
@@ -221,7 +234,8 @@ static inline void step(worker_t *worker)
 
 static void burst(worker_t *worker)
 {
-    uint32_t count = BURST_MIN + harness_below((uint32_t)harness_draw(&worker->rng), BURST_MAX - BURST_MIN + 1);
+    uint32_t count =
+        BURST_MIN + harness_below((uint32_t)harness_draw(&worker->rng), BURST_MAX - BURST_MIN + 1);
     for (uint32_t i = 0; i < count; i++)
         item_fill(worker, &worker->burst[i], size_of_draw(harness_draw(&worker->rng)));
     for (; count; count--) {
@@ -337,7 +351,11 @@ static const program_option_t known[] = {
      .words = "how long",
      .min = 0.01,
      .max = 86400},
-    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    {.name = "seed",
+     .kind = OPTION_U64,
+     .value = &options.seed,
+     .words = "of all random numbers",
+     .max = 0x1p64},
     PROGRAM_LEVEL(&options.level),
 };
 
@@ -355,12 +373,13 @@ int main(int argc, char **argv)
     }
     alloc_heap_destroy(heap);
     program_print_identity();
-    printf(" level=%s threads=%u slots=%u seed=%llu operations=%llu given=%llu seconds=%.6f mops=%.3f cpu_ns=%.2f "
+    printf(" level=%s threads=%u slots=%u seed=%llu operations=%llu given=%llu seconds=%.6f "
+           "mops=%.3f cpu_ns=%.2f "
            "live_kib=%zu "
            "rss_end_kib=%zu rss_trimmed_kib=%zu\n",
            options.level, options.threads, options.slots, (unsigned long long)options.seed,
            (unsigned long long)operations, (unsigned long long)given, result.seconds,
-           (double)operations / result.seconds / 1e6, result.cpu_seconds * 1e9 / (double)operations, result.live,
-           result.end, result.trimmed);
+           (double)operations / result.seconds / 1e6, result.cpu_seconds * 1e9 / (double)operations,
+           result.live, result.end, result.trimmed);
     return 0;
 }

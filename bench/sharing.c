@@ -1,15 +1,17 @@
 /*
- * False sharing: how many cache lines hold live blocks of two threads, and what that costs (the question of Hoard's
- * cache-thrash and cache-scratch; Berger and others 2000). Two threads, on two CPUs where there are two, share one heap. Both
- * allocate at the same time and in step. Then, some rounds long, each drops a random half of its blocks in batches and
- * allocates as many again; every second batch is freed by the other thread, so that caches hold blocks of both.
+ * False sharing: how many cache lines hold live blocks of two threads, and what that costs (the
+ * question of Hoard's cache-thrash and cache-scratch; Berger and others 2000). Two threads, on two
+ * CPUs where there are two, share one heap. Both allocate at the same time and in step. Then, some
+ * rounds long, each drops a random half of its blocks in batches and allocates as many again; every
+ * second batch is freed by the other thread, so that caches hold blocks of both.
  *
- * lines and lines_shared are computed from addresses. write_ns is one write into a block of a thread's own while the other
- * thread does the same, write_alone_ns the same while the other thread sleeps. Both are thread time, medians over some
- * turns. Two more ratios are of memory of the program's own, in blocks of the same size: apart_over_alone where no line is
- * shared, mixed_over_alone where each thread has every second block. They tell what this machine can show: where its CPUs
- * share a first-level cache, a shared line costs nothing. Every block's content is proved before it is freed. One line of
- * key=value pairs.
+ * lines and lines_shared are computed from addresses. write_ns is one write into a block of a
+ * thread's own while the other thread does the same, write_alone_ns the same while the other thread
+ * sleeps. Both are thread time, medians over some turns. Two more ratios are of memory of the
+ * program's own, in blocks of the same size: apart_over_alone where no line is shared,
+ * mixed_over_alone where each thread has every second block. They tell what this machine can show:
+ * where its CPUs share a first-level cache, a shared line costs nothing. Every block's content is
+ * proved before it is freed. One line of key=value pairs.
  */
 #define _GNU_SOURCE
 
@@ -66,12 +68,18 @@ static char *own_memory[PLACES];   /* the program's; constant while threads run 
 static size_t lines, lines_shared; /* the first worker's, while threads run */
 static cost_t cost[PLACES];        /* the first worker's, while threads run */
 
-static worker_t *other_of(worker_t *worker) { return worker == &workers[0] ? &workers[1] : &workers[0]; }
+static worker_t *other_of(worker_t *worker)
+{
+    return worker == &workers[0] ? &workers[1] : &workers[0];
+}
 static bool is_first(const worker_t *worker) { return worker == &workers[0]; }
 
 /* ---- Blocks ---- */
 
-static uint64_t tag_of(const char *block) { return (uint64_t)(uintptr_t)block ^ 0x5bd1e9955bd1e995u; }
+static uint64_t tag_of(const char *block)
+{
+    return (uint64_t)(uintptr_t)block ^ 0x5bd1e9955bd1e995u;
+}
 
 static void fill_block(char *block)
 {
@@ -114,7 +122,8 @@ static void shuffle(blocks_t *blocks, harness_rng_t *rng)
 static void keep_step(worker_t *worker, size_t filled)
 {
     atomic_store_explicit(&worker->filled, filled, memory_order_relaxed);
-    while (atomic_load_explicit(&other_of(worker)->filled, memory_order_relaxed) + BATCH < filled) sched_yield();
+    while (atomic_load_explicit(&other_of(worker)->filled, memory_order_relaxed) + BATCH < filled)
+        sched_yield();
 }
 
 static void fill(worker_t *worker)
@@ -153,7 +162,8 @@ static void drop_half(worker_t *worker)
 
 /* ---- Lines ---- */
 
-/* Notes in an open-addressed table which workers have a block in a line: entries of address and a bit for each. */
+/* Notes in an open-addressed table which workers have a block in a line: entries of address and a
+ * bit for each. */
 static void note_line(uint64_t *table, size_t slots, uint64_t line, unsigned worker)
 {
     size_t slot = (size_t)(line * 0x9e3779b97f4a7c15u >> 20) & (slots - 1);
@@ -195,7 +205,8 @@ static void write_slice(worker_t *worker, blocks_t *blocks)
     do {
         passes++;
         for (size_t i = 0; i < blocks->count; i++)
-            *(volatile uint64_t *)(void *)blocks->at[i] = tag_of(blocks->at[i]) + blocks->passes + passes;
+            *(volatile uint64_t *)(void *)blocks->at[i] =
+                tag_of(blocks->at[i]) + blocks->passes + passes;
     } while (harness_now() < end);
     blocks->passes += passes;
     worker->slice_ns = (double)(thread_now() - begin) / (double)passes / (double)blocks->count;
@@ -258,7 +269,8 @@ static void pin(int cpu)
     if (cpu < 0) return;
     CPU_ZERO(&set);
     CPU_SET((unsigned)cpu, &set);
-    if (sched_setaffinity(0, sizeof set, &set) != 0) harness_exit(HARNESS_FAILED, "cannot run on CPU %d: %m", cpu);
+    if (sched_setaffinity(0, sizeof set, &set) != 0)
+        harness_exit(HARNESS_FAILED, "cannot run on CPU %d: %m", cpu);
 }
 
 static void *life(void *argument)
@@ -279,7 +291,8 @@ static void *life(void *argument)
     return NULL;
 }
 
-/* The first CPUs that the process may use; fewer than workers: none is bound to one. Returns whether they are. */
+/* The first CPUs that the process may use; fewer than workers: none is bound to one. Returns
+ * whether they are. */
 static bool choose_cpus(void)
 {
     cpu_set_t set;
@@ -300,7 +313,8 @@ static void run(void)
         worker_t *worker = &workers[i];
         worker->rng.state = options.seed + i;
         worker->given.at = program_map(array_bytes());
-        for (int place = 0; place < PLACES; place++) worker->live[place].at = program_map(array_bytes());
+        for (int place = 0; place < PLACES; place++)
+            worker->live[place].at = program_map(array_bytes());
         int error = pthread_create(&worker->thread, NULL, life, worker);
         if (error) harness_exit(HARNESS_FAILED, "cannot start a thread: %s", strerror(error));
     }
@@ -333,23 +347,31 @@ static const program_option_t known[] = {
      .words = "how long each kind of writes is measured",
      .min = 0.01,
      .max = 86400},
-    {.name = "seed", .kind = OPTION_U64, .value = &options.seed, .words = "of all random numbers", .max = 0x1p64},
+    {.name = "seed",
+     .kind = OPTION_U64,
+     .value = &options.seed,
+     .words = "of all random numbers",
+     .max = 0x1p64},
     PROGRAM_LEVEL(&options.level),
 };
 
 int main(int argc, char **argv)
 {
-    program_begin(argc, argv, "Cache lines that two threads share", known, sizeof known / sizeof known[0]);
+    program_begin(argc, argv, "Cache lines that two threads share", known,
+                  sizeof known / sizeof known[0]);
     heap = program_heap(options.level, 0);
     bool pinned = choose_cpus();
     run();
     alloc_heap_destroy(heap);
     program_print_identity();
-    printf(
-        " level=%s size=%zu blocks=%zu rounds=%u seed=%llu pinned=%d lines=%zu lines_shared=%zu shared_percent=%.2f "
-        "write_ns=%.3f write_alone_ns=%.3f write_over_alone=%.3f apart_over_alone=%.3f mixed_over_alone=%.3f\n",
-        options.level, options.size, options.blocks, options.rounds, (unsigned long long)options.seed, pinned, lines,
-        lines_shared, 100.0 * (double)lines_shared / (double)lines, cost[PLACE_HEAP].together, cost[PLACE_HEAP].alone,
-        over_alone(PLACE_HEAP), over_alone(PLACE_APART), over_alone(PLACE_MIXED));
+    printf(" level=%s size=%zu blocks=%zu rounds=%u seed=%llu pinned=%d lines=%zu lines_shared=%zu "
+           "shared_percent=%.2f "
+           "write_ns=%.3f write_alone_ns=%.3f write_over_alone=%.3f apart_over_alone=%.3f "
+           "mixed_over_alone=%.3f\n",
+           options.level, options.size, options.blocks, options.rounds,
+           (unsigned long long)options.seed, pinned, lines, lines_shared,
+           100.0 * (double)lines_shared / (double)lines, cost[PLACE_HEAP].together,
+           cost[PLACE_HEAP].alone, over_alone(PLACE_HEAP), over_alone(PLACE_APART),
+           over_alone(PLACE_MIXED));
     return 0;
 }

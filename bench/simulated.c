@@ -1,11 +1,13 @@
 /*
- * What live heaps cost on a machine of many CPUs, of which this machine has fewer: hakheap alone, from its static library,
- * whose private symbols let one thread pretend to be each CPU in turn. Each heap has one 64-byte block; then each of
- * `cpus` CPUs allocates and frees a block in each heap, which gives it an area and a magazine there. Memory is VmRSS and VmPTE a heap:
- * with all magazines filled, after a flush of every heap, and after a trim. One line of key=value pairs.
+ * What live heaps cost on a machine of many CPUs, of which this machine has fewer: hakheap alone,
+ * from its static library, whose private symbols let one thread pretend to be each CPU in turn.
+ * Each heap has one 64-byte block; then each of `cpus` CPUs allocates and frees a block in each
+ * heap, which gives it an area and a magazine there. Memory is VmRSS and VmPTE a heap: with all
+ * magazines filled, after a flush of every heap, and after a trim. One line of key=value pairs.
  *
- * Sections read the CPU's index from the thread's own memory, so a thread can be any CPU, as long as it is the only one of
- * that index (tests/test_home.c does the same). The locked twin asks the kernel and cannot be fooled.
+ * Sections read the CPU's index from the thread's own memory, so a thread can be any CPU, as long
+ * as it is the only one of that index (tests/test_home.c does the same). The locked twin asks the
+ * kernel and cannot be fooled.
  *
  *   build/bench/simulated [--heaps N] [--machine N] [--cpus N] [--level fast|checked]
  */
@@ -31,7 +33,8 @@ static _Thread_local uint32_t pretended __attribute__((tls_model("initial-exec")
 static void simulate_machine(void)
 {
     if (!heap_start_process()) harness_exit(HARNESS_FAILED, "the library does not start");
-    if (percpu_mode == PERCPU_LOCKED) harness_exit(HARNESS_USAGE, "mode locked asks the kernel for the CPU");
+    if (percpu_mode == PERCPU_LOCKED)
+        harness_exit(HARNESS_USAGE, "mode locked asks the kernel for the CPU");
     percpu_slots = options.machine;
     percpu_index_offset = (char *)&pretended - (char *)__builtin_thread_pointer();
 }
@@ -75,14 +78,21 @@ static void measure(void)
     for (size_t i = 0; i < options.heaps; i++) hak_heap_trim(heap[i], 0);
     double trimmed = each_kib(before);
     program_print_identity();
-    printf(" level=%s heaps=%zu machine=%u cpus=%u kib_a_heap=%.2f flushed_kib_a_heap=%.2f trimmed_kib_a_heap=%.2f "
+    printf(" level=%s heaps=%zu machine=%u cpus=%u kib_a_heap=%.2f flushed_kib_a_heap=%.2f "
+           "trimmed_kib_a_heap=%.2f "
            "area_bytes=%zu\n",
-           options.level, options.heaps, options.machine, options.cpus, live, flushed, trimmed, sizeof(area_t));
+           options.level, options.heaps, options.machine, options.cpus, live, flushed, trimmed,
+           sizeof(area_t));
     for (size_t i = 0; i < options.heaps; i++) hak_heap_destroy(heap[i]);
 }
 
 static const program_option_t known[] = {
-    {.name = "heaps", .kind = OPTION_SIZE, .value = &options.heaps, .words = "how many", .min = 1, .max = 1e7},
+    {.name = "heaps",
+     .kind = OPTION_SIZE,
+     .value = &options.heaps,
+     .words = "how many",
+     .min = 1,
+     .max = 1e7},
     {.name = "machine",
      .kind = OPTION_U32,
      .value = &options.machine,
@@ -101,9 +111,11 @@ static const program_option_t known[] = {
 int main(int argc, char **argv)
 {
     snprintf(program_library, sizeof program_library, "libhakheap.a");
-    program_read_options(argc, argv, "Live heaps on a machine of many CPUs", known, sizeof known / sizeof known[0]);
+    program_read_options(argc, argv, "Live heaps on a machine of many CPUs", known,
+                         sizeof known / sizeof known[0]);
     if (options.cpus > options.machine)
-        harness_exit(HARNESS_USAGE, "--cpus %u is above --machine %u", options.cpus, options.machine);
+        harness_exit(HARNESS_USAGE, "--cpus %u is above --machine %u", options.cpus,
+                     options.machine);
     simulate_machine();
     measure();
     return 0;

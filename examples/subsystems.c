@@ -1,7 +1,7 @@
 /*
- * A server in miniature: one heap for its sessions, one for its cache, and one for each query, which is destroyed with
- * whatever the query left in it. When the server falls idle it trims the long-lived heaps and prints what each gave
- * back to the operating system.
+ * A server in miniature: one heap for its sessions, one for its cache, and one for each query,
+ * which is destroyed with whatever the query left in it. When the server falls idle it trims the
+ * long-lived heaps and prints what each gave back to the operating system.
  */
 #include <hakheap.h>
 
@@ -78,13 +78,15 @@ static void session_open(hak_heap_t *heap, session_t **at, unsigned id)
 
 static void cache_store(hak_heap_t *heap, entry_t **at, size_t bytes)
 {
-    /* A failed realloc leaves the old entry whole; a cache that must not fail could go on with it. */
+    /* A failed realloc leaves the old entry whole; a cache that must not fail could go on with
+     * it. */
     *at = checked(hak_heap_realloc(heap, *at, sizeof **at + bytes), "a cache entry");
     (*at)->bytes = bytes;
     memset((*at)->data, 0x5a, bytes);
 }
 
-/* Frees none of its rows: destroying the heap does, in one step. Returns the bytes that were still live. */
+/* Frees none of its rows: destroying the heap does, in one step. Returns the bytes that were still
+ * live. */
 static size_t query_run(unsigned number)
 {
     hak_heap_t *heap = heap_named("query");
@@ -114,7 +116,8 @@ static void serve(hak_heap_t *session_heap, hak_heap_t *cache_heap)
             cache_store(cache_heap, &cache[next_random() % ENTRIES], 64 + next_random() % 2000);
         query_bytes += query_run(i);
     }
-    printf("busy: %d queries used %zu bytes in heaps of their own, gone with them\n", QUERIES, query_bytes);
+    printf("busy: %d queries used %zu bytes in heaps of their own, gone with them\n", QUERIES,
+           query_bytes);
 }
 
 /* Nearly all sessions end, and nearly all of the cache expires. */
@@ -134,8 +137,8 @@ static void trim_and_tell(hak_heap_t *heap, const char *name)
     if (hak_heap_stats(heap, &before) != 0) die(name);
     size_t returned = hak_heap_trim(heap, 0);
     if (hak_heap_stats(heap, &after) != 0) die(name);
-    printf("%-10s %12zu %12zu %12zu %12zu\n", name, after.live_bytes, before.committed_bytes, after.committed_bytes,
-           returned);
+    printf("%-10s %12zu %12zu %12zu %12zu\n", name, after.live_bytes, before.committed_bytes,
+           after.committed_bytes, returned);
 }
 
 int main(void)
@@ -148,9 +151,11 @@ int main(void)
     printf("idle: %5s %12s %12s %12s %12s\n", "", "live", "committed", "after trim", "given back");
     trim_and_tell(session_heap, "sessions");
     trim_and_tell(cache_heap, "cache");
-    /* The queries' heaps are gone; what the process keeps of them for the next heap goes back too. */
+    /* The queries' heaps are gone; what the process keeps of them for the next heap goes back
+     * too. */
     printf("%-10s %51zu\n", "reserve", hak_reserve_trim());
 
-    if (hak_heap_destroy(session_heap) != 0 || hak_heap_destroy(cache_heap) != 0) die("destroying a heap");
+    if (hak_heap_destroy(session_heap) != 0 || hak_heap_destroy(cache_heap) != 0)
+        die("destroying a heap");
     return 0;
 }

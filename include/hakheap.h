@@ -2,27 +2,30 @@
  * @file hakheap.h
  * @brief Embeddable, instance-based heaps: one `hak_heap_t` per subsystem, tenant or query.
  *
- * A heap owns its memory (2 MiB SuperSlabs) and its caches (magazines, one set per heap and CPU). Any
- * thread may allocate from any heap at any time and any thread may free; no call needs a per-thread
- * set-up, and nothing is left behind when a thread ends. A heap can be flushed, trimmed, measured, reset
- * and destroyed on its own while the rest of the program runs. malloc is never replaced.
+ * A heap owns its memory (2 MiB SuperSlabs) and its caches (magazines, one set per heap and CPU).
+ * Any thread may allocate from any heap at any time and any thread may free; no call needs a
+ * per-thread set-up, and nothing is left behind when a thread ends. A heap can be flushed, trimmed,
+ * measured, reset and destroyed on its own while the rest of the program runs. malloc is never
+ * replaced.
  *
- * **Errors.** Calls that return a pointer return NULL and set `errno`. Control calls return 0 or an errno
- * value and leave `errno` alone, as do free, flush and trim. A call that is a bug of the caller (a foreign
- * pointer, a double free, a block freed into the wrong heap) prints one line that begins with
- * `hakheap: <CODE>:` on standard error and calls `abort()`. Where memory is refused, every existing block
- * and all state are as they were.
+ * **Errors.** Calls that return a pointer return NULL and set `errno`. Control calls return 0 or an
+ * errno value and leave `errno` alone, as do free, flush and trim. A call that is a bug of the
+ * caller (a foreign pointer, a double free, a block freed into the wrong heap) prints one line that
+ * begins with `hakheap: <CODE>:` on standard error and calls `abort()`. Where memory is refused,
+ * every existing block and all state are as they were.
  *
- * **Thread-safety.** Every function may be called from every thread at any time unless its description says
- * otherwise. In a signal handler that interrupted this library, in the same thread, control calls return EDEADLK, and
- * flush and trim 0 (hak_last_error() is HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap
- * does so after every other call that names the heap or frees one of its blocks.
+ * **Thread-safety.** Every function may be called from every thread at any time unless its
+ * description says otherwise. In a signal handler that interrupted this library, in the same
+ * thread, control calls return EDEADLK, and flush and trim 0 (hak_last_error() is
+ * HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap does so after every
+ * other call that names the heap or frees one of its blocks.
  *
- * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must not call
- * this library.
+ * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must
+ * not call this library.
  *
- * **Signals.** free never waits and may be called from a signal handler. malloc in a handler that has
- * interrupted this library in the same thread may return NULL with `errno` EDEADLK; it never deadlocks.
+ * **Signals.** free never waits and may be called from a signal handler. malloc in a handler that
+ * has interrupted this library in the same thread may return NULL with `errno` EDEADLK; it never
+ * deadlocks.
  */
 #ifndef HAKHEAP_H
 #define HAKHEAP_H
@@ -66,9 +69,11 @@ typedef struct hak_heap hak_heap_t;
 typedef enum hak_level {
     /** What the environment variable HAKHEAP_LEVEL names (fast, checked), else HAK_LEVEL_FAST. */
     HAK_LEVEL_DEFAULT = 0,
-    /** Catches foreign, misaligned and wrong-heap pointers, and frees of memory that the heap has given back. */
+    /** Catches foreign, misaligned and wrong-heap pointers, and frees of memory that the heap has
+     * given back. */
     HAK_LEVEL_FAST = 1,
-    /** FAST, and of small blocks double frees, writes after free, interior pointers and wrong sizes, as far as
+    /** FAST, and of small blocks double frees, writes after free, interior pointers and wrong
+     * sizes, as far as
      *  docs/reliability.md says. */
     HAK_LEVEL_CHECKED = 2,
     /** Reserved: hak_heap_create() refuses it with ENOTSUP. */
@@ -86,8 +91,9 @@ typedef struct hak_heap_config {
     /** Must be 0. */
     uint32_t flags;
     /**
-     * Bytes that all of the heap's magazines (hot, spare, cold and outboxes) together may hold free. 0: the environment
-     * variable HAKHEAP_CACHE_BYTES, else 32 MiB. At most 1 GiB. Magazines also stay a fraction of the blocks in use.
+     * Bytes that all of the heap's magazines (hot, spare, cold and outboxes) together may hold
+     * free. 0: the environment variable HAKHEAP_CACHE_BYTES, else 32 MiB. At most 1 GiB. Magazines
+     * also stay a fraction of the blocks in use.
      */
     size_t cache_bytes;
     /**
@@ -106,16 +112,17 @@ typedef struct hak_heap_config {
 /**
  * Creates a heap.
  * @param config what to create, or NULL for defaults; read during the call only.
- * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or value that this
- *         version does not know), ENOTSUP (HAK_LEVEL_HARDENED), ENOMEM (the system refused memory), EDEADLK (in a
- *         signal handler that interrupted this library).
+ * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or
+ *         value that this version does not know), ENOTSUP (HAK_LEVEL_HARDENED), ENOMEM (the system
+ *         refused memory), EDEADLK (in a signal handler that interrupted this library).
  */
 HAK_API HAK_NODISCARD hak_heap_t *hak_heap_create(const hak_heap_config_t *config);
 
 /**
- * Destroys a heap and every block in it. Takes time that follows the number of SuperSlabs and large blocks,
- * not the number of blocks.
- * @param heap the heap. Every other call that names it or frees one of its blocks must have happened before.
+ * Destroys a heap and every block in it. Takes time that follows the number of SuperSlabs and large
+ * blocks, not the number of blocks.
+ * @param heap the heap. Every other call that names it or frees one of its blocks must have
+ *         happened before.
  * @return 0; EINVAL (NULL, or a heap that is already destroyed).
  */
 HAK_API int hak_heap_destroy(hak_heap_t *heap);
@@ -131,10 +138,12 @@ HAK_API int hak_heap_reset(hak_heap_t *heap);
  * Allocates a block aligned to 16 bytes, with undefined content.
  * @param heap the heap.
  * @param size bytes; 0 gives a unique block that can be freed.
- * @return the block, owned by the caller; NULL and `errno`: EINVAL (NULL or destroyed heap), ENOMEM (no memory, or
- *         a size that no system could map), EDEADLK (called from a signal handler that interrupted this library).
+ * @return the block, owned by the caller; NULL and `errno`: EINVAL (NULL or destroyed heap), ENOMEM
+ *         (no memory, or a size that no system could map), EDEADLK (called from a signal handler
+ *         that interrupted this library).
  */
-HAK_API HAK_NODISCARD void *hak_heap_malloc(hak_heap_t *heap, size_t size) HAK_MALLOC HAK_ALLOC_SIZE(2);
+HAK_API HAK_NODISCARD void *hak_heap_malloc(hak_heap_t *heap, size_t size) HAK_MALLOC
+    HAK_ALLOC_SIZE(2);
 
 /**
  * Allocates a block of `count * size` zero bytes, aligned to 16 bytes.
@@ -151,10 +160,11 @@ HAK_API HAK_NODISCARD void *hak_heap_calloc(hak_heap_t *heap, size_t count, size
  * @param heap the heap that `ptr` belongs to.
  * @param ptr the block, or NULL for hak_heap_malloc().
  * @param size the size in bytes; 0 gives a minimal block, never a hidden free.
- * @return the block, which replaces `ptr`; on failure NULL and `errno` as hak_heap_malloc(), and `ptr` is still
- *         whole and still the caller's. Content up to the smaller size is kept.
+ * @return the block, which replaces `ptr`; on failure NULL and `errno` as hak_heap_malloc(), and
+ *         `ptr` is still whole and still the caller's. Content up to the smaller size is kept.
  */
-HAK_API HAK_NODISCARD void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size) HAK_ALLOC_SIZE(3);
+HAK_API HAK_NODISCARD void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
+    HAK_ALLOC_SIZE(3);
 
 /**
  * Allocates a block with a given alignment.
@@ -163,14 +173,16 @@ HAK_API HAK_NODISCARD void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t
  * @param size bytes; need not be a multiple of `alignment`.
  * @return as hak_heap_malloc(); an alignment that is no power of two gives NULL and EINVAL.
  */
-HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size) HAK_MALLOC
-    HAK_ALLOC_SIZE(3) HAK_ALLOC_ALIGN(2);
+HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment,
+                                                   size_t size) HAK_MALLOC HAK_ALLOC_SIZE(3)
+    HAK_ALLOC_ALIGN(2);
 
 /**
  * Frees a block. Never waits, preserves `errno`.
  * @param heap the heap that the block came from; NULL, with a block, aborts with code HEAP.
- * @param ptr the block, or NULL. What is no block of this heap aborts with code WRONG_HEAP, FOREIGN, INTERIOR,
- *        DOUBLE_FREE, DESTROYED or CORRUPT, as far as the heap's level catches it: see docs/reliability.md.
+ * @param ptr the block, or NULL. What is no block of this heap aborts with code WRONG_HEAP,
+ *         FOREIGN, INTERIOR, DOUBLE_FREE, DESTROYED or CORRUPT, as far as the heap's level catches
+ *         it: see docs/reliability.md.
  */
 HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
 
@@ -178,9 +190,9 @@ HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
  * Frees a block whose size the caller knows. Never waits, preserves `errno`.
  * @param heap the heap that the block came from.
  * @param ptr the block, or NULL.
- * @param size the size it was last asked for by malloc, calloc or realloc; of a block from hak_heap_aligned_alloc(), that
- *        size, at least 1, rounded up to the alignment. In CHECKED heaps a size that this block cannot have aborts
- *        with code SIZE.
+ * @param size the size it was last asked for by malloc, calloc or realloc; of a block from
+ *         hak_heap_aligned_alloc(), that size, at least 1, rounded up to the alignment. In CHECKED
+ *         heaps a size that this block cannot have aborts with code SIZE.
  */
 HAK_API void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size);
 
@@ -193,13 +205,15 @@ HAK_API void hak_free(void *ptr);
 /**
  * How many bytes of a block may be used.
  * @param ptr the start of a live block of any heap.
- * @return bytes, at least what was asked for; 0 for NULL and for every pointer that is in no heap. Never faults.
+ * @return bytes, at least what was asked for; 0 for NULL and for every pointer that is in no heap.
+ *         Never faults.
  */
 HAK_API size_t hak_usable_size(const void *ptr);
 
 /**
- * The size of the class that serves a request: asking for it costs no more memory than asking for `size`. For
- * callers that grow buffers. A heap with few blocks, and a large mapping that is used again, may give more than this.
+ * The size of the class that serves a request: asking for it costs no more memory than asking for
+ * `size`. For callers that grow buffers. A heap with few blocks, and a large mapping that is used
+ * again, may give more than this.
  * @param size bytes.
  * @return bytes, at least `size`; `size` itself where no heap could serve it.
  */
@@ -208,16 +222,19 @@ HAK_API size_t hak_good_size(size_t size);
 /**
  * The heap that a pointer belongs to.
  * @param ptr any value at all.
- * @return the heap that owns the memory at `ptr`; NULL for a foreign pointer. Never faults, never reads at `ptr`.
+ * @return the heap that owns the memory at `ptr`; NULL for a foreign pointer. Never faults, never
+ *         reads at `ptr`.
  */
 HAK_API hak_heap_t *hak_heap_of(const void *ptr);
 
 /**
- * Returns every cached block of a heap, on every CPU, to its slab. Synchronous; other threads may allocate and free
- * meanwhile. Blocks that another thread holds in the middle of a call are not reached. Preserves `errno`.
+ * Returns every cached block of a heap, on every CPU, to its slab. Synchronous; other threads may
+ * allocate and free meanwhile. Blocks that another thread holds in the middle of a call are not
+ * reached. Preserves `errno`.
  * @param heap the heap.
- * @return bytes moved from caches to slabs; 0 where there was nothing, or where heap is NULL or destroyed. Where the kernel
- *         refused the fence, hak_last_error() is HAK_ERROR_FENCE, and only what the running CPU had cached has moved.
+ * @return bytes moved from caches to slabs; 0 where there was nothing, or where heap is NULL or
+ *         destroyed. Where the kernel refused the fence, hak_last_error() is HAK_ERROR_FENCE, and
+ *         only what the running CPU had cached has moved.
  */
 HAK_API size_t hak_heap_flush(hak_heap_t *heap);
 
@@ -230,25 +247,29 @@ HAK_API size_t hak_heap_flush(hak_heap_t *heap);
 HAK_API size_t hak_heap_flush_class(hak_heap_t *heap, unsigned size_class);
 
 /**
- * Flushes a heap, then returns free memory to the operating system: cached large mappings, free pages of SuperSlabs,
- * whole pages inside slabs that no block overlaps. Other threads may use the heap meanwhile, and wait for no more than a
- * SuperSlab's pages; trims of one heap go one after another. Preserves `errno`.
+ * Flushes a heap, then returns free memory to the operating system: cached large mappings, free
+ * pages of SuperSlabs, whole pages inside slabs that no block overlaps. Other threads may use the
+ * heap meanwhile, and wait for no more than a SuperSlab's pages; trims of one heap go one after
+ * another. Preserves `errno`.
  * @param heap the heap.
  * @param keep_bytes how many bytes of free memory the heap may keep for itself.
- * @return bytes returned to the operating system; 0 also where heap is NULL or destroyed, or where the fence was
- *         refused (hak_last_error() is HAK_ERROR_FENCE). Where the kernel does not take memory back,
- *         hak_last_error() is HAK_ERROR_PURGE, and the memory stays counted and usable.
+ * @return bytes returned to the operating system; 0 also where heap is NULL or destroyed, or where
+ *         the fence was refused (hak_last_error() is HAK_ERROR_FENCE). Where the kernel does not
+ *         take memory back, hak_last_error() is HAK_ERROR_PURGE, and the memory stays counted and
+ *         usable.
  */
 HAK_API size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes);
 
 /**
- * Returns to the operating system what destroyed, reset and trimmed heaps left in the process-wide reserve, and what
- * the nursery and the record pages hold free. Any thread. Preserves `errno`. Errors as hak_heap_trim().
+ * Returns to the operating system what destroyed, reset and trimmed heaps left in the process-wide
+ * reserve, and what the nursery and the record pages hold free. Any thread. Preserves `errno`.
+ * Errors as hak_heap_trim().
  * @return bytes returned.
  */
 HAK_API size_t hak_reserve_trim(void);
 
-/** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no part, and no sum of
+/** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
+ * part, and no sum of
  *  parts, is above `committed_bytes`. */
 typedef struct hak_heap_stats {
     /** Size of this struct in bytes; set by the caller, and no more than that is written. */
@@ -328,7 +349,8 @@ typedef struct hak_class_stats {
  * @param out receives the figures; `out->struct_size` must be set.
  * @return 0; EINVAL as hak_heap_stats(), or an unknown class.
  */
-HAK_API int hak_heap_class_stats(const hak_heap_t *heap, unsigned size_class, hak_class_stats_t *out);
+HAK_API int hak_heap_class_stats(const hak_heap_t *heap, unsigned size_class,
+                                 hak_class_stats_t *out);
 
 /** @return the number of size classes. */
 HAK_API unsigned hak_size_class_count(void);
@@ -341,18 +363,19 @@ HAK_API size_t hak_size_class_bytes(unsigned size_class);
 
 /**
  * @param size bytes.
- * @return the smallest class that holds `size`, or hak_size_class_count() where blocks of that size have no class. A heap
- *         with few blocks may serve it from a larger class; hak_usable_size() tells which.
+ * @return the smallest class that holds `size`, or hak_size_class_count() where blocks of that size
+ *         have no class. A heap with few blocks may serve it from a larger class; hak_usable_size()
+ *         tells which.
  */
 HAK_API unsigned hak_size_class_of(size_t size);
 
 /**
- * Proves a heap sound: walks every slab, magazine, chain and large block, finds each block exactly once and compares
- * the sums with the counts the heap keeps. Allocations of other
- * threads that miss their magazines wait meanwhile; frees do not, they go without a cache.
+ * Proves a heap sound: walks every slab, magazine, chain and large block, finds each block exactly
+ * once and compares the sums with the counts the heap keeps. Allocations of other threads that miss
+ * their magazines wait meanwhile; frees do not, they go without a cache.
  * @param heap the heap.
- * @return 0; EFAULT after a line on standard error that says what is wrong; EINVAL (NULL or destroyed heap); ENOMEM
- *         (no memory for the walk); EAGAIN (the kernel refused the fence).
+ * @return 0; EFAULT after a line on standard error that says what is wrong; EINVAL (NULL or
+ *         destroyed heap); ENOMEM (no memory for the walk); EAGAIN (the kernel refused the fence).
  */
 HAK_API int hak_heap_check(const hak_heap_t *heap);
 
@@ -366,9 +389,9 @@ HAK_API int hak_heap_check(const hak_heap_t *heap);
 typedef int (*hak_write_fn)(void *ctx, const char *text, size_t length);
 
 /**
- * Writes the state of a heap as aligned text: totals, classes in use and, in builds with COUNTERS=1, the counters of
- * refill stages, the free pipeline and early returns. Allocates nothing; holds no lock while `write` runs, which may call
- * anything, on this heap too.
+ * Writes the state of a heap as aligned text: totals, classes in use and, in builds with
+ * COUNTERS=1, the counters of refill stages, the free pipeline and early returns. Allocates
+ * nothing; holds no lock while `write` runs, which may call anything, on this heap too.
  * @param heap the heap.
  * @param write receives the text in pieces.
  * @param ctx passed to `write`.
@@ -388,7 +411,8 @@ typedef enum hak_error {
     HAK_ERROR_REENTERED /**< A signal handler interrupted this library and called it. */
 } hak_error_t;
 
-/** @return why the calling thread's last failed call failed. Thread-local; a call that succeeds does not reset it. */
+/** @return why the calling thread's last failed call failed. Thread-local; a call that succeeds
+ *         does not reset it. */
 HAK_API hak_error_t hak_last_error(void);
 
 /**

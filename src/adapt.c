@@ -2,30 +2,32 @@
 #include "ladder.h"
 
 /*
- * A magazine may first hold FEW_BLOCKS, and twice as many after each miss that reached a lock, up to MOST_BYTES, MOST_BLOCKS or
- * half of the class's blocks outside, as long as the heap's budget has room; the budget is charged for hot and spare alike.
- * What a miss asks for starts with FIRST_BLOCKS and doubles with the misses of the period: a heap that wants a block or two
- * of a class touches no more of its pages, and has no more to flush.
+ * A magazine may first hold FEW_BLOCKS, and twice as many after each miss that reached a lock, up
+ * to MOST_BYTES, MOST_BLOCKS or half of the class's blocks outside, as long as the heap's budget
+ * has room; the budget is charged for hot and spare alike. What a miss asks for starts with
+ * FIRST_BLOCKS and doubles with the misses of the period: a heap that wants a block or two of a
+ * class touches no more of its pages, and has no more to flush.
  *
- * What was allowed once is taken back at the end of a period, which is ADAPT_PERIOD misses of one area: a heap that misses
- * nothing has no reason to give up what serves it. Then the blocks, and half of the limit, go from the magazines that the
- * period did not use, and the CPU's cold chains that lay there all the period go to their slabs. Blocks in idle magazines
- * pin slabs that other classes could use, one block a whole slab; and where they are taken again, they spread few live blocks
- * over many slabs.
+ * What was allowed once is taken back at the end of a period, which is ADAPT_PERIOD misses of one
+ * area: a heap that misses nothing has no reason to give up what serves it. Then the blocks, and
+ * half of the limit, go from the magazines that the period did not use, and the CPU's cold chains
+ * that lay there all the period go to their slabs. Blocks in idle magazines pin slabs that other
+ * classes could use, one block a whole slab; and where they are taken again, they spread few live
+ * blocks over many slabs.
  *
- * Not used is what missed nothing. Where the budget is nearly spent it is also what missed less, for each byte it may hold,
- * than half the average: with misses inverse to a magazine's size, as those of random sequences are, the misses of all are
- * fewest where they are equal for each byte.
+ * Not used is what missed nothing. Where the budget is nearly spent it is also what missed less,
+ * for each byte it may hold, than half the average: with misses inverse to a magazine's size, as
+ * those of random sequences are, the misses of all are fewest where they are equal for each byte.
  *
- * Sources: the working set minimum of Bonwick and Adams (USENIX 2001, section 3.4), with misses in place of seconds, and the
- * misses of a per-CPU cache that tcmalloc's resizing counts.
+ * Sources: the working set minimum of Bonwick and Adams (USENIX 2001, section 3.4), with misses in
+ * place of seconds, and the misses of a per-CPU cache that tcmalloc's resizing counts.
  */
 enum {
     MOST_BYTES = 64 * 1024,
     MOST_BLOCKS = 256,
     WIDE_BLOCKS = 32,        /* of classes of which MOST_BYTES are fewer, */
     WIDE_BYTES = 512 * 1024, /* as long as they fit this */
-    MOST_POSTED = 64,        /* blocks of an outbox, which are of no use to anybody while they lie there */
+    MOST_POSTED = 64, /* blocks of an outbox, which are of no use to anybody while they lie there */
     LEAST_BLOCKS = 2,
     FIRST_BLOCKS = 4,
     FEW_BLOCKS = 32,
@@ -43,21 +45,26 @@ enum {
 
 static const uint16_t most_of[CLASS_COUNT] = {SIZE_CLASSES(FITS)};
 
-static size_t fits(unsigned cls, bool outbox) { return hak_min(most_of[cls], outbox ? MOST_POSTED : MOST_BLOCKS); }
+static size_t fits(unsigned cls, bool outbox)
+{
+    return hak_min(most_of[cls], outbox ? MOST_POSTED : MOST_BLOCKS);
+}
 
 static uint32_t most_blocks(const class_state_t *state, bool outbox)
 {
     size_t most = fits(state->cls, outbox);
-    /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of it. */
+    /* Relaxed: a guess at how many blocks the program uses; what is cached shall stay a fraction of
+     * it. */
     size_t share = load_relaxed(&state->outside) / SHARE;
-    return (uint32_t)hak_max(hak_min(most, share), hak_min(hak_max(most, LEAST_BLOCKS), FEW_BLOCKS));
+    return (uint32_t)hak_max(hak_min(most, share),
+                             hak_min(hak_max(most, LEAST_BLOCKS), FEW_BLOCKS));
 }
 
 /* Relaxed: a limit orders nothing; a section reads the one or the other. */
 static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
 {
-    return atomic_compare_exchange_strong_explicit(&magazine->limit, &from, to, memory_order_relaxed,
-                                                   memory_order_relaxed);
+    return atomic_compare_exchange_strong_explicit(&magazine->limit, &from, to,
+                                                   memory_order_relaxed, memory_order_relaxed);
 }
 
 size_t adapt_refill(const magazine_t *hot)
@@ -70,7 +77,8 @@ size_t adapt_refill(const magazine_t *hot)
 
 void adapt_missed(area_t *area, magazine_t *magazine)
 {
-    /* Relaxed, and no atomic addition: a count that is lost to another thread of the same CPU changes little. */
+    /* Relaxed, and no atomic addition: a count that is lost to another thread of the same CPU
+     * changes little. */
     store_relaxed(&magazine->misses, (uint16_t)(load_relaxed(&magazine->misses) + 1));
     store_relaxed(&area->misses, load_relaxed(&area->misses) + 1);
 }
@@ -90,7 +98,8 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
     }
 }
 
-/* Blocks that a class took from below in this period, about, and blocks that it returned, which its outbox counts. */
+/* Blocks that a class took from below in this period, about, and blocks that it returned, which its
+ * outbox counts. */
 static size_t taken(const area_t *area, unsigned cls)
 {
     magazine_t *hot = &((area_t *)(uintptr_t)area)->hot[cls];
@@ -101,11 +110,14 @@ static size_t returned(const magazine_t *outbox, unsigned cls)
     return load_relaxed(&((magazine_t *)(uintptr_t)outbox)->misses) * fits(cls, true);
 }
 
-bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, unsigned cls, size_t blocks)
+bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, unsigned cls,
+                      size_t blocks)
 {
     store_relaxed(&area->misses, load_relaxed(&area->misses) + 1);
-    store_relaxed(&outbox->misses, (uint16_t)(load_relaxed(&outbox->misses) + (blocks + 1) / fits(cls, true)));
-    if (returned(outbox, cls) < RETURN_ENTER * taken(area, cls) || load_relaxed(&heap->divided) != DIVIDED)
+    store_relaxed(&outbox->misses,
+                  (uint16_t)(load_relaxed(&outbox->misses) + (blocks + 1) / fits(cls, true)));
+    if (returned(outbox, cls) < RETURN_ENTER * taken(area, cls) ||
+        load_relaxed(&heap->divided) != DIVIDED)
         return false;
     percpu_tag(area, cls, TAG_NONE);
     return true;
@@ -129,7 +141,8 @@ typedef struct share {
 static share_t share_of(const area_t *area, const magazine_t *magazine, unsigned cls)
 {
     magazine_t *at = (magazine_t *)(uintptr_t)magazine;
-    return (share_t){load_relaxed(&at->misses), percpu_limit_bytes(area, magazine, cls, load_relaxed(&at->limit))};
+    return (share_t){load_relaxed(&at->misses),
+                     percpu_limit_bytes(area, magazine, cls, load_relaxed(&at->limit))};
 }
 
 static share_t share_of_all(const area_t *area, const magazine_t *outbox)
@@ -170,7 +183,8 @@ static void give_back_hot(hak_heap_t *heap, area_t *area, class_state_t *state)
     }
 }
 
-static void give_back_outbox(hak_heap_t *heap, area_t *area, class_state_t *state, magazine_t *outbox, int index)
+static void give_back_outbox(hak_heap_t *heap, area_t *area, class_state_t *state,
+                             magazine_t *outbox, int index)
 {
     halve(heap, area, outbox, state->cls);
     drain_outbox(heap, state, outbox, index);
@@ -198,10 +212,13 @@ void adapt_area(hak_heap_t *heap, area_t *area, int index)
         class_state_t *state = heap_class_made(heap, cls);
         if (!is_used(share_of(area, &area->hot[cls], cls), all)) give_back_hot(heap, area, state);
         store_relaxed(&area->hot[cls].misses, (uint16_t)0);
-        if (outbox && (adapt_returns(area, cls) || !is_used(share_of(area, &outbox[cls], cls), all)))
+        if (outbox &&
+            (adapt_returns(area, cls) || !is_used(share_of(area, &outbox[cls], cls), all)))
             give_back_outbox(heap, area, state, &outbox[cls], index);
-        /* Of a class that returns its blocks some are remembered: the first miss of a period is no sign that it grows. */
-        uint16_t keep = outbox && adapt_returns(area, cls) ? load_relaxed(&outbox[cls].misses) / 2 : 0;
+        /* Of a class that returns its blocks some are remembered: the first miss of a period is no
+         * sign that it grows. */
+        uint16_t keep =
+            outbox && adapt_returns(area, cls) ? load_relaxed(&outbox[cls].misses) / 2 : 0;
         if (outbox) store_relaxed(&outbox[cls].misses, keep);
         give_back_cold(heap, state, index);
     }

@@ -20,11 +20,15 @@ static void *fail(hak_error_t why, int error)
 }
 
 /* A size that no address space has room for; tested before any rounding, by every entry point. */
-HAK_INLINE bool too_large(size_t size) { return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB; }
+HAK_INLINE bool too_large(size_t size)
+{
+    return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB;
+}
 
 static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
-    if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX) return refill_block(heap, heap_class_of(heap, size));
+    if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX)
+        return refill_block(heap, heap_class_of(heap, size));
     if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
     return refill_large(heap, size, alignment, zeroed);
 }
@@ -72,7 +76,8 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t slot)
     return block;
 }
 
-/* The same of a CHECKED heap, which is known by its marked slots: proves the seal, and takes it away. */
+/* The same of a CHECKED heap, which is known by its marked slots: proves the seal, and takes it
+ * away. */
 HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t slot)
 {
     chain_t link;
@@ -99,7 +104,8 @@ static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop_slot(heap, PERCPU_HOT(heap_class_of(heap, size)) | (heap->key ? SLOT_MARK : 0));
+        void *ptr =
+            pop_slot(heap, PERCPU_HOT(heap_class_of(heap, size)) | (heap->key ? SLOT_MARK : 0));
         if (HAK_LIKELY(ptr)) return ptr;
     }
     return malloc_missed(heap, size);
@@ -128,8 +134,8 @@ void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
     return ptr && !zeroed ? memset(ptr, 0, bytes) : ptr;
 }
 
-/* A size whose class has blocks at multiples of `alignment`: slabs start at a multiple of a granule, so every multiple of
- * it will do; the next power of two always is one. */
+/* A size whose class has blocks at multiples of `alignment`: slabs start at a multiple of a
+ * granule, so every multiple of it will do; the next power of two always is one. */
 static size_t aligned_size(size_t alignment, size_t size)
 {
     size_t rounded = hak_round_up(size ? size : 1, alignment);
@@ -140,7 +146,8 @@ static size_t aligned_size(size_t alignment, size_t size)
 
 void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
 {
-    if (!heap || alignment == 0 || (alignment & (alignment - 1))) return fail(HAK_ERROR_ARGUMENT, EINVAL);
+    if (!heap || alignment == 0 || (alignment & (alignment - 1)))
+        return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size) || too_large(alignment)) return fail(HAK_ERROR_SIZE, ENOMEM);
     if (alignment <= BLOCK_ALIGN) return hak_heap_malloc(heap, size);
     if (alignment <= GRANULE && size <= SMALL_MAX) {
@@ -153,7 +160,8 @@ void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
 
 /* ---- free ---- */
 
-/* Everything but the push: not a small block of this heap, or its magazine is full, stopped or not yet made. */
+/* Everything but the push: not a small block of this heap, or its magazine is full, stopped or not
+ * yet made. */
 static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
 {
     if (!ptr) return;
@@ -178,7 +186,8 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     errno = before;
 }
 
-/* The push behind every free of a small block of a FAST heap. PUSH_MISSED: the slow path has to look. */
+/* The push behind every free of a small block of a FAST heap. PUSH_MISSED: the slow path has to
+ * look. */
 HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
 {
     /* chain_address(ptr), from what is at hand. */
@@ -186,26 +195,28 @@ HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *p
     return section_push_home(&heap->percpu, entry_slot(mine), ptr, shifted, entry_tag(mine));
 }
 
-/* The same in a CHECKED heap, after three tests: that the block is the heap's, that the address is a block's start, and that
- * the block does not carry the seal of a free one. */
+/* The same in a CHECKED heap, after three tests: that the block is the heap's, that the address is
+ * a block's start, and that the block does not carry the seal of a free one. */
 HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
 {
     const block_t *block = ptr;
     uint64_t unlinked = heap->key ^ (uintptr_t)ptr;
-    /* No branch for the first granule of a slab, which needs less: of blocks of some KiB every other free would guess it wrong. */
+    /* No branch for the first granule of a slab, which needs less: of blocks of some KiB every
+     * other free would guess it wrong. */
     if (HAK_UNLIKELY(!entry_is_owned(mine) || !entry_divides(mine, rotated))) return PUSH_MISSED;
     uint64_t mark = block->word[0] ^ block->word[1];
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
-    push_t result =
-        section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr), entry_tag(mine), unlinked);
-    /* A section that was restarted may have sealed the block before it found the area stopped, or itself elsewhere. What is no
-     * small block was never pushed, and may be the inside of one. */
+    push_t result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr,
+                                             chain_address(ptr), entry_tag(mine), unlinked);
+    /* A section that was restarted may have sealed the block before it found the area stopped, or
+     * itself elsewhere. What is no small block was never pushed, and may be the inside of one. */
     if (HAK_UNLIKELY(result != PUSH_DONE) && entry_code(mine) < CLASS_COUNT) block_unseal(ptr);
     return result;
 }
 
-/* The same of a block whose home is another CPU, into this one's outbox: the tests are done. A magazine that knows of no
- * home yet turns its own blocks away, too: those are for the slow path. */
+/* The same of a block whose home is another CPU, into this one's outbox: the tests are done. A
+ * magazine that knows of no home yet turns its own blocks away, too: those are for the slow
+ * path. */
 static HAK_NOINLINE void free_away(hak_heap_t *heap, void *ptr, entry_t mine)
 {
     if (!drain_is_away(heap, mine)) {
@@ -216,7 +227,8 @@ static HAK_NOINLINE void free_away(hak_heap_t *heap, void *ptr, entry_t mine)
     size_t hot = entry_slot(mine);
     push_t result;
     if (!entry_is_fast(mine)) {
-        result = section_post_sealed(percpu, hot, ptr, chain_address(ptr), 0, heap->key ^ (uintptr_t)ptr);
+        result = section_post_sealed(percpu, hot, ptr, chain_address(ptr), 0,
+                                     heap->key ^ (uintptr_t)ptr);
         if (HAK_UNLIKELY(result != PUSH_DONE)) block_unseal(ptr);
     } else {
         result = section_post(percpu, hot, ptr, chain_address(ptr), 0);
@@ -227,7 +239,9 @@ static HAK_NOINLINE void free_away(hak_heap_t *heap, void *ptr, entry_t mine)
 
 static HAK_COLD void free_without_heap(const void *ptr)
 {
-    if (ptr) hak_fatal(&(hak_fault_t){.code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
+    if (ptr)
+        hak_fatal(&(hak_fault_t){
+            .code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
 }
 
 /* After the push: done, or on to whoever can tell why not. */
@@ -258,7 +272,8 @@ HAK_HOT void hak_heap_free(hak_heap_t *heap, void *ptr)
 }
 
 /* A function of its own because clang 14 does not come to an end with it inside hak_free (-O1). */
-static HAK_HOT HAK_NOINLINE void free_found(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)
+static HAK_HOT HAK_NOINLINE void free_found(hak_heap_t *heap, void *ptr, entry_t mine,
+                                            uint64_t rotated)
 {
     free_mine(heap, ptr, mine, rotated);
 }
@@ -279,8 +294,9 @@ static asked_t *asked_of(const block_id_t *id, const void *ptr)
     return id->kind == KIND_MID ? &mid_of(id->entry, ptr)->asked : &id->large->asked;
 }
 
-/* Whether a block may have been asked for with this size: a small one by its class, and down to half of it, because realloc
- * leaves it there; a big one exactly, or rounded up to its alignment. */
+/* Whether a block may have been asked for with this size: a small one by its class, and down to
+ * half of it, because realloc leaves it there; a big one exactly, or rounded up to its
+ * alignment. */
 static bool size_is_possible(const block_id_t *id, const void *ptr, size_t size)
 {
     const asked_t *asked = asked_of(id, ptr);
@@ -330,7 +346,8 @@ static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
     large_t *large = id->large;
     lock_acquire(&heap->lock, RANK_HEAP);
     size_t held = large_bytes(large);
-    bool done = load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
+    bool done =
+        load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
     if (done && bytes > held) heap_charge(heap, bytes - held);
     if (done && bytes < held) heap_uncharge(heap, held - bytes);
     lock_release(&heap->lock, RANK_HEAP);
@@ -350,7 +367,8 @@ void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
         return ptr;
     }
     if (id.kind != KIND_SMALL) {
-        void *moved = id.kind == KIND_MID ? realloc_mid(heap, &id, ptr, size) : realloc_large(heap, &id, size);
+        void *moved = id.kind == KIND_MID ? realloc_mid(heap, &id, ptr, size)
+                                          : realloc_large(heap, &id, size);
         if (moved) {
             asked_of(&id, moved)->size = size;
             return moved;
@@ -389,7 +407,10 @@ size_t hak_size_class_bytes(unsigned size_class)
 {
     return size_class < CLASS_COUNT ? size_classes[size_class].bytes : 0;
 }
-unsigned hak_size_class_of(size_t size) { return size <= SMALL_MAX ? sizeclass_of(size) : CLASS_COUNT; }
+unsigned hak_size_class_of(size_t size)
+{
+    return size <= SMALL_MAX ? sizeclass_of(size) : CLASS_COUNT;
+}
 
 /* ---- Control ---- */
 
@@ -496,7 +517,8 @@ size_t hak_reserve_trim(void)
     return bytes;
 }
 
-/* The library changes nothing that a caller of these can see; what it locks is not part of the heap's value. */
+/* The library changes nothing that a caller of these can see; what it locks is not part of the
+ * heap's value. */
 static hak_heap_t *writable(const hak_heap_t *heap) { return (hak_heap_t *)(uintptr_t)heap; }
 
 int hak_heap_stats(const hak_heap_t *heap, hak_heap_stats_t *out)
@@ -518,7 +540,8 @@ int hak_heap_stats(const hak_heap_t *heap, hak_heap_stats_t *out)
 
 int hak_heap_class_stats(const hak_heap_t *heap, unsigned size_class, hak_class_stats_t *out)
 {
-    if (!out || out->struct_size < sizeof out->struct_size || size_class >= CLASS_COUNT) return bad_argument();
+    if (!out || out->struct_size < sizeof out->struct_size || size_class >= CLASS_COUNT)
+        return bad_argument();
     int before = errno;
     int error = control_enter(heap);
     if (!error) {
@@ -568,7 +591,8 @@ const char *hak_error_text(hak_error_t error)
     case HAK_ERROR_RESERVE: return "the system refused address space";
     case HAK_ERROR_COMMIT: return "the system refused memory";
     case HAK_ERROR_PURGE: return "the system refused to take memory back";
-    case HAK_ERROR_FENCE: return "the system refused membarrier; other CPUs' caches were not flushed";
+    case HAK_ERROR_FENCE:
+        return "the system refused membarrier; other CPUs' caches were not flushed";
     case HAK_ERROR_REENTERED: return "a signal handler interrupted the library and called it";
     }
     return "unknown error";

@@ -10,8 +10,9 @@
 #include "tls.h"
 
 /*
- * The lock is Drepper's third mutex ("Futexes Are Tricky", 2011): four bytes, one compare-and-swap to take and
- * one exchange to give back while nobody waits. pthread_mutex_t would be 40 bytes in each size class of each heap.
+ * The lock is Drepper's third mutex ("Futexes Are Tricky", 2011): four bytes, one compare-and-swap
+ * to take and one exchange to give back while nobody waits. pthread_mutex_t would be 40 bytes in
+ * each size class of each heap.
  */
 
 static void futex(_Atomic uint32_t *word, int operation, uint32_t value)
@@ -72,8 +73,9 @@ void lock_release(hak_lock_t *lock, lock_rank_t rank)
 
 void lock_pass(hak_lock_t *lock, lock_rank_t rank)
 {
-    /* About what it takes to wake a thread. Asleep, not in a loop of yields: where both share a CPU each of those costs a whole
-     * slice of time. By number: the C library's function is where a thread may be cancelled. */
+    /* About what it takes to wake a thread. Asleep, not in a loop of yields: where both share a CPU
+     * each of those costs a whole slice of time. By number: the C library's function is where a
+     * thread may be cancelled. */
     static const struct timespec moment = {0, 50000};
     bool waited = load_relaxed(&lock->word) == 2;
     lock_release(lock, rank);
@@ -99,7 +101,8 @@ typedef struct line {
 
 static void put(line_t *line, const char *text)
 {
-    while (*text != '\0' && line->used < sizeof hak_fatal_line - 2) hak_fatal_line[line->used++] = *text++;
+    while (*text != '\0' && line->used < sizeof hak_fatal_line - 2)
+        hak_fatal_line[line->used++] = *text++;
 }
 
 static void put_number(line_t *line, uintptr_t n, unsigned base)

@@ -9,8 +9,8 @@
 #include <string.h>
 
 /*
- * Role: what every other file needs and libc does not name. No memory, no state but the calling thread's
- * lock ranks and its depth in the ladders.
+ * Role: what every other file needs and libc does not name. No memory, no state but the calling
+ * thread's lock ranks and its depth in the ladders.
  */
 
 #define HAK_LIKELY(x)   __builtin_expect(!!(x), 1)
@@ -18,8 +18,10 @@
 #define HAK_NOINLINE    __attribute__((noinline))
 #define HAK_INLINE      static inline __attribute__((always_inline, unused))
 #define HAK_COLD        __attribute__((cold, noinline))
-#define HAK_HOT \
-    __attribute__((hot, aligned(64))) /* a cache line: how calls fall into lines must not depend on other code */
+#define HAK_HOT     \
+    __attribute__(( \
+        hot,        \
+        aligned(64))) /* a cache line: how calls fall into lines must not depend on other code */
 
 enum {
     HAK_LINE = 64,   /* a cache line */
@@ -55,12 +57,15 @@ HAK_INLINE size_t hak_max(size_t a, size_t b) { return a > b ? a : b; }
 #define sub_release(p, v)      atomic_fetch_sub_explicit((p), (v), memory_order_release)
 #define exchange_acquire(p, v) atomic_exchange_explicit((p), (v), memory_order_acquire)
 #define exchange_acq_rel(p, v) atomic_exchange_explicit((p), (v), memory_order_acq_rel)
-#define cas_relaxed(p, old, new) \
-    atomic_compare_exchange_weak_explicit((p), (old), (new), memory_order_relaxed, memory_order_relaxed)
-#define cas_release(p, old, new) \
-    atomic_compare_exchange_weak_explicit((p), (old), (new), memory_order_release, memory_order_relaxed)
-#define cas_acquire(p, old, new) \
-    atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_acquire, memory_order_relaxed)
+#define cas_relaxed(p, old, new)                                                   \
+    atomic_compare_exchange_weak_explicit((p), (old), (new), memory_order_relaxed, \
+                                          memory_order_relaxed)
+#define cas_release(p, old, new)                                                   \
+    atomic_compare_exchange_weak_explicit((p), (old), (new), memory_order_release, \
+                                          memory_order_relaxed)
+#define cas_acquire(p, old, new)                                                     \
+    atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_acquire, \
+                                            memory_order_relaxed)
 
 /* ---- Asserts, in debug builds ---- */
 
@@ -111,8 +116,8 @@ typedef struct hak_lock {
 bool lock_try(hak_lock_t *lock, lock_rank_t rank);
 void lock_acquire(hak_lock_t *lock, lock_rank_t rank);
 void lock_release(hak_lock_t *lock, lock_rank_t rank);
-/* Releases, and where somebody waits sleeps a moment, so that he gets it: the lock is not fair, and who takes it again at once
- * keeps it. May change errno. */
+/* Releases, and where somebody waits sleeps a moment, so that he gets it: the lock is not fair, and
+ * who takes it again at once keeps it. May change errno. */
 void lock_pass(hak_lock_t *lock, lock_rank_t rank);
 /* Waits only where the caller may; false: the lock is busy. */
 HAK_INLINE bool lock_enter(hak_lock_t *lock, lock_rank_t rank, bool may_wait)
@@ -121,7 +126,8 @@ HAK_INLINE bool lock_enter(hak_lock_t *lock, lock_rank_t rank, bool may_wait)
     lock_acquire(lock, rank);
     return true;
 }
-/* For check, which holds every class lock of one heap at once: same rank, in the order of the class index. */
+/* For check, which holds every class lock of one heap at once: same rank, in the order of the class
+ * index. */
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank);
 void lock_release_next(hak_lock_t *lock);
 HAK_INLINE bool lock_is_held(hak_lock_t *lock) { return load_relaxed(&lock->word) != 0; }

@@ -1,15 +1,16 @@
 /* hakheap level 1: block - keys, and the end of a process whose blocks are broken */
 #include "block.h"
 
-_Noreturn HAK_COLD void block_corrupt(const guard_t *guard, const char *operation, const void *block, size_t bytes)
+_Noreturn HAK_COLD void block_corrupt(const guard_t *guard, const char *operation,
+                                      const void *block, size_t bytes)
 {
-    hak_fatal(
-        &(hak_fault_t){.code = "CORRUPT",
-                       .operation = operation,
-                       .ptr = block,
-                       .heap = guard->name,
-                       .class_bytes = bytes,
-                       .words = "a free block was written to (write after free, or overflow of its neighbour)"});
+    hak_fatal(&(hak_fault_t){
+        .code = "CORRUPT",
+        .operation = operation,
+        .ptr = block,
+        .heap = guard->name,
+        .class_bytes = bytes,
+        .words = "a free block was written to (write after free, or overflow of its neighbour)"});
 }
 
 /* SplitMix64 (Steele, Lea, Flood, 2014). */

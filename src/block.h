@@ -5,8 +5,8 @@
 #include "base.h"
 
 /*
- * Role: every touch of a free block's own memory that is not an rseq section. Callers: percpu, cold, slab, ladders.
- * No memory of its own, no lock: whoever holds a chain owns its blocks.
+ * Role: every touch of a free block's own memory that is not an rseq section. Callers: percpu,
+ * cold, slab, ladders. No memory of its own, no lock: whoever holds a chain owns its blocks.
  *
  *   chain word   63                                16 15        0
  *               +------------------------------------+-----------+
@@ -17,14 +17,17 @@
  *            CHECKED  +0  seal: link ^ key ^ address
  *                     +8  link
  *
- * Handing a block out takes the seal away. It is the first word because that is where most callers write next, and on Zen 3
- * stores to both words of a 16-byte chunk cost much more than two stores to one of them. Taking the link away instead would
- * not do: a program may write what was a link (0, or an address in the upper bits), but not what was a seal.
+ * Handing a block out takes the seal away. It is the first word because that is where most callers
+ * write next, and on Zen 3 stores to both words of a 16-byte chunk cost much more than two stores
+ * to one of them. Taking the link away instead would not do: a program may write what was a link
+ * (0, or an address in the upper bits), but not what was a seal.
  *
- * The count rides along with the address, so taking or installing a whole chain is one store. It sits in the low bits
- * so that the address comes out by one shift, whose zero flag is the test for "empty".
+ * The count rides along with the address, so taking or installing a whole chain is one store. It
+ * sits in the low bits so that the address comes out by one shift, whose zero flag is the test for
+ * "empty".
  *
- * Invariant: chain_count(w) == 0 exactly where w == 0, and following the links of w visits chain_count(w) blocks.
+ * Invariant: chain_count(w) == 0 exactly where w == 0, and following the links of w visits
+ * chain_count(w) blocks.
  */
 typedef uint64_t chain_t;
 
@@ -45,7 +48,8 @@ HAK_INLINE chain_t chain_address(const void *block) { return (uintptr_t)block <<
 HAK_INLINE block_t *chain_block(chain_t chain) { return (block_t *)(chain >> CHAIN_SHIFT); }
 HAK_INLINE size_t chain_count(chain_t chain) { return chain & CHAIN_MAX; }
 
-_Noreturn void block_corrupt(const guard_t *guard, const char *operation, const void *block, size_t bytes);
+_Noreturn void block_corrupt(const guard_t *guard, const char *operation, const void *block,
+                             size_t bytes);
 
 /* The link of a free block. `key`: 0 in a FAST heap. */
 HAK_INLINE chain_t block_link(const block_t *block, uint64_t key) { return block->word[key != 0]; }
@@ -74,7 +78,8 @@ HAK_INLINE chain_t block_push(chain_t chain, void *ptr, uint64_t key)
 }
 
 /* The link of a chain's newest block, proved where the heap has seals. */
-HAK_INLINE chain_t block_next(chain_t chain, const guard_t *guard, const char *operation, size_t bytes)
+HAK_INLINE chain_t block_next(chain_t chain, const guard_t *guard, const char *operation,
+                              size_t bytes)
 {
     block_t *block = chain_block(chain);
     chain_t link = block_link(block, guard->key);
@@ -83,10 +88,12 @@ HAK_INLINE chain_t block_next(chain_t chain, const guard_t *guard, const char *o
     return link;
 }
 
-/* Asks for the block that a chain hands out next, while nobody waits for its link (as a pop of tcmalloc's per-CPU caches does). */
+/* Asks for the block that a chain hands out next, while nobody waits for its link (as a pop of
+ * tcmalloc's per-CPU caches does). */
 HAK_INLINE void block_fetch(chain_t chain) { __builtin_prefetch(chain_block(chain), 1); }
 
-/* A key of a heap: never 0, different for each serial, unknown to who does not know the process key. */
+/* A key of a heap: never 0, different for each serial, unknown to who does not know the process
+ * key. */
 uint64_t block_key(uint64_t process_key, uint64_t serial);
 
 #endif

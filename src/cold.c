@@ -54,7 +54,8 @@ chain_t cold_steal(cold_t *cold) { return cold->count ? remove_at(cold, 0) : 0; 
 void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t bytes)
 {
     block_t *tail = chain_block(chain);
-    for (chain_t next; (next = block_next((uintptr_t)tail << CHAIN_SHIFT, guard, "free", bytes)) != 0;)
+    for (chain_t next;
+         (next = block_next((uintptr_t)tail << CHAIN_SHIFT, guard, "free", bytes)) != 0;)
         tail = chain_block(next);
     add_relaxed(&remote->blocks, chain_count(chain));
     chain_t head = load_relaxed(&remote->head);

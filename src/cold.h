@@ -1,14 +1,16 @@
-/* hakheap level 5: cold - chains that the CPUs of a heap share: the budget, cold chains, the remote list */
+/* hakheap level 5: cold - chains that the CPUs of a heap share: the budget, cold chains, the remote
+ * list */
 #ifndef HAK_COLD_H
 #define HAK_COLD_H
 
 #include "block.h"
 
 /*
- * Role: the second level of the two-level magazine. Callers: ladders, validate, report. Memory: the array is given by the
- * caller. A free block's two words are both taken (link and seal), so chains are not linked through blocks: their words
- * stand in a bounded array, each with the CPU that it came from. A CPU takes its own chains first and steals the oldest of
- * another's last: blocks smaller than a cache line that wander between CPUs share lines.
+ * Role: the second level of the two-level magazine. Callers: ladders, validate, report. Memory: the
+ * array is given by the caller. A free block's two words are both taken (link and seal), so chains
+ * are not linked through blocks: their words stand in a bounded array, each with the CPU that it
+ * came from. A CPU takes its own chains first and steals the oldest of another's last: blocks
+ * smaller than a cache line that wander between CPUs share lines.
  *
  * cold_*: lock: the class's. remote_*: lock-free. budget_*: atomic.
  * Invariant: blocks == sum of chain_count(chain[i]), i < count.
@@ -37,9 +39,10 @@ void cold_age(cold_t *cold, unsigned cpu);
 chain_t cold_steal(cold_t *cold);
 
 /*
- * The remote list: blocks whose class lock was busy, so that a free never waits. Push by compare-and-swap; taken whole by
- * exchange, never popped one by one, so a block that comes back meanwhile (ABA) does no harm. Only addresses of its chain
- * words mean anything: the counts are those of the chains it was made of.
+ * The remote list: blocks whose class lock was busy, so that a free never waits. Push by
+ * compare-and-swap; taken whole by exchange, never popped one by one, so a block that comes back
+ * meanwhile (ABA) does no harm. Only addresses of its chain words mean anything: the counts are
+ * those of the chains it was made of.
  */
 typedef struct remote {
     _Atomic chain_t head;

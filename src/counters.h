@@ -1,12 +1,13 @@
-/* hakheap level 1: counters - debug counters, one table row each; compiled in by COUNTERS=1, else nothing */
+/* hakheap level 1: counters - debug counters, one table row each; compiled in by COUNTERS=1, else
+ * nothing */
 #ifndef HAK_COUNTERS_H
 #define HAK_COUNTERS_H
 
 #include "base.h"
 
 /*
- * Role: how often each way through the heap was taken. Callers: api and the ladders. Counts are relaxed atomics of the
- * heap; they order nothing and stop nothing.
+ * Role: how often each way through the heap was taken. Callers: api and the ladders. Counts are
+ * relaxed atomics of the heap; they order nothing and stop nothing.
  *
  * X(name, group, what it counts)
  */
@@ -49,9 +50,10 @@ typedef struct counter_row {
 } counter_row_t;
 extern const counter_row_t counter_rows[COUNTER_COUNT];
 
-#define counter_add(counters, name, n)                                                                       \
-    do {                                                                                                     \
-        if (HAK_COUNTERS) add_relaxed(&(counters)->count[HAK_COUNTERS ? COUNTER_##name : 0], (uint64_t)(n)); \
+#define counter_add(counters, name, n)                                                         \
+    do {                                                                                       \
+        if (HAK_COUNTERS)                                                                      \
+            add_relaxed(&(counters)->count[HAK_COUNTERS ? COUNTER_##name : 0], (uint64_t)(n)); \
     } while (0)
 
 #endif

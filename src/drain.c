@@ -99,8 +99,9 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
         put_remote(heap, state, chain);
         return;
     }
-    /* A thread that may use no magazine has no CPU to keep a chain for. Chains of a divided heap go to their slabs at once,
-     * see adapt.c; but for blocks of more than a page, which pin little more than themselves and whose slabs are dear to make. */
+    /* A thread that may use no magazine has no CPU to keep a chain for. Chains of a divided heap go
+     * to their slabs at once, see adapt.c; but for blocks of more than a page, which pin little
+     * more than themselves and whose slabs are dear to make. */
     bool wide = size_classes[state->cls].bytes > HAK_PAGE;
     bool to_slabs = index < 0 || (load_relaxed(&heap->divided) == DIVIDED && !wide);
     chain_t overflow = to_slabs ? chain : put_cold(heap, state, chain, index);
@@ -110,11 +111,13 @@ void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int inde
 
 /* ---- Blocks whose home is another CPU ---- */
 
-/* Whether a block goes to the outbox: its home is another CPU, or its class returns what is freed. */
+/* Whether a block goes to the outbox: its home is another CPU, or its class returns what is
+ * freed. */
 static bool is_away(entry_t entry, int index, const area_t *area)
 {
     if (entry_home(entry) >= HOME_LOOK) return false;
-    return entry_home(entry) != registry_home(index) || (area && adapt_returns(area, entry_code(entry)));
+    return entry_home(entry) != registry_home(index) ||
+           (area && adapt_returns(area, entry_code(entry)));
 }
 
 /* What all blocks of an outbox have in common, with one more. */
@@ -136,7 +139,8 @@ bool drain_is_away(hak_heap_t *heap, entry_t entry)
 }
 
 /* Splits the blocks of `home` off a chain. Returns the others. */
-static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t chain, unsigned home, chain_t *same)
+static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t chain,
+                     unsigned home, chain_t *same)
 {
     chain_t others = 0;
     for (*same = 0; chain;) {
@@ -148,21 +152,25 @@ static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t
     return others;
 }
 
-/* Sends the blocks of one home there; lock: CLASS. Where the home's CPU is idle, the one that frees takes all it has over:
- * a thread has moved, or another goes on with its blocks. */
-static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home, int index)
+/* Sends the blocks of one home there; lock: CLASS. Where the home's CPU is idle, the one that frees
+ * takes all it has over: a thread has moved, or another goes on with its blocks. */
+static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home,
+                      int index)
 {
     unsigned here = heap_home(heap, state, index, false);
-    if (home != here && here != HOME_NONE && home < state->homes && heap_home_is_idle(heap, state, home)) {
+    if (home != here && here != HOME_NONE && home < state->homes &&
+        heap_home_is_idle(heap, state, home)) {
         heap_take_over(state, home, here);
         home = here;
     }
-    chain_t overflow = home >= HOME_LOOK || home == here ? chain : put_cold(heap, state, chain, (int)home);
+    chain_t overflow =
+        home >= HOME_LOOK || home == here ? chain : put_cold(heap, state, chain, (int)home);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
 }
 
 /* Sends a chain home: all of it to one `home`, or, HOME_LOOK, the blocks of each home together. */
-static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home, int index)
+static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home,
+                       int index)
 {
     if (!chain) return;
     if (!lock_enter(&state->lock, RANK_CLASS, false)) {
@@ -204,7 +212,8 @@ static magazine_t *outbox_of(hak_heap_t *heap, area_t *area)
     return outbox;
 }
 
-static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int index, entry_t entry, void *ptr)
+static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int index,
+                       entry_t entry, void *ptr)
 {
     percpu_t *percpu = &heap->percpu;
     unsigned cls = state->cls;
@@ -272,7 +281,8 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
         return;
     }
     if (area) refill_tag(heap, area, index, cls);
-    if (area && !load_relaxed(&area->hot[cls].limit)) adapt_grow(heap, area, &area->hot[cls], state);
+    if (area && !load_relaxed(&area->hot[cls].limit))
+        adapt_grow(heap, area, &area->hot[cls], state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);
         return;
@@ -288,7 +298,8 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     }
     if (!percpu_push(percpu, hot, ptr, heap->key))
         drain_chain(heap, state, block_push(0, ptr, heap->key), index, false);
-    /* Not the spare chain: this one's blocks are still in the nearest cache, and each of them is visited. */
+    /* Not the spare chain: this one's blocks are still in the nearest cache, and each of them is
+     * visited. */
     if (full && !kept) drain_chain(heap, state, full, index, false);
     chain_t spare = returns ? percpu_take(percpu, PERCPU_SPARE(cls)) : 0;
     if (spare) drain_chain(heap, state, spare, index, false);
@@ -302,7 +313,8 @@ void drain_remote(hak_heap_t *heap, unsigned cls, void *ptr)
 
 /* ---- Mid and large blocks ---- */
 
-/* Notes a block for whoever next holds the HEAP lock. Its memory is the library's, so the list runs through it. */
+/* Notes a block for whoever next holds the HEAP lock. Its memory is the library's, so the list runs
+ * through it. */
 static void defer(hak_heap_t *heap, void *ptr)
 {
     void *head = load_relaxed(&heap->deferred);
@@ -323,13 +335,14 @@ static void free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
     defer(heap, superslab_granule(run.ss, run.first));
 }
 
-/* Unmaps what the cache has no room for; a block too big for all of it does not drive out the others. What the kernel
- * refuses to unmap stays cached, and counted. */
+/* Unmaps what the cache has no room for; a block too big for all of it does not drive out the
+ * others. What the kernel refuses to unmap stays cached, and counted. */
 static void free_large(hak_heap_t *heap, large_t *large)
 {
     large_set_t *set = &heap->large;
     large_remove(set, large);
-    if (large_bytes(large) > set->cache_limit && heap_drop_large(heap, large, LARGE_RELEASED)) return;
+    if (large_bytes(large) > set->cache_limit && heap_drop_large(heap, large, LARGE_RELEASED))
+        return;
     large_cache(set, large);
     for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
         if (heap_drop_large(heap, old, LARGE_RELEASED)) continue;
@@ -358,18 +371,21 @@ void drain_deferred(hak_heap_t *heap, bool may_wait)
 
 void drain_settle(hak_heap_t *heap)
 {
-    /* Relaxed: a free that came before this call, by whatever order the program gave them, has noted its block. */
+    /* Relaxed: a free that came before this call, by whatever order the program gave them, has
+     * noted its block. */
     if (!load_relaxed(&heap->deferred)) return;
     lock_acquire(&heap->lock, RANK_HEAP);
     drain_deferred(heap, true);
     lock_release(&heap->lock, RANK_HEAP);
 }
 
-/* What is too big for the cache will be unmapped under the lock. Its pages, which take the kernel long, go before. */
+/* What is too big for the cache will be unmapped under the lock. Its pages, which take the kernel
+ * long, go before. */
 static void purge_uncacheable(const hak_heap_t *heap, const void *ptr)
 {
     large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
-    if (large && large_bytes(large) > heap->large.cache_limit) (void)os->purge(large_base(large), large_bytes(large));
+    if (large && large_bytes(large) > heap->large.cache_limit)
+        (void)os->purge(large_base(large), large_bytes(large));
 }
 
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)

@@ -13,22 +13,28 @@ typedef struct shard {
 } __attribute__((aligned(HAK_LINE))) shard_t;
 
 static struct {
-    /* Two sets: a child goes on with the other one, zeroed, so that a count that its only thread was just making or taking
-     * back when a signal handler forked hits a set that nobody reads. */
+    /* Two sets: a child goes on with the other one, zeroed, so that a count that its only thread
+     * was just making or taking back when a signal handler forked hits a set that nobody reads. */
     shard_t shard[2][SHARDS];
     _Atomic uint32_t epoch; /* its lowest bit chooses the set */
     _Atomic uint32_t closed;
-    hak_lock_t lock; /* rank GATE_CLOSE: held while closed, so that who may wait has something to wait on */
+    hak_lock_t
+        /* rank GATE_CLOSE: held while closed, so that who may wait has something to wait on */
+        lock;
     void (*in_child)(void);
 } gate;
 
-static _Atomic uint32_t *counter(uint32_t epoch, uint32_t at) { return &gate.shard[epoch & 1][at].inside; }
+static _Atomic uint32_t *counter(uint32_t epoch, uint32_t at)
+{
+    return &gate.shard[epoch & 1][at].inside;
+}
 
 gate_entry_t gate_enter(bool may_wait)
 {
     if (HAK_UNLIKELY(hak_tls.depth | hak_tls.closing)) return GATE_REENTERED;
     hak_tls.depth = 1;
-    atomic_signal_fence(memory_order_seq_cst); /* a handler on this thread sees depth before anything is taken */
+    atomic_signal_fence(
+        memory_order_seq_cst); /* a handler on this thread sees depth before anything is taken */
     for (;;) {
         uint32_t at = os_cpu() % SHARDS;
         uint32_t epoch = load_relaxed(&gate.epoch);
@@ -65,9 +71,10 @@ void gate_pass(void)
 }
 
 /*
- * `closing` comes first and goes last: a handler that interrupts these functions finds the library closed to this thread,
- * and never waits for a lock that the thread itself holds. A fork in a handler that interrupted a slow path, or another
- * fork, cannot wait for what it interrupted and does without.
+ * `closing` comes first and goes last: a handler that interrupts these functions finds the library
+ * closed to this thread, and never waits for a lock that the thread itself holds. A fork in a
+ * handler that interrupted a slow path, or another fork, cannot wait for what it interrupted and
+ * does without.
  */
 static void close_gate(void)
 {

@@ -5,11 +5,13 @@
 #include "base.h"
 
 /*
- * Role: a fork must find no lock held and no chain half moved. Taking every lock of 100,000 heaps would take seconds, so
- * every slow path passes one process-wide gate instead, counted in a shard of the CPU it enters on; fork closes the gate
- * and waits until the shards are empty. Callers: api and the ladders. Lock-free while open.
+ * Role: a fork must find no lock held and no chain half moved. Taking every lock of 100,000 heaps
+ * would take seconds, so every slow path passes one process-wide gate instead, counted in a shard
+ * of the CPU it enters on; fork closes the gate and waits until the shards are empty. Callers: api
+ * and the ladders. Lock-free while open.
  *
- * Also where re-entry is noticed: a signal handler that interrupts a slow path of the same thread must not enter.
+ * Also where re-entry is noticed: a signal handler that interrupts a slow path of the same thread
+ * must not enter.
  */
 typedef enum gate_entry { GATE_IN, GATE_REENTERED, GATE_CLOSED } gate_entry_t;
 
@@ -19,7 +21,8 @@ void gate_leave(void);
 void gate_pass(void);
 bool gate_is_closed(void); /* a hint */
 
-/* Registers the fork handlers; once a process. `in_child` runs in the child before anybody can enter. */
+/* Registers the fork handlers; once a process. `in_child` runs in the child before anybody can
+ * enter. */
 bool gate_start_process(void (*in_child)(void));
 
 #endif

@@ -35,7 +35,8 @@ static void start_process(void)
 bool heap_start_process(void)
 {
     pthread_once(&process.once, start_process);
-    /* Not in the once: the loader's lock may be held by a thread that waits for it in a plugin's constructor. */
+    /* Not in the once: the loader's lock may be held by a thread that waits for it in a plugin's
+     * constructor. */
     if (!exchange_acq_rel(&process.pinned, 1u)) os_pin_module(&process);
     return process.ready;
 }
@@ -66,13 +67,20 @@ static void uncharge_records(hak_heap_t *heap, size_t bytes)
 enum { COLOURS = 8 };
 
 /* A heap with its tables. */
-static size_t heap_bytes(void) { return hak_round_up(offsetof(hak_heap_t, percpu) + percpu_bytes(), HAK_LINE); }
+static size_t heap_bytes(void)
+{
+    return hak_round_up(offsetof(hak_heap_t, percpu) + percpu_bytes(), HAK_LINE);
+}
 /* One, but for machines of many CPUs. */
 static size_t heap_pages(void) { return (heap_bytes() + HAK_PAGE - 1) / HAK_PAGE; }
 /* How many places there are for it. */
-static size_t heap_colours(void) { return hak_min((heap_pages() * HAK_PAGE - heap_bytes()) / HAK_LINE + 1, COLOURS); }
+static size_t heap_colours(void)
+{
+    return hak_min((heap_pages() * HAK_PAGE - heap_bytes()) / HAK_LINE + 1, COLOURS);
+}
 
-/* The first area is zeroed when it is first used: most of the record is that, and many a heap lives without. */
+/* The first area is zeroed when it is first used: most of the record is that, and many a heap lives
+ * without. */
 static hak_heap_t *place(char *page)
 {
     size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % heap_colours();
@@ -86,7 +94,8 @@ static hak_heap_t *place(char *page)
     return heap;
 }
 
-/* Record pages, with whatever is in them; NULL and hak_last_error() where refused, and only then. */
+/* Record pages, with whatever is in them; NULL and hak_last_error() where refused, and only
+ * then. */
 static char *take_pages(size_t pages)
 {
     uint32_t error = HAK_ERROR_COMMIT;
@@ -166,7 +175,8 @@ static void *record(hak_heap_t *heap, size_t bytes, bool may_wait)
     int smaller = heap->room_end[0] - heap->room[0] > heap->room_end[1] - heap->room[1];
     /* The same records of many heaps must not all fall in the same cache sets: see place(). */
     size_t spare = pages * HAK_PAGE - HAK_LINE - bytes;
-    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % (hak_min(spare, COLOURS * HAK_LINE) / HAK_LINE + 1);
+    size_t colour =
+        ((uintptr_t)page >> HAK_PAGE_SHIFT) % (hak_min(spare, COLOURS * HAK_LINE) / HAK_LINE + 1);
     heap->room[smaller] = page + HAK_LINE + colour * HAK_LINE;
     heap->room_end[smaller] = page + pages * HAK_PAGE;
     return from_room(heap, bytes);
@@ -218,7 +228,8 @@ bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home)
     chain_t now = load_relaxed(&area->hot[state->cls].word);
     magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
     /* Where the class returns its blocks, frees go there. */
-    if (outbox && load_relaxed(&area->hot[state->cls].tag) == TAG_NONE) now ^= load_relaxed(&outbox[state->cls].word);
+    if (outbox && load_relaxed(&area->hot[state->cls].tag) == TAG_NONE)
+        now ^= load_relaxed(&outbox[state->cls].word);
     at->still = now == at->seen ? at->still + 1 : 0;
     at->seen = now;
     return at->still >= HOME_STILL;
@@ -233,7 +244,8 @@ void heap_take_over(class_state_t *state, unsigned from, unsigned to)
     if (state->cold) cold_move(state->cold, from, to);
 }
 
-/* Sets for at least `homes` homes. What the class shared while the heap was small goes to `home`. */
+/* Sets for at least `homes` homes. What the class shared while the heap was small goes to
+ * `home`. */
 static bool make_homes(hak_heap_t *heap, class_state_t *state, unsigned home, bool may_wait)
 {
     unsigned homes = state->homes ? state->homes : FEWEST_HOMES;
@@ -255,7 +267,8 @@ static bool make_homes(hak_heap_t *heap, class_state_t *state, unsigned home, bo
 unsigned heap_home(hak_heap_t *heap, class_state_t *state, int index, bool may_wait)
 {
     unsigned home = heap_is_divided(heap) ? registry_home(index) : HOME_NONE;
-    if (home == HOME_NONE || home < state->homes || make_homes(heap, state, home, may_wait)) return home;
+    if (home == HOME_NONE || home < state->homes || make_homes(heap, state, home, may_wait))
+        return home;
     return HOME_NONE;
 }
 
@@ -279,7 +292,8 @@ static const size_t superslab_records =
 
 static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
 {
-    if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS || granules > NURSERY_GRANULES)
+    if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS ||
+        granules > NURSERY_GRANULES)
         return (run_t){0};
     run_t run = nursery_take(granules, &hak_tls.last_error);
     if (!run.ss) return run;
@@ -326,7 +340,8 @@ run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, uns
     run_t run = alignment == 1 ? take_from_nursery(heap, granules) : (run_t){0};
     if (!run.ss) run = take_from_superslabs(heap, granules, alignment);
     if (!run.ss) return run;
-    registry_set_run(superslab_granule(run.ss, run.first), granules, heap, code | (heap->key ? CODE_CHECKED : 0));
+    registry_set_run(superslab_granule(run.ss, run.first), granules, heap,
+                     code | (heap->key ? CODE_CHECKED : 0));
     if (++heap->runs == DIVIDE_RUNS) heap_divide_soon(heap);
     return run;
 }
@@ -345,7 +360,8 @@ bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
     return true;
 }
 
-static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
+static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages,
+                            bool may_wait)
 {
     char *start = superslab_granule(run.ss, run.first);
     entry_t entry = registry_lookup(start);
@@ -373,8 +389,10 @@ bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages,
     if (run.ss->shared) return true;
     registry_set_run(superslab_granule(run.ss, run.first), granules, heap, CODE_RELEASED);
     superslab_put(&heap->superslabs, run, granules, pages);
-    /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every call. */
-    if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1) (void)heap_put_superslab(heap, run.ss, may_wait);
+    /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every
+     * call. */
+    if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1)
+        (void)heap_put_superslab(heap, run.ss, may_wait);
     return true;
 }
 
@@ -385,7 +403,8 @@ bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wa
     if (run.ss->shared) return false;
     if (wanted < granules) {
         registry_set_run(start + wanted * (size_t)GRANULE, granules - wanted, heap, CODE_RELEASED);
-        superslab_put(&heap->superslabs, (run_t){run.ss, run.first + wanted}, granules - wanted, PAGES_ALL);
+        superslab_put(&heap->superslabs, (run_t){run.ss, run.first + wanted}, granules - wanted,
+                      PAGES_ALL);
         return true;
     }
     if (!superslab_extend(&heap->superslabs, run, granules, wanted - granules)) return false;
@@ -395,8 +414,12 @@ bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wa
 
 /* ---- Everything at once ---- */
 
-/* Of a granule in use: slabs note their pages as they carve; those of a mid block, or of one whose free is under way, nobody. */
-static bool is_noted(const char *granule) { return entry_code(registry_lookup(granule)) < CLASS_COUNT; }
+/* Of a granule in use: slabs note their pages as they carve; those of a mid block, or of one whose
+ * free is under way, nobody. */
+static bool is_noted(const char *granule)
+{
+    return entry_code(registry_lookup(granule)) < CLASS_COUNT;
+}
 
 static void empty_nursery(hak_heap_t *heap)
 {
@@ -456,7 +479,8 @@ bool heap_drop_large(hak_heap_t *heap, large_t *large, large_t *tombstone)
 static void empty_large(hak_heap_t *heap)
 {
     large_set_t *set = &heap->large;
-    for (large_t *large; (large = set->live) != NULL; large_cache(set, large)) large_remove(set, large);
+    for (large_t *large; (large = set->live) != NULL; large_cache(set, large))
+        large_remove(set, large);
     for (large_t *large; (large = large_evict(set, 0)) != NULL;) {
         if (heap_drop_large(heap, large, LARGE_DEAD)) continue;
         registry_set_range(large_base(large), large_bytes(large), LARGE_DEAD);
@@ -481,7 +505,8 @@ static void empty_caches(hak_heap_t *heap)
     for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next) empty_area(area);
     FOR_CLASSES (cls, &heap->made) {
         class_state_t *state = heap_class_made(heap, cls);
-        for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) *set = (slab_set_t){0};
+        for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+            *set = (slab_set_t){0};
         store_relaxed(&state->outside, 0);
         store_relaxed(&state->remote.head, 0);
         store_relaxed(&state->remote.blocks, 0);

@@ -1,4 +1,5 @@
-/* hakheap level 7: heap - hak_heap_t, composed of its layers; create, memory of its own, charging */
+/* hakheap level 7: heap - hak_heap_t, composed of its layers; create, memory of its own,
+ * charging */
 #ifndef HAK_HEAP_H
 #define HAK_HEAP_H
 
@@ -13,8 +14,9 @@
 #include "slab.h"
 
 /*
- * Role: what a heap is. Callers: api and the ladders. Memory: one metadata page (more on a machine of many CPUs) holds the
- * heap, its first area and the records of its first size classes; more pages follow when they are needed.
+ * Role: what a heap is. Callers: api and the ladders. Memory: one metadata page (more on a machine
+ * of many CPUs) holds the heap, its first area and the records of its first size classes; more
+ * pages follow when they are needed.
  *
  *   metadata page
  *   +----------+-----------------------------------------------------+------------------+
@@ -33,9 +35,9 @@ enum {
     DIVIDE_SLABS = 8,      /* or with so many of one class; */
     DIVIDE_ONE_WAY = 32,   /* or when blocks of a class went to one CPU so often and never back */
     COARSE_RUNS = 16,      /* runs with which a heap uses the coarse classes */
-    /* Looks at a home, one for each outbox of its blocks that fills up, after which it is idle. A thread that only waits its
-     * turn must not lose its slabs: with 3, two threads that free in batches share half of their cache lines; with 32,
-     * 0.3 % (bench/sharing.c). */
+    /* Looks at a home, one for each outbox of its blocks that fills up, after which it is idle. A
+     * thread that only waits its turn must not lose its slabs: with 3, two threads that free in
+     * batches share half of their cache lines; with 32, 0.3 % (bench/sharing.c). */
     HOME_STILL = 32,
 };
 
@@ -50,24 +52,29 @@ typedef struct home {
 
 /* One size class of one heap; made when the class is first used. */
 typedef struct class_state {
-    hak_lock_t lock;        /* rank CLASS; guards slabs and cold */
-    uint32_t cls;           /* const */
-    remote_t remote;        /* atomic */
-    _Atomic size_t outside; /* blocks live or cached; written under the lock, read by who sizes magazines; relaxed */
-    slab_set_t shared;      /* lock: this; slabs without a home */
-    home_t *at_home;        /* lock: this; made when the class is divided */
-    cold_t *cold;           /* lock: this; made at first use */
-    uint16_t homes;         /* lock: this; of at_home */
-    int16_t taker;          /* lock: this; the CPU that got the last blocks that another had given up */
-    uint32_t one_way;       /* lock: this; how often in a row that was the same */
+    hak_lock_t lock; /* rank CLASS; guards slabs and cold */
+    uint32_t cls;    /* const */
+    remote_t remote; /* atomic */
+    _Atomic size_t
+        /* blocks live or cached; written under the lock, read by who sizes magazines; relaxed */
+        outside;
+    slab_set_t shared; /* lock: this; slabs without a home */
+    home_t *at_home;   /* lock: this; made when the class is divided */
+    cold_t *cold;      /* lock: this; made at first use */
+    uint16_t homes;    /* lock: this; of at_home */
+    int16_t taker;     /* lock: this; the CPU that got the last blocks that another had given up */
+    uint32_t one_way;  /* lock: this; how often in a row that was the same */
 } class_state_t;
 
-_Static_assert(sizeof(class_state_t) <= 2 * HAK_LINE, "a heap has one for each class, and takes whole lines");
+_Static_assert(sizeof(class_state_t) <= 2 * HAK_LINE,
+               "a heap has one for each class, and takes whole lines");
 
 /* The sets of a class one after another, `shared` first; lock: CLASS. */
 HAK_INLINE slab_set_t *heap_next_set(class_state_t *state, const slab_set_t *set)
 {
-    size_t next = set == &state->shared ? 0 : (size_t)((const home_t *)(const void *)set - state->at_home) + 1;
+    size_t next = set == &state->shared
+                      ? 0
+                      : (size_t)((const home_t *)(const void *)set - state->at_home) + 1;
     return next < state->homes ? &state->at_home[next].slabs : NULL;
 }
 HAK_INLINE slab_set_t *heap_set_of(class_state_t *state, unsigned home)
@@ -82,14 +89,15 @@ typedef struct meta_page {
 
 struct hak_heap {
     /* ---- every slow path ---- */
-    _Atomic uint64_t magic;                      /* HEAP_MAGIC ^ address while the heap lives */
-    guard_t guard;                               /* const */
-    budget_t budget;                             /* atomic: what magazines may still take */
-    class_bits_t made;                           /* of classes; written under the HEAP lock */
-    class_state_t *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
-    _Atomic uint32_t divided;                    /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
-    hak_lock_t trim_lock;                        /* rank TRIM: the order of `superslabs`, which trims turn */
-    void *_Atomic deferred;                      /* atomic: mid and large blocks freed while the HEAP lock was busy */
+    _Atomic uint64_t magic; /* HEAP_MAGIC ^ address while the heap lives */
+    guard_t guard;          /* const */
+    budget_t budget;        /* atomic: what magazines may still take */
+    class_bits_t made;      /* of classes; written under the HEAP lock */
+    class_state_t
+        *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
+    _Atomic uint32_t divided;          /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
+    hak_lock_t trim_lock;              /* rank TRIM: the order of `superslabs`, which trims turn */
+    void *_Atomic deferred; /* atomic: mid and large blocks freed while the HEAP lock was busy */
 
     /* ---- lock: HEAP ---- */
     hak_lock_t lock;
@@ -114,9 +122,11 @@ struct hak_heap {
     area_t first_area __attribute__((aligned(HAK_LINE)));
 
     /* ---- the line of every call ---- */
-    entry_t owner __attribute__((aligned(HAK_LINE))); /* const: what the registry's entries of this heap begin with */
-    uint64_t key;                                     /* const: guard.key, here for its line */
-    /* Relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time. Marked: CHECKED. */
+    entry_t owner __attribute__((
+        aligned(HAK_LINE))); /* const: what the registry's entries of this heap begin with */
+    uint64_t key;            /* const: guard.key, here for its line */
+    /* Relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time. Marked:
+     * CHECKED. */
     _Atomic size_t lookup;
     percpu_t percpu; /* its tables are the end of the record */
 };
@@ -125,7 +135,8 @@ struct hak_heap {
 
 _Static_assert(offsetof(struct hak_heap, percpu) == PERCPU_AT, "sections know this place");
 
-/* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused the handlers. */
+/* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused
+ * the handlers. */
 bool heap_start_process(void);
 hak_heap_t *heap_create(const hak_heap_config_t *config, int *error);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
@@ -134,7 +145,8 @@ bool heap_is_valid(const hak_heap_t *heap);
 /* The class that serves a size up to SMALL_MAX in this heap now. */
 HAK_INLINE unsigned heap_class_of(const hak_heap_t *heap, size_t size)
 {
-    return size <= LOOKUP_MAX ? sizeclass_lookup(load_relaxed(&heap->lookup), size) : sizeclass_of(size);
+    return size <= LOOKUP_MAX ? sizeclass_lookup(load_relaxed(&heap->lookup), size)
+                              : sizeclass_of(size);
 }
 
 /* Zeroed memory for the heap's lifetime; lock: HEAP. NULL and hak_last_error() where refused. */
@@ -153,14 +165,19 @@ HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)
 /*
  * ---- Homes; lock: CLASS. ----
  *
- * In a heap of more than a few runs each CPU takes blocks from slabs of its own, and blocks go back to their slab's home:
- * blocks of two CPUs in one cache line, or in two that a prefetcher fetches together, cost each of them a miss whenever the
- * other writes. (mimalloc keeps threads apart in the same way, by pages that a thread owns; here a home is a hint in the
- * granule's entry, and a CPU that is out of blocks takes over a slab that its home hardly uses.) A small heap is not
- * divided: its CPUs share slabs, because few blocks in many slabs cost more in pages than they save in lines. All classes
- * are divided at once: a free whose branch meets slabs with and without a home in turn is guessed wrong half the time.
+ * In a heap of more than a few runs each CPU takes blocks from slabs of its own, and blocks go back
+ * to their slab's home: blocks of two CPUs in one cache line, or in two that a prefetcher fetches
+ * together, cost each of them a miss whenever the other writes. (mimalloc keeps threads apart in
+ * the same way, by pages that a thread owns; here a home is a hint in the granule's entry, and a
+ * CPU that is out of blocks takes over a slab that its home hardly uses.) A small heap is not
+ * divided: its CPUs share slabs, because few blocks in many slabs cost more in pages than they save
+ * in lines. All classes are divided at once: a free whose branch meets slabs with and without a
+ * home in turn is guessed wrong half the time.
  */
-HAK_INLINE bool heap_is_divided(const hak_heap_t *heap) { return load_relaxed(&heap->divided) != UNDIVIDED; }
+HAK_INLINE bool heap_is_divided(const hak_heap_t *heap)
+{
+    return load_relaxed(&heap->divided) != UNDIVIDED;
+}
 HAK_INLINE void heap_divide_soon(hak_heap_t *heap)
 {
     uint32_t undivided = UNDIVIDED;
@@ -168,8 +185,8 @@ HAK_INLINE void heap_divide_soon(hak_heap_t *heap)
 }
 /* Once, when the heap has grown enough: gives all slabs to the CPU that runs. No lock is held. */
 void heap_divide(hak_heap_t *heap, int index);
-/* The home of what a CPU takes from slabs; HOME_NONE in an undivided heap, and where memory for its set is refused, or
- * would have to be waited for. */
+/* The home of what a CPU takes from slabs; HOME_NONE in an undivided heap, and where memory for its
+ * set is refused, or would have to be waited for. */
 unsigned heap_home(hak_heap_t *heap, class_state_t *state, int index, bool may_wait);
 /* Whether a home's CPU has done nothing with a class, as far as the last few calls show. */
 bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home);
@@ -182,13 +199,14 @@ void heap_rehome(class_state_t *state, slab_t *slab, unsigned home);
 run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigned code);
 /* Gives a run back. False: may not wait, and the process's lock is busy; nothing has changed. */
 bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait);
-/* Makes a run of one block longer or shorter where it is. False: it is the nursery's, or what follows is not free. */
+/* Makes a run of one block longer or shorter where it is. False: it is the nursery's, or what
+ * follows is not free. */
 bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wanted);
 /* Gives an empty SuperSlab back to the reserve; false as heap_put_run. */
 bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait);
 
-/* Unmaps a large block that large_evict took out. False, and hak_last_error(), where the kernel refuses: nothing has
- * changed, and it is in no list. Lock: HEAP. */
+/* Unmaps a large block that large_evict took out. False, and hak_last_error(), where the kernel
+ * refuses: nothing has changed, and it is in no list. Lock: HEAP. */
 bool heap_drop_large(hak_heap_t *heap, large_t *large, large_t *tombstone);
 
 /* All that a heap holds, given back at once: every block of it is gone. Destroy and reset. */

@@ -10,8 +10,8 @@ large_t *large_find(const void *ptr)
     uintptr_t start = (uintptr_t)large_base(large);
     bool inside = (uintptr_t)ptr >= start && (uintptr_t)ptr - start < large_bytes(large);
     bool live = load_relaxed(&large->state) == LARGE_LIVE;
-    /* A record may be used again while it is read; the slot names it only as long as what was read is true. Acquire:
-     * the second look comes after the reads above. */
+    /* A record may be used again while it is read; the slot names it only as long as what was read
+     * is true. Acquire: the second look comes after the reads above. */
     atomic_thread_fence(memory_order_acquire);
     return inside && live && registry_range(ptr) == large ? large : NULL;
 }
@@ -19,8 +19,10 @@ large_t *large_find(const void *ptr)
 mid_t *mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes)
 {
     mid_t *mid = superslab_descriptor(run.ss, run.first);
-    *mid = (mid_t){
-        .next = set->mids, .start = superslab_granule(run.ss, run.first), .bytes = bytes, .granules = granules};
+    *mid = (mid_t){.next = set->mids,
+                   .start = superslab_granule(run.ss, run.first),
+                   .bytes = bytes,
+                   .granules = granules};
     if (set->mids) set->mids->prev = mid;
     set->mids = mid;
     set->mid_blocks++;
@@ -72,8 +74,8 @@ bool large_unmap(char *base, size_t bytes, large_t *tombstone)
     return false;
 }
 
-/* Where the kernel refuses, it may or may not have unmapped `to` already, and another thread may have it by now: it is left
- * alone. It is address space, not memory. */
+/* Where the kernel refuses, it may or may not have unmapped `to` already, and another thread may
+ * have it by now: it is left alone. It is address space, not memory. */
 static bool move(large_t *large, size_t bytes)
 {
     char *from = large_base(large);
@@ -174,7 +176,8 @@ large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment)
     large_t *best = NULL;
     for (large_t *at = set->cached; at; at = at->next) {
         size_t held = large_bytes(at);
-        bool fits = held >= bytes && held / LARGE_SLACK <= bytes && (uintptr_t)large_base(at) % alignment == 0;
+        bool fits = held >= bytes && held / LARGE_SLACK <= bytes &&
+                    (uintptr_t)large_base(at) % alignment == 0;
         if (fits && (!best || held < large_bytes(best))) best = at;
     }
     if (!best) return NULL;

@@ -1,4 +1,5 @@
-/* hakheap level 4: large - blocks that are a run of granules (mid) or a mapping of their own (large) */
+/* hakheap level 4: large - blocks that are a run of granules (mid) or a mapping of their own
+ * (large) */
 #ifndef HAK_LARGE_H
 #define HAK_LARGE_H
 
@@ -6,14 +7,16 @@
 #include "superslab.h"
 
 /*
- * Role: the records of blocks too big for a slab. Callers: the ladders, validate, report. Memory: a mid block's record is
- * the descriptor of its first granule; a large block's is given by the heap. Lock: HEAP, except where a call says so.
+ * Role: the records of blocks too big for a slab. Callers: the ladders, validate, report. Memory: a
+ * mid block's record is the descriptor of its first granule; a large block's is given by the heap.
+ * Lock: HEAP, except where a call says so.
  *
  *   mid    (32 KiB, 1 MiB]   a run of granules in a SuperSlab; the granule table knows it
  *   large  above, or aligned beyond 1 MiB: a mapping that starts at a multiple of 2 MiB, so that no two share a slot of
  *          the range table:  gib_t.range[2 MiB slot] -> large_t of the block that covers it
  *
- * Freed mappings are kept for reuse, oldest out first, within a number and a budget; mremap moves pages, not bytes.
+ * Freed mappings are kept for reuse, oldest out first, within a number and a budget; mremap moves
+ * pages, not bytes.
  */
 /* What a big block was last asked for with; written by who holds the block, read by free_sized. */
 typedef struct asked {
@@ -36,7 +39,8 @@ typedef enum large_state { LARGE_LIVE = 1, LARGE_FREED } large_state_t;
 typedef struct large {
     struct large *next;
     struct large *prev;
-    void *_Atomic heap; /* these three are written under the lock and read by large_find without it */
+    void *_Atomic
+        heap; /* these three are written under the lock and read by large_find without it */
     char *_Atomic base;
     _Atomic size_t bytes; /* mapped and usable */
     asked_t asked;
@@ -44,10 +48,20 @@ typedef struct large {
     _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
 } large_t;
 
-/* Relaxed: large_find proves what it read by the range table; everybody else holds the lock or the block. */
-HAK_INLINE void *large_heap(const large_t *large) { return load_relaxed(&((large_t *)(uintptr_t)large)->heap); }
-HAK_INLINE char *large_base(const large_t *large) { return load_relaxed(&((large_t *)(uintptr_t)large)->base); }
-HAK_INLINE size_t large_bytes(const large_t *large) { return load_relaxed(&((large_t *)(uintptr_t)large)->bytes); }
+/* Relaxed: large_find proves what it read by the range table; everybody else holds the lock or the
+ * block. */
+HAK_INLINE void *large_heap(const large_t *large)
+{
+    return load_relaxed(&((large_t *)(uintptr_t)large)->heap);
+}
+HAK_INLINE char *large_base(const large_t *large)
+{
+    return load_relaxed(&((large_t *)(uintptr_t)large)->base);
+}
+HAK_INLINE size_t large_bytes(const large_t *large)
+{
+    return load_relaxed(&((large_t *)(uintptr_t)large)->bytes);
+}
 
 /* Stands in the range table where a large block was: names a second free. */
 #define LARGE_RELEASED ((large_t *)(uintptr_t)SUPERSLAB)
@@ -59,7 +73,8 @@ HAK_INLINE bool large_is_record(const large_t *large)
     return large && large != LARGE_RELEASED && large != LARGE_DEAD;
 }
 
-/* A cached mapping is worth keeping while the heap takes such mappings: one that nobody took in so many frees goes. */
+/* A cached mapping is worth keeping while the heap takes such mappings: one that nobody took in so
+ * many frees goes. */
 enum { LARGE_CACHED = 32, LARGE_SLACK = 4, LARGE_IDLE = 1024 };
 
 typedef struct large_set {
@@ -74,8 +89,8 @@ typedef struct large_set {
     large_t *unused;    /* records without a block, by next */
 } large_set_t;
 
-/* The record of the large block that a pointer lies in; NULL where there is none. Any thread, no lock; reads the record
- * only, which stays readable for ever. */
+/* The record of the large block that a pointer lies in; NULL where there is none. Any thread, no
+ * lock; reads the record only, which stays readable for ever. */
 large_t *large_find(const void *ptr);
 
 mid_t *mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes);
@@ -87,17 +102,20 @@ mid_t *mid_of(entry_t entry, const void *ptr);
 /* ---- Mappings; no lock needed ---- */
 char *large_map(size_t bytes, size_t alignment);
 bool large_unmap(char *base, size_t bytes, large_t *tombstone);
-/* Grows or shrinks where it is, or moves the pages, and notes it. False: refused, nothing has changed. Lock: HEAP. */
+/* Grows or shrinks where it is, or moves the pages, and notes it. False: refused, nothing has
+ * changed. Lock: HEAP. */
 bool large_remap(large_set_t *set, large_t *large, size_t bytes);
 
 /* ---- The set ---- */
 void large_add(large_set_t *set, large_t *large, void *heap, char *base, size_t bytes);
 void large_remove(large_set_t *set, large_t *large);
-/* The cached mapping that wastes least, made live again; NULL where none is at most LARGE_SLACK times the size. */
+/* The cached mapping that wastes least, made live again; NULL where none is at most LARGE_SLACK
+ * times the size. */
 large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment);
 /* Puts a record that large_remove took into the cache. */
 void large_cache(large_set_t *set, large_t *large);
-/* The oldest cached mapping, taken out, where it is idle or the cache is above its number or `limit` bytes; else NULL. */
+/* The oldest cached mapping, taken out, where it is idle or the cache is above its number or
+ * `limit` bytes; else NULL. */
 large_t *large_evict(large_set_t *set, size_t limit);
 
 #endif

@@ -17,7 +17,8 @@ typedef struct meta {
     uint64_t touched[WORDS]; /* written since they came from the kernel */
 } meta_t;
 
-_Static_assert(sizeof(meta_t) <= SUPERSLAB_GRANULES * DESCRIPTOR_BYTES, "it fits where descriptors would be");
+_Static_assert(sizeof(meta_t) <= SUPERSLAB_GRANULES * DESCRIPTOR_BYTES,
+               "it fits where descriptors would be");
 
 static struct {
     hak_lock_t lock; /* rank META; guards all below */
@@ -52,7 +53,8 @@ static meta_t *grow(uint32_t *refused)
     *meta = (meta_t){.base = ss->base, .free_pages = PAGES, .next = metas.all};
     memset(meta->free, 0xff, sizeof meta->free);
     for (unsigned page = 0; page < PAGES; page++)
-        if (ss->touched[page / GRANULE_PAGES] >> (page % GRANULE_PAGES) & 1) flip_bit(meta->touched, page);
+        if (ss->touched[page / GRANULE_PAGES] >> (page % GRANULE_PAGES) & 1)
+            flip_bit(meta->touched, page);
     metas.free_touched += ss->free_touched;
     registry_set_run(ss->base, SUPERSLAB_GRANULES, NULL, CODE_META);
     metas.all = meta;
@@ -107,7 +109,8 @@ static size_t purge(meta_t *meta)
     size_t purged = 0;
     for (size_t page = 0, end; page < PAGES; page = end + 1) {
         size_t touched = 0;
-        for (end = page; end < PAGES && get_bit(meta->free, end); end++) touched += get_bit(meta->touched, end);
+        for (end = page; end < PAGES && get_bit(meta->free, end); end++)
+            touched += get_bit(meta->touched, end);
         if (!touched || !os_purge(meta->base + page * HAK_PAGE, (end - page) * HAK_PAGE)) continue;
         for (; page < end; page++)
             if (get_bit(meta->touched, page)) flip_bit(meta->touched, page);

@@ -5,14 +5,16 @@
 #include "superslab.h"
 
 /*
- * Role: 4 KiB pages, one or a few neighbours at a time, in SuperSlabs of their own whose granules are registered with
- * CODE_META. A pointer into them may always be read, so a value that claims to be a heap can be tested. Callers: heap.
- * Thread-safe; lock of rank META. What pages have in them is anybody's guess.
+ * Role: 4 KiB pages, one or a few neighbours at a time, in SuperSlabs of their own whose granules
+ * are registered with CODE_META. A pointer into them may always be read, so a value that claims to
+ * be a heap can be tested. Callers: heap. Thread-safe; lock of rank META. What pages have in them
+ * is anybody's guess.
  */
 enum { META_TOUCHED = 1024 /* free pages kept with their content, 4 MiB; more are purged */ };
 
 void *meta_take(size_t pages, uint32_t *refused);
-/* The same without waiting for a lock or asking the kernel; NULL also where that would be needed. */
+/* The same without waiting for a lock or asking the kernel; NULL also where that would be
+ * needed. */
 void *meta_take_now(size_t pages);
 void meta_put(void *at, size_t pages);
 /* Purges all free pages. Returns bytes. */

@@ -15,7 +15,10 @@ bool options_struct_is_known(const void *of, size_t struct_size, size_t least, s
     return true;
 }
 
-static bool in_range(size_t value, size_t lowest, size_t highest) { return value >= lowest && value <= highest; }
+static bool in_range(size_t value, size_t lowest, size_t highest)
+{
+    return value >= lowest && value <= highest;
+}
 
 /* A number from the environment; 0 where there is none, or none in range. */
 static size_t from_environment(const char *name, size_t lowest, size_t highest)
@@ -81,7 +84,8 @@ int options_read(const hak_heap_config_t *config, settings_t *out)
     hak_heap_config_t given = HAK_HEAP_CONFIG_INIT;
     if (config) {
         size_t size = config->struct_size;
-        if (!options_struct_is_known(config, size, sizeof size, sizeof given) || !ends_at_a_field(size))
+        if (!options_struct_is_known(config, size, sizeof size, sizeof given) ||
+            !ends_at_a_field(size))
             return EINVAL;
         memcpy(&given, config, hak_min(size, sizeof given));
     }

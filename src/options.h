@@ -8,12 +8,13 @@
 /*
  * Role: turns a caller's config into settings, or refuses it. Callers: heap.
  *
- * X(field, default, lowest, highest, environment name, what it is). A field that is 0 takes the environment's number,
- * where that is one in range, else the default.
+ * X(field, default, lowest, highest, environment name, what it is). A field that is 0 takes the
+ * environment's number, where that is one in range, else the default.
  */
-#define OPTIONS(X)                                                                                            \
-    X(cache_bytes, 32 * HAK_MIB, 1, HAK_GIB, "HAKHEAP_CACHE_BYTES", "bytes all magazines of a heap may hold") \
-    X(large_cache_bytes, 32 * HAK_MIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES",                          \
+#define OPTIONS(X)                                                                   \
+    X(cache_bytes, 32 * HAK_MIB, 1, HAK_GIB, "HAKHEAP_CACHE_BYTES",                  \
+      "bytes all magazines of a heap may hold")                                      \
+    X(large_cache_bytes, 32 * HAK_MIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES", \
       "bytes of freed large mappings kept")
 
 enum { NAME_BYTES = 32 };
@@ -25,11 +26,13 @@ typedef struct settings {
     size_t large_cache_bytes;
 } settings_t;
 
-/* Reads the environment: once a process, before the first heap. A later setenv would race with getenv. */
+/* Reads the environment: once a process, before the first heap. A later setenv would race with
+ * getenv. */
 void options_start_process(void);
 /* 0, EINVAL or ENOTSUP. `config` may be NULL. */
 int options_read(const hak_heap_config_t *config, settings_t *out);
-/* Whether the first `struct_size` bytes are a struct this version understands: long enough, and zero beyond what it knows. */
+/* Whether the first `struct_size` bytes are a struct this version understands: long enough, and
+ * zero beyond what it knows. */
 bool options_struct_is_known(const void *of, size_t struct_size, size_t least, size_t known);
 
 #endif

@@ -7,11 +7,12 @@
 #include "tls.h"
 
 /*
- * Role: address space, memory, fences and the CPU's number. Nothing above this level makes a system call.
- * Callers: registry, superslab, reserve, large, percpu, validate. Thread-safe; no lock, no state.
+ * Role: address space, memory, fences and the CPU's number. Nothing above this level makes a system
+ * call. Callers: registry, superslab, reserve, large, percpu, validate. Thread-safe; no lock, no
+ * state.
  *
- * The calls go through a table, so that tests can refuse the k-th of them. Every call may fail; none leaves half of
- * its work behind.
+ * The calls go through a table, so that tests can refuse the k-th of them. Every call may fail;
+ * none leaves half of its work behind.
  */
 typedef struct os_table {
     /* Reserves address space that can be neither read nor written, aligned; NULL where refused. */
@@ -22,7 +23,8 @@ typedef struct os_table {
     bool (*purge)(void *at, size_t bytes);
     /* Maps zeroed memory, aligned (0: to a page); NULL where refused. */
     void *(*map)(size_t bytes, size_t alignment);
-    /* Unmaps. False where the kernel refuses, for instance because the process has too many mappings. */
+    /* Unmaps. False where the kernel refuses, for instance because the process has too many
+     * mappings. */
     bool (*unmap)(void *at, size_t bytes);
     /* Grows or shrinks a mapping where it is. */
     bool (*resize)(void *at, size_t bytes, size_t wanted);
@@ -30,7 +32,8 @@ typedef struct os_table {
     bool (*move)(void *from, size_t bytes, void *to, size_t wanted);
     /* Asks for the right to fence; once a process. */
     bool (*fence_register)(void);
-    /* Restarts every rseq section now running in this process, and orders memory across its CPUs. */
+    /* Restarts every rseq section now running in this process, and orders memory across its
+     * CPUs. */
     bool (*fence)(void);
 } os_table_t;
 
@@ -47,16 +50,18 @@ HAK_INLINE bool os_purge(void *at, size_t bytes)
 
 /* What RLIMIT_AS grants; SIZE_MAX: no limit. */
 size_t os_address_space(void);
-unsigned os_cpu_count(void); /* one more than the highest number of a CPU that the machine has, on-line or not */
-unsigned os_cpu(void);       /* the CPU the thread runs on, or ran on an instant ago */
-void os_yield(void);         /* lets another thread run */
+unsigned os_cpu_count(
+    void); /* one more than the highest number of a CPU that the machine has, on-line or not */
+unsigned os_cpu(void); /* the CPU the thread runs on, or ran on an instant ago */
+void os_yield(void);   /* lets another thread run */
 void os_random(void *out, size_t bytes);
 /* Registers `area`, of `bytes`, as the calling thread's rseq area. */
 bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature);
 /* Bytes of the rseq area that the kernel maintains; 20 where it does not say. */
 size_t os_rseq_feature_size(void);
 const char *os_environment(const char *name); /* NULL in set-uid programs */
-/* Keeps the module that holds `symbol` mapped for ever, also where a plugin that links us statically is closed. */
+/* Keeps the module that holds `symbol` mapped for ever, also where a plugin that links us
+ * statically is closed. */
 void os_pin_module(const void *symbol);
 
 #endif

@@ -28,8 +28,9 @@ static void *map_pages(size_t bytes, int protection)
 }
 
 /*
- * Maps more than is wanted and unmaps the ends. Where the kernel refuses to split the mapping, the whole of it goes
- * back: the caller sees one refusal. Addresses from 2^47 on are refused; the registry has no place for them.
+ * Maps more than is wanted and unmaps the ends. Where the kernel refuses to split the mapping, the
+ * whole of it goes back: the caller sees one refusal. Addresses from 2^47 on are refused; the
+ * registry has no place for them.
  */
 static void *map_aligned(size_t bytes, size_t alignment, int protection)
 {
@@ -53,13 +54,16 @@ static void *map_aligned(size_t bytes, size_t alignment, int protection)
 static void *kernel_reserve(size_t bytes, size_t alignment)
 {
     void *at = map_aligned(bytes, alignment, PROT_NONE);
-    /* Resident memory follows what is used, not what huge pages round it up to; given once for the whole range.
-     * A kernel without huge pages refuses the advice, which changes nothing. */
+    /* Resident memory follows what is used, not what huge pages round it up to; given once for the
+     * whole range. A kernel without huge pages refuses the advice, which changes nothing. */
     if (at) madvise(at, bytes, MADV_NOHUGEPAGE);
     return at;
 }
 
-static bool kernel_commit(void *at, size_t bytes) { return mprotect(at, bytes, PROT_READ | PROT_WRITE) == 0; }
+static bool kernel_commit(void *at, size_t bytes)
+{
+    return mprotect(at, bytes, PROT_READ | PROT_WRITE) == 0;
+}
 static bool kernel_purge(void *at, size_t bytes) { return madvise(at, bytes, MADV_DONTNEED) == 0; }
 
 static void *kernel_map(size_t bytes, size_t alignment)
@@ -85,7 +89,10 @@ static bool kernel_fence_register(void)
     return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0;
 }
 
-static bool kernel_fence(void) { return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0; }
+static bool kernel_fence(void)
+{
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0;
+}
 
 const os_table_t os_kernel = {
     .reserve = kernel_reserve,
@@ -104,7 +111,9 @@ const os_table_t *os = &os_kernel;
 size_t os_address_space(void)
 {
     struct rlimit limit;
-    return getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY ? (size_t)limit.rlim_cur : SIZE_MAX;
+    return getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY
+               ? (size_t)limit.rlim_cur
+               : SIZE_MAX;
 }
 
 /* The kernel writes ranges, such as "0-3,8-11": the last number is the highest. */
@@ -145,7 +154,8 @@ void os_random(void *out, size_t bytes)
     clock_gettime(CLOCK_MONOTONIC, &now);
     const unsigned char *loader = (const unsigned char *)getauxval(AT_RANDOM);
     for (size_t i = 0; i < bytes; i++)
-        ((unsigned char *)out)[i] = (unsigned char)((loader ? loader[i % 16] : 0) ^ (now.tv_nsec >> (8 * (i % 4))));
+        ((unsigned char *)out)[i] =
+            (unsigned char)((loader ? loader[i % 16] : 0) ^ (now.tv_nsec >> (8 * (i % 4))));
 }
 
 bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature)

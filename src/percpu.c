@@ -9,9 +9,11 @@ extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
 #endif
 
-_Static_assert(offsetof(magazine_t, limit) == 8 && offsetof(magazine_t, tag) == 12, "sections know these places");
+_Static_assert(offsetof(magazine_t, limit) == 8 && offsetof(magazine_t, tag) == 12,
+               "sections know these places");
 _Static_assert(sizeof(magazine_t) == 16, "slots are multiplied by 8");
-_Static_assert(PERCPU_HOT(1) == 1 << ENTRY_CODE_SHIFT, "a granule's entry carries the class's slot");
+_Static_assert(PERCPU_HOT(1) == 1 << ENTRY_CODE_SHIFT,
+               "a granule's entry carries the class's slot");
 _Static_assert(offsetof(area_t, hot) == 0, "sections use slots as offsets");
 
 const area_t zero_area;
@@ -24,8 +26,8 @@ bool percpu_registers_threads;
 /* ---- Process and thread ---- */
 
 /*
- * Where the C library registers no rseq area, each thread registers this one at its first miss. Its cpu_id starts
- * negative, so that sections miss until the kernel writes it.
+ * Where the C library registers no rseq area, each thread registers this one at its first miss. Its
+ * cpu_id starts negative, so that sections miss until the kernel writes it.
  */
 typedef union own_rseq {
     struct {
@@ -39,7 +41,8 @@ _Static_assert(offsetof(own_rseq_t, cpu_id) == RSEQ_CPU_ID, "the kernel's layout
 
 enum { UNREGISTERED = UINT32_MAX, REFUSED = UINT32_MAX - 1 };
 
-static _Thread_local own_rseq_t own_rseq __attribute__((tls_model("initial-exec"))) = {{0, UNREGISTERED}};
+static _Thread_local own_rseq_t own_rseq
+    __attribute__((tls_model("initial-exec"))) = {{0, UNREGISTERED}};
 
 /* What sections read for their index where the twin serves: nobody's. */
 static _Thread_local uint32_t no_index __attribute__((tls_model("initial-exec"))) = UINT32_MAX;
@@ -48,7 +51,8 @@ static bool own_register(void)
 {
     if (load_relaxed(&own_rseq.cpu_id) == REFUSED) return false;
     if (os_rseq_register(&own_rseq, RSEQ_BYTES, RSEQ_SIGNATURE)) return true;
-    store_relaxed(&own_rseq.cpu_id, (uint32_t)REFUSED); /* somebody else has registered this thread */
+    store_relaxed(&own_rseq.cpu_id,
+                  (uint32_t)REFUSED); /* somebody else has registered this thread */
     return false;
 }
 
@@ -75,7 +79,8 @@ static size_t find_rseq(void)
 #ifdef __GLIBC__
     if (&__rseq_offset && &__rseq_size && __rseq_size) {
         percpu_rseq_offset = __rseq_offset;
-        /* glibc before 2.40 says 20 or 32 and registers 32 bytes; later ones say what the kernel maintains. */
+        /* glibc before 2.40 says 20 or 32 and registers 32 bytes; later ones say what the kernel
+         * maintains. */
         return hak_max(__rseq_size, RSEQ_BYTES);
     }
 #endif
@@ -88,12 +93,15 @@ static percpu_mode_t choose(const char *wish)
 {
     bool locked = wish && (strcmp(wish, "0") == 0 || strcmp(wish, "locked") == 0);
     bool by_cpu = wish && strcmp(wish, "cpu") == 0;
-    /* Sections address the thread's rseq area before they test its cpu_id, so the place is found in every mode. */
+    /* Sections address the thread's rseq area before they test its cpu_id, so the place is found in
+     * every mode. */
     size_t registered = PERCPU_SECTIONS ? find_rseq() : 0;
-    if (locked || !registered || !os->fence_register() || thread_field(percpu_rseq_offset + RSEQ_CPU_ID) < 0)
+    if (locked || !registered || !os->fence_register() ||
+        thread_field(percpu_rseq_offset + RSEQ_CPU_ID) < 0)
         return PERCPU_LOCKED;
     size_t end_of_mm_cid = RSEQ_MM_CID + sizeof(uint32_t);
-    if (by_cpu || os_rseq_feature_size() < end_of_mm_cid || registered < end_of_mm_cid) return PERCPU_CPU_ID;
+    if (by_cpu || os_rseq_feature_size() < end_of_mm_cid || registered < end_of_mm_cid)
+        return PERCPU_CPU_ID;
     return PERCPU_MM_CID;
 }
 
@@ -108,7 +116,8 @@ void percpu_start_process(const char *wish)
 {
     percpu_slots = count_slots();
     percpu_mode = choose(wish);
-    percpu_index_offset = percpu_rseq_offset + (percpu_mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
+    percpu_index_offset =
+        percpu_rseq_offset + (percpu_mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
     /* Where the twin serves, no section may find itself at home. */
     if (percpu_mode == PERCPU_LOCKED) percpu_index_offset = (char *)&no_index - thread_pointer();
 }
@@ -124,14 +133,16 @@ int percpu_index(void)
 {
     int index = PERCPU_NONE;
     if (percpu_mode == PERCPU_LOCKED) index = (int)os_cpu();
-    else if (thread_field(percpu_rseq_offset + RSEQ_CPU_ID) >= 0 || (percpu_registers_threads && own_register()))
+    else if (thread_field(percpu_rseq_offset + RSEQ_CPU_ID) >= 0 ||
+             (percpu_registers_threads && own_register()))
         index = thread_field(percpu_index_offset);
     return (uint32_t)index < percpu_slots ? index : PERCPU_NONE;
 }
 
 /* ---- Areas ---- */
 
-#define STOPPED ((area_t *)(uintptr_t)&zero_area) /* read-only memory: nothing is ever stored there */
+#define STOPPED \
+    ((area_t *)(uintptr_t)&zero_area) /* read-only memory: nothing is ever stored there */
 
 void percpu_init(percpu_t *percpu)
 {
@@ -165,7 +176,8 @@ area_t *percpu_running(percpu_t *percpu, unsigned index)
 
 static void start(percpu_t *percpu, unsigned index)
 {
-    /* Release: pairs with the section's load (address dependency) and the twin's acquire in locked_enter. */
+    /* Release: pairs with the section's load (address dependency) and the twin's acquire in
+     * locked_enter. */
     store_release(&percpu->table[index], percpu_areas(percpu)[index]);
 }
 
@@ -219,7 +231,8 @@ void percpu_retire(percpu_t *percpu, unsigned index)
     if (percpu_mode == PERCPU_LOCKED) busy_leave(area);
 }
 
-bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes, unsigned first, unsigned end)
+bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes, unsigned first,
+                     unsigned end)
 {
     for (uint32_t i = 0; i < load_relaxed(&percpu->slots); i++) {
         const area_t *area = percpu_areas(percpu)[i];
@@ -235,7 +248,8 @@ bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes, unsign
 
 /* ---- The locked twin ---- */
 
-/* The running CPU's area, its try-lock held; NULL where it is busy, stopped or missing: the caller goes without. */
+/* The running CPU's area, its try-lock held; NULL where it is busy, stopped or missing: the caller
+ * goes without. */
 static area_t *locked_enter(percpu_t *percpu)
 {
     unsigned index = os_cpu();
@@ -251,7 +265,10 @@ static _Atomic chain_t *word_at(area_t *area, size_t word)
 {
     return (_Atomic chain_t *)(void *)((char *)area + word * 8);
 }
-static uint32_t limit_at(area_t *area, size_t hot) { return load_relaxed(&area->hot[hot / PERCPU_HOT(1)].limit); }
+static uint32_t limit_at(area_t *area, size_t hot)
+{
+    return load_relaxed(&area->hot[hot / PERCPU_HOT(1)].limit);
+}
 
 static block_t *locked_pop(percpu_t *percpu, size_t hot, uint64_t key, chain_t *link)
 {
@@ -337,14 +354,16 @@ bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_push(percpu, hot, ptr, key);
     if (!key) return section_push(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
-    return section_push_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) == PUSH_DONE;
+    return section_push_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) ==
+           PUSH_DONE;
 }
 
 bool percpu_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_post(percpu, hot, ptr, key);
     if (!key) return section_post(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
-    return section_post_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) == PUSH_DONE;
+    return section_post_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) ==
+           PUSH_DONE;
 }
 
 chain_t percpu_take(percpu_t *percpu, size_t word)

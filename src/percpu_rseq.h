@@ -1,4 +1,5 @@
-/* hakheap level 6: percpu_rseq - the restartable sequences themselves, x86-64; included by percpu.h */
+/* hakheap level 6: percpu_rseq - the restartable sequences themselves, x86-64; included by
+ * percpu.h */
 #ifndef HAK_PERCPU_RSEQ_H
 #define HAK_PERCPU_RSEQ_H
 
@@ -7,7 +8,8 @@
 #endif
 
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
-    !__has_feature(address_sanitizer) && !__has_feature(thread_sanitizer) && !__has_feature(memory_sanitizer)
+    !__has_feature(address_sanitizer) && !__has_feature(thread_sanitizer) &&                  \
+    !__has_feature(memory_sanitizer)
 #define PERCPU_SECTIONS 1
 #else
 #define PERCPU_SECTIONS 0
@@ -19,18 +21,18 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
 #if PERCPU_SECTIONS
 
 /*
- * Every section: a descriptor {version, flags, start, length, abort} in __rseq_cs; the abort handler, preceded by the
- * signature, which starts the section again. Then
+ * Every section: a descriptor {version, flags, start, length, abort} in __rseq_cs; the abort
+ * handler, preceded by the signature, which starts the section again. Then
  *   5  arm: store the descriptor's address in the thread's rseq area
  *   1  start: load the index, and or the upper half of cpu_id into it. Where the thread has no rseq, cpu_id is negative
- *      (mm_cid reads 0 then, a valid index of somebody else), and the lower 16 bits become 0xffff, which is no index: no
- *      kernel has 2^15 CPUs. Then one of three ways to a magazine:
+ *      (mm_cid reads 0 then, a valid index of somebody else), and the lower 16 bits become 0xffff,
+ *      which is no index: no kernel has 2^15 CPUs. Then one of three ways to a magazine:
  *        here    leave where the index is not below the heap's count; load the area of the index
  *        home    as here, and leave where the block's tag is not the magazine's: its home is another CPU
  *        outbox  as here, and from the area to its outbox; leave where there is none
  *   2  end; the store before it commits
- * What cannot succeed jumps out of the section, to the C label `miss`. The flags "aw?" and "ax?" put both parts in the
- * group of the function they are in, so that C++ inline functions link.
+ * What cannot succeed jumps out of the section, to the C label `miss`. The flags "aw?" and "ax?"
+ * put both parts in the group of the function they are in, so that C++ inline functions link.
  */
 /* clang-format off */
 #define RSEQ_ARM                                                                                \
@@ -51,13 +53,14 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
 
 /* clang-format off */
 /*
- * Where a section is left for `miss` a constant is returned. Without this, gcc (12.2, -O1 and -Og) takes the register of the
- * result for it: it forgets that on that edge the constant has yet to be loaded.
+ * Where a section is left for `miss` a constant is returned. Without this, gcc (12.2, -O1 and -Og)
+ * takes the register of the result for it: it forgets that on that edge the constant has yet to be
+ * loaded.
  */
 #define RSEQ_MISSED __asm__ volatile("")
 
-/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. AT: the word, from [area] and [hot]; LINK:
- * where the link is in a block. */
+/* Pop: load the word, load the newest block's link, store it back. NULL: a miss. AT: the word, from
+ * [area] and [hot]; LINK: where the link is in a block. */
 #define SECTION_POP(name, AT, LINK)                                                                                    \
     HAK_INLINE block_t *section_##name(percpu_t *percpu, size_t hot, chain_t *link)                              \
     {                                                                                                            \
@@ -83,9 +86,10 @@ SECTION_POP(pop_marked, "-8(%[area],%[hot],8)", "8")
 #undef SECTION_POP
 
 /*
- * Push: the old word into the block, the new word over it. The seal is written here, because it depends on the word; the
- * test for a double free is the caller's, before: a restart must not see its own mark. `shifted` (chain_address) is the new word
- * but for the count, which a restart writes again; `unlinked` the seal but for the link, key ^ address.
+ * Push: the old word into the block, the new word over it. The seal is written here, because it
+ * depends on the word; the test for a double free is the caller's, before: a restart must not see
+ * its own mark. `shifted` (chain_address) is the new word but for the count, which a restart writes
+ * again; `unlinked` the seal but for the link, key ^ address.
  */
 /* clang-format off */
 #define RSEQ_PUSH_HEAD " movq (%[area],%[hot],8),%[result]\n cmpw 8(%[area],%[hot],8),%w[result]\n" \
@@ -95,7 +99,8 @@ SECTION_POP(pop_marked, "-8(%[area],%[hot],8)", "8")
 #define RSEQ_PUSH_SEAL  " movq %[result],8(%[block])\n xorq %[unlinked],%[result]\n movq %[result],(%[block])\n"
 #define RSEQ_PUSH_TAIL  " movq %[shifted],(%[area],%[hot],8)\n2:\n"
 
-/* Defines section_<name> and section_<name>_sealed; WHERE is one of the three ways, INPUT the operand it takes. */
+/* Defines section_<name> and section_<name>_sealed; WHERE is one of the three ways, INPUT the
+ * operand it takes. */
 #define SECTION_PUSH(name, WHERE, INPUT)                                                                     \
     HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag)                 \
     {                                                                                                        \
@@ -131,21 +136,23 @@ SECTION_POP(pop_marked, "-8(%[area],%[hot],8)", "8")
 
 /* The hot magazine, where the CPU is the block's home, or the block has none. */
 SECTION_PUSH(push_home, RSEQ_HOME, [tag] "r"(tag))
-SECTION_PUSH(push, RSEQ_HERE, [tag] "X"(tag))                /* the hot magazine of whichever CPU this is */
-SECTION_PUSH(post, RSEQ_OUTBOX, [outbox] "i"(PERCPU_OUTBOX)) /* the outbox of whichever CPU this is */
+SECTION_PUSH(push, RSEQ_HERE, [tag] "X"(tag)) /* the hot magazine of whichever CPU this is */
+SECTION_PUSH(post,
+             RSEQ_OUTBOX, [outbox] "i"(PERCPU_OUTBOX)) /* the outbox of whichever CPU this is */
 #undef SECTION_PUSH
 
 /* Take: the whole chain, leaving the magazine empty. */
 HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word)
 {
     uint64_t result, area;
-    __asm__ volatile goto(RSEQ_SECTION
-                          " movq (%[area],%[word],8),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
-                          " movq $0,(%[area],%[word],8)\n2:\n"
-                          : [result] "=&r"(result), [area] "=&r"(area)
-                          : RSEQ_INPUTS(percpu), [word] "r"(word)
-                          : "memory", "cc"
-                          : miss);
+    __asm__ volatile goto(
+        RSEQ_SECTION
+        " movq (%[area],%[word],8),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
+        " movq $0,(%[area],%[word],8)\n2:\n"
+        : [result] "=&r"(result), [area] "=&r"(area)
+        : RSEQ_INPUTS(percpu), [word] "r"(word)
+        : "memory", "cc"
+        : miss);
     return result;
 miss:
     RSEQ_MISSED;
@@ -156,13 +163,14 @@ miss:
 HAK_INLINE chain_t section_take_outbox(percpu_t *percpu, size_t hot)
 {
     uint64_t result, area;
-    __asm__ volatile goto(RSEQ_ARM RSEQ_OUTBOX
-                          " movq (%[area],%[hot],8),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
-                          " movq $0,(%[area],%[hot],8)\n2:\n"
-                          : [result] "=&r"(result), [area] "=&r"(area)
-                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [outbox] "i"(PERCPU_OUTBOX)
-                          : "memory", "cc"
-                          : miss);
+    __asm__ volatile goto(
+        RSEQ_ARM RSEQ_OUTBOX
+        " movq (%[area],%[hot],8),%[result]\n testq %[result],%[result]\n jz %l[miss]\n"
+        " movq $0,(%[area],%[hot],8)\n2:\n"
+        : [result] "=&r"(result), [area] "=&r"(area)
+        : RSEQ_INPUTS(percpu), [hot] "r"(hot), [outbox] "i"(PERCPU_OUTBOX)
+        : "memory", "cc"
+        : miss);
     return result;
 miss:
     RSEQ_MISSED;
@@ -173,13 +181,14 @@ miss:
 HAK_INLINE bool section_install(percpu_t *percpu, size_t hot, size_t word, chain_t chain)
 {
     uint64_t result, area;
-    __asm__ volatile goto(RSEQ_SECTION " cmpq $0,(%[area],%[word],8)\n jne %l[miss]\n"
-                                       " cmpl $0,8(%[area],%[hot],8)\n je %l[miss]\n"
-                                       " movq %[chain],(%[area],%[word],8)\n2:\n"
-                          : [result] "=&r"(result), [area] "=&r"(area)
-                          : RSEQ_INPUTS(percpu), [hot] "r"(hot), [word] "r"(word), [chain] "r"(chain)
-                          : "memory", "cc"
-                          : miss);
+    __asm__ volatile goto(
+        RSEQ_SECTION " cmpq $0,(%[area],%[word],8)\n jne %l[miss]\n"
+                     " cmpl $0,8(%[area],%[hot],8)\n je %l[miss]\n"
+                     " movq %[chain],(%[area],%[word],8)\n2:\n"
+        : [result] "=&r"(result), [area] "=&r"(area)
+        : RSEQ_INPUTS(percpu), [hot] "r"(hot), [word] "r"(word), [chain] "r"(chain)
+        : "memory", "cc"
+        : miss);
     return true;
 miss:
     return false;
@@ -197,15 +206,17 @@ SECTION_POP(pop)
 SECTION_POP(pop_marked)
 #undef SECTION_POP
 
-#define SECTION_PUSH(name)                                                                                    \
-    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, uint16_t tag) \
-    {                                                                                                         \
-        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, PUSH_MISSED;                     \
-    }                                                                                                         \
-    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,      \
-                                              uint16_t tag, uint64_t unlinked)                                \
-    {                                                                                                         \
-        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, (void)unlinked, PUSH_MISSED;     \
+#define SECTION_PUSH(name)                                                                       \
+    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,  \
+                                     uint16_t tag)                                               \
+    {                                                                                            \
+        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, PUSH_MISSED;        \
+    }                                                                                            \
+    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr,           \
+                                              uint64_t shifted, uint16_t tag, uint64_t unlinked) \
+    {                                                                                            \
+        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, (void)unlinked,     \
+               PUSH_MISSED;                                                                      \
     }
 
 SECTION_PUSH(push_home)

@@ -5,7 +5,8 @@
 
 void refill_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
-    /* While the heap is being divided some of its slabs have no home yet: to free their blocks costs the slow path. */
+    /* While the heap is being divided some of its slabs have no home yet: to free their blocks
+     * costs the slow path. */
     unsigned home = load_relaxed(&heap->divided) == DIVIDED ? registry_home(index) : HOME_NONE;
     if (!adapt_returns(area, cls)) percpu_tag(area, cls, registry_tag(home, cls));
 }
@@ -58,22 +59,24 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
     return true;
 }
 
-/* Takes a slab over that another home uses less than half of (its threads may have moved here), or any with a block to give
- * where the other home is `idle`. */
+/* Takes a slab over that another home uses less than half of (its threads may have moved here), or
+ * any with a block to give where the other home is `idle`. */
 static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bool idle)
 {
     const slab_set_t *mine = heap_set_of(state, home);
     for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) {
         slab_t *slab = set == mine ? NULL : slab_find(set, idle ? BIN_HIGH : BIN_LOW);
         if (!slab) continue;
-        if (idle && slab->home < state->homes && !heap_home_is_idle(heap, state, slab->home)) continue;
+        if (idle && slab->home < state->homes && !heap_home_is_idle(heap, state, slab->home))
+            continue;
         heap_rehome(state, slab, home);
         return true;
     }
     return false;
 }
 
-/* One CPU allocates what another frees: then both are better off with slabs of their own and chains sent home. */
+/* One CPU allocates what another frees: then both are better off with slabs of their own and chains
+ * sent home. */
 static void note_taker(hak_heap_t *heap, class_state_t *state, int index)
 {
     state->one_way = state->taker == index ? state->one_way + 1 : 1;
@@ -81,7 +84,8 @@ static void note_taker(hak_heap_t *heap, class_state_t *state, int index)
     if (state->one_way >= DIVIDE_ONE_WAY) heap_divide_soon(heap);
 }
 
-/* Blocks that wait in a chain for another CPU go back to their slabs, for this one to take, or to take over. */
+/* Blocks that wait in a chain for another CPU go back to their slabs, for this one to take, or to
+ * take over. */
 static bool drain_others(hak_heap_t *heap, class_state_t *state, int index)
 {
     size_t bytes = 0;
@@ -107,7 +111,8 @@ static bool take_from_others(hak_heap_t *heap, class_state_t *state, int index, 
            adopt_slab(heap, state, home, true);
 }
 
-static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want, size_t most)
+static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want,
+                         size_t most)
 {
     if (drain_remote_list(heap, state)) counter_add(&heap->counters, refill_remote, 1);
     unsigned home = heap_home(heap, state, index, true);
@@ -122,7 +127,8 @@ static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size
 }
 
 /* The rungs below the areas. */
-static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want, size_t most)
+static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want,
+                           size_t most)
 {
     lock_acquire(&state->lock, RANK_CLASS);
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
@@ -133,7 +139,8 @@ static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, si
     return chain;
 }
 
-/* The newest block of a chain is the caller's; the rest becomes the hot magazine, or wherever there is room. */
+/* The newest block of a chain is the caller's; the rest becomes the hot magazine, or wherever there
+ * is room. */
 static void *hand_out(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
 {
     unsigned cls = state->cls;

@@ -6,11 +6,13 @@
 _Static_assert(CODE_META << ENTRY_CODE_SHIFT <= ENTRY_SLOT_MASK, "codes have seven bits");
 _Static_assert(MID_MAX / GRANULE - 1 <= ENTRY_BACK_MASK, "granules before have six bits");
 
-#define CEILING(bytes)           (((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16))
-#define EXCESS(bytes)            (CEILING(bytes) * ((bytes) / 16) - (1ull << 32))
-#define LAST(bytes, granules)    ((granules)*GRANULE / (bytes)-1)
-#define DIVISOR(bytes, granules) {(uint32_t)CEILING(bytes), (uint32_t)(LAST(bytes, granules) * EXCESS(bytes))},
-const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32_MAX}, {0, UINT32_MAX}};
+#define CEILING(bytes)        (((1ull << 32) + (bytes) / 16 - 1) / ((bytes) / 16))
+#define EXCESS(bytes)         (CEILING(bytes) * ((bytes) / 16) - (1ull << 32))
+#define LAST(bytes, granules) ((granules)*GRANULE / (bytes)-1)
+#define DIVISOR(bytes, granules) \
+    {(uint32_t)CEILING(bytes), (uint32_t)(LAST(bytes, granules) * EXCESS(bytes))},
+const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32_MAX},
+                                                 {0, UINT32_MAX}};
 
 _Atomic uintptr_t registry_top[REGISTRY_TOP];
 static hak_lock_t registry_lock; /* rank REGISTRY: who makes a table */
@@ -46,12 +48,15 @@ bool registry_cover(const void *base, size_t bytes)
 /* A run lies in one SuperSlab, so in one GiB: its entries follow this one. */
 static _Atomic entry_t *entry_at(const void *start)
 {
-    return &registry_gib((uintptr_t)start)->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
+    return &registry_gib((uintptr_t)start)
+                ->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
 }
 
-void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap, unsigned code)
+void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap,
+                         unsigned code)
 {
-    entry_t entry = entry_owner_bits(heap) | registry_tag(HOME_NONE, code & ~(unsigned)CODE_CHECKED);
+    entry_t entry =
+        entry_owner_bits(heap) | registry_tag(HOME_NONE, code & ~(unsigned)CODE_CHECKED);
     if (code & CODE_CHECKED) entry |= ENTRY_CHECKED;
     _Atomic entry_t *at = entry_at(base);
     for (size_t i = had; i < granules; i++)
@@ -76,22 +81,24 @@ bool registry_release(const void *start)
     _Atomic entry_t *at = entry_at(start);
     entry_t entry = load_relaxed(at);
     if (entry_code(entry) != CODE_MID) return false;
-    entry_t released = (entry & ~(entry_t)ENTRY_SLOT_MASK) | (entry_t)CODE_RELEASED << ENTRY_CODE_SHIFT;
+    entry_t released = (entry & ~(entry_t)ENTRY_SLOT_MASK) | (entry_t)CODE_RELEASED
+                                                                 << ENTRY_CODE_SHIFT;
     return cas_acquire(at, &entry, released);
 }
 
 void registry_set_superslab(const void *base, struct superslab *superslab)
 {
     /* Release: pairs with the acquire in registry_superslab. */
-    store_release(
-        &registry_gib((uintptr_t)base)->superslab[(uintptr_t)base >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)],
-        superslab);
+    store_release(&registry_gib((uintptr_t)base)
+                       ->superslab[(uintptr_t)base >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)],
+                  superslab);
 }
 
 struct large *registry_range(const void *ptr)
 {
     gib_t *gib = registry_gib((uintptr_t)ptr);
-    return gib ? load_acquire(&gib->range[(uintptr_t)ptr >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)]) : NULL;
+    return gib ? load_acquire(&gib->range[(uintptr_t)ptr >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)])
+               : NULL;
 }
 
 void registry_set_range(const void *base, size_t bytes, struct large *large)
@@ -99,5 +106,6 @@ void registry_set_range(const void *base, size_t bytes, struct large *large)
     uintptr_t end = (uintptr_t)base + bytes;
     for (uintptr_t at = (uintptr_t)base; at < end; at += SUPERSLAB)
         /* Release: pairs with the acquire in registry_range. */
-        store_release(&registry_gib(at)->range[at >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)], large);
+        store_release(&registry_gib(at)->range[at >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)],
+                      large);
 }

@@ -35,8 +35,10 @@ void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
     size_t outside = load_relaxed(&state->outside);
     lock_release(&state->lock, RANK_CLASS);
     lock_release(&heap->areas_lock, RANK_AREAS);
-    /* Magazines moved while they were read: the caches get what the slabs say is outside, in the order of the ladder. */
-    size_t *caches[] = {&out->remote_blocks, &out->cold_blocks, &out->spare_blocks, &out->hot_blocks};
+    /* Magazines moved while they were read: the caches get what the slabs say is outside, in the
+     * order of the ladder. */
+    size_t *caches[] = {&out->remote_blocks, &out->cold_blocks, &out->spare_blocks,
+                        &out->hot_blocks};
     size_t left = outside;
     for (int i = 0; i < 4; i++) {
         *caches[i] = hak_min(*caches[i], left);
@@ -56,8 +58,9 @@ static void tally(const hak_heap_t *heap, const void *ptr, unsigned cls, int64_t
 }
 
 /*
- * Takes a chain's blocks off the tally. Hot chains belong to threads that run, so a link may be the program's data by the
- * time it is read: each address is looked up before it is followed, and memory of a heap may always be read.
+ * Takes a chain's blocks off the tally. Hot chains belong to threads that run, so a link may be the
+ * program's data by the time it is read: each address is looked up before it is followed, and
+ * memory of a heap may always be read.
  */
 static void tally_chain(const hak_heap_t *heap, unsigned cls, chain_t chain)
 {
@@ -78,8 +81,10 @@ static void tally_class(hak_heap_t *heap, class_state_t *state)
     for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
         for (unsigned bin = 0; bin < SLAB_BINS; bin++)
             for (slab_t *slab = set->bin[bin]; slab; slab = slab->next)
-                tally(heap, slab->start, cls, (int64_t)(slab_outside(slab) * size_classes[cls].bytes));
-    for (uint32_t i = 0; state->cold && i < state->cold->count; i++) tally_chain(heap, cls, state->cold->chain[i]);
+                tally(heap, slab->start, cls,
+                      (int64_t)(slab_outside(slab) * size_classes[cls].bytes));
+    for (uint32_t i = 0; state->cold && i < state->cold->count; i++)
+        tally_chain(heap, cls, state->cold->chain[i]);
     tally_chain(heap, cls, load_acquire(&state->remote.head));
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
         const area_t *area = percpu_area(&heap->percpu, i);
@@ -98,7 +103,8 @@ static size_t count_phantoms(hak_heap_t *heap)
     lock_acquire(&heap->areas_lock, RANK_AREAS); /* guards the tallies too */
     lock_acquire(&heap->lock, RANK_HEAP);
     for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) ss->tally = 0;
-    for (mid_t *mid = heap->large.mids; mid; mid = mid->next) tally(heap, mid->start, CODE_MID, (int64_t)mid->bytes);
+    for (mid_t *mid = heap->large.mids; mid; mid = mid->next)
+        tally(heap, mid->start, CODE_MID, (int64_t)mid->bytes);
     lock_release(&heap->lock, RANK_HEAP);
     /* The twin's areas can be held still for nothing; sections' areas are read as they run. */
     bool still = percpu_mode == PERCPU_LOCKED;
@@ -131,11 +137,12 @@ static void add_class(hak_heap_t *heap, unsigned cls, hak_heap_stats_t *out)
     out->remote_bytes += stats.remote_blocks * bytes;
     out->free_bytes += stats.free_blocks * bytes;
     size_t slab_bytes = stats.slabs * size_classes[cls].granules * (size_t)GRANULE;
-    out->untouched_bytes += slab_bytes - (stats.slabs * size_classes[cls].blocks - stats.untouched_blocks) * bytes;
+    out->untouched_bytes +=
+        slab_bytes - (stats.slabs * size_classes[cls].blocks - stats.untouched_blocks) * bytes;
 }
 
-/* Classes are read one after another while threads run, so memory that moved may have been counted twice: no sum of parts
- * is more than the whole. */
+/* Classes are read one after another while threads run, so memory that moved may have been counted
+ * twice: no sum of parts is more than the whole. */
 static void fit(hak_heap_stats_t *out)
 {
     size_t *parts[] = {&out->metadata_bytes,     &out->live_bytes, &out->hot_bytes,
@@ -164,10 +171,12 @@ void report_stats(hak_heap_t *heap, hak_heap_stats_t *out)
     out->superslabs = set->count;
     out->free_bytes += set->free_touched * HAK_PAGE;
     for (superslab_t *ss = set->all; ss; ss = ss->set_next)
-        out->untouched_bytes += (size_t)ss->free_granules * GRANULE - (size_t)ss->free_touched * HAK_PAGE;
+        out->untouched_bytes +=
+            (size_t)ss->free_granules * GRANULE - (size_t)ss->free_touched * HAK_PAGE;
     lock_release(&heap->lock, RANK_HEAP);
     /* Counted later than the SuperSlabs, of which there may be more by then. */
-    if (cached && out->superslabs) out->phantom_superslabs = hak_min(count_phantoms(heap), out->superslabs);
+    if (cached && out->superslabs)
+        out->phantom_superslabs = hak_min(count_phantoms(heap), out->superslabs);
     out->metadata_bytes = load_relaxed(&heap->metadata);
     out->committed_bytes = load_relaxed(&heap->committed);
     out->peak_bytes = hak_max(load_relaxed(&heap->peak), out->committed_bytes);
@@ -191,13 +200,14 @@ static __attribute__((format(printf, 2, 3))) void print(text_t *text, const char
     int length = vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
     if (length < 0 || text->error) return;
-    if (text->write(text->ctx, line, hak_min((size_t)length, sizeof line - 1)) != 0) text->error = ECANCELED;
+    if (text->write(text->ctx, line, hak_min((size_t)length, sizeof line - 1)) != 0)
+        text->error = ECANCELED;
 }
 
 static void print_totals(text_t *text, const hak_heap_t *heap, const hak_heap_stats_t *stats)
 {
-    print(text, "heap \"%s\" (%s, magazines %s)\n", heap->settings.name, heap->key ? "checked" : "fast",
-          percpu_mode_name(percpu_mode));
+    print(text, "heap \"%s\" (%s, magazines %s)\n", heap->settings.name,
+          heap->key ? "checked" : "fast", percpu_mode_name(percpu_mode));
 #define ROW(field) print(text, "  %-20s %16zu\n", #field, stats->field);
     ROW(live_bytes)
     ROW(live_blocks)
@@ -222,9 +232,9 @@ static void print_totals(text_t *text, const hak_heap_t *heap, const hak_heap_st
 static void print_class(text_t *text, const hak_class_stats_t *stats)
 {
     if (!stats->slabs) return;
-    print(text, "  %8zu %8zu %10zu %8zu %8zu %8zu %8zu %10zu %10zu\n", stats->block_bytes, stats->slabs,
-          stats->live_blocks, stats->hot_blocks, stats->spare_blocks, stats->cold_blocks, stats->remote_blocks,
-          stats->free_blocks, stats->untouched_blocks);
+    print(text, "  %8zu %8zu %10zu %8zu %8zu %8zu %8zu %10zu %10zu\n", stats->block_bytes,
+          stats->slabs, stats->live_blocks, stats->hot_blocks, stats->spare_blocks,
+          stats->cold_blocks, stats->remote_blocks, stats->free_blocks, stats->untouched_blocks);
 }
 
 static void print_counters(text_t *text, const hak_heap_t *heap)
@@ -234,7 +244,8 @@ static void print_counters(text_t *text, const hak_heap_t *heap)
         const counter_row_t *row = &counter_rows[i];
         if (strcmp(group, row->group) != 0) print(text, "%s\n", group = row->group);
         print(text, "  %-22s %14llu  %s\n", row->name,
-              (unsigned long long)load_relaxed(&heap->counters.count[HAK_COUNTERS ? i : 0]), row->text);
+              (unsigned long long)load_relaxed(&heap->counters.count[HAK_COUNTERS ? i : 0]),
+              row->text);
     }
 }
 
@@ -248,8 +259,8 @@ int report_write(const hak_heap_t *heap, hak_write_fn write, void *ctx)
     report_stats(at, &stats);
     gate_leave();
     print_totals(&text, heap, &stats);
-    print(&text, "  %8s %8s %10s %8s %8s %8s %8s %10s %10s\n", "class", "slabs", "live", "hot", "spare", "cold",
-          "remote", "free", "untouched");
+    print(&text, "  %8s %8s %10s %8s %8s %8s %8s %10s %10s\n", "class", "slabs", "live", "hot",
+          "spare", "cold", "remote", "free", "untouched");
     for (unsigned cls = 0; cls < CLASS_COUNT && !text.error; cls++) {
         hak_class_stats_t row;
         if (gate_enter(true) != GATE_IN) return EDEADLK;

@@ -8,7 +8,8 @@
 /* A reservation's records: mapped beside it, never unmapped. */
 typedef struct records {
     superslab_t superslab[GIB_SUPERSLABS];
-    char descriptors[GIB_SUPERSLABS][SUPERSLAB_GRANULES * DESCRIPTOR_BYTES] __attribute__((aligned(HAK_PAGE)));
+    char descriptors[GIB_SUPERSLABS][SUPERSLAB_GRANULES * DESCRIPTOR_BYTES]
+        __attribute__((aligned(HAK_PAGE)));
 } records_t;
 
 static struct {
@@ -25,16 +26,18 @@ static struct {
     size_t reservations, reserved_bytes;
 } reserve;
 
-/* 1 GiB, or as much as the system grants: address space may be limited (RLIMIT_AS, cgroups, overcommit mode 2). */
+/* 1 GiB, or as much as the system grants: address space may be limited (RLIMIT_AS, cgroups,
+ * overcommit mode 2). */
 static bool reserve_more(void)
 {
     size_t least = 2 * (size_t)SUPERSLAB;
-    size_t most =
-        hak_max(os_address_space() / LIMIT_SHARE, least); /* large blocks need some of a limited space, too */
+    size_t most = hak_max(os_address_space() / LIMIT_SHARE,
+                          least); /* large blocks need some of a limited space, too */
     for (size_t bytes = HAK_GIB; bytes >= least; bytes /= 4) {
         if (bytes > most) continue;
         size_t count = bytes / SUPERSLAB;
-        size_t record_bytes = offsetof(records_t, descriptors) + count * sizeof(((records_t *)0)->descriptors[0]);
+        size_t record_bytes =
+            offsetof(records_t, descriptors) + count * sizeof(((records_t *)0)->descriptors[0]);
         char *base = os->reserve(bytes, SUPERSLAB);
         if (!base) continue;
         records_t *records = os->map(record_bytes, 0);
@@ -77,7 +80,10 @@ enum {
     DESCRIPTOR_PAGES = SUPERSLAB_GRANULES * DESCRIPTOR_BYTES / HAK_PAGE,
     MOST_PAGES = SUPERSLAB / HAK_PAGE + DESCRIPTOR_PAGES
 };
-static size_t kept_pages(const superslab_t *ss) { return ss->free_touched + (ss->far ? DESCRIPTOR_PAGES : 1u); }
+static size_t kept_pages(const superslab_t *ss)
+{
+    return ss->free_touched + (ss->far ? DESCRIPTOR_PAGES : 1u);
+}
 
 /* Takes what a link of the dirty list names off it. */
 static superslab_t *unlist_dirty(superslab_t **at)

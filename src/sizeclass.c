@@ -31,4 +31,5 @@ SIZE_CLASSES(FITS)
     FOUR(28, mark), FOUR(29, mark), FOUR(30, mark), FOUR(31, mark)
 /* clang-format on */
 
-const uint8_t size_class_slots[4 * LOOKUP_ENTRIES] = {COARSE(0), FINE(0), COARSE(SLOT_MARK), FINE(SLOT_MARK)};
+const uint8_t size_class_slots[4 * LOOKUP_ENTRIES] = {COARSE(0), FINE(0), COARSE(SLOT_MARK),
+                                                      FINE(SLOT_MARK)};

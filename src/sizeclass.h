@@ -7,11 +7,12 @@
 /*
  * Role: all arithmetic on sizes. Pure; no state.
  *
- * Classes: steps of 16 bytes to 128, then 8 per doubling to 32 KiB, so a block wastes at most 12.5 % of what was
- * asked for (the scheme of jemalloc, with 8 instead of 4 per doubling). A class is a number; slot = class * 2 names its
- * place in an area of magazines.
+ * Classes: steps of 16 bytes to 128, then 8 per doubling to 32 KiB, so a block wastes at most 12.5
+ * % of what was asked for (the scheme of jemalloc, with 8 instead of 4 per doubling). A class is a
+ * number; slot = class * 2 names its place in an area of magazines.
  *
- * A slab of a class is `granules` of 16 KiB: the fewest that hold 8 blocks and leave at most 1/16 over.
+ * A slab of a class is `granules` of 16 KiB: the fewest that hold 8 blocks and leave at most 1/16
+ * over.
  */
 enum {
     GRANULE_SHIFT = 14,
@@ -48,24 +49,35 @@ typedef struct size_class {
 extern const size_class_t size_classes[CLASS_COUNT];
 
 /*
- * Classes by size up to LOOKUP_MAX. A heap reads one of two tables (or its marked copy): all classes, or only those at 2^k and 1.5 * 2^k. A heap
- * with few blocks in each class pays for pages and TLB entries, not for bytes: the coarse table gives it 12 slabs in place
- * of 32.
+ * Classes by size up to LOOKUP_MAX. A heap reads one of two tables (or its marked copy): all
+ * classes, or only those at 2^k and 1.5 * 2^k. A heap with few blocks in each class pays for pages
+ * and TLB entries, not for bytes: the coarse table gives it 12 slabs in place of 32.
  */
 enum {
     LOOKUP_ENTRIES = LOOKUP_MAX / BLOCK_ALIGN + 1,
     CLASSES_COARSE = BLOCK_ALIGN - 1, /* added to a size before it is divided: rounds it up, */
-    CLASSES_FINE = CLASSES_COARSE + LOOKUP_ENTRIES * BLOCK_ALIGN, /* and chooses the second table, */
-    CLASSES_MARKED = 2 * LOOKUP_ENTRIES * BLOCK_ALIGN,            /* added to either: its slots with SLOT_MARK */
+    CLASSES_FINE =
+        CLASSES_COARSE + LOOKUP_ENTRIES * BLOCK_ALIGN, /* and chooses the second table, */
+    CLASSES_MARKED =
+        2 * LOOKUP_ENTRIES * BLOCK_ALIGN, /* added to either: its slots with SLOT_MARK */
     SLOT_MARK = 1, /* what a heap wants to know when it has the slot, without a load of its own */
 };
-extern const uint8_t size_class_slots[4 * LOOKUP_ENTRIES]; /* the class times 2: what sections call the slot */
+extern const uint8_t
+    size_class_slots[4 * LOOKUP_ENTRIES]; /* the class times 2: what sections call the slot */
 
-/* `table` is CLASSES_COARSE or CLASSES_FINE, marked or not; also 0, what a heap that is gone may read, stays inside the tables. */
-HAK_INLINE size_t sizeclass_slot(size_t table, size_t size) { return size_class_slots[(table + size) / BLOCK_ALIGN]; }
-HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size) { return (unsigned)sizeclass_slot(table, size) / 2; }
+/* `table` is CLASSES_COARSE or CLASSES_FINE, marked or not; also 0, what a heap that is gone may
+ * read, stays inside the tables. */
+HAK_INLINE size_t sizeclass_slot(size_t table, size_t size)
+{
+    return size_class_slots[(table + size) / BLOCK_ALIGN];
+}
+HAK_INLINE unsigned sizeclass_lookup(size_t table, size_t size)
+{
+    return (unsigned)sizeclass_slot(table, size) / 2;
+}
 
-/* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose within a doubling. */
+/* The class of any size up to SMALL_MAX: the three bits below the highest one of (size - 1) choose
+ * within a doubling. */
 HAK_INLINE unsigned sizeclass_of(size_t size)
 {
     if (size <= 128) return size == 0 ? 0 : (unsigned)(size - 1) / 16;

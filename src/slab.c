@@ -5,7 +5,8 @@
 static void choose_bin(slab_t *slab)
 {
     uint32_t blocks = size_classes[slab->cls].blocks, outside = (uint32_t)slab_outside(slab);
-    const uint32_t least[SLAB_BINS] = {blocks, (3 * blocks + 3) / 4, (2 * blocks + 3) / 4, (blocks + 3) / 4, 1, 0};
+    const uint32_t least[SLAB_BINS] = {
+        blocks, (3 * blocks + 3) / 4, (2 * blocks + 3) / 4, (blocks + 3) / 4, 1, 0};
     uint8_t bin = BIN_FULL;
     while (outside < least[bin]) bin++;
     slab->bin = bin;
@@ -83,9 +84,11 @@ static uint16_t origin_of(const char *start, unsigned cls)
 {
     const size_class_t *sizes = &size_classes[cls];
     uint64_t mixed = ((uintptr_t)start >> GRANULE_SHIFT) * 0x9e3779b97f4a7c15ull;
-    size_t page = (uint64_t)(uint32_t)(mixed >> 16) * (sizes->granules * (uint64_t)GRANULE_PAGES) >> 32;
+    size_t page =
+        (uint64_t)(uint32_t)(mixed >> 16) * (sizes->granules * (uint64_t)GRANULE_PAGES) >> 32;
     size_t line = (mixed >> 48) % (HAK_PAGE / 2 / HAK_LINE);
-    size_t origin = registry_quotient(cls, (uint32_t)((page * HAK_PAGE + line * HAK_LINE) / BLOCK_ALIGN));
+    size_t origin =
+        registry_quotient(cls, (uint32_t)((page * HAK_PAGE + line * HAK_LINE) / BLOCK_ALIGN));
     /* Whole cache lines are carved at a time, so the first block begins one. */
     if (sizes->bytes < HAK_LINE) origin &= ~(size_t)3;
     return (uint16_t)(origin < sizes->blocks ? origin : 0);
@@ -95,7 +98,8 @@ slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls)
 {
     slab_t *slab = superslab_descriptor(run.ss, run.first);
     char *start = superslab_granule(run.ss, run.first);
-    *slab = (slab_t){.start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .home = HOME_NONE};
+    *slab = (slab_t){
+        .start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .home = HOME_NONE};
     choose_bin(slab);
     bin_insert(set, slab);
     set->slabs++;
@@ -141,8 +145,8 @@ static size_t next_index(const slab_t *slab)
     return at < blocks ? at : at - blocks;
 }
 
-/* Blocks whose first byte lies before the end of the page where carving begins, up to the last block of the slab, and
- * whole cache lines of them where several blocks share one. */
+/* Blocks whose first byte lies before the end of the page where carving begins, up to the last
+ * block of the slab, and whole cache lines of them where several blocks share one. */
 static size_t carvable(const slab_t *slab, size_t index, size_t want)
 {
     const size_class_t *sizes = &size_classes[slab->cls];
@@ -164,13 +168,15 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, 
     size_t count = carvable(slab, index, want);
     size_t bytes = size_classes[slab->cls].bytes;
     superslab_touch(registry_superslab(slab->start), slab->start + index * bytes, count * bytes);
-    for (size_t i = count; i-- > 0;) chain = block_push(chain, slab->start + (index + i) * bytes, key);
+    for (size_t i = count; i-- > 0;)
+        chain = block_push(chain, slab->start + (index + i) * bytes, key);
     slab->carved = (uint16_t)(slab->carved + count);
     set->carved += count;
     return chain;
 }
 
-/* Of a carved block. One that overlaps a released page is untouched, so that the page's bit stays true until it is wanted again. */
+/* Of a carved block. One that overlaps a released page is untouched, so that the page's bit stays
+ * true until it is wanted again. */
 static bool is_among(const slab_t *slab, size_t index, pages_t released)
 {
     return released && (pages_of(slab, index, index + 1) & released);
@@ -197,7 +203,8 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
         if (!is_carved(slab, i)) continue;
         char *block = slab->start + i * bytes;
         if (is_among(slab, i, left)) {
-            /* It reaches into a page that is still gone. Its seal would be here, where slab_forgot does not look any more. */
+            /* It reaches into a page that is still gone. Its seal would be here, where slab_forgot
+             * does not look any more. */
             (void)block_push(0, block, key);
             continue;
         }
@@ -208,8 +215,10 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     if (!slab_has_released(slab)) slab_tell_home(slab);
 }
 
-/* A freelist that goes as it is costs nothing; to join or to split one costs a visit to each block. */
-static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, size_t most, const guard_t *guard)
+/* A freelist that goes as it is costs nothing; to join or to split one costs a visit to each
+ * block. */
+static chain_t take_listed(slab_t *slab, chain_t chain, size_t want, size_t most,
+                           const guard_t *guard)
 {
     if (!chain && chain_count(slab->free) <= most) {
         chain = slab->free;
@@ -241,8 +250,8 @@ chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const
         while (!slab->free && slab_has_released(slab)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
-        chain =
-            listed ? take_listed(slab, chain, want, most, guard) : carve(set, slab, chain, want - before, guard->key);
+        chain = listed ? take_listed(slab, chain, want, most, guard)
+                       : carve(set, slab, chain, want - before, guard->key);
         set->outside += chain_count(chain) - before;
         rebin(set, slab);
         if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */
@@ -264,12 +273,13 @@ bool slab_has(const slab_t *slab, const void *ptr)
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
 {
     if (HAK_UNLIKELY(!slab_has(slab, ptr)))
-        hak_fatal(&(hak_fault_t){.code = "INTERIOR",
-                                 .operation = "free",
-                                 .ptr = ptr,
-                                 .heap = guard->name,
-                                 .class_bytes = size_classes[slab->cls].bytes,
-                                 .words = "the address is not the start of a block that was handed out"});
+        hak_fatal(
+            &(hak_fault_t){.code = "INTERIOR",
+                           .operation = "free",
+                           .ptr = ptr,
+                           .heap = guard->name,
+                           .class_bytes = size_classes[slab->cls].bytes,
+                           .words = "the address is not the start of a block that was handed out"});
     if (HAK_UNLIKELY(slab_outside(slab) == 0))
         hak_fatal(&(hak_fault_t){.code = "DOUBLE_FREE",
                                  .operation = "free",
@@ -291,9 +301,13 @@ typedef struct bits {
     uint64_t word[BIT_WORDS];
 } bits_t;
 
-_Static_assert(sizeof(pages_t) * 8 * HAK_PAGE >= 16 * GRANULE, "a bit for each page of the longest slab");
+_Static_assert(sizeof(pages_t) * 8 * HAK_PAGE >= 16 * GRANULE,
+               "a bit for each page of the longest slab");
 
-static bool bit_is_set(const bits_t *bits, size_t at) { return bits->word[at / 64] >> (at % 64) & 1; }
+static bool bit_is_set(const bits_t *bits, size_t at)
+{
+    return bits->word[at / 64] >> (at % 64) & 1;
+}
 
 /* A bit for each block on the freelist. */
 static void mark_free(const slab_t *slab, const guard_t *guard, bits_t *bits)
@@ -315,7 +329,8 @@ static pages_t pages_outside(const slab_t *slab, const bits_t *is_free)
     return pages;
 }
 
-/* Purges runs of the pages asked for, as few calls as there are runs. Returns those that are gone. */
+/* Purges runs of the pages asked for, as few calls as there are runs. Returns those that are
+ * gone. */
 static pages_t purge_runs(const slab_t *slab, pages_t wanted, bool (*purge)(void *, size_t))
 {
     pages_t gone = 0;
@@ -342,8 +357,8 @@ static void rebuild(slab_t *slab, const bits_t *is_free, pages_t released, uint6
     }
 }
 
-/* Seals blocks again that begin in a page that stays and reach into one that is gone: they are on no list, and the page may be
- * empty. */
+/* Seals blocks again that begin in a page that stays and reach into one that is gone: they are on
+ * no list, and the page may be empty. */
 static void reseal(const slab_t *slab, pages_t released, uint64_t key)
 {
     size_t bytes = size_classes[slab->cls].bytes;
@@ -354,7 +369,8 @@ static void reseal(const slab_t *slab, pages_t released, uint64_t key)
     }
 }
 
-size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep, bool (*purge)(void *, size_t))
+size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep,
+                    bool (*purge)(void *, size_t))
 {
     bits_t is_free = {{0}};
     mark_free(slab, guard, &is_free);
@@ -362,7 +378,8 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     pages_t wanted = touched_pages(slab) & ~pages_outside(slab, &is_free);
     for (; wanted && *keep; (*keep)--) wanted &= wanted - 1;
     if (!wanted) return 0;
-    /* What the kernel refuses may be gone in part, up to a page that the program has locked. So the freelist is written anew. */
+    /* What the kernel refuses may be gone in part, up to a page that the program has locked. So the
+     * freelist is written anew. */
     pages_t gone = purge_runs(slab, wanted, purge);
     superslab_forget(slab_run(slab), granules, gone);
     set->carved -= slab_touched(slab);

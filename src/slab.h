@@ -7,8 +7,9 @@
 #include "superslab.h"
 
 /*
- * Role: the blocks of one size class of one heap that are in no cache. Callers: the ladders, validate, report. Memory:
- * descriptors lie beside the SuperSlab, none of it in the slab itself. Lock: the class's, around every call.
+ * Role: the blocks of one size class of one heap that are in no cache. Callers: the ladders,
+ * validate, report. Memory: descriptors lie beside the SuperSlab, none of it in the slab itself.
+ * Lock: the class's, around every call.
  *
  *   slab   start        origin                         start + granules * 16 KiB
  *         +------------+------+------+------+------------+----+
@@ -16,17 +17,18 @@
  *         +------------+------+------+------+------------+----+
  *          never touched <---- carved ------> never touched        carving wraps around at the last block
  *
- * The origin differs from slab to slab (Bonwick's slab colouring, USENIX 1994): slabs start at multiples of 16 KiB, and
- * the few blocks of many small heaps would all fall in the same cache sets. It costs nothing, because no bytes are set
- * aside for it, and lies in the first half of a page, so that few blocks still touch one page.
+ * The origin differs from slab to slab (Bonwick's slab colouring, USENIX 1994): slabs start at
+ * multiples of 16 KiB, and the few blocks of many small heaps would all fall in the same cache
+ * sets. It costs nothing, because no bytes are set aside for it, and lies in the first half of a
+ * page, so that few blocks still touch one page.
  *
- * Carving stops at the end of a page, so a page is touched only when a block in it is wanted. Slabs sit in bins by how full
- * they are; blocks come from the fullest first, and within a bin from low addresses before high ones where two are
- * compared, so that the emptiest slabs drain and go back.
+ * Carving stops at the end of a page, so a page is touched only when a block in it is wanted. Slabs
+ * sit in bins by how full they are; blocks come from the fullest first, and within a bin from low
+ * addresses before high ones where two are compared, so that the emptiest slabs drain and go back.
  *
- * A trim may give back pages of a slab in use that no block outside overlaps. Blocks that overlap such a page leave the
- * freelist and count as never touched again; the page's bit in the SuperSlab's record remembers it, and a take asks for one
- * after another.
+ * A trim may give back pages of a slab in use that no block outside overlaps. Blocks that overlap
+ * such a page leave the freelist and count as never touched again; the page's bit in the
+ * SuperSlab's record remembers it, and a take asks for one after another.
  *
  * Invariant: carved == blocks outside (live or cached) + chain_count(free) + released_blocks.
  */
@@ -65,21 +67,31 @@ typedef struct slab_set {
     size_t carved;  /* blocks, but for released ones */
 } slab_set_t;
 
-/* Whether a block begins in a page that was given back, or never written, so that no seal says whether it is free: none there is
- * in the program's hands. Any thread, no lock: the bit of a live block's page was set before that was handed out, and stays so
- * while it lives. */
-HAK_INLINE bool slab_forgot(const void *ptr) { return !superslab_is_touched(registry_superslab(ptr), ptr); }
+/* Whether a block begins in a page that was given back, or never written, so that no seal says
+ * whether it is free: none there is in the program's hands. Any thread, no lock: the bit of a live
+ * block's page was set before that was handed out, and stays so while it lives. */
+HAK_INLINE bool slab_forgot(const void *ptr)
+{
+    return !superslab_is_touched(registry_superslab(ptr), ptr);
+}
 
 /*
- * Writes a slab's home into the entries of its granules. In a CHECKED heap a slab with released pages has HOME_LOOK there, as
- * long as it has any: the seals of blocks in those pages are gone, so that a second free of one is known by slab_forgot
- * only, and no push may skip that. Lock: the class's.
+ * Writes a slab's home into the entries of its granules. In a CHECKED heap a slab with released
+ * pages has HOME_LOOK there, as long as it has any: the seals of blocks in those pages are gone, so
+ * that a second free of one is known by slab_forgot only, and no push may skip that. Lock: the
+ * class's.
  */
 void slab_tell_home(const slab_t *slab);
 
 /* Blocks that may have been written. */
-HAK_INLINE size_t slab_touched(const slab_t *slab) { return (size_t)slab->carved - slab->released_blocks; }
-HAK_INLINE size_t slab_outside(const slab_t *slab) { return slab_touched(slab) - chain_count(slab->free); }
+HAK_INLINE size_t slab_touched(const slab_t *slab)
+{
+    return (size_t)slab->carved - slab->released_blocks;
+}
+HAK_INLINE size_t slab_outside(const slab_t *slab)
+{
+    return slab_touched(slab) - chain_count(slab->free);
+}
 
 /* The descriptor of the slab that a pointer lies in; its entry has been read. */
 HAK_INLINE slab_t *slab_of(entry_t entry, const void *ptr)
@@ -101,16 +113,19 @@ void slab_restore(slab_set_t *set, slab_t *slab);
 void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab);
 /* The fullest slab that is no fuller than `bin` and has a block to give; NULL: there is none. */
 slab_t *slab_find(const slab_set_t *set, unsigned bin);
-/* A chain of about `want` blocks: more where they fill a cache line, or are a slab's freelist of no more than `most`, which is
- * taken whole, and fewer where that has a quarter of them; the empty chain where no slab has one. */
+/* A chain of about `want` blocks: more where they fill a cache line, or are a slab's freelist of no
+ * more than `most`, which is taken whole, and fewer where that has a quarter of them; the empty
+ * chain where no slab has one. */
 chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
-/* Gives back pages that no block outside overlaps, also those that were written before the run became this slab; the first
- * `keep` of them stay, and are taken off it. `purge` tells the kernel, and false says that it refused: then they stay too.
- * Returns pages. */
-size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep, bool (*purge)(void *, size_t));
-/* Moves a slab's far descriptor to the near page, where there is room; lock: also the SuperSlab's set's. Returns the slab. */
+/* Gives back pages that no block outside overlaps, also those that were written before the run
+ * became this slab; the first `keep` of them stay, and are taken off it. `purge` tells the kernel,
+ * and false says that it refused: then they stay too. Returns pages. */
+size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t *keep,
+                    bool (*purge)(void *, size_t));
+/* Moves a slab's far descriptor to the near page, where there is room; lock: also the SuperSlab's
+ * set's. Returns the slab. */
 slab_t *slab_move_near(slab_set_t *set, slab_t *slab);
 /* Any slab with no block outside, or NULL. */
 HAK_INLINE slab_t *slab_empty(const slab_set_t *set) { return set->bin[BIN_EMPTY]; }

@@ -3,7 +3,8 @@
 
 #include "os.h"
 
-_Static_assert(DESCRIPTORS_NEAR == 64 && SUPERSLAB_GRANULES == 128, "a word of `used` for each page of descriptors");
+_Static_assert(DESCRIPTORS_NEAR == 64 && SUPERSLAB_GRANULES == 128,
+               "a word of `used` for each page of descriptors");
 
 typedef unsigned __int128 bits_t;
 
@@ -24,10 +25,12 @@ static void flip_bit(uint64_t *words, unsigned at) { words[at / 64] ^= (uint64_t
 /* There is one. */
 static unsigned first_clear(const uint64_t *words)
 {
-    return ~words[0] ? (unsigned)__builtin_ctzll(~words[0]) : 64u + (unsigned)__builtin_ctzll(~words[1]);
+    return ~words[0] ? (unsigned)__builtin_ctzll(~words[0])
+                     : 64u + (unsigned)__builtin_ctzll(~words[1]);
 }
 
-/* Relaxed: the run's owner, or the set's lock, orders them for all but frees, which look at pages of live blocks only. */
+/* Relaxed: the run's owner, or the set's lock, orders them for all but frees, which look at pages
+ * of live blocks only. */
 static uint8_t touched(const superslab_t *ss, unsigned granule)
 {
     return load_relaxed(&((superslab_t *)(uintptr_t)ss)->touched[granule]);
@@ -37,7 +40,8 @@ static void set_touched(superslab_t *ss, unsigned granule, unsigned pages)
     if (touched(ss, granule) != pages) store_relaxed(&ss->touched[granule], (uint8_t)pages);
 }
 
-/* Bits of a granule's four; without the instruction for it, which not every x86-64 has, the builtin is a call. */
+/* Bits of a granule's four; without the instruction for it, which not every x86-64 has, the builtin
+ * is a call. */
 static uint32_t page_count(uint8_t bits) { return 0x4332322132212110ull >> 4 * bits & 15; }
 
 /* A bit for each place where `granules` free neighbours begin: runs of 2n are two runs of n. */
@@ -52,11 +56,12 @@ static bits_t run_starts(bits_t bits, unsigned granules)
     return bits;
 }
 
-/* 0: nothing free; k: 2^(k-1) neighbours are free somewhere, 2^k nowhere. Without a branch or a variable shift: it stands in
- * every take and put. */
+/* 0: nothing free; k: 2^(k-1) neighbours are free somewhere, 2^k nowhere. Without a branch or a
+ * variable shift: it stands in every take and put. */
 static uint8_t bin_of(const superslab_t *ss)
 {
-    bits_t one = free_bits(ss), two = one & one >> 1, four = two & two >> 2, eight = four & four >> 4;
+    bits_t one = free_bits(ss), two = one & one >> 1, four = two & two >> 2,
+           eight = four & four >> 4;
     bits_t sixteen = eight & eight >> 8, half = sixteen & sixteen >> 16;
     bits_t most = half & half >> 32, all = most & most >> 64;
     return (uint8_t)(!!one + !!two + !!four + !!eight + !!sixteen + !!half + !!most + !!all);
@@ -65,18 +70,21 @@ static uint8_t bin_of(const superslab_t *ss)
 static unsigned lowest(bits_t bits)
 {
     uint64_t low = (uint64_t)bits;
-    return low ? (unsigned)__builtin_ctzll(low) : 64u + (unsigned)__builtin_ctzll((uint64_t)(bits >> 64));
+    return low ? (unsigned)__builtin_ctzll(low)
+               : 64u + (unsigned)__builtin_ctzll((uint64_t)(bits >> 64));
 }
 
 void superslab_init(superslab_t *ss, char *base, char *descriptors)
 {
-    *ss = (superslab_t){.base = base, .descriptors = descriptors, .free_granules = SUPERSLAB_GRANULES};
+    *ss = (superslab_t){
+        .base = base, .descriptors = descriptors, .free_granules = SUPERSLAB_GRANULES};
     set_free_bits(ss, ~(bits_t)0);
 }
 
 bool superslab_is_valid(const superslab_t *ss)
 {
-    unsigned bits = (unsigned)(__builtin_popcountll(ss->free[0]) + __builtin_popcountll(ss->free[1]));
+    unsigned bits =
+        (unsigned)(__builtin_popcountll(ss->free[0]) + __builtin_popcountll(ss->free[1]));
     uint32_t pages = 0;
     uint64_t used[2] = {0, 0};
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
@@ -87,7 +95,8 @@ bool superslab_is_valid(const superslab_t *ss)
         if (is_free || get_bit(used, slot)) return false;
         flip_bit(used, slot);
     }
-    return bits == ss->free_granules && pages == ss->free_touched && used[0] == ss->used[0] && used[1] == ss->used[1];
+    return bits == ss->free_granules && pages == ss->free_touched && used[0] == ss->used[0] &&
+           used[1] == ss->used[1];
 }
 
 /* ---- Sets ---- */
@@ -175,7 +184,8 @@ static void put_slots(superslab_t *ss, unsigned first, unsigned granules)
     }
 }
 
-static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned granules, bool give)
+static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned granules,
+                 bool give)
 {
     uint32_t pages = 0;
     for (unsigned g = first; g < first + granules; g++) pages += page_count(touched(ss, g));
@@ -217,7 +227,8 @@ static unsigned room_at(bits_t bits, unsigned first)
     return used ? lowest(used) : SUPERSLAB_GRANULES;
 }
 
-/* Of the places where so many granules are free, the first in the shortest hole; its room in *room. */
+/* Of the places where so many granules are free, the first in the shortest hole; its room in
+ * *room. */
 static unsigned shortest_hole(bits_t bits, bits_t starts, unsigned granules, unsigned *room)
 {
     unsigned best = 0;
@@ -239,7 +250,8 @@ run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment
         run_t best = {0};
         unsigned least = SUPERSLAB_GRANULES + 1;
         int tries = TRIES;
-        for (superslab_t *ss = set->bin[bin]; ss && tries && least != granules; ss = ss->next, tries--) {
+        for (superslab_t *ss = set->bin[bin]; ss && tries && least != granules;
+             ss = ss->next, tries--) {
             bits_t starts = run_starts(free_bits(ss), granules) & places;
             if (!starts) continue;
             unsigned room, first = shortest_hole(free_bits(ss), starts, granules, &room);
@@ -256,7 +268,8 @@ run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment
 bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more)
 {
     unsigned first = run.first + granules;
-    if (first + more > SUPERSLAB_GRANULES || ~free_bits(run.ss) & run_bits(first, more)) return false;
+    if (first + more > SUPERSLAB_GRANULES || ~free_bits(run.ss) & run_bits(first, more))
+        return false;
     mark(set, run.ss, first, more, false);
     return true;
 }
@@ -264,7 +277,8 @@ bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsign
 void superslab_note(run_t run, unsigned granules, pages_t pages)
 {
     for (unsigned g = 0; g < granules; g++) {
-        set_touched(run.ss, run.first + g, touched(run.ss, run.first + g) | (unsigned)(pages & ALL_TOUCHED));
+        set_touched(run.ss, run.first + g,
+                    touched(run.ss, run.first + g) | (unsigned)(pages & ALL_TOUCHED));
         if (g * GRANULE_PAGES < 64 - GRANULE_PAGES) pages >>= GRANULE_PAGES;
     }
 }
@@ -286,7 +300,8 @@ bool superslab_run_is_clean(run_t run, unsigned granules)
 pages_t superslab_touched(run_t run, unsigned granules)
 {
     pages_t pages = 0;
-    for (unsigned g = 0; g < granules; g++) pages |= (pages_t)touched(run.ss, run.first + g) << g * GRANULE_PAGES;
+    for (unsigned g = 0; g < granules; g++)
+        pages |= (pages_t)touched(run.ss, run.first + g) << g * GRANULE_PAGES;
     return pages;
 }
 
@@ -294,7 +309,8 @@ void superslab_forget(run_t run, unsigned granules, pages_t pages)
 {
     for (unsigned g = 0; g < granules; g++)
         set_touched(run.ss, run.first + g,
-                    touched(run.ss, run.first + g) & ~(unsigned)(pages >> g * GRANULE_PAGES & ALL_TOUCHED));
+                    touched(run.ss, run.first + g) &
+                        ~(unsigned)(pages >> g * GRANULE_PAGES & ALL_TOUCHED));
 }
 
 /* ---- Purge ---- */
@@ -303,7 +319,8 @@ static bool purge_range(superslab_t *ss, size_t first, size_t last)
 {
     if (!os_purge(ss->base + first * HAK_PAGE, (last - first) * HAK_PAGE)) return false;
     for (unsigned at = (unsigned)first; at < last; at++)
-        set_touched(ss, at / GRANULE_PAGES, touched(ss, at / GRANULE_PAGES) & ~(1u << at % GRANULE_PAGES));
+        set_touched(ss, at / GRANULE_PAGES,
+                    touched(ss, at / GRANULE_PAGES) & ~(1u << at % GRANULE_PAGES));
     return true;
 }
 
@@ -313,9 +330,10 @@ static bool page_is_touched(const superslab_t *ss, size_t page)
 }
 
 /*
- * Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the kernel less to pass over pages
- * that are not there than to be called again. Where it refuses, the program has locked some of them, or of those between: then
- * half by half, until `refusals` are spent. Returns pages.
+ * Purges the touched ones of the free pages [page, end), at most `most`, in one call: it costs the
+ * kernel less to pass over pages that are not there than to be called again. Where it refuses, the
+ * program has locked some of them, or of those between: then half by half, until `refusals` are
+ * spent. Returns pages.
  */
 static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most, unsigned *refusals)
 {
@@ -330,18 +348,21 @@ static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most,
     if (last - first == 1 || !*refusals) return 0;
     --*refusals;
     size_t middle = first + (last - first) / 2;
-    return purge_pages(ss, first, middle, SIZE_MAX, refusals) + purge_pages(ss, middle, last, SIZE_MAX, refusals);
+    return purge_pages(ss, first, middle, SIZE_MAX, refusals) +
+           purge_pages(ss, middle, last, SIZE_MAX, refusals);
 }
 
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
 {
-    /* That many are halved; each free run is asked for once besides. All locked: not a call for each page. */
+    /* That many are halved; each free run is asked for once besides. All locked: not a call for
+     * each page. */
     enum { MOST_REFUSALS = 32 };
     unsigned refusals = MOST_REFUSALS;
     size_t purged = 0;
     for (unsigned g = 0, end; g < SUPERSLAB_GRANULES && purged < pages; g = end + 1) {
         for (end = g; end < SUPERSLAB_GRANULES && superslab_is_free(ss, end);) end++;
-        purged += purge_pages(ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged, &refusals);
+        purged +=
+            purge_pages(ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged, &refusals);
     }
     ss->free_touched -= (uint32_t)purged;
     set->free_touched -= purged;

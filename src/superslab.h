@@ -1,31 +1,34 @@
-/* hakheap level 3: superslab - 2 MiB of granules: which are free, which were touched, and sets of SuperSlabs */
+/* hakheap level 3: superslab - 2 MiB of granules: which are free, which were touched, and sets of
+ * SuperSlabs */
 #ifndef HAK_SUPERSLAB_H
 #define HAK_SUPERSLAB_H
 
 #include "sizeclass.h"
 
 /*
- * Role: finds runs of granules. A set is a heap's SuperSlabs, the nursery, or those that hold metadata. Callers:
- * reserve, meta, heap, ladders. Memory: the records lie out of line, beside the reservation. No lock of its own: who
- * owns a set holds the set's lock around every call.
+ * Role: finds runs of granules. A set is a heap's SuperSlabs, the nursery, or those that hold
+ * metadata. Callers: reserve, meta, heap, ladders. Memory: the records lie out of line, beside the
+ * reservation. No lock of its own: who owns a set holds the set's lock around every call.
  *
  *   SuperSlab, 2 MiB aligned
  *   +--------+--------+--------+-- --+--------+
  *   |granule |granule |granule |     |granule |   128 of 16 KiB; a run is 1 or more neighbours
  *   +--------+--------+--------+-- --+--------+
  *
- * Sets keep SuperSlabs in bins by the largest power of two of free neighbours. A run goes into the shortest hole with room
- * for it among the first few SuperSlabs of the lowest bin that has one: long holes stay for long runs, and untouched SuperSlabs
- * for last (best fit; Wilson, Johnstone, Neely, Boles: "Dynamic Storage Allocation", 1995).
+ * Sets keep SuperSlabs in bins by the largest power of two of free neighbours. A run goes into the
+ * shortest hole with room for it among the first few SuperSlabs of the lowest bin that has one:
+ * long holes stay for long runs, and untouched SuperSlabs for last (best fit; Wilson, Johnstone,
+ * Neely, Boles: "Dynamic Storage Allocation", 1995).
  *
- * A run in use has a descriptor: the first that is free when the run is taken. So a SuperSlab of few long runs has one page of
- * descriptors and not two.
+ * A run in use has a descriptor: the first that is free when the run is taken. So a SuperSlab of
+ * few long runs has one page of descriptors and not two.
  *
- * A bit for each page says whether it may have been written since it came from the kernel: touched[g], four pages a
- * granule. That is what a purge returns, what tells zeroed memory from used memory, and which pages of a slab hold blocks.
+ * A bit for each page says whether it may have been written since it came from the kernel:
+ * touched[g], four pages a granule. That is what a purge returns, what tells zeroed memory from
+ * used memory, and which pages of a slab hold blocks.
  *
- * Invariant: free_granules == bits in free; free_touched == bits in touched[g] over free g; begins has no free granule; used
- * has slot[g] for each g in begins, and nothing else, each once.
+ * Invariant: free_granules == bits in free; free_touched == bits in touched[g] over free g; begins
+ * has no free granule; used has slot[g] for each g in begins, and nothing else, each once.
  */
 enum {
     GRANULE_PAGES = GRANULE / HAK_PAGE,
@@ -36,8 +39,8 @@ enum {
 };
 
 typedef struct superslab {
-    char *base;             /* const */
-    char *descriptors;      /* const: SUPERSLAB_GRANULES of DESCRIPTOR_BYTES, written by slab and meta */
+    char *base;        /* const */
+    char *descriptors; /* const: SUPERSLAB_GRANULES of DESCRIPTOR_BYTES, written by slab and meta */
     struct superslab *next; /* lock: the set's; in its bin, or on a list of the reserve */
     struct superslab *prev;
     struct superslab *set_next; /* lock: the set's; all of the set */
@@ -49,12 +52,14 @@ typedef struct superslab {
     uint32_t free_touched;  /* lock: the set's; pages */
     uint8_t bin;            /* lock: the set's */
     bool shared;            /* lock: the set's; the nursery's or metadata, in no heap's set */
-    bool far;               /* lock: the set's; the second page of descriptors may have been written */
-    const void *giver;      /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
-    int64_t tally;          /* lock: the heap's; scratch of statistics */
-    /* Page bits; of free granules: lock: the set's; else written by the run's owner. Relaxed: read by any free. */
+    bool far;          /* lock: the set's; the second page of descriptors may have been written */
+    const void *giver; /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
+    int64_t tally;     /* lock: the heap's; scratch of statistics */
+    /* Page bits; of free granules: lock: the set's; else written by the run's owner. Relaxed: read
+     * by any free. */
     _Atomic uint8_t touched[SUPERSLAB_GRANULES];
-    /* The descriptor of the run that begins at a granule; lock: the set's, and read by the run's owner. */
+    /* The descriptor of the run that begins at a granule; lock: the set's, and read by the run's
+     * owner. */
     uint8_t slot[SUPERSLAB_GRANULES];
 } superslab_t;
 
@@ -66,7 +71,10 @@ typedef struct superslab_set {
     size_t free_touched; /* pages, over the set */
 } superslab_set_t;
 
-HAK_INLINE bool superslab_is_empty(const superslab_t *ss) { return ss->free_granules == SUPERSLAB_GRANULES; }
+HAK_INLINE bool superslab_is_empty(const superslab_t *ss)
+{
+    return ss->free_granules == SUPERSLAB_GRANULES;
+}
 HAK_INLINE bool superslab_is_free(const superslab_t *ss, unsigned granule)
 {
     return ss->free[granule / 64] >> granule % 64 & 1;
@@ -83,7 +91,8 @@ HAK_INLINE unsigned superslab_index(const superslab_t *ss, const void *ptr)
 /* Whether the page of an address may have been written; its run is in use. */
 HAK_INLINE bool superslab_is_touched(const superslab_t *ss, const void *ptr)
 {
-    uint8_t pages = load_relaxed(&((superslab_t *)(uintptr_t)ss)->touched[superslab_index(ss, ptr)]);
+    uint8_t pages =
+        load_relaxed(&((superslab_t *)(uintptr_t)ss)->touched[superslab_index(ss, ptr)]);
     return pages >> ((uintptr_t)ptr >> HAK_PAGE_SHIFT) % GRANULE_PAGES & 1;
 }
 /* Notes that the pages of these bytes may have been written; the owner of their run. */
@@ -108,8 +117,9 @@ bool superslab_is_valid(const superslab_t *ss);
 
 void superslab_set_add(superslab_set_t *set, superslab_t *ss);
 void superslab_set_remove(superslab_set_t *set, superslab_t *ss);
-/* The first of all, which becomes the last; NULL: there is none. As many turns as the set has SuperSlabs reach each that stays
- * in it, also where its lock is dropped in between: what is added is the last, too. One caller at a time. */
+/* The first of all, which becomes the last; NULL: there is none. As many turns as the set has
+ * SuperSlabs reach each that stays in it, also where its lock is dropped in between: what is added
+ * is the last, too. One caller at a time. */
 superslab_t *superslab_set_turn(superslab_set_t *set);
 
 typedef struct run {
@@ -125,7 +135,8 @@ typedef uint64_t pages_t;
 run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment);
 /* Takes the `more` granules behind a run of so many; false: they are not free. */
 bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more);
-/* Of a run, for its owner: notes that pages may have been written, that pages are gone, and says which may have been written. */
+/* Of a run, for its owner: notes that pages may have been written, that pages are gone, and says
+ * which may have been written. */
 void superslab_note(run_t run, unsigned granules, pages_t pages);
 void superslab_forget(run_t run, unsigned granules, pages_t pages);
 pages_t superslab_touched(run_t run, unsigned granules);
@@ -135,12 +146,13 @@ void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t p
 void superslab_clear(superslab_t *ss);
 /* Whether no page of a run was ever written. */
 bool superslab_run_is_clean(run_t run, unsigned granules);
-/* Purges the touched free pages of a SuperSlab, those between two runs in use in one call, until `pages` are gone. Returns
- * pages. */
+/* Purges the touched free pages of a SuperSlab, those between two runs in use in one call, until
+ * `pages` are gone. Returns pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
 
 HAK_INLINE bool superslab_is_far(run_t run) { return run.ss->slot[run.first] >= DESCRIPTORS_NEAR; }
-/* Gives a run whose descriptor is far a near one, and returns that; NULL where there is none. The owner copies what it says. */
+/* Gives a run whose descriptor is far a near one, and returns that; NULL where there is none. The
+ * owner copies what it says. */
 void *superslab_move_near(run_t run);
 /* Purges the second page of descriptors where no run has one there. */
 void superslab_purge_far(superslab_t *ss);

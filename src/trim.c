@@ -1,4 +1,5 @@
-/* hakheap level 8: ladder_trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs, SuperSlabs to the kernel */
+/* hakheap level 8: ladder_trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs,
+ * SuperSlabs to the kernel */
 #include "gate.h"
 #include "ladder.h"
 #include "os.h"
@@ -29,8 +30,9 @@ static void steal_word(stolen_t *stolen, unsigned cls, _Atomic chain_t *word)
     note_stolen(stolen, cls, chain);
 }
 
-/* What the running CPU has is taken as a miss takes it. Where that is all there is, as in a heap that one thread used,
- * nobody has to be halted. A thread that moves to another CPU takes that one's: the area only says what to ask for. */
+/* What the running CPU has is taken as a miss takes it. Where that is all there is, as in a heap
+ * that one thread used, nobody has to be halted. A thread that moves to another CPU takes that
+ * one's: the area only says what to ask for. */
 static void steal_own(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsigned end)
 {
     percpu_t *percpu = &heap->percpu;
@@ -41,12 +43,15 @@ static void steal_own(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsign
     FOR_CLASSES_IN (cls, &heap->made, first, end) {
         size_t hot = PERCPU_HOT(cls);
         if (load_relaxed(&area->hot[cls].word)) note_stolen(stolen, cls, percpu_take(percpu, hot));
-        if (load_relaxed(&area->spare[cls])) note_stolen(stolen, cls, percpu_take(percpu, PERCPU_SPARE(cls)));
-        if (outbox && load_relaxed(&outbox[cls].word)) note_stolen(stolen, cls, percpu_take_outbox(percpu, hot));
+        if (load_relaxed(&area->spare[cls]))
+            note_stolen(stolen, cls, percpu_take(percpu, PERCPU_SPARE(cls)));
+        if (outbox && load_relaxed(&outbox[cls].word))
+            note_stolen(stolen, cls, percpu_take_outbox(percpu, hot));
     }
 }
 
-/* A heap that idled is in no near cache: its lines are asked for at once, in place of one miss after another. */
+/* A heap that idled is in no near cache: its lines are asked for at once, in place of one miss
+ * after another. */
 
 static void fetch_heap(const hak_heap_t *heap)
 {
@@ -70,7 +75,8 @@ static void fetch_chain(const class_state_t *state, chain_t chain)
 
 static void return_stolen(hak_heap_t *heap, stolen_t *stolen, size_t *bytes)
 {
-    for (size_t i = 0; i < stolen->count; i++) fetch_chain(heap_class_made(heap, stolen->cls[i]), stolen->chain[i]);
+    for (size_t i = 0; i < stolen->count; i++)
+        fetch_chain(heap_class_made(heap, stolen->cls[i]), stolen->chain[i]);
     for (size_t i = 0; i < stolen->count; i++) {
         class_state_t *state = heap_class_made(heap, stolen->cls[i]);
         chain_t chain = stolen->chain[i];
@@ -91,7 +97,8 @@ static void take_limit(hak_heap_t *heap, const area_t *area, magazine_t *magazin
     budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit));
 }
 
-/* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but its bytes, and begins anew. */
+/* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but
+ * its bytes, and begins anew. */
 static void retire_area(hak_heap_t *heap, unsigned index)
 {
     area_t *area = percpu_area(&heap->percpu, index);
@@ -111,7 +118,8 @@ static bool has_limits(const hak_heap_t *heap)
         const magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL;
         if (!area) continue;
         FOR_CLASSES (cls, &heap->made)
-            if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit))) return true;
+            if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit)))
+                return true;
     }
     return false;
 }
@@ -124,7 +132,8 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
     fetch_heap(heap);
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     /* A trim takes the areas themselves, which only a fence allows. */
-    if (!retire && !percpu_is_empty(percpu, &heap->made, first, end)) steal_own(heap, &stolen, first, end);
+    if (!retire && !percpu_is_empty(percpu, &heap->made, first, end))
+        steal_own(heap, &stolen, first, end);
     bool fenced = true;
     if (!percpu_is_empty(percpu, &heap->made, first, end) || (retire && has_limits(heap))) {
         percpu_halt(percpu);
@@ -133,7 +142,8 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
         for (unsigned index = 0; fenced && index < load_relaxed(&percpu->slots); index++) {
             area_t *area = percpu_area(percpu, index);
             if (!area) continue;
-            /* Many CPUs' words may not fit: then some blocks go back while the last areas still wait. */
+            /* Many CPUs' words may not fit: then some blocks go back while the last areas still
+             * wait. */
             if (stolen.count + 3 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
             magazine_t *outbox = load_relaxed(&area->outbox);
             FOR_CLASSES_IN (cls, &heap->made, first, end) {
@@ -166,7 +176,8 @@ static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
 {
     if (!flush_areas(heap, first, end, retire, bytes)) return false;
-    FOR_CLASSES_IN (cls, &heap->made, first, end) flush_class(heap, heap_class_made(heap, cls), bytes);
+    FOR_CLASSES_IN (cls, &heap->made, first, end)
+        flush_class(heap, heap_class_made(heap, cls), bytes);
     drain_settle(heap);
     return true;
 }
@@ -202,12 +213,14 @@ bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes)
     return true;
 }
 
-/* Gives back pages inside one slab in use that hold no block; the first `stay` of them stay. Its descriptor moves near. No lock
- * is held: the granule may be another's by now, and is this heap's slab for sure only under the lock of its class. */
+/* Gives back pages inside one slab in use that hold no block; the first `stay` of them stay. Its
+ * descriptor moves near. No lock is held: the granule may be another's by now, and is this heap's
+ * slab for sure only under the lock of its class. */
 static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
 {
     entry_t entry = registry_lookup(granule);
-    class_state_t *state = entry_code(entry) < CLASS_COUNT ? heap_class_made(heap, entry_code(entry)) : NULL;
+    class_state_t *state =
+        entry_code(entry) < CLASS_COUNT ? heap_class_made(heap, entry_code(entry)) : NULL;
     if (entry_heap(entry) != heap || entry_back(entry) || !state) return 0;
     size_t pages = 0;
     lock_acquire(&state->lock, RANK_CLASS);
@@ -239,7 +252,8 @@ static size_t release_nursery(hak_heap_t *heap, size_t *stay)
     return pages;
 }
 
-/* ---- Memory to the kernel, a mapping or a SuperSlab at a time: nobody waits for more, a fork neither ---- */
+/* ---- Memory to the kernel, a mapping or a SuperSlab at a time: nobody waits for more, a fork
+ * neither ---- */
 
 /* Bytes that the heap holds free, and of those what is more than `keep`; lock: HEAP. */
 static size_t free_touched(const hak_heap_t *heap)
@@ -264,7 +278,8 @@ static size_t drop_oldest(hak_heap_t *heap, size_t keep)
     return 0;
 }
 
-/* A step is over: lets a fork go first that waits. It would wait for a trim that waits for this one, too. */
+/* A step is over: lets a fork go first that waits. It would wait for a trim that waits for this
+ * one, too. */
 static void pass(hak_heap_t *heap)
 {
     if (HAK_LIKELY(!gate_is_closed())) return;
@@ -297,8 +312,8 @@ static size_t count_superslabs(hak_heap_t *heap)
     return count;
 }
 
-/* Free pages of the next SuperSlab; an empty one goes as a whole where nothing is kept. Returns pages; *base: the SuperSlab, NULL
- * where it is gone. */
+/* Free pages of the next SuperSlab; an empty one goes as a whole where nothing is kept. Returns
+ * pages; *base: the SuperSlab, NULL where it is gone. */
 static size_t trim_next(hak_heap_t *heap, size_t keep, char **base)
 {
     superslab_set_t *set = &heap->superslabs;
@@ -318,7 +333,8 @@ static size_t trim_superslabs(hak_heap_t *heap, size_t keep, size_t *stay)
     for (size_t left = count_superslabs(heap); left; left--) {
         char *base;
         pages += trim_next(heap, keep, &base);
-        for (size_t g = 0; base && g < SUPERSLAB_GRANULES; g++) pages += release_slab(heap, base + g * GRANULE, stay);
+        for (size_t g = 0; base && g < SUPERSLAB_GRANULES; g++)
+            pages += release_slab(heap, base + g * GRANULE, stay);
         pass(heap);
     }
     return pages * HAK_PAGE;

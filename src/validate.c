@@ -19,7 +19,8 @@ static _Noreturn HAK_COLD void bad_pointer(const char *code, const char *operati
                              .words = words});
 }
 
-static _Noreturn HAK_COLD void double_free(hak_heap_t *heap, const void *ptr, size_t bytes, const char *operation)
+static _Noreturn HAK_COLD void double_free(hak_heap_t *heap, const void *ptr, size_t bytes,
+                                           const char *operation)
 {
     bad_pointer("DOUBLE_FREE", operation, ptr, heap, bytes, "the block is free already");
 }
@@ -55,11 +56,14 @@ static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, co
     entry_t entry = registry_lookup(ptr);
     large_t *range = registry_range(ptr);
     bool aligned = (uintptr_t)ptr % SUPERSLAB == 0; /* what a large block began at */
-    bool was_large = large_is_record(range) ? large_base(range) == ptr : range == LARGE_RELEASED && aligned;
+    bool was_large =
+        large_is_record(range) ? large_base(range) == ptr : range == LARGE_RELEASED && aligned;
     if (was_large || entry_code(entry) == CODE_RELEASED)
-        bad_pointer("DOUBLE_FREE", operation, ptr, heap, 0, "the block was freed and its memory given back");
+        bad_pointer("DOUBLE_FREE", operation, ptr, heap, 0,
+                    "the block was freed and its memory given back");
     if (entry_code(entry) == CODE_DEAD || (range == LARGE_DEAD && aligned))
-        bad_pointer("DESTROYED", operation, ptr, heap, 0, "the heap of this block was reset or destroyed");
+        bad_pointer("DESTROYED", operation, ptr, heap, 0,
+                    "the heap of this block was reset or destroyed");
     bad_pointer("FOREIGN", operation, ptr, heap, 0, "no heap has this address");
 }
 
@@ -85,11 +89,13 @@ block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operati
                                  .class_bytes = id.usable,
                                  .words = "the block belongs to heap"});
     if (!is_start(&id, ptr))
-        bad_pointer("INTERIOR", operation, ptr, id.heap, id.usable, "the address is not the start of a block");
+        bad_pointer("INTERIOR", operation, ptr, id.heap, id.usable,
+                    "the address is not the start of a block");
     const block_t *block = ptr;
     if (id.kind != KIND_SMALL || !id.heap->key) return id;
     bool look = entry_home(id.entry) == HOME_LOOK;
-    if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) || (look && slab_forgot(ptr)))
+    if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) ||
+        (look && slab_forgot(ptr)))
         double_free(id.heap, ptr, id.usable, operation);
     return id;
 }
@@ -97,8 +103,9 @@ block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operati
 void validate_free_big(const block_id_t *id, void *ptr)
 {
     uint32_t live = LARGE_LIVE;
-    bool first =
-        id->kind == KIND_MID ? registry_release(ptr) : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
+    bool first = id->kind == KIND_MID
+                     ? registry_release(ptr)
+                     : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
     if (!first) double_free(id->heap, ptr, id->usable, "free");
 }
 
@@ -136,8 +143,8 @@ static bool find_once(walk_t *walk, slab_t *slab, const void *ptr)
     return !before;
 }
 
-/* Follows a chain, or a remote list (`counted` false: its counts mean nothing). Returns blocks. Ends on cycles, because
- * no block may be found twice. */
+/* Follows a chain, or a remote list (`counted` false: its counts mean nothing). Returns blocks.
+ * Ends on cycles, because no block may be found twice. */
 static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted)
 {
     hak_heap_t *heap = walk->heap;
@@ -174,14 +181,16 @@ static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted
     return blocks;
 }
 
-/* A mid block whose free is under way carries CODE_RELEASED in its first granule, until who frees it gets the lock. */
-static void check_run(walk_t *walk, const char *start, unsigned granules, unsigned code, unsigned home)
+/* A mid block whose free is under way carries CODE_RELEASED in its first granule, until who frees
+ * it gets the lock. */
+static void check_run(walk_t *walk, const char *start, unsigned granules, unsigned code,
+                      unsigned home)
 {
     for (unsigned g = 0; g < granules; g++) {
         entry_t entry = registry_lookup(start + (size_t)g * GRANULE);
         bool pending = code == CODE_MID && g == 0 && entry_code(entry) == CODE_RELEASED;
-        if (entry_heap(entry) != walk->heap || (entry_code(entry) != code && !pending) || entry_back(entry) != g ||
-            entry_home(entry) != home)
+        if (entry_heap(entry) != walk->heap || (entry_code(entry) != code && !pending) ||
+            entry_back(entry) != g || entry_home(entry) != home)
             wrong(walk, start, 0, "the granule table disagrees with a run");
     }
     superslab_t *ss = registry_superslab(start);
@@ -192,7 +201,8 @@ static void check_run(walk_t *walk, const char *start, unsigned granules, unsign
 static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, slab_set_t *sum)
 {
     const size_class_t *sizes = &size_classes[cls];
-    if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks || slab->released_blocks > slab->carved)
+    if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks ||
+        slab->released_blocks > slab->carved)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
     bool look = walk->heap->key && slab_has_released(slab);
     check_run(walk, slab->start, sizes->granules, cls, look ? HOME_LOOK : slab->home);
@@ -204,7 +214,8 @@ static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, s
     walk->untouched_bytes += (size_t)sizes->granules * GRANULE - slab_touched(slab) * sizes->bytes;
 }
 
-/* Blocks of a slab that no chain and no freelist has: the program's. Counted bit by bit; only carved blocks have bits. */
+/* Blocks of a slab that no chain and no freelist has: the program's. Counted bit by bit; only
+ * carved blocks have bits. */
 static size_t unfound(const walk_t *walk, const slab_t *slab)
 {
     size_t found = 0;
@@ -224,7 +235,8 @@ static size_t check_set(walk_t *walk, class_state_t *state, const slab_set_t *se
             check_slab(walk, slab, state->cls, bin, &sum);
         }
     if (sum.slabs != set->slabs || sum.carved != set->carved || sum.outside != set->outside)
-        wrong(walk, state, size_classes[state->cls].bytes, "a class's counts disagree with its slabs");
+        wrong(walk, state, size_classes[state->cls].bytes,
+              "a class's counts disagree with its slabs");
     return sum.outside;
 }
 
@@ -257,7 +269,8 @@ static void check_class(walk_t *walk, class_state_t *state)
     for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
         for (unsigned bin = 0; bin < SLAB_BINS; bin++)
             for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) live += unfound(walk, slab);
-    if (live + cached != outside) wrong(walk, state, bytes, "cached blocks and live blocks are not all blocks");
+    if (live + cached != outside)
+        wrong(walk, state, bytes, "cached blocks and live blocks are not all blocks");
     walk->cached_bytes += cached * bytes;
     walk->live_bytes += live * bytes;
 }
@@ -267,7 +280,8 @@ static void check_large(walk_t *walk, const large_t *large, large_state_t state)
     char *base = large_base(large);
     size_t bytes = large_bytes(large);
     for (size_t at = 0; at < bytes; at += SUPERSLAB)
-        if (registry_range(base + at) != large) wrong(walk, base, bytes, "the range table disagrees");
+        if (registry_range(base + at) != large)
+            wrong(walk, base, bytes, "the range table disagrees");
     /* A live block whose free is under way is FREED already. */
     large_state_t marked = (large_state_t)load_relaxed(&large->state);
     if ((marked != state && marked != LARGE_FREED) || large_heap(large) != walk->heap)
@@ -286,7 +300,8 @@ static void check_big(walk_t *walk)
     }
     for (large_t *large = set->live; large && live <= set->live_blocks; large = large->next, live++)
         check_large(walk, large, LARGE_LIVE);
-    for (large_t *large = set->cached; large && cached <= set->cached_blocks; large = large->next, cached++)
+    for (large_t *large = set->cached; large && cached <= set->cached_blocks;
+         large = large->next, cached++)
         check_large(walk, large, LARGE_FREED);
     if (mids != set->mid_blocks || live != set->live_blocks || cached != set->cached_blocks)
         wrong(walk, set, 0, "mid and large blocks are not as many as counted");
@@ -296,16 +311,21 @@ static void check_superslabs(walk_t *walk)
 {
     hak_heap_t *heap = walk->heap;
     size_t count = 0, shared = 0;
-    for (superslab_t *ss = heap->superslabs.all; ss && count <= heap->superslabs.count; ss = ss->set_next, count++) {
-        if (!superslab_is_valid(ss) || ss->shared) wrong(walk, ss->base, 0, "a SuperSlab's record is damaged");
+    for (superslab_t *ss = heap->superslabs.all; ss && count <= heap->superslabs.count;
+         ss = ss->set_next, count++) {
+        if (!superslab_is_valid(ss) || ss->shared)
+            wrong(walk, ss->base, 0, "a SuperSlab's record is damaged");
         if (ss->tally != SUPERSLAB_GRANULES - (int64_t)ss->free_granules)
             wrong(walk, ss->base, 0, "granules in use are in no slab");
         walk->free_bytes += (size_t)ss->free_touched * HAK_PAGE;
-        walk->untouched_bytes += (size_t)ss->free_granules * GRANULE - (size_t)ss->free_touched * HAK_PAGE;
+        walk->untouched_bytes +=
+            (size_t)ss->free_granules * GRANULE - (size_t)ss->free_touched * HAK_PAGE;
     }
-    if (count != heap->superslabs.count) wrong(walk, heap, 0, "SuperSlabs are not as many as counted");
+    if (count != heap->superslabs.count)
+        wrong(walk, heap, 0, "SuperSlabs are not as many as counted");
     for (uint32_t i = 0; i < heap->nursery_count; i++) shared += heap->nursery_granules[i];
-    if (shared != walk->shared_granules) wrong(walk, heap, 0, "granules of the nursery are in no slab");
+    if (shared != walk->shared_granules)
+        wrong(walk, heap, 0, "granules of the nursery are in no slab");
 }
 
 /* Gives each slab of a set its bits, from `words` on. Returns where the next begin. */
@@ -346,10 +366,11 @@ static int walk_all(hak_heap_t *heap)
     }
     check_big(&walk);
     check_superslabs(&walk);
-    size_t sum =
-        walk.live_bytes + walk.cached_bytes + walk.free_bytes + walk.untouched_bytes + load_relaxed(&heap->metadata);
+    size_t sum = walk.live_bytes + walk.cached_bytes + walk.free_bytes + walk.untouched_bytes +
+                 load_relaxed(&heap->metadata);
     if (sum != load_relaxed(&heap->committed))
-        wrong(&walk, heap, 0, "live + cached + free + untouched + metadata is not what is committed");
+        wrong(&walk, heap, 0,
+              "live + cached + free + untouched + metadata is not what is committed");
     os->unmap(walk.bits, bytes);
     return walk.error;
 }
@@ -363,11 +384,13 @@ static void release_all(hak_heap_t *heap, classes_t held)
         if (held[cls]) lock_release_next(&held[cls]->lock);
 }
 
-/* Every class lock, and HEAP, under which no class is made. False: one was made meanwhile; nothing is held. */
+/* Every class lock, and HEAP, under which no class is made. False: one was made meanwhile; nothing
+ * is held. */
 static bool hold_all(hak_heap_t *heap, classes_t held)
 {
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
-        if ((held[cls] = heap_class_made(heap, cls)) != NULL) lock_acquire_next(&held[cls]->lock, RANK_CLASS);
+        if ((held[cls] = heap_class_made(heap, cls)) != NULL)
+            lock_acquire_next(&held[cls]->lock, RANK_CLASS);
     lock_acquire(&heap->lock, RANK_HEAP);
     bool all = true;
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) all &= held[cls] == heap_class_made(heap, cls);

@@ -5,8 +5,9 @@
 #include "heap.h"
 
 /*
- * Role: decides what a pointer is that the fast path could not place, and ends the process where it is a caller's bug.
- * Reads the registry and the library's records, never the memory at a foreign pointer.
+ * Role: decides what a pointer is that the fast path could not place, and ends the process where it
+ * is a caller's bug. Reads the registry and the library's records, never the memory at a foreign
+ * pointer.
  */
 typedef enum block_kind { KIND_SMALL, KIND_MID, KIND_LARGE } block_kind_t;
 
@@ -19,7 +20,8 @@ typedef struct block_id {
     size_t usable;
 } block_id_t;
 
-/* What a live block is. `heap` NULL: of any heap. Aborts where ptr is no live block of it, as far as its level can tell. */
+/* What a live block is. `heap` NULL: of any heap. Aborts where ptr is no live block of it, as far
+ * as its level can tell. */
 block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operation);
 /* validate_block without the abort: false where ptr is in no heap. For hak_usable_size. */
 bool validate_find(const void *ptr, block_id_t *out);

@@ -1,6 +1,6 @@
 /*
- * Mid and large blocks: allocated by one thread, freed by another, moved by realloc, cached, reused and unmapped, while a
- * janitor trims and checks. Every byte of every block is proved.
+ * Mid and large blocks: allocated by one thread, freed by another, moved by realloc, cached, reused
+ * and unmapped, while a janitor trims and checks. Every byte of every block is proved.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -26,7 +26,8 @@ typedef struct worker {
 /* Mostly mid, some large, some at the boundaries between kinds. */
 static size_t big_size(randoms_t *randoms)
 {
-    static const size_t edges[] = {32768, 32769, 49152, 1048576, 1048577, 1052672, 2097152, 2097153};
+    static const size_t edges[] = {32768,   32769,   49152,   1048576,
+                                   1048577, 1052672, 2097152, 2097153};
     unsigned dice = random_below(randoms, 128);
     if (dice < 8) return edges[dice];
     if (dice < 120) return 32 * 1024 + random_below(randoms, 100 * 1024);
@@ -50,7 +51,8 @@ static void *obtain(randoms_t *randoms)
     void *block;
     if (how == 0) {
         block = hak_heap_calloc(heaps[heap], bytes, 1);
-        if (block && !contract_is_zero(block, bytes)) stress_fail("calloc gave %zu bytes that are not zero", bytes);
+        if (block && !contract_is_zero(block, bytes))
+            stress_fail("calloc gave %zu bytes that are not zero", bytes);
     } else if (how == 1) {
         size_t alignment = (size_t)4096 << random_below(randoms, 11);
         block = hak_heap_aligned_alloc(heaps[heap], alignment, bytes);
@@ -59,7 +61,8 @@ static void *obtain(randoms_t *randoms)
         block = hak_heap_malloc(heaps[heap], bytes);
     }
     if (!block) stress_fail("no memory for %zu bytes: %s", bytes, hak_error_text(hak_last_error()));
-    if (hak_usable_size(block) < bytes) stress_fail("%zu of %zu bytes", hak_usable_size(block), bytes);
+    if (hak_usable_size(block) < bytes)
+        stress_fail("%zu of %zu bytes", hak_usable_size(block), bytes);
     stress_write(block, bytes, (uint32_t)random_next(randoms), heap);
     return block;
 }
@@ -70,7 +73,8 @@ static void *resize(randoms_t *randoms, void *block)
     size_t before = stress_prove(block, &heap), after = big_size(randoms);
     void *moved = hak_heap_realloc(heaps[heap], block, after);
     if (!moved) stress_fail("no memory to move %zu bytes to %zu", before, after);
-    if (after >= before && stress_prove(moved, NULL) != before) stress_fail("%p lost its content", moved);
+    if (after >= before && stress_prove(moved, NULL) != before)
+        stress_fail("%p lost its content", moved);
     stress_write(moved, after, (uint32_t)random_next(randoms), heap);
     return moved;
 }
@@ -108,11 +112,13 @@ static void *clean(void *arg)
         case 2: (void)hak_heap_trim(heaps[which], 4 * 1024 * 1024); break;
         case 3: (void)hak_reserve_trim(); break;
         case 4:
-            if (hak_heap_check(heaps[which]) != 0) stress_fail("%s: check fails while threads run", names[which]);
+            if (hak_heap_check(heaps[which]) != 0)
+                stress_fail("%s: check fails while threads run", names[which]);
             break;
         default:
             stats = contract_stats(heaps[which]);
-            if (stats.live_bytes > stats.committed_bytes || stats.committed_bytes > stats.peak_bytes)
+            if (stats.live_bytes > stats.committed_bytes ||
+                stats.committed_bytes > stats.peak_bytes)
                 stress_fail("%s: %zu live, %zu committed, %zu peak", names[which], stats.live_bytes,
                             stats.committed_bytes, stats.peak_bytes);
             break;
@@ -159,8 +165,8 @@ int main(int argc, char *argv[])
         (void)hak_heap_trim(heaps[i], 0);
         hak_heap_stats_t stats = contract_stats(heaps[i]);
         if (stats.large_cached_bytes || stats.superslabs)
-            stress_fail("%s: %zu bytes and %zu SuperSlabs after the trim", names[i], stats.large_cached_bytes,
-                        stats.superslabs);
+            stress_fail("%s: %zu bytes and %zu SuperSlabs after the trim", names[i],
+                        stats.large_cached_bytes, stats.superslabs);
         STRESS_REQUIRE(hak_heap_destroy(heaps[i]) == 0);
     }
     printf("%zu steps, all proved\n", done);

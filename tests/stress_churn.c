@@ -1,7 +1,7 @@
 /*
- * Everything comes and goes: threads that live for an instant, hop over heaps and over CPUs, and free each other's blocks;
- * heaps that their owners destroy and create again meanwhile, half of them divided (heap.h). Every block's content is proved
- * before it is freed.
+ * Everything comes and goes: threads that live for an instant, hop over heaps and over CPUs, and
+ * free each other's blocks; heaps that their owners destroy and create again meanwhile, half of
+ * them divided (heap.h). Every block's content is proved before it is freed.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -16,9 +16,10 @@
 enum { PLACES = 12, MAILBOXES = 128, HELD = 64, STEPS = 3000, MOST_CPUS = 64 };
 
 /*
- * Where a heap lives. The contract: who destroys a heap does so after every call that names it or frees one of its blocks.
- * Users hold `lock` for reading around their calls; the owner destroys under it for writing, and its generation then tells
- * everybody that blocks of the heap before are gone.
+ * Where a heap lives. The contract: who destroys a heap does so after every call that names it or
+ * frees one of its blocks. Users hold `lock` for reading around their calls; the owner destroys
+ * under it for writing, and its generation then tells everybody that blocks of the heap before are
+ * gone.
  */
 typedef struct place {
     pthread_rwlock_t lock;
@@ -55,7 +56,8 @@ static void create_at(unsigned at)
     atomic_fetch_add(&heaps_run, 1);
 }
 
-/* Frees a parcel's block where its heap still lives. By hak_free, half of the time: nobody names the heap then. */
+/* Frees a parcel's block where its heap still lives. By hak_free, half of the time: nobody names
+ * the heap then. */
 static void release(randoms_t *randoms, parcel_t *parcel)
 {
     place_t *place = &places[parcel->place];
@@ -63,8 +65,10 @@ static void release(randoms_t *randoms, parcel_t *parcel)
     if (place->generation == parcel->generation) {
         uint16_t mark;
         (void)stress_prove(parcel->block, &mark);
-        if (mark != parcel->place) stress_fail("block %p of place %u says %u", parcel->block, parcel->place, mark);
-        if (hak_heap_of(parcel->block) != place->heap) stress_fail("block %p is in another heap", parcel->block);
+        if (mark != parcel->place)
+            stress_fail("block %p of place %u says %u", parcel->block, parcel->place, mark);
+        if (hak_heap_of(parcel->block) != place->heap)
+            stress_fail("block %p is in another heap", parcel->block);
         if (random_below(randoms, 2)) hak_free(parcel->block);
         else hak_heap_free(place->heap, parcel->block);
         atomic_fetch_add_explicit(&proved, 1, memory_order_relaxed);
@@ -85,7 +89,8 @@ static parcel_t *obtain(randoms_t *randoms)
     pthread_rwlock_rdlock(&place->lock);
     parcel->generation = place->generation;
     parcel->block = hak_heap_malloc(place->heap, bytes);
-    if (!parcel->block) stress_fail("no memory for %zu bytes: %s", bytes, hak_error_text(hak_last_error()));
+    if (!parcel->block)
+        stress_fail("no memory for %zu bytes: %s", bytes, hak_error_text(hak_last_error()));
     stress_write(parcel->block, bytes, (uint32_t)random_next(randoms), (uint16_t)parcel->place);
     pthread_rwlock_unlock(&place->lock);
     return parcel;
@@ -135,7 +140,8 @@ static void *breed(void *arg)
     return NULL;
 }
 
-/* Destroys, resets, flushes and trims other people's heaps: the first two under the lock for writing only. */
+/* Destroys, resets, flushes and trims other people's heaps: the first two under the lock for
+ * writing only. */
 static void *own(void *arg)
 {
     randoms_t randoms = {(uint64_t)(uintptr_t)arg};
@@ -145,7 +151,8 @@ static void *own(void *arg)
         unsigned what = random_below(&randoms, 16);
         if (what < 2) {
             pthread_rwlock_wrlock(&place->lock);
-            if (hak_heap_check(place->heap) != 0) stress_fail("a heap fails its check before it goes");
+            if (hak_heap_check(place->heap) != 0)
+                stress_fail("a heap fails its check before it goes");
             if (what == 0) {
                 destroy_at(at);
                 create_at(at);
@@ -180,7 +187,8 @@ int main(int argc, char *argv[])
     }
     pthread_t breeders[256], owner;
     for (unsigned i = 0; i < options.threads; i++)
-        STRESS_REQUIRE(pthread_create(&breeders[i], NULL, breed, (void *)(uintptr_t)(options.seed * 100 + i)) == 0);
+        STRESS_REQUIRE(pthread_create(&breeders[i], NULL, breed,
+                                      (void *)(uintptr_t)(options.seed * 100 + i)) == 0);
     STRESS_REQUIRE(pthread_create(&owner, NULL, own, (void *)(uintptr_t)(options.seed + 7)) == 0);
     stress_wait(&options);
     for (unsigned i = 0; i < options.threads; i++) pthread_join(breeders[i], NULL);
@@ -198,7 +206,7 @@ int main(int argc, char *argv[])
     }
     pthread_rwlockattr_destroy(&fair);
     stress_prove_posted(posted);
-    printf("%zu threads, %zu heaps, %zu blocks proved, %zu gone with their heaps\n", (size_t)threads_run,
-           (size_t)heaps_run, (size_t)proved, (size_t)gone);
+    printf("%zu threads, %zu heaps, %zu blocks proved, %zu gone with their heaps\n",
+           (size_t)threads_run, (size_t)heaps_run, (size_t)proved, (size_t)gone);
     return 0;
 }

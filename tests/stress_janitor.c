@@ -1,7 +1,8 @@
 /*
- * Threads allocate, free, move and hand blocks to each other, and prove every byte of every block, while a janitor
- * flushes, trims, measures and checks the same heaps in a loop. The one heap has homes from the start, the other grows and is
- * divided under load. In the end everything balances to the block.
+ * Threads allocate, free, move and hand blocks to each other, and prove every byte of every block,
+ * while a janitor flushes, trims, measures and checks the same heaps in a loop. The one heap has
+ * homes from the start, the other grows and is divided under load. In the end everything balances
+ * to the block.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -29,7 +30,8 @@ static void release(randoms_t *randoms, void *block)
 {
     uint16_t heap;
     size_t bytes = stress_prove(block, &heap);
-    /* The count first: the janitor never sees more blocks live than counted at quiescence, and only then it is exact. */
+    /* The count first: the janitor never sees more blocks live than counted at quiescence, and only
+     * then it is exact. */
     atomic_fetch_sub_explicit(&live[heap], 1, memory_order_relaxed);
     unsigned how = random_below(randoms, 4);
     if (how == 0) hak_free(block);
@@ -45,7 +47,8 @@ static void *obtain(randoms_t *randoms)
     void *block;
     if (how == 0) {
         block = hak_heap_calloc(heaps[heap], 1, bytes);
-        if (block && !contract_is_zero(block, bytes)) stress_fail("calloc gave %zu bytes that are not zero", bytes);
+        if (block && !contract_is_zero(block, bytes))
+            stress_fail("calloc gave %zu bytes that are not zero", bytes);
     } else if (how == 1) {
         size_t alignment = (size_t)16 << random_below(randoms, 9);
         /* A size that free_sized may be told: a multiple of the alignment. */
@@ -68,8 +71,10 @@ static void *resize(randoms_t *randoms, void *block)
     size_t after = stress_size(randoms);
     void *moved = hak_heap_realloc(heaps[heap], block, after);
     if (!moved) stress_fail("no memory to move %zu bytes to %zu", before, after);
-    /* What both sizes have is kept; the head says the size from before, so only a block that grew proves itself. */
-    if (after >= before && stress_prove(moved, NULL) != before) stress_fail("%p lost its head", moved);
+    /* What both sizes have is kept; the head says the size from before, so only a block that grew
+     * proves itself. */
+    if (after >= before && stress_prove(moved, NULL) != before)
+        stress_fail("%p lost its head", moved);
     stress_write(moved, after, (uint32_t)random_next(randoms), heap);
     return moved;
 }
@@ -77,7 +82,8 @@ static void *resize(randoms_t *randoms, void *block)
 /* Leaves a block for whoever comes, and takes what lay there. */
 static void *swap(randoms_t *randoms, void *block)
 {
-    return atomic_exchange_explicit(&mailboxes[random_below(randoms, MAILBOXES)], block, memory_order_acq_rel);
+    return atomic_exchange_explicit(&mailboxes[random_below(randoms, MAILBOXES)], block,
+                                    memory_order_acq_rel);
 }
 
 static void *work(void *arg)
@@ -120,8 +126,8 @@ static void look_at(hak_heap_t *heap, const char *name)
 {
     hak_heap_stats_t stats = contract_stats(heap);
     if (stats.live_bytes > stats.committed_bytes || stats.committed_bytes > stats.peak_bytes)
-        stress_fail("%s: %zu live, %zu committed, %zu peak", name, stats.live_bytes, stats.committed_bytes,
-                    stats.peak_bytes);
+        stress_fail("%s: %zu live, %zu committed, %zu peak", name, stats.live_bytes,
+                    stats.committed_bytes, stats.peak_bytes);
 }
 
 static void *clean(void *arg)
@@ -136,13 +142,17 @@ static void *clean(void *arg)
         case 0: (void)hak_heap_flush(heap); break;
         case 1: (void)hak_heap_trim(heap, 0); break;
         case 2: (void)hak_heap_trim(heap, 1024 * 1024); break;
-        case 3: (void)hak_heap_flush_class(heap, random_below(&randoms, hak_size_class_count())); break;
+        case 3:
+            (void)hak_heap_flush_class(heap, random_below(&randoms, hak_size_class_count()));
+            break;
         case 4: look_at(heap, names[which]); break;
         case 5:
-            if (hak_heap_check(heap) != 0) stress_fail("%s: check fails while threads run", names[which]);
+            if (hak_heap_check(heap) != 0)
+                stress_fail("%s: check fails while threads run", names[which]);
             break;
         case 6:
-            if (hak_heap_report(heap, count_text, &text) != 0 || text == 0) stress_fail("no report");
+            if (hak_heap_report(heap, count_text, &text) != 0 || text == 0)
+                stress_fail("no report");
             break;
         default: (void)hak_reserve_trim(); break;
         }
@@ -188,7 +198,8 @@ int main(int argc, char *argv[])
     for (int i = 0; i < HEAPS; i++) {
         STRESS_REQUIRE(hak_heap_check(heaps[i]) == 0);
         size_t blocks = contract_stats(heaps[i]).live_blocks, counted = atomic_load(&live[i]);
-        if (blocks != counted) stress_fail("%s: %zu blocks live, %zu counted", names[i], blocks, counted);
+        if (blocks != counted)
+            stress_fail("%s: %zu blocks live, %zu counted", names[i], blocks, counted);
     }
     for (unsigned i = 0; i < options.threads; i++)
         for (unsigned k = 0; k < SLOTS; k++)

@@ -49,5 +49,6 @@ bool child_aborted(const child_result_t *result, const char *code, const char *o
 {
     char begins[128];
     int length = snprintf(begins, sizeof begins, "hakheap: %s: %s ", code, operation);
-    return result->signal == SIGABRT && length > 0 && strncmp(result->text, begins, (size_t)length) == 0;
+    return result->signal == SIGABRT && length > 0 &&
+           strncmp(result->text, begins, (size_t)length) == 0;
 }

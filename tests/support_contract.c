@@ -38,8 +38,8 @@ size_t contract_cached(const hak_heap_stats_t *stats)
 
 size_t contract_sum(const hak_heap_stats_t *stats)
 {
-    return stats->live_bytes + contract_cached(stats) + stats->large_cached_bytes + stats->free_bytes +
-           stats->untouched_bytes + stats->metadata_bytes;
+    return stats->live_bytes + contract_cached(stats) + stats->large_cached_bytes +
+           stats->free_bytes + stats->untouched_bytes + stats->metadata_bytes;
 }
 
 int contract_unsound(const hak_heap_t *heap, size_t live_blocks)
@@ -104,7 +104,8 @@ bool contract_is_zero(const void *at, size_t bytes)
     return bytes == 0 || (byte[0] == 0 && memcmp(byte, byte + 1, bytes - 1) == 0);
 }
 
-/* Words that differ by place and by seed, so that a block that moved, or two that overlap, do not look alike. */
+/* Words that differ by place and by seed, so that a block that moved, or two that overlap, do not
+ * look alike. */
 static uint64_t word_at(size_t index, size_t bytes, unsigned seed)
 {
     return ((uint64_t)seed << 32 ^ bytes) * 0x9e3779b97f4a7c15ull + index * 0xd1342543de82ef95ull;
@@ -124,7 +125,8 @@ bool contract_holds(const void *at, size_t bytes, unsigned seed)
     const unsigned char *byte = at;
     for (size_t i = 0; i < bytes; i += sizeof(uint64_t)) {
         uint64_t word = word_at(i, bytes, seed);
-        if (memcmp(byte + i, &word, bytes - i < sizeof word ? bytes - i : sizeof word) != 0) return false;
+        if (memcmp(byte + i, &word, bytes - i < sizeof word ? bytes - i : sizeof word) != 0)
+            return false;
     }
     return true;
 }

@@ -1,4 +1,5 @@
-/* What the tests of the public contract share: heaps by level, figures of a heap and of the process, how much to do. */
+/* What the tests of the public contract share: heaps by level, figures of a heap and of the
+ * process, how much to do. */
 #ifndef HAK_SUPPORT_CONTRACT_H
 #define HAK_SUPPORT_CONTRACT_H
 
@@ -7,12 +8,14 @@
 
 #include "hakheap.h"
 
-/* Instrumented code is slow, and holds memory of its own: loops are shorter there, and resident memory proves nothing. */
+/* Instrumented code is slow, and holds memory of its own: loops are shorter there, and resident
+ * memory proves nothing. */
 #ifndef __has_feature
 #define __has_feature(x) 0
 #endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || __has_feature(address_sanitizer) || \
-    __has_feature(thread_sanitizer) || __has_feature(undefined_behavior_sanitizer)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||       \
+    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(undefined_behavior_sanitizer)
 #define CONTRACT_SANITIZED 1
 #else
 #define CONTRACT_SANITIZED 0
@@ -26,7 +29,8 @@ enum { CONTRACT_LEVELS = 2 };
 /* A heap of that level; NULL where it is refused. */
 hak_heap_t *contract_heap(int level, const char *name);
 
-/* How often to repeat something: `most`, or an eighth where HAK_TEST_QUICK is set or the build is instrumented. */
+/* How often to repeat something: `most`, or an eighth where HAK_TEST_QUICK is set or the build is
+ * instrumented. */
 size_t contract_work(size_t most);
 /* Whether magazines are reached by the locked twin, which needs no fence. */
 bool contract_is_locked(void);
@@ -37,8 +41,8 @@ size_t contract_sum(const hak_heap_stats_t *stats);
 /* Free bytes in magazines. */
 size_t contract_cached(const hak_heap_stats_t *stats);
 /*
- * Looks at a heap that no thread uses now: 0 where hak_heap_check() finds nothing, the balance is exact, and as many
- * blocks live as given; else the source line of what is wrong.
+ * Looks at a heap that no thread uses now: 0 where hak_heap_check() finds nothing, the balance is
+ * exact, and as many blocks live as given; else the source line of what is wrong.
  */
 int contract_unsound(const hak_heap_t *heap, size_t live_blocks);
 

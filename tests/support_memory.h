@@ -1,4 +1,5 @@
-/* What the kernel says of memory: whether it can be read, whether it is resident. Nothing here faults. */
+/* What the kernel says of memory: whether it can be read, whether it is resident. Nothing here
+ * faults. */
 #ifndef HAK_SUPPORT_MEMORY_H
 #define HAK_SUPPORT_MEMORY_H
 

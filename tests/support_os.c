@@ -26,7 +26,10 @@ static void *fake_reserve(size_t bytes, size_t alignment)
     return granted(FAKE_RESERVE, bytes) ? os_kernel.reserve(bytes, alignment) : NULL;
 }
 
-static bool fake_commit(void *at, size_t bytes) { return granted(FAKE_COMMIT, bytes) && os_kernel.commit(at, bytes); }
+static bool fake_commit(void *at, size_t bytes)
+{
+    return granted(FAKE_COMMIT, bytes) && os_kernel.commit(at, bytes);
+}
 
 static bool fake_purge(void *at, size_t bytes)
 {
@@ -40,7 +43,10 @@ static void *fake_map(size_t bytes, size_t alignment)
     return granted(FAKE_MAP, bytes) ? os_kernel.map(bytes, alignment) : NULL;
 }
 
-static bool fake_unmap(void *at, size_t bytes) { return granted(FAKE_UNMAP, bytes) && os_kernel.unmap(at, bytes); }
+static bool fake_unmap(void *at, size_t bytes)
+{
+    return granted(FAKE_UNMAP, bytes) && os_kernel.unmap(at, bytes);
+}
 
 static bool fake_resize(void *at, size_t bytes, size_t wanted)
 {
@@ -52,7 +58,10 @@ static bool fake_move(void *from, size_t bytes, void *to, size_t wanted)
     return granted(FAKE_MOVE, wanted) && os_kernel.move(from, bytes, to, wanted);
 }
 
-static bool fake_fence_register(void) { return granted(FAKE_FENCE_REGISTER, 0) && os_kernel.fence_register(); }
+static bool fake_fence_register(void)
+{
+    return granted(FAKE_FENCE_REGISTER, 0) && os_kernel.fence_register();
+}
 static bool fake_fence(void) { return granted(FAKE_FENCE, 0) && os_kernel.fence(); }
 
 static os_table_t table;

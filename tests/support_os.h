@@ -1,6 +1,7 @@
 /*
- * An os table that refuses chosen calls and lets the others through to the kernel. One per process: `fake_os_use` puts
- * it in place, before other threads run, and `fake_os_restore` puts the kernel's back.
+ * An os table that refuses chosen calls and lets the others through to the kernel. One per process:
+ * `fake_os_use` puts it in place, before other threads run, and `fake_os_restore` puts the kernel's
+ * back.
  */
 #ifndef HAK_SUPPORT_OS_H
 #define HAK_SUPPORT_OS_H
@@ -26,7 +27,8 @@ enum { FAKE_NEVER = 0, FAKE_FOREVER = -1 };
 void fake_os_use(void);
 void fake_os_restore(void);
 
-/* Refuses the k-th call of a kind from now on (1: the next), and the `times - 1` after it; FAKE_FOREVER: all after it. */
+/* Refuses the k-th call of a kind from now on (1: the next), and the `times - 1` after it;
+ * FAKE_FOREVER: all after it. */
 void fake_os_refuse(fake_call_t call, long k, long times);
 /* Refuses nothing of that kind any more. */
 void fake_os_allow(fake_call_t call);
@@ -37,7 +39,8 @@ long fake_os_calls(fake_call_t call);
 /* The most bytes that one call of a kind since fake_os_use was granted. */
 size_t fake_os_largest(fake_call_t call);
 
-/* Sees each purge before it happens; NULL: nobody. Where it returns false, the kernel is not asked, and purge succeeds. */
+/* Sees each purge before it happens; NULL: nobody. Where it returns false, the kernel is not asked,
+ * and purge succeeds. */
 void fake_os_watch_purge(bool (*watch)(void *at, size_t bytes));
 
 #endif

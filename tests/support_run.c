@@ -36,7 +36,9 @@ static pid_t start(const char *const argv[], int output)
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
 
     pid_t pid = -1;
-    if (posix_spawnp(&pid, argv[0], &actions, &attributes, (char *const *)(uintptr_t)argv, environ) != 0) pid = -1;
+    if (posix_spawnp(&pid, argv[0], &actions, &attributes, (char *const *)(uintptr_t)argv,
+                     environ) != 0)
+        pid = -1;
     posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&actions);
     return pid;

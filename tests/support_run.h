@@ -4,7 +4,8 @@
 
 #include <stddef.h>
 
-/* HAK_TEST_ROOT, HAK_TEST_BUILD: the tree, and the directory of this build of it. Written by the Makefile. */
+/* HAK_TEST_ROOT, HAK_TEST_BUILD: the tree, and the directory of this build of it. Written by the
+ * Makefile. */
 #include "test_build.h"
 
 enum {
@@ -14,17 +15,21 @@ enum {
 
 typedef struct run_result {
     int status; /* exit status, 128 + the number of the signal that ended it, or RUN_... */
-    char
-        text[64 * 1024]; /* what it wrote on standard output and error, terminated; the first part where it is long */
+    char text[64 *
+              /* what it wrote on standard output and error, terminated; the first part where it is
+          * long */
+              1024];
 } run_result_t;
 
 /*
- * Runs argv[0] (looked up in PATH, in the directory `HAK_TEST_ROOT` if it is a path) and waits for its end, at most
- * `seconds`: a child that hangs is killed, so that no process outlives the tests. Standard input is empty.
+ * Runs argv[0] (looked up in PATH, in the directory `HAK_TEST_ROOT` if it is a path) and waits for
+ * its end, at most `seconds`: a child that hangs is killed, so that no process outlives the tests.
+ * Standard input is empty.
  */
 void run_program(run_result_t *out, unsigned seconds, const char *const argv[]);
 
-/* HAK_TEST_SECONDS of the environment, else 2: how long a test that runs for a time should do so. */
+/* HAK_TEST_SECONDS of the environment, else 2: how long a test that runs for a time should do
+ * so. */
 unsigned run_seconds(void);
 
 #endif

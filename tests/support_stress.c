@@ -46,8 +46,8 @@ stress_options_t stress_begin(int argc, char *argv[], unsigned threads)
         fprintf(stderr, "--threads: 1 to 256\n");
         exit(2);
     }
-    printf("%s: %u s, %u threads, seed %llu, magazines %s\n", argv[0], options.seconds, options.threads,
-           (unsigned long long)options.seed, hak_percpu_mode());
+    printf("%s: %u s, %u threads, seed %llu, magazines %s\n", argv[0], options.seconds,
+           options.threads, (unsigned long long)options.seed, hak_percpu_mode());
     fflush(stdout);
     return options;
 }
@@ -72,7 +72,9 @@ _Noreturn void stress_fail(const char *format, ...)
     va_start(arguments, format);
     int length = vsnprintf(line, sizeof line - 1, format, arguments);
     va_end(arguments);
-    size_t used = length < 0 ? 0 : (size_t)length < sizeof line - 1 ? (size_t)length : sizeof line - 2;
+    size_t used = length < 0                         ? 0
+                  : (size_t)length < sizeof line - 1 ? (size_t)length
+                                                     : sizeof line - 2;
     line[used] = '\n';
     if (write(STDERR_FILENO, line, used + 1) < 0) _exit(1);
     _exit(1);
@@ -117,15 +119,16 @@ size_t stress_prove(const void *block, uint16_t *mark)
     memcpy(&head, block, sizeof head);
     head_t wanted = head_of(head.bytes, head.seed, head.mark);
     if (memcmp(&head, &wanted, sizeof head) != 0)
-        stress_fail("block %p is torn: head says %u bytes, seed %u, mark %u", block, head.bytes, head.seed,
-                    head.mark);
+        stress_fail("block %p is torn: head says %u bytes, seed %u, mark %u", block, head.bytes,
+                    head.seed, head.mark);
     const unsigned char *at = (const unsigned char *)block + sizeof head;
     const unsigned char *end = (const unsigned char *)block + head.bytes;
     for (uint64_t word = head.check; at < end; at += sizeof word, word += 0x9e3779b97f4a7c15ull) {
         size_t left = (size_t)(end - at);
         if (memcmp(at, &word, left < sizeof word ? left : sizeof word) != 0)
-            stress_fail("block %p of %u bytes, seed %u, mark %u is torn at byte %zu", block, head.bytes, head.seed,
-                        head.mark, (size_t)(at - (const unsigned char *)block));
+            stress_fail("block %p of %u bytes, seed %u, mark %u is torn at byte %zu", block,
+                        head.bytes, head.seed, head.mark,
+                        (size_t)(at - (const unsigned char *)block));
     }
     if (mark) *mark = head.mark;
     return head.bytes;
@@ -148,11 +151,15 @@ void stress_prove_empty(hak_heap_t *heap, const char *name)
     if (hak_heap_check(heap) != 0) stress_fail("%s: check fails after the flush", name);
     hak_heap_stats_t stats = contract_stats(heap);
     if (stats.live_blocks || stats.live_bytes)
-        stress_fail("%s: %zu blocks, %zu bytes live at the end", name, stats.live_blocks, stats.live_bytes);
-    if (contract_cached(&stats)) stress_fail("%s: %zu bytes cached after the flush", name, contract_cached(&stats));
-    if (stats.phantom_superslabs) stress_fail("%s: %zu phantoms after the flush", name, stats.phantom_superslabs);
+        stress_fail("%s: %zu blocks, %zu bytes live at the end", name, stats.live_blocks,
+                    stats.live_bytes);
+    if (contract_cached(&stats))
+        stress_fail("%s: %zu bytes cached after the flush", name, contract_cached(&stats));
+    if (stats.phantom_superslabs)
+        stress_fail("%s: %zu phantoms after the flush", name, stats.phantom_superslabs);
     if (contract_sum(&stats) != stats.committed_bytes)
-        stress_fail("%s: %zu bytes by the balance, %zu committed", name, contract_sum(&stats), stats.committed_bytes);
+        stress_fail("%s: %zu bytes by the balance, %zu committed", name, contract_sum(&stats),
+                    stats.committed_bytes);
 }
 
 /* ---- Homes ---- */
@@ -161,7 +168,8 @@ void stress_divide(hak_heap_t *heap)
 {
     enum { MID = 40000 };
     void *mids[DIVIDE_RUNS], *small;
-    for (int i = 0; i < DIVIDE_RUNS; i++) STRESS_REQUIRE((mids[i] = hak_heap_malloc(heap, MID)) != NULL);
+    for (int i = 0; i < DIVIDE_RUNS; i++)
+        STRESS_REQUIRE((mids[i] = hak_heap_malloc(heap, MID)) != NULL);
     STRESS_REQUIRE((small = hak_heap_malloc(heap, 30000)) != NULL); /* a miss divides */
     hak_heap_free(heap, small);
     for (int i = 0; i < DIVIDE_RUNS; i++) hak_heap_free(heap, mids[i]);
@@ -172,7 +180,8 @@ bool stress_is_divided(const hak_heap_t *heap) { return load_relaxed(&heap->divi
 
 uint64_t stress_posted(const hak_heap_t *heap)
 {
-    return load_relaxed(&((hak_heap_t *)(uintptr_t)heap)->counters.count[HAK_COUNTERS ? COUNTER_outbox : 0]);
+    return load_relaxed(
+        &((hak_heap_t *)(uintptr_t)heap)->counters.count[HAK_COUNTERS ? COUNTER_outbox : 0]);
 }
 
 void stress_prove_posted(uint64_t posted)

@@ -1,4 +1,5 @@
-/* What the stress programs share: options, the clock, the end by a message, and blocks that know their own content. */
+/* What the stress programs share: options, the clock, the end by a message, and blocks that know
+ * their own content. */
 #ifndef HAK_SUPPORT_STRESS_H
 #define HAK_SUPPORT_STRESS_H
 
@@ -29,8 +30,8 @@ _Noreturn void stress_fail(const char *format, ...) __attribute__((format(printf
     } while (0)
 
 /*
- * A block whose first 16 bytes say how long it is and whose it is, and whose other bytes follow from them: whoever holds
- * the pointer can prove every byte, whichever thread wrote it.
+ * A block whose first 16 bytes say how long it is and whose it is, and whose other bytes follow
+ * from them: whoever holds the pointer can prove every byte, whichever thread wrote it.
  */
 enum { STRESS_LEAST = 16 };
 /* Writes all `bytes` of a block, at least STRESS_LEAST. `mark`: 16 bits for the caller. */
@@ -41,13 +42,15 @@ size_t stress_prove(const void *block, uint16_t *mark);
 /* A size of a server's mix: mostly small; some up to 32 KiB; one in 256 mid; one in 4096 large. */
 size_t stress_size(randoms_t *randoms);
 
-/* The end of a heap that nobody uses: all blocks are free, everything balances, flush leaves nothing cached. */
+/* The end of a heap that nobody uses: all blocks are free, everything balances, flush leaves
+ * nothing cached. */
 void stress_prove_empty(hak_heap_t *heap, const char *name);
 
 /*
- * A heap that has homes (heap.h). Divide lets it take as many runs as that needs, and gives them back: it stays divided. Posted
- * says how many blocks its CPUs have freed for each other, 0 where counters are not compiled in; prove_posted fails where
- * they are, and there is more than one CPU, and it is 0.
+ * A heap that has homes (heap.h). Divide lets it take as many runs as that needs, and gives them
+ * back: it stays divided. Posted says how many blocks its CPUs have freed for each other, 0 where
+ * counters are not compiled in; prove_posted fails where they are, and there is more than one CPU,
+ * and it is 0.
  */
 void stress_divide(hak_heap_t *heap);
 bool stress_is_divided(const hak_heap_t *heap);

@@ -13,7 +13,10 @@ enum { SIZE = 256, OTHER = 1024, MOST = 40000 };
 static void *blocks[MOST];
 
 static unsigned class_of(size_t size) { return hak_size_class_of(size); }
-static class_state_t *state_of(const hak_heap_t *heap, size_t size) { return heap_class_made(heap, class_of(size)); }
+static class_state_t *state_of(const hak_heap_t *heap, size_t size)
+{
+    return heap_class_made(heap, class_of(size));
+}
 
 static void must_be_sound(const hak_heap_t *heap, size_t live_blocks)
 {
@@ -63,16 +66,21 @@ static void empty(hak_heap_t *heap, size_t size, size_t first, size_t count)
 static void end_period(hak_heap_t *heap, area_t *area, size_t used, uint16_t misses)
 {
     int index = percpu_index();
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) store_relaxed(&area->hot[cls].misses, (uint16_t)0);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+        store_relaxed(&area->hot[cls].misses, (uint16_t)0);
     if (used) store_relaxed(&area->hot[class_of(used)].misses, misses);
     store_relaxed(&area->misses, (uint32_t)ADAPT_PERIOD);
     adapt_area(heap, area, index);
     cr_assert(load_relaxed(&area->misses) == 0);
 }
 
-static size_t outside_of(const hak_heap_t *heap, size_t size) { return load_relaxed(&state_of(heap, size)->outside); }
+static size_t outside_of(const hak_heap_t *heap, size_t size)
+{
+    return load_relaxed(&state_of(heap, size)->outside);
+}
 
-/* A first miss asks for few blocks, and each one more of the period for twice as many, up to what the magazine may hold. */
+/* A first miss asks for few blocks, and each one more of the period for twice as many, up to what
+ * the magazine may hold. */
 Test(adapt, what_a_miss_asks_for_doubles)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -106,14 +114,17 @@ Test(adapt, a_miss_is_counted_and_a_hit_is_not)
         hak_heap_t *heap = heap_here(level, 0);
         fill(heap, SIZE, 0, 1);
         area_t *area = area_here(heap);
-        cr_assert(load_relaxed(&area->hot[class_of(SIZE)].misses) == 1 && load_relaxed(&area->misses) == 1);
+        cr_assert(load_relaxed(&area->hot[class_of(SIZE)].misses) == 1 &&
+                  load_relaxed(&area->misses) == 1);
         for (unsigned i = 0; i < 100; i++) {
             empty(heap, SIZE, 0, 1);
             fill(heap, SIZE, 0, 1);
         }
-        cr_assert(load_relaxed(&area->hot[class_of(SIZE)].misses) == 1 && load_relaxed(&area->misses) == 1);
+        cr_assert(load_relaxed(&area->hot[class_of(SIZE)].misses) == 1 &&
+                  load_relaxed(&area->misses) == 1);
         fill(heap, OTHER, 1, 1);
-        cr_assert(load_relaxed(&area->hot[class_of(OTHER)].misses) == 1 && load_relaxed(&area->misses) == 2);
+        cr_assert(load_relaxed(&area->hot[class_of(OTHER)].misses) == 1 &&
+                  load_relaxed(&area->misses) == 2);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
@@ -136,7 +147,8 @@ Test(adapt, what_a_period_did_not_use_goes_back)
         cr_assert(!load_relaxed(&idle->word) && !load_relaxed(&area->spare[class_of(OTHER)]));
         cr_assert(load_relaxed(&idle->limit) == limit / 2 &&
                   load_relaxed(&heap->budget.room) >= room + limit * OTHER);
-        cr_assert(load_relaxed(&used->word) == word && load_relaxed(&used->limit) == kept, "it is in use");
+        cr_assert(load_relaxed(&used->word) == word && load_relaxed(&used->limit) == kept,
+                  "it is in use");
         cr_assert(load_relaxed(&used->misses) == 0);
         must_be_sound(heap, 0);
         for (unsigned i = 0; i < 8; i++) end_period(heap, area, 0, 0);
@@ -169,7 +181,8 @@ Test(adapt, cold_chains_stay_one_period)
     }
 }
 
-/* Of two classes that both missed, the one that missed little for what it may hold makes room for the other. */
+/* Of two classes that both missed, the one that missed little for what it may hold makes room for
+ * the other. */
 Test(adapt, a_scarce_budget_goes_where_the_misses_are)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -194,7 +207,8 @@ Test(adapt, a_scarce_budget_goes_where_the_misses_are)
     }
 }
 
-/* What is only freed goes past the hot magazine; what is allocated again, as much as it is freed, does not. */
+/* What is only freed goes past the hot magazine; what is allocated again, as much as it is freed,
+ * does not. */
 Test(adapt, a_class_that_is_only_freed_returns_its_blocks)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -207,8 +221,8 @@ Test(adapt, a_class_that_is_only_freed_returns_its_blocks)
         cr_assert(!adapt_returns(area, cls));
         empty(heap, SIZE, LEFT, COUNT - LEFT);
         cr_assert(adapt_returns(area, cls));
-        cr_assert(load_relaxed(&state_of(heap, SIZE)->outside) <= LEFT + 2 * 64, "%zu blocks outside",
-                  load_relaxed(&state_of(heap, SIZE)->outside));
+        cr_assert(load_relaxed(&state_of(heap, SIZE)->outside) <= LEFT + 2 * 64,
+                  "%zu blocks outside", load_relaxed(&state_of(heap, SIZE)->outside));
         must_be_sound(heap, LEFT);
         /* A few allocations do not end it, and do not come from all over the place. */
         fill(heap, SIZE, LEFT, 32);
@@ -222,7 +236,8 @@ Test(adapt, a_class_that_is_only_freed_returns_its_blocks)
     }
 }
 
-/* Nothing helps it along but the frees themselves; and it ends where as much is allocated as is freed, first in, first out. */
+/* Nothing helps it along but the frees themselves; and it ends where as much is allocated as is
+ * freed, first in, first out. */
 Test(adapt, returning_begins_and_ends_by_itself)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -265,7 +280,8 @@ Test(adapt, magazines_never_hold_more_than_the_budget)
             if (*at) hak_heap_free(heap, *at);
             *at = *at ? NULL : hak_heap_malloc(heap, SIZE);
             hak_heap_stats_t stats = contract_stats(heap);
-            cr_assert(turn % 16 || contract_cached(&stats) <= BUDGET, "%zu bytes", contract_cached(&stats));
+            cr_assert(turn % 16 || contract_cached(&stats) <= BUDGET, "%zu bytes",
+                      contract_cached(&stats));
         }
         cr_assert(hak_heap_destroy(heap) == 0);
     }
@@ -273,7 +289,10 @@ Test(adapt, magazines_never_hold_more_than_the_budget)
 
 /* ---- Large mappings ---- */
 
-static size_t large_cached(const hak_heap_t *heap) { return contract_stats(heap).large_cached_bytes; }
+static size_t large_cached(const hak_heap_t *heap)
+{
+    return contract_stats(heap).large_cached_bytes;
+}
 
 Test(adapt, a_mapping_that_nobody_takes_goes)
 {
@@ -281,7 +300,8 @@ Test(adapt, a_mapping_that_nobody_takes_goes)
     void *big = hak_heap_malloc(heap, 12 * HAK_MIB);
     hak_heap_free(heap, big);
     cr_assert(large_cached(heap) == 12 * HAK_MIB);
-    for (unsigned i = 0; i < LARGE_IDLE; i++) hak_heap_free(heap, hak_heap_malloc(heap, 2 * HAK_MIB));
+    for (unsigned i = 0; i < LARGE_IDLE; i++)
+        hak_heap_free(heap, hak_heap_malloc(heap, 2 * HAK_MIB));
     cr_assert(large_cached(heap) == 14 * HAK_MIB, "idle for no longer than the others");
     hak_heap_free(heap, hak_heap_malloc(heap, 2 * HAK_MIB));
     cr_assert(large_cached(heap) == 2 * HAK_MIB);
@@ -302,20 +322,23 @@ Test(adapt, a_mapping_too_big_for_the_cache_drives_out_no_other)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
-/* The whole of it: blocks of one size go, blocks of another come, and no slab stays for what is only cached. */
+/* The whole of it: blocks of one size go, blocks of another come, and no slab stays for what is
+ * only cached. */
 Test(adapt, a_change_of_sizes_leaves_no_slab_behind)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_here(level, 0);
         enum { SMALL = 48, COUNT = 20000, WIDE = 2048, PHASE = 4 * ADAPT_PERIOD };
         fill(heap, SMALL, 0, COUNT);
-        for (size_t i = 0; i < COUNT; i++) { /* an order that leaves cached blocks all over their slabs */
+        for (size_t i = 0; i < COUNT;
+             i++) { /* an order that leaves cached blocks all over their slabs */
             void **at = &blocks[i * 7919 % COUNT];
             hak_heap_free(heap, *at);
         }
         fill(heap, WIDE, 0, PHASE);
         class_state_t *state = state_of(heap, SMALL);
-        cr_assert(load_relaxed(&state->outside) == 0, "%zu blocks are cached", load_relaxed(&state->outside));
+        cr_assert(load_relaxed(&state->outside) == 0, "%zu blocks are cached",
+                  load_relaxed(&state->outside));
         must_be_sound(heap, PHASE);
         empty(heap, WIDE, 0, PHASE);
         must_be_sound(heap, 0);
@@ -323,16 +346,19 @@ Test(adapt, a_change_of_sizes_leaves_no_slab_behind)
     }
 }
 
-/* A first limit is much at once: a budget that has no room for it, but for half of it, gives half. */
+/* A first limit is much at once: a budget that has no room for it, but for half of it, gives
+ * half. */
 Test(adapt, a_budget_with_room_for_half_gives_half)
 {
     enum { BYTES = 8192, BLOCKS = 8 };
     for (int level = 0; level < 2; level++) {
         hak_heap_t *heap = heap_here(level, 256 * HAK_KIB); /* 32 blocks, twice, would be 512 KiB */
         char *held[BLOCKS];
-        for (unsigned i = 0; i < BLOCKS; i++) cr_assert((held[i] = hak_heap_malloc(heap, BYTES)) != NULL);
+        for (unsigned i = 0; i < BLOCKS; i++)
+            cr_assert((held[i] = hak_heap_malloc(heap, BYTES)) != NULL);
         for (unsigned i = 0; i < BLOCKS; i++) hak_heap_free(heap, held[i]);
-        cr_assert(contract_stats(heap).hot_bytes >= BLOCKS * BYTES, "%zu bytes", contract_stats(heap).hot_bytes);
+        cr_assert(contract_stats(heap).hot_bytes >= BLOCKS * BYTES, "%zu bytes",
+                  contract_stats(heap).hot_bytes);
         cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
     }
 }

@@ -41,8 +41,10 @@ static void must_fit(void *ptr, size_t size)
     must_have(ptr, size);
     size_t usable = hak_usable_size(ptr), good = hak_good_size(size);
     cr_assert((uintptr_t)ptr % 16 == 0, "%zu bytes at %p", size, ptr);
-    cr_assert(good >= size && usable >= good, "%zu bytes: usable %zu, good %zu", size, usable, good);
-    cr_assert(hak_good_size(good) == good, "%zu bytes are good, but %zu better", good, hak_good_size(good));
+    cr_assert(good >= size && usable >= good, "%zu bytes: usable %zu, good %zu", size, usable,
+              good);
+    cr_assert(hak_good_size(good) == good, "%zu bytes are good, but %zu better", good,
+              hak_good_size(good));
 }
 
 Test(api, malloc_of_every_size)
@@ -62,8 +64,8 @@ Test(api, malloc_of_every_size)
             /* Blocks live side by side, so one that is shorter than it says tears its neighbour. */
             size_t at = turn % WINDOW;
             if (window[at]) {
-                cr_assert(contract_holds(window[at], sizes[at], (unsigned)sizes[at]), "%zu bytes are torn",
-                          sizes[at]);
+                cr_assert(contract_holds(window[at], sizes[at], (unsigned)sizes[at]),
+                          "%zu bytes are torn", sizes[at]);
                 hak_heap_free(heap, window[at]);
             }
             window[at] = ptr;
@@ -82,8 +84,8 @@ Test(api, good_size_is_what_a_grown_heap_gives)
     void *mid = must_have(hak_heap_malloc(heap, HAK_MIB), HAK_MIB);
     for (size_t size = 0; size < 5 * HAK_MIB; size += 1 + size / 50) {
         void *ptr = must_have(hak_heap_malloc(heap, size), size);
-        cr_assert(hak_usable_size(ptr) == hak_good_size(size), "%zu bytes: usable %zu, good %zu", size,
-                  hak_usable_size(ptr), hak_good_size(size));
+        cr_assert(hak_usable_size(ptr) == hak_good_size(size), "%zu bytes: usable %zu, good %zu",
+                  size, hak_usable_size(ptr), hak_good_size(size));
         hak_heap_free(heap, ptr);
         (void)hak_heap_trim(heap, size > HAK_MIB ? 0 : SIZE_MAX);
     }
@@ -128,7 +130,8 @@ Test(api, blocks_of_no_bytes_are_blocks)
             cr_assert(hak_heap_of(blocks[i]) == heap);
         }
         for (size_t i = 0; i < 1000; i++) {
-            cr_assert(*(unsigned char *)blocks[i] == (unsigned char)i, "two blocks of no bytes are one");
+            cr_assert(*(unsigned char *)blocks[i] == (unsigned char)i,
+                      "two blocks of no bytes are one");
             hak_free(blocks[i]);
         }
         must_be_sound(heap, 0);
@@ -152,7 +155,8 @@ Test(api, null_is_freed_by_doing_nothing)
 
 Test(api, every_alignment)
 {
-    const size_t sizes[] = {0, 1, 15, 16, 17, 100, 1000, 4096, 5000, 32768, 40000, HAK_MIB, 3 * HAK_MIB};
+    const size_t sizes[] = {0,    1,    15,    16,    17,      100,        1000,
+                            4096, 5000, 32768, 40000, HAK_MIB, 3 * HAK_MIB};
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "aligned");
         for (size_t alignment = 1; alignment <= 64 * HAK_MIB; alignment *= 2) {
@@ -161,7 +165,8 @@ Test(api, every_alignment)
                 for (int twice = 0; twice < 2; twice++) {
                     unsigned char *ptr = hak_heap_aligned_alloc(heap, alignment, sizes[s]);
                     must_have(ptr, sizes[s]);
-                    cr_assert((uintptr_t)ptr % alignment == 0, "%p is not aligned to %zu", (void *)ptr, alignment);
+                    cr_assert((uintptr_t)ptr % alignment == 0, "%p is not aligned to %zu",
+                              (void *)ptr, alignment);
                     cr_assert((uintptr_t)ptr % 16 == 0);
                     cr_assert(hak_usable_size(ptr) >= sizes[s] && hak_heap_of(ptr) == heap);
                     if (sizes[s]) ptr[0] = 1, ptr[sizes[s] - 1] = (unsigned char)s;
@@ -170,7 +175,8 @@ Test(api, every_alignment)
             for (size_t s = 0; s < CONTRACT_LENGTH(sizes); s++)
                 for (int twice = 0; twice < 2; twice++) {
                     unsigned char *ptr = blocks[s][twice];
-                    if (sizes[s] > 1) cr_assert(ptr[0] == 1 && ptr[sizes[s] - 1] == (unsigned char)s);
+                    if (sizes[s] > 1)
+                        cr_assert(ptr[0] == 1 && ptr[sizes[s] - 1] == (unsigned char)s);
                     if (twice) hak_heap_free(heap, ptr);
                     else hak_free(ptr);
                 }
@@ -198,7 +204,8 @@ Test(api, an_aligned_block_is_a_block_to_realloc)
 
 /* ---- calloc ---- */
 
-static const size_t kinds[] = {1, 16, 100, 1024, 1025, 5000, 32768, 32769, 100000, HAK_MIB, HAK_MIB + 1, 5 * HAK_MIB};
+static const size_t kinds[] = {1,     16,    100,    1024,    1025,        5000,
+                               32768, 32769, 100000, HAK_MIB, HAK_MIB + 1, 5 * HAK_MIB};
 
 static void dirty(hak_heap_t *heap, size_t size)
 {
@@ -216,7 +223,8 @@ static void calloc_must_be_zero(hak_heap_t *heap, size_t size, const char *when)
     void *blocks[30];
     size_t count = size > HAK_MIB ? 4 : 30;
     for (size_t i = 0; i < count; i++) {
-        blocks[i] = must_have(i % 2 ? hak_heap_calloc(heap, 1, size) : hak_heap_calloc(heap, size, 1), size);
+        blocks[i] = must_have(
+            i % 2 ? hak_heap_calloc(heap, 1, size) : hak_heap_calloc(heap, size, 1), size);
         cr_assert(contract_is_zero(blocks[i], size), "%s: %zu bytes are not zero", when, size);
         memset(blocks[i], 0xff, hak_usable_size(blocks[i]));
     }
@@ -237,17 +245,20 @@ Test(api, calloc_is_zero_on_used_memory)
             (void)hak_heap_trim(heap, 1);
             calloc_must_be_zero(heap, kinds[k], "after half a trim");
         }
-        /* The same memory under blocks of another kind: mid runs where slabs were, slabs where mid runs were. */
+        /* The same memory under blocks of another kind: mid runs where slabs were, slabs where mid
+         * runs were. */
         for (size_t k = CONTRACT_LENGTH(kinds); k-- > 0;) {
             (void)hak_heap_flush(heap);
             calloc_must_be_zero(heap, kinds[k], "after other kinds");
         }
         cr_assert(hak_heap_reset(heap) == 0);
-        for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++) calloc_must_be_zero(heap, kinds[k], "after reset");
+        for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++)
+            calloc_must_be_zero(heap, kinds[k], "after reset");
         must_be_sound(heap, 0);
         cr_assert(hak_heap_destroy(heap) == 0);
         hak_heap_t *next = contract_heap(level, "next");
-        for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++) calloc_must_be_zero(next, kinds[k], "of another heap");
+        for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++)
+            calloc_must_be_zero(next, kinds[k], "of another heap");
         cr_assert(hak_heap_destroy(next) == 0);
     }
 }
@@ -256,8 +267,9 @@ Test(api, calloc_is_zero_on_used_memory)
 
 Test(api, realloc_from_every_size_to_every_size)
 {
-    static const size_t sizes[] = {0,     1,     16,    17,     100,     1000,        1024,        5000,
-                                   32768, 32769, 65536, 100000, HAK_MIB, HAK_MIB + 1, 3 * HAK_MIB, 9 * HAK_MIB};
+    static const size_t sizes[] = {0,       1,           16,          17,         100,   1000,
+                                   1024,    5000,        32768,       32769,      65536, 100000,
+                                   HAK_MIB, HAK_MIB + 1, 3 * HAK_MIB, 9 * HAK_MIB};
     enum { SIZES = CONTRACT_LENGTH(sizes) };
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "realloc");
@@ -270,8 +282,8 @@ Test(api, realloc_from_every_size_to_every_size)
                 for (size_t i = 0; i < sizes[from]; i++) ptr[i] = (unsigned char)(i * 7 + from);
                 ptr = must_have(hak_heap_realloc(heap, ptr, sizes[to]), sizes[to]);
                 for (size_t i = 0; i < kept; i++)
-                    cr_assert(ptr[i] == (unsigned char)(i * 7 + from), "%zu to %zu bytes: byte %zu is lost",
-                              sizes[from], sizes[to], i);
+                    cr_assert(ptr[i] == (unsigned char)(i * 7 + from),
+                              "%zu to %zu bytes: byte %zu is lost", sizes[from], sizes[to], i);
                 cr_assert(hak_usable_size(ptr) >= sizes[to] && hak_heap_of(ptr) == heap);
                 cr_assert((uintptr_t)ptr % 16 == 0);
                 memset(ptr, 0xee, sizes[to]);
@@ -283,7 +295,8 @@ Test(api, realloc_from_every_size_to_every_size)
     }
 }
 
-/* A mid block grows into free granules behind it and gives back those it does not need; a neighbour is in the way. */
+/* A mid block grows into free granules behind it and gives back those it does not need; a neighbour
+ * is in the way. */
 Test(api, realloc_of_a_mid_block_stays_where_there_is_room)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -299,7 +312,8 @@ Test(api, realloc_of_a_mid_block_stays_where_there_is_room)
         cr_assert(contract_holds(ptr, 40000, 4));
         cr_assert(contract_holds(ptr, 40000, 3) || level >= 0);
         void *tail = must_have(hak_heap_malloc(heap, 300000), 300000);
-        cr_assert((unsigned char *)tail > ptr && (unsigned char *)tail < ptr + 700000, "the tail was given back");
+        cr_assert((unsigned char *)tail > ptr && (unsigned char *)tail < ptr + 700000,
+                  "the tail was given back");
         memset(tail, 0xdd, 300000);
         must_be_sound(heap, 3);
         unsigned char *moved = must_have(hak_heap_realloc(heap, ptr, 900000), 900000);
@@ -322,7 +336,8 @@ Test(api, realloc_of_null_and_to_nothing)
         for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++) {
             ptr = must_have(hak_heap_realloc(heap, ptr, kinds[k]), kinds[k]);
             ptr = must_have(hak_heap_realloc(heap, ptr, 0), 0);
-            cr_assert(hak_heap_of(ptr) == heap && contract_stats(heap).live_blocks == 1, "a block or none was freed");
+            cr_assert(hak_heap_of(ptr) == heap && contract_stats(heap).live_blocks == 1,
+                      "a block or none was freed");
         }
         hak_heap_free(heap, ptr);
         ptr = must_have(hak_heap_realloc(heap, NULL, 0), 0);
@@ -339,11 +354,12 @@ Test(api, a_failed_realloc_leaves_the_block)
         for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++) {
             void *ptr = must_have(hak_heap_malloc(heap, kinds[k]), kinds[k]);
             contract_fill(ptr, kinds[k], 3);
-            const size_t beyond[] = {SIZE_MAX, SIZE_MAX - 4096, (size_t)PTRDIFF_MAX + 1, PTRDIFF_MAX,
-                                     (size_t)1 << 60};
+            const size_t beyond[] = {SIZE_MAX, SIZE_MAX - 4096, (size_t)PTRDIFF_MAX + 1,
+                                     PTRDIFF_MAX, (size_t)1 << 60};
             for (size_t b = 0; b < CONTRACT_LENGTH(beyond); b++) {
                 errno = 0;
-                cr_assert(hak_heap_realloc(heap, ptr, opaque(beyond[b])) == NULL && errno == ENOMEM);
+                cr_assert(hak_heap_realloc(heap, ptr, opaque(beyond[b])) == NULL &&
+                          errno == ENOMEM);
                 cr_assert(contract_holds(ptr, kinds[k], 3), "%zu bytes are torn", kinds[k]);
             }
             errno = 0;
@@ -367,17 +383,35 @@ typedef struct refusal {
 
 static void *malloc_null(hak_heap_t *heap) { return (void)heap, hak_heap_malloc(NULL, 1); }
 static void *malloc_null_mid(hak_heap_t *heap) { return (void)heap, hak_heap_malloc(NULL, 100000); }
-static void *malloc_null_huge(hak_heap_t *heap) { return (void)heap, hak_heap_malloc(NULL, opaque(SIZE_MAX)); }
+static void *malloc_null_huge(hak_heap_t *heap)
+{
+    return (void)heap, hak_heap_malloc(NULL, opaque(SIZE_MAX));
+}
 static void *calloc_null(hak_heap_t *heap) { return (void)heap, hak_heap_calloc(NULL, 1, 1); }
-static void *calloc_null_overflow(hak_heap_t *heap) { return (void)heap, hak_heap_calloc(NULL, opaque(SIZE_MAX), 2); }
+static void *calloc_null_overflow(hak_heap_t *heap)
+{
+    return (void)heap, hak_heap_calloc(NULL, opaque(SIZE_MAX), 2);
+}
 static void *realloc_null(hak_heap_t *heap) { return (void)heap, hak_heap_realloc(NULL, NULL, 1); }
-static void *aligned_null(hak_heap_t *heap) { return (void)heap, hak_heap_aligned_alloc(NULL, 16, 1); }
+static void *aligned_null(hak_heap_t *heap)
+{
+    return (void)heap, hak_heap_aligned_alloc(NULL, 16, 1);
+}
 static void *malloc_max(hak_heap_t *heap) { return hak_heap_malloc(heap, opaque(SIZE_MAX)); }
 static void *malloc_ptrdiff(hak_heap_t *heap) { return hak_heap_malloc(heap, opaque(PTRDIFF_MAX)); }
-static void *malloc_ptrdiff_1(hak_heap_t *heap) { return hak_heap_malloc(heap, opaque((size_t)PTRDIFF_MAX + 1)); }
-static void *malloc_rounds_to_0(hak_heap_t *heap) { return hak_heap_malloc(heap, opaque(SIZE_MAX - 14)); }
+static void *malloc_ptrdiff_1(hak_heap_t *heap)
+{
+    return hak_heap_malloc(heap, opaque((size_t)PTRDIFF_MAX + 1));
+}
+static void *malloc_rounds_to_0(hak_heap_t *heap)
+{
+    return hak_heap_malloc(heap, opaque(SIZE_MAX - 14));
+}
 static void *calloc_max(hak_heap_t *heap) { return hak_heap_calloc(heap, 1, opaque(SIZE_MAX)); }
-static void *calloc_overflow(hak_heap_t *heap) { return hak_heap_calloc(heap, opaque(SIZE_MAX / 2 + 1), 2); }
+static void *calloc_overflow(hak_heap_t *heap)
+{
+    return hak_heap_calloc(heap, opaque(SIZE_MAX / 2 + 1), 2);
+}
 static void *calloc_overflow_small(hak_heap_t *heap)
 {
     /* The product is 2^64 + 16. */
@@ -387,15 +421,33 @@ static void *calloc_ptrdiff(hak_heap_t *heap)
 {
     return hak_heap_calloc(heap, opaque((size_t)1 << 32), (size_t)1 << 31);
 }
-static void *realloc_max(hak_heap_t *heap) { return hak_heap_realloc(heap, NULL, opaque(SIZE_MAX)); }
-static void *aligned_max(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, 64, opaque(SIZE_MAX - 62)); }
-static void *aligned_page_max(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, 4096, opaque(SIZE_MAX)); }
+static void *realloc_max(hak_heap_t *heap)
+{
+    return hak_heap_realloc(heap, NULL, opaque(SIZE_MAX));
+}
+static void *aligned_max(hak_heap_t *heap)
+{
+    return hak_heap_aligned_alloc(heap, 64, opaque(SIZE_MAX - 62));
+}
+static void *aligned_page_max(hak_heap_t *heap)
+{
+    return hak_heap_aligned_alloc(heap, 4096, opaque(SIZE_MAX));
+}
 static void *aligned_0(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, opaque(0), 1); }
 static void *aligned_3(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, opaque(3), 1); }
 static void *aligned_48(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, opaque(48), 1); }
-static void *aligned_odd_huge(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, opaque(SIZE_MAX), 1); }
-static void *aligned_3_max(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, opaque(3), opaque(SIZE_MAX)); }
-static void *aligned_2_to_63(hak_heap_t *heap) { return hak_heap_aligned_alloc(heap, opaque((size_t)1 << 63), 1); }
+static void *aligned_odd_huge(hak_heap_t *heap)
+{
+    return hak_heap_aligned_alloc(heap, opaque(SIZE_MAX), 1);
+}
+static void *aligned_3_max(hak_heap_t *heap)
+{
+    return hak_heap_aligned_alloc(heap, opaque(3), opaque(SIZE_MAX));
+}
+static void *aligned_2_to_63(hak_heap_t *heap)
+{
+    return hak_heap_aligned_alloc(heap, opaque((size_t)1 << 63), 1);
+}
 
 static const refusal_t refusals[] = {
     {"malloc, NULL heap", malloc_null, EINVAL, HAK_ERROR_ARGUMENT},
@@ -436,12 +488,14 @@ Test(api, refusals)
             errno = 0;
             void *ptr = row->call(heap);
             int error = errno;
-            cr_expect(ptr == NULL && error == row->error, "%s: %p, errno %d, not %d", row->name, ptr, error,
-                      row->error);
-            cr_expect(hak_last_error() == row->why, "%s: says \"%s\"", row->name, hak_error_text(hak_last_error()));
+            cr_expect(ptr == NULL && error == row->error, "%s: %p, errno %d, not %d", row->name,
+                      ptr, error, row->error);
+            cr_expect(hak_last_error() == row->why, "%s: says \"%s\"", row->name,
+                      hak_error_text(hak_last_error()));
         }
         hak_heap_stats_t after = contract_stats(heap);
-        cr_assert(memcmp(&before, &after, sizeof before) == 0, "a refusal changed the heap's figures");
+        cr_assert(memcmp(&before, &after, sizeof before) == 0,
+                  "a refusal changed the heap's figures");
         cr_assert(contract_holds(live, 1000, 1));
         must_be_sound(heap, 1);
         cr_assert(hak_heap_destroy(heap) == 0);
@@ -454,15 +508,21 @@ Test(api, alignments_beyond_memory)
     hak_heap_t *heap = contract_heap(0, "refuses");
     for (unsigned bit = 48; bit < 64; bit++) {
         errno = 0;
-        cr_assert(hak_heap_aligned_alloc(heap, opaque((size_t)1 << bit), 1) == NULL && errno == ENOMEM, "2^%u", bit);
+        cr_assert(hak_heap_aligned_alloc(heap, opaque((size_t)1 << bit), 1) == NULL &&
+                      errno == ENOMEM,
+                  "2^%u", bit);
         errno = 0;
-        cr_assert(hak_heap_malloc(heap, opaque((size_t)1 << bit)) == NULL && errno == ENOMEM, "2^%u", bit);
+        cr_assert(hak_heap_malloc(heap, opaque((size_t)1 << bit)) == NULL && errno == ENOMEM,
+                  "2^%u", bit);
     }
     must_be_sound(heap, 0);
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
-static int no_write(void *ctx, const char *text, size_t length) { return (void)ctx, (void)text, (void)length, 0; }
+static int no_write(void *ctx, const char *text, size_t length)
+{
+    return (void)ctx, (void)text, (void)length, 0;
+}
 
 Test(api, control_calls_refuse_bad_arguments)
 {
@@ -480,14 +540,16 @@ Test(api, control_calls_refuse_bad_arguments)
         {"stats to NULL", hak_heap_stats(heap, NULL)},
         {"class_stats(NULL)", hak_heap_class_stats(NULL, 0, &class_stats)},
         {"class_stats to NULL", hak_heap_class_stats(heap, 0, NULL)},
-        {"class_stats of an unknown class", hak_heap_class_stats(heap, hak_size_class_count(), &class_stats)},
+        {"class_stats of an unknown class",
+         hak_heap_class_stats(heap, hak_size_class_count(), &class_stats)},
         {"class_stats of class UINT_MAX", hak_heap_class_stats(heap, UINT32_MAX, &class_stats)},
         {"report(NULL)", hak_heap_report(NULL, no_write, NULL)},
         {"report to NULL", hak_heap_report(heap, NULL, NULL)},
     };
     for (size_t i = 0; i < CONTRACT_LENGTH(rows); i++)
         cr_expect(rows[i].given == EINVAL, "%s gave %d", rows[i].name, rows[i].given);
-    cr_assert(hak_heap_flush(NULL) == 0 && hak_heap_flush_class(NULL, 0) == 0 && hak_heap_trim(NULL, 0) == 0);
+    cr_assert(hak_heap_flush(NULL) == 0 && hak_heap_flush_class(NULL, 0) == 0 &&
+              hak_heap_trim(NULL, 0) == 0);
     cr_assert(hak_last_error() == HAK_ERROR_ARGUMENT);
     cr_assert(hak_heap_destroy(heap) == 0);
 }
@@ -520,7 +582,10 @@ static void call_reserve_trim(void) { (void)hak_reserve_trim(); }
 static void call_stats(void) { (void)hak_heap_stats(subject, &some_stats); }
 static void call_stats_null(void) { (void)hak_heap_stats(NULL, &some_stats); }
 static void call_class_stats(void) { (void)hak_heap_class_stats(subject, 3, &some_class_stats); }
-static void call_class_stats_unknown(void) { (void)hak_heap_class_stats(subject, 9999, &some_class_stats); }
+static void call_class_stats_unknown(void)
+{
+    (void)hak_heap_class_stats(subject, 9999, &some_class_stats);
+}
 static void call_check(void) { (void)hak_heap_check(subject); }
 static void call_check_null(void) { (void)hak_heap_check(NULL); }
 static void call_report(void) { (void)hak_heap_report(subject, no_write, NULL); }
@@ -601,7 +666,8 @@ Test(api, errno_is_preserved)
             int after = errno;
             cr_expect(after == 4321, "%s leaves errno %d", quiet[i].name, after);
             gone = gone || quiet[i].call == call_destroy;
-            /* What the row did not free stays; large ones are many megabytes, so they go with the next reset. */
+            /* What the row did not free stays; large ones are many megabytes, so they go with the
+             * next reset. */
         }
     }
 }
@@ -636,21 +702,23 @@ Test(api, heap_of_and_usable_size_of_any_pointer)
                 cr_assert(hak_heap_of(ptr + at) == heap, "%zu bytes: byte %zu", size, at);
             for (unsigned bit = 47; bit < 64; bit++) {
                 void *tagged = (void *)((uintptr_t)ptr | (uintptr_t)1 << bit);
-                cr_assert(hak_heap_of(tagged) == NULL && hak_usable_size(tagged) == 0, "bit %u", bit);
+                cr_assert(hak_heap_of(tagged) == NULL && hak_usable_size(tagged) == 0, "bit %u",
+                          bit);
             }
             hak_heap_free(heap, ptr);
-            if (size > SMALL_MAX) cr_assert(hak_heap_of(ptr) == NULL && hak_usable_size(ptr) == 0, "%zu bytes", size);
+            if (size > SMALL_MAX)
+                cr_assert(hak_heap_of(ptr) == NULL && hak_usable_size(ptr) == 0, "%zu bytes", size);
             for (size_t i = 0; i < CONTRACT_LENGTH(foreign); i++)
-                cr_assert(hak_heap_of(foreign[i]) == NULL && hak_usable_size(foreign[i]) == 0, "foreign pointer %p",
-                          foreign[i]);
+                cr_assert(hak_heap_of(foreign[i]) == NULL && hak_usable_size(foreign[i]) == 0,
+                          "foreign pointer %p", foreign[i]);
         }
         void *ptrs[CONTRACT_LENGTH(kinds)];
         for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++)
             ptrs[k] = must_have(hak_heap_malloc(heap, kinds[k]), kinds[k]);
         cr_assert(hak_heap_destroy(heap) == 0);
         for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++)
-            cr_assert(hak_heap_of(ptrs[k]) == NULL && hak_usable_size(ptrs[k]) == 0, "%zu bytes of a destroyed heap",
-                      kinds[k]);
+            cr_assert(hak_heap_of(ptrs[k]) == NULL && hak_usable_size(ptrs[k]) == 0,
+                      "%zu bytes of a destroyed heap", kinds[k]);
         free(foreign[3]);
         munmap(page, 4096);
     }
@@ -664,7 +732,9 @@ Test(api, heap_of_never_faults)
     uint64_t z = 1;
     for (size_t i = 0; i < contract_work(2000000); i++) {
         z = z * 6364136223846793005ull + 1442695040888963407ull;
-        uint64_t wild = i % 3 == 0 ? z : i % 3 == 1 ? z >> 17 : (uint64_t)(uintptr_t)near + (z >> 34) - (1ull << 29);
+        uint64_t wild = i % 3 == 0   ? z
+                        : i % 3 == 1 ? z >> 17
+                                     : (uint64_t)(uintptr_t)near + (z >> 34) - (1ull << 29);
         hak_heap_t *owner = hak_heap_of((void *)(uintptr_t)wild);
         cr_assert(owner == NULL || owner == heap);
         cr_assert((hak_usable_size((void *)(uintptr_t)wild) == 0) == (owner == NULL));
@@ -679,8 +749,11 @@ static hak_heap_t *create_with(const hak_heap_config_t *config, int error, const
     errno = 0;
     hak_heap_t *heap = hak_heap_create(config);
     int given = errno;
-    cr_assert((heap == NULL) == (error != 0) && given == error, "%s: %p, errno %d", what, (void *)heap, given);
-    if (error) cr_assert(hak_last_error() == HAK_ERROR_ARGUMENT, "%s: says %d", what, (int)hak_last_error());
+    cr_assert((heap == NULL) == (error != 0) && given == error, "%s: %p, errno %d", what,
+              (void *)heap, given);
+    if (error)
+        cr_assert(hak_last_error() == HAK_ERROR_ARGUMENT, "%s: says %d", what,
+                  (int)hak_last_error());
     if (heap) {
         void *ptr = must_have(hak_heap_malloc(heap, 10), 10);
         hak_heap_free(heap, ptr);
@@ -701,7 +774,8 @@ Test(api, create_takes_what_it_knows)
     create_with(NULL, 0, "NULL");
     create_with(config, 0, "defaults");
 
-    config->level = HAK_LEVEL_HARDENED, create_with(config, ENOTSUP, "HARDENED"), *config = defaults;
+    config->level = HAK_LEVEL_HARDENED, create_with(config, ENOTSUP, "HARDENED"),
+    *config = defaults;
     config->level = (hak_level_t)4, create_with(config, EINVAL, "level 4"), *config = defaults;
     config->level = (hak_level_t)-1, create_with(config, EINVAL, "level -1"), *config = defaults;
     config->level = HAK_LEVEL_FAST, create_with(config, 0, "FAST"), *config = defaults;
@@ -710,9 +784,12 @@ Test(api, create_takes_what_it_knows)
     config->flags = UINT32_MAX, create_with(config, EINVAL, "flags"), *config = defaults;
     config->cache_bytes = 1, create_with(config, 0, "cache_bytes 1"), *config = defaults;
     config->cache_bytes = HAK_GIB, create_with(config, 0, "cache_bytes 1 GiB"), *config = defaults;
-    config->cache_bytes = HAK_GIB + 1, create_with(config, EINVAL, "cache_bytes above"), *config = defaults;
-    config->cache_bytes = SIZE_MAX, create_with(config, EINVAL, "cache_bytes SIZE_MAX"), *config = defaults;
-    config->large_cache_bytes = 64 * HAK_GIB, create_with(config, 0, "large_cache_bytes 64 GiB"), *config = defaults;
+    config->cache_bytes = HAK_GIB + 1, create_with(config, EINVAL, "cache_bytes above"),
+    *config = defaults;
+    config->cache_bytes = SIZE_MAX, create_with(config, EINVAL, "cache_bytes SIZE_MAX"),
+    *config = defaults;
+    config->large_cache_bytes = 64 * HAK_GIB, create_with(config, 0, "large_cache_bytes 64 GiB"),
+    *config = defaults;
     config->large_cache_bytes = 64 * HAK_GIB + 1, create_with(config, EINVAL, "large_cache_bytes"),
     *config = defaults;
 
@@ -722,9 +799,11 @@ Test(api, create_takes_what_it_knows)
     config->struct_size = sizeof(size_t), create_with(config, 0, "struct_size 8");
     /* What lies beyond the struct's size is not read. */
     config->flags = 77;
-    config->struct_size = offsetof(hak_heap_config_t, flags), create_with(config, 0, "short struct");
+    config->struct_size = offsetof(hak_heap_config_t, flags),
+    create_with(config, 0, "short struct");
     *config = defaults;
-    config->struct_size = sizeof wide, create_with(config, 0, "a later version's struct, zero tail");
+    config->struct_size = sizeof wide,
+    create_with(config, 0, "a later version's struct, zero tail");
     wide.tail[63] = 1;
     create_with(config, EINVAL, "a later version's struct, used tail");
 }
@@ -776,7 +855,8 @@ Test(api, stats_write_no_more_than_the_struct)
     hak_class_stats_t whole_class = {.struct_size = sizeof whole_class};
     unsigned class = hak_size_class_of(100);
     while (hak_size_class_bytes(class) < 112) class ++;
-    cr_assert(hak_heap_stats(heap, &whole) == 0 && hak_heap_class_stats(heap, class, &whole_class) == 0);
+    cr_assert(hak_heap_stats(heap, &whole) == 0 &&
+              hak_heap_class_stats(heap, class, &whole_class) == 0);
     union {
         hak_heap_stats_t stats;
         hak_class_stats_t class_stats;
@@ -787,16 +867,18 @@ Test(api, stats_write_no_more_than_the_struct)
             size_t known = which ? sizeof whole_class : sizeof whole;
             memset(&out, 0xab, sizeof out);
             out.stats.struct_size = size;
-            int error =
-                which ? hak_heap_class_stats(heap, class, &out.class_stats) : hak_heap_stats(heap, &out.stats);
+            int error = which ? hak_heap_class_stats(heap, class, &out.class_stats)
+                              : hak_heap_stats(heap, &out.stats);
             cr_assert(error == (size < sizeof(size_t) ? EINVAL : 0), "size %zu: %d", size, error);
             cr_assert(out.stats.struct_size == size, "the struct's size is the caller's");
             size_t written = size < sizeof(size_t) ? sizeof(size_t) : hak_min(size, known);
             for (size_t i = hak_max(written, size < known ? written : size); i < sizeof out; i++)
                 cr_assert(out.bytes[i] == 0xab, "size %zu: byte %zu was written", size, i);
-            const unsigned char *from = which ? (const unsigned char *)&whole_class : (const unsigned char *)&whole;
+            const unsigned char *from =
+                which ? (const unsigned char *)&whole_class : (const unsigned char *)&whole;
             if (size > sizeof(size_t))
-                cr_assert(memcmp(out.bytes + sizeof(size_t), from + sizeof(size_t), written - sizeof(size_t)) == 0,
+                cr_assert(memcmp(out.bytes + sizeof(size_t), from + sizeof(size_t),
+                                 written - sizeof(size_t)) == 0,
                           "size %zu: figures differ", size);
         }
     cr_assert(hak_heap_destroy(heap) == 0);
@@ -817,7 +899,8 @@ Test(api, size_classes)
         size_t below = class ? hak_size_class_bytes(class - 1) : 0;
         cr_assert(bytes > below);
         if (below >= 128)
-            cr_assert((bytes - below - 1) * 8 <= bytes, "%zu bytes may waste more than an eighth", bytes);
+            cr_assert((bytes - below - 1) * 8 <= bytes, "%zu bytes may waste more than an eighth",
+                      bytes);
     }
     cr_assert(hak_size_class_of(0) == 0);
     cr_assert(hak_size_class_of(hak_size_class_bytes(count - 1) + 1) == count);
@@ -847,7 +930,8 @@ Test(api, heaps_are_apart)
     for (unsigned h = 1; h < HEAPS; h += 2) {
         must_be_sound(heaps[h], BLOCKS);
         for (unsigned b = 0; b < BLOCKS; b++)
-            cr_assert(contract_holds(blocks[h][b], sizes[h][b], h * 1000 + b), "heap %u, block %u is torn", h, b);
+            cr_assert(contract_holds(blocks[h][b], sizes[h][b], h * 1000 + b),
+                      "heap %u, block %u is torn", h, b);
     }
     /* What the destroyed ones had is used again, by others. */
     hak_heap_t *next = contract_heap(1, "next");
@@ -857,7 +941,8 @@ Test(api, heaps_are_apart)
     }
     for (unsigned h = 1; h < HEAPS; h += 2)
         for (unsigned b = 0; b < BLOCKS; b++) {
-            cr_assert(contract_holds(blocks[h][b], sizes[h][b], h * 1000 + b), "heap %u, block %u is torn", h, b);
+            cr_assert(contract_holds(blocks[h][b], sizes[h][b], h * 1000 + b),
+                      "heap %u, block %u is torn", h, b);
             hak_free(blocks[h][b]);
         }
     for (int h = 0; h < HEAPS; h++) {
@@ -887,12 +972,16 @@ Test(api, reset_leaves_a_heap_as_it_began)
             cr_assert(hak_heap_reset(heap) == 0);
             must_be_sound(heap, 0);
             hak_heap_stats_t stats = contract_stats(heap);
-            cr_assert(stats.committed_bytes == stats.metadata_bytes, "%zu bytes committed, %zu of them records",
-                      stats.committed_bytes, stats.metadata_bytes);
-            cr_assert(stats.superslabs == 0 && stats.large_blocks == 0 && contract_cached(&stats) == 0);
-            cr_assert(stats.large_cached_bytes == 0 && stats.free_bytes == 0 && stats.untouched_bytes == 0);
+            cr_assert(stats.committed_bytes == stats.metadata_bytes,
+                      "%zu bytes committed, %zu of them records", stats.committed_bytes,
+                      stats.metadata_bytes);
+            cr_assert(stats.superslabs == 0 && stats.large_blocks == 0 &&
+                      contract_cached(&stats) == 0);
+            cr_assert(stats.large_cached_bytes == 0 && stats.free_bytes == 0 &&
+                      stats.untouched_bytes == 0);
             if (round == 2) metadata = stats.metadata_bytes;
-            if (round > 2) cr_assert(stats.metadata_bytes == metadata, "records grow at each reset");
+            if (round > 2)
+                cr_assert(stats.metadata_bytes == metadata, "records grow at each reset");
         }
         cr_assert(hak_heap_reset(heap) == 0);
         cr_assert(hak_heap_destroy(heap) == 0);
@@ -907,7 +996,8 @@ Test(api, destroy_takes_live_blocks)
         contract_fill(live, 100, 9);
         for (int round = 0; round < 50; round++) {
             hak_heap_t *heap = contract_heap(level, "goes");
-            for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++) must_have(hak_heap_malloc(heap, kinds[k]), kinds[k]);
+            for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++)
+                must_have(hak_heap_malloc(heap, kinds[k]), kinds[k]);
             cr_assert(hak_heap_destroy(heap) == 0);
             cr_assert(hak_heap_destroy(heap) == EINVAL && hak_last_error() == HAK_ERROR_ARGUMENT);
             cr_assert(hak_heap_reset(heap) == EINVAL && hak_heap_check(heap) == EINVAL);
@@ -927,11 +1017,14 @@ Test(api, words)
         const char *text = hak_error_text((hak_error_t)error);
         cr_assert(text && strlen(text) > 5);
         for (int other = HAK_ERROR_NONE; other < error; other++)
-            cr_assert(strcmp(text, hak_error_text((hak_error_t)other)) != 0, "%d and %d read the same", error, other);
+            cr_assert(strcmp(text, hak_error_text((hak_error_t)other)) != 0,
+                      "%d and %d read the same", error, other);
     }
     cr_assert(hak_error_text((hak_error_t)99) != NULL && hak_error_text((hak_error_t)-1) != NULL);
     const char *mode = hak_percpu_mode(), *wish = getenv("HAKHEAP_RSEQ");
-    cr_assert(strcmp(mode, "mm_cid") == 0 || strcmp(mode, "cpu_id") == 0 || strcmp(mode, "locked") == 0, "%s", mode);
+    cr_assert(strcmp(mode, "mm_cid") == 0 || strcmp(mode, "cpu_id") == 0 ||
+                  strcmp(mode, "locked") == 0,
+              "%s", mode);
     if (wish && strcmp(wish, "0") == 0) cr_assert(strcmp(mode, "locked") == 0, "%s", mode);
     if (wish && strcmp(wish, "cpu") == 0) cr_assert(strcmp(mode, "mm_cid") != 0, "%s", mode);
 }

@@ -47,7 +47,8 @@ static void *count_up(void *arg)
 Test(base, lock_excludes)
 {
     pthread_t threads[THREADS];
-    for (int i = 0; i < THREADS; i++) cr_assert(pthread_create(&threads[i], NULL, count_up, NULL) == 0);
+    for (int i = 0; i < THREADS; i++)
+        cr_assert(pthread_create(&threads[i], NULL, count_up, NULL) == 0);
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
     cr_assert(guarded == (unsigned long)THREADS * ROUNDS, "%lu updates of %lu", guarded,
               (unsigned long)THREADS * ROUNDS);
@@ -80,7 +81,8 @@ Test(base, lock_wakes_who_waits)
     cr_assert(!lock_is_held(&lock));
 }
 
-/* The lock is not fair: who takes it again at once mostly gets it. After a pass it is the other's turn. */
+/* The lock is not fair: who takes it again at once mostly gets it. After a pass it is the other's
+ * turn. */
 Test(base, a_pass_lets_who_waits_go_first)
 {
     enum { TIMES = 20 };
@@ -116,7 +118,8 @@ static void *take_again_and_again(void *arg)
     return NULL;
 }
 
-/* Whoever shares a CPU with one that always wants the lock is not kept from it for whole slices of time. */
+/* Whoever shares a CPU with one that always wants the lock is not kept from it for whole slices of
+ * time. */
 Test(base, a_pass_on_one_cpu_takes_a_moment)
 {
     enum { TIMES = 200 };
@@ -138,7 +141,8 @@ Test(base, a_pass_on_one_cpu_takes_a_moment)
     lock_release(&lock, RANK_HEAP);
     stop_taking = true;
     pthread_join(thread, NULL);
-    double seconds = (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9;
+    double seconds =
+        (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9;
     cr_assert(acquired && seconds < 1.5, "%.3f s for %d passes", seconds, TIMES);
 }
 
@@ -227,12 +231,12 @@ static void try_against(void *arg)
 static void must_assert(const char *what)
 {
     if (!HAK_DEBUG) {
-        cr_assert(child.signal == 0 && child.status == 0, "%s: a build without asserts went by signal %d", what,
-                  child.signal);
+        cr_assert(child.signal == 0 && child.status == 0,
+                  "%s: a build without asserts went by signal %d", what, child.signal);
         return;
     }
-    cr_assert(child_aborted(&child, "ASSERT", "assert"), "%s: signal %d, status %d, text: %s", what, child.signal,
-              child.status, child.text);
+    cr_assert(child_aborted(&child, "ASSERT", "assert"), "%s: signal %d, status %d, text: %s", what,
+              child.signal, child.status, child.text);
 }
 
 /* Every pair of ranks: fine where the second is above the first, else the end in debug builds. */
@@ -242,7 +246,8 @@ Test(base, locks_against_the_order_abort)
         for (unsigned second = 0; second < RANKS; second++) {
             unsigned pair[2] = {first, second};
             child_run(&child, take_against, pair);
-            if (second > first) cr_assert(child.status == 0, "%u then %u: %s", first, second, child.text);
+            if (second > first)
+                cr_assert(child.status == 0, "%u then %u: %s", first, second, child.text);
             else must_assert("acquire");
         }
     }
@@ -306,14 +311,14 @@ static void must_say(const hak_fault_t *fault, const char *line)
 
 Test(base, fatal_line_names_everything)
 {
-    must_say(
-        &(hak_fault_t){.code = "DOUBLE_FREE",
-                       .operation = "free",
-                       .ptr = (const void *)0x7f0012345670,
-                       .heap = "sessions",
-                       .class_bytes = 1152,
-                       .words = "the block is free already"},
-        "hakheap: DOUBLE_FREE: free ptr=0x7f0012345670 heap=\"sessions\" class=1152: the block is free already\n");
+    must_say(&(hak_fault_t){.code = "DOUBLE_FREE",
+                            .operation = "free",
+                            .ptr = (const void *)0x7f0012345670,
+                            .heap = "sessions",
+                            .class_bytes = 1152,
+                            .words = "the block is free already"},
+             "hakheap: DOUBLE_FREE: free ptr=0x7f0012345670 heap=\"sessions\" class=1152: the "
+             "block is free already\n");
     must_say(&(hak_fault_t){.code = "WRONG_HEAP",
                             .operation = "realloc",
                             .ptr = (const void *)UINTPTR_MAX,
@@ -321,32 +326,39 @@ Test(base, fatal_line_names_everything)
                             .other = "b",
                             .class_bytes = SIZE_MAX,
                             .words = "the block belongs to heap"},
-             "hakheap: WRONG_HEAP: realloc ptr=0xffffffffffffffff heap=\"a\" class=18446744073709551615: the block "
+             "hakheap: WRONG_HEAP: realloc ptr=0xffffffffffffffff heap=\"a\" "
+             "class=18446744073709551615: the block "
              "belongs to heap \"b\"\n");
-    must_say(&(hak_fault_t){.code = "FOREIGN", .operation = "free", .words = "no heap has this address"},
-             "hakheap: FOREIGN: free ptr=0x0 heap=\"\" class=0: no heap has this address\n");
+    must_say(
+        &(hak_fault_t){.code = "FOREIGN", .operation = "free", .words = "no heap has this address"},
+        "hakheap: FOREIGN: free ptr=0x0 heap=\"\" class=0: no heap has this address\n");
 }
 
 Test(base, fatal_line_is_cut_not_overrun)
 {
     static char words[2000];
     memset(words, 'w', sizeof words - 1);
-    child_run(&child, end_with, &(hak_fault_t){.code = "CODE", .operation = "op", .heap = words, .words = words});
+    child_run(&child, end_with,
+              &(hak_fault_t){.code = "CODE", .operation = "op", .heap = words, .words = words});
     cr_assert(child.signal == SIGABRT);
     size_t length = strlen(child.text);
     cr_assert(length == sizeof hak_fatal_line - 1, "%zu bytes", length);
     cr_assert(child.text[length - 1] == '\n' && child.text[length - 2] == 'w');
-    cr_assert(strncmp(child.text, "hakheap: CODE: op ptr=0x0 heap=\"www", 35) == 0, "%s", child.text);
+    cr_assert(strncmp(child.text, "hakheap: CODE: op ptr=0x0 heap=\"www", 35) == 0, "%s",
+              child.text);
 }
 
-/* Written here by a child with its error output lost: the line stays in memory, and nothing else happens. */
+/* Written here by a child with its error output lost: the line stays in memory, and nothing else
+ * happens. */
 static void complain_into_nothing(void *arg)
 {
     (void)arg;
     close(STDERR_FILENO);
-    hak_complain(
-        &(hak_fault_t){.code = "CORRUPT", .operation = "check", .heap = "h", .class_bytes = 16, .words = "w"});
-    _exit(strcmp(hak_fatal_line, "hakheap: CORRUPT: check ptr=0x0 heap=\"h\" class=16: w\n") == 0 ? 7 : 8);
+    hak_complain(&(hak_fault_t){
+        .code = "CORRUPT", .operation = "check", .heap = "h", .class_bytes = 16, .words = "w"});
+    _exit(strcmp(hak_fatal_line, "hakheap: CORRUPT: check ptr=0x0 heap=\"h\" class=16: w\n") == 0
+              ? 7
+              : 8);
 }
 
 static void complain(void *arg)
@@ -357,9 +369,11 @@ static void complain(void *arg)
 
 Test(base, complaining_returns)
 {
-    child_run(&child, complain, &(hak_fault_t){.code = "A", .operation = "b", .heap = "c", .words = "d"});
+    child_run(&child, complain,
+              &(hak_fault_t){.code = "A", .operation = "b", .heap = "c", .words = "d"});
     cr_assert(child.status == 9, "status %d, signal %d", child.status, child.signal);
-    cr_assert(strcmp(child.text, "hakheap: A: b ptr=0x0 heap=\"c\" class=0: d\n") == 0, "%s", child.text);
+    cr_assert(strcmp(child.text, "hakheap: A: b ptr=0x0 heap=\"c\" class=0: d\n") == 0, "%s",
+              child.text);
     child_run(&child, complain_into_nothing, NULL);
     cr_assert(child.status == 7, "status %d, signal %d", child.status, child.signal);
 }
@@ -380,8 +394,10 @@ Test(base, failed_assert_names_its_place)
 {
     child_run(&child, fail_assert, NULL);
     cr_assert(child.signal == SIGABRT);
-    cr_assert(strcmp(child.text, "hakheap: ASSERT: assert ptr=0x0 heap=\"\" class=0: src/some.c:1203 a == b\n") == 0,
-              "%s", child.text);
+    cr_assert(
+        strcmp(child.text,
+               "hakheap: ASSERT: assert ptr=0x0 heap=\"\" class=0: src/some.c:1203 a == b\n") == 0,
+        "%s", child.text);
     static char text[1000];
     memset(text, 'f', sizeof text - 1);
     child_run(&child, fail_long_assert, text);

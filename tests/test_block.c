@@ -107,7 +107,8 @@ Test(block, keys_differ_and_are_never_zero)
     static const uint64_t processes[PROCESSES] = {0, 1, 0xfedcba9876543210ull};
     size_t count = 0;
     for (unsigned p = 0; p < PROCESSES; p++)
-        for (uint64_t serial = 0; serial < SERIALS; serial++) found[count++] = block_key(processes[p], serial);
+        for (uint64_t serial = 0; serial < SERIALS; serial++)
+            found[count++] = block_key(processes[p], serial);
     qsort(found, count, sizeof found[0], compare);
     cr_assert(found[0] != 0);
     for (size_t i = 1; i < count; i++) cr_assert(found[i] != found[i - 1], "key %zu twice", i);
@@ -123,7 +124,8 @@ static void follow(void *arg)
     const guard_t *guard = arg;
     chain_t chain = block_push(block_push(0, &blocks[0], guard->key), &blocks[1], guard->key);
     blocks[1].block.word[0] ^= 1;
-    _exit(block_next(chain, guard, "malloc", 32) == block_link(&blocks[1].block, guard->key) ? 5 : 6);
+    _exit(block_next(chain, guard, "malloc", 32) == block_link(&blocks[1].block, guard->key) ? 5
+                                                                                             : 6);
 }
 
 static void follow_damaged_link(void *arg)
@@ -138,9 +140,11 @@ Test(block, a_damaged_block_ends_a_checked_process)
 {
     guard_t guard = guards[1];
     child_run(&child, follow, &guard);
-    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "signal %d: %s", child.signal, child.text);
+    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "signal %d: %s", child.signal,
+              child.text);
     char wanted[64];
-    snprintf(wanted, sizeof wanted, "ptr=0x%zx heap=\"checked\" class=32: ", (size_t)(uintptr_t)&blocks[1]);
+    snprintf(wanted, sizeof wanted,
+             "ptr=0x%zx heap=\"checked\" class=32: ", (size_t)(uintptr_t)&blocks[1]);
     cr_assert(strstr(child.text, wanted), "%s", child.text);
 
     child_run(&child, follow_damaged_link, &guard);
@@ -152,5 +156,6 @@ Test(block, a_fast_heap_looks_at_no_seal)
 {
     guard_t guard = guards[0];
     child_run(&child, follow, &guard);
-    cr_assert(child.status == 5, "status %d, signal %d: %s", child.status, child.signal, child.text);
+    cr_assert(child.status == 5, "status %d, signal %d: %s", child.status, child.signal,
+              child.text);
 }

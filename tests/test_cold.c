@@ -12,7 +12,10 @@
 TestSuite(cold, .timeout = 60);
 
 /* Chains are words to the cold array: it never looks at a block. */
-static chain_t chain_of(unsigned number, unsigned count) { return (chain_t)(number + 1) << 20 | count; }
+static chain_t chain_of(unsigned number, unsigned count)
+{
+    return (chain_t)(number + 1) << 20 | count;
+}
 
 Test(cold, its_own_cpu_comes_first_newest_first)
 {
@@ -73,10 +76,12 @@ Test(cold, what_nobody_took_since_the_last_ageing_is_old)
 Test(cold, a_full_array_gives_up_its_oldest)
 {
     cold_t cold = {0};
-    for (unsigned i = 0; i < COLD_CHAINS; i++) cr_assert(cold_put(&cold, chain_of(i, 3), 0) == 0, "chain %u", i);
+    for (unsigned i = 0; i < COLD_CHAINS; i++)
+        cr_assert(cold_put(&cold, chain_of(i, 3), 0) == 0, "chain %u", i);
     for (unsigned i = 0; i < 5; i++) {
         cr_assert(cold_put(&cold, chain_of(100 + i, 4), 0) == chain_of(i, 3), "chain %u", i);
-        cr_assert(cold.count == COLD_CHAINS && cold.blocks == 3 * COLD_CHAINS + i + 1, "%u blocks", cold.blocks);
+        cr_assert(cold.count == COLD_CHAINS && cold.blocks == 3 * COLD_CHAINS + i + 1, "%u blocks",
+                  cold.blocks);
     }
 }
 
@@ -284,7 +289,8 @@ Test(cold, threads_share_a_budget)
 {
     pthread_t threads[3];
     unsigned seeds[3] = {1, 2, 3};
-    for (unsigned i = 0; i < 3; i++) cr_assert(pthread_create(&threads[i], NULL, take_and_put, &seeds[i]) == 0);
+    for (unsigned i = 0; i < 3; i++)
+        cr_assert(pthread_create(&threads[i], NULL, take_and_put, &seeds[i]) == 0);
     for (unsigned i = 0; i < 3; i++) pthread_join(threads[i], NULL);
     cr_assert(!overdrawn);
     cr_assert(shared.room == 10000, "%ld left", (long)shared.room);

@@ -12,14 +12,16 @@ TestSuite(counters, .timeout = 30);
 
 Test(counters, rows_stand_where_their_names_say)
 {
-#define ROW_IS_RIGHT(id, of_group, says)                                                                 \
-    cr_assert(strcmp(counter_rows[COUNTER_##id].name, #id) == 0, "%s", counter_rows[COUNTER_##id].name); \
-    cr_assert(strcmp(counter_rows[COUNTER_##id].group, of_group) == 0);                                  \
+#define ROW_IS_RIGHT(id, of_group, says)                                \
+    cr_assert(strcmp(counter_rows[COUNTER_##id].name, #id) == 0, "%s",  \
+              counter_rows[COUNTER_##id].name);                         \
+    cr_assert(strcmp(counter_rows[COUNTER_##id].group, of_group) == 0); \
     cr_assert(strcmp(counter_rows[COUNTER_##id].text, says) == 0);
     COUNTERS(ROW_IS_RIGHT)
     for (unsigned a = 0; a < COUNTER_COUNT; a++) {
         cr_assert(counter_rows[a].text[0] != '\0');
-        for (unsigned b = 0; b < a; b++) cr_assert(strcmp(counter_rows[a].name, counter_rows[b].name) != 0);
+        for (unsigned b = 0; b < a; b++)
+            cr_assert(strcmp(counter_rows[a].name, counter_rows[b].name) != 0);
     }
 }
 
@@ -36,7 +38,8 @@ Test(counters, adding_changes_one_counter)
     size_t rows = sizeof counters.count / sizeof counters.count[0];
     cr_assert(rows == COUNTER_COUNT);
     for (size_t i = 0; i < rows; i++)
-        cr_assert(counters.count[i] == (i == COUNTER_early_mid ? 7 : 0), "%s", counter_rows[i].name);
+        cr_assert(counters.count[i] == (i == COUNTER_early_mid ? 7 : 0), "%s",
+                  counter_rows[i].name);
 }
 
 static counters_t shared;

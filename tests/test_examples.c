@@ -32,7 +32,8 @@ static row_t row_of(const char *table, const char *name)
     const char *line = strstr(table, name);
     cr_assert(line != NULL, "no line for %s:\n%s", name, result.text);
     row_t row;
-    int fields = sscanf(line + strlen(name), "%zu %zu %zu %zu", &row.live, &row.before, &row.after, &row.returned);
+    int fields = sscanf(line + strlen(name), "%zu %zu %zu %zu", &row.live, &row.before, &row.after,
+                        &row.returned);
     cr_assert(fields == 4, "the line for %s:\n%s", name, line);
     return row;
 }

@@ -1,7 +1,8 @@
 /*
- * Refusals of the operating system: in each scenario the k-th call of each kind is refused, once and for ever after, for
- * every k until none is left to refuse. Every run is a child of its own, because the first reservation happens once a
- * process. Whatever is refused, blocks keep their content, the heap balances, and all works again afterwards.
+ * Refusals of the operating system: in each scenario the k-th call of each kind is refused, once
+ * and for ever after, for every k until none is left to refuse. Every run is a child of its own,
+ * because the first reservation happens once a process. Whatever is refused, blocks keep their
+ * content, the heap balances, and all works again afterwards.
  */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
@@ -48,7 +49,8 @@ static _Noreturn void wrong(const char *format, ...)
     va_start(arguments, format);
     int length = vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
-    if (length > 0 && write(STDERR_FILENO, line, hak_min((size_t)length, sizeof line - 1)) < 0) _exit(3);
+    if (length > 0 && write(STDERR_FILENO, line, hak_min((size_t)length, sizeof line - 1)) < 0)
+        _exit(3);
     _exit(2);
 }
 
@@ -63,7 +65,8 @@ static void refused(const char *what, size_t size)
     world.refused++;
 }
 
-/* Long blocks by their ends: what a refusal could tear is where a block begins, and how far it goes. */
+/* Long blocks by their ends: what a refusal could tear is where a block begins, and how far it
+ * goes. */
 enum { WHOLE = 64 * 1024, END = 2048 };
 
 static void fill(void *ptr, size_t size, unsigned seed)
@@ -79,7 +82,8 @@ static void fill(void *ptr, size_t size, unsigned seed)
 static bool holds(const void *ptr, size_t size, unsigned seed)
 {
     if (size <= WHOLE) return contract_holds(ptr, size, seed);
-    return contract_holds(ptr, END, seed) && contract_holds((const char *)ptr + size - END, END, ~seed);
+    return contract_holds(ptr, END, seed) &&
+           contract_holds((const char *)ptr + size - END, END, ~seed);
 }
 
 static void keep(void *ptr, size_t size)
@@ -123,7 +127,8 @@ static void prove(size_t at)
 {
     if (!holds(world.blocks[at], world.sizes[at], (unsigned)at))
         wrong("block %zu of %zu bytes is torn", at, world.sizes[at]);
-    if (hak_heap_of(world.blocks[at]) == NULL) wrong("block %zu of %zu bytes is in no heap", at, world.sizes[at]);
+    if (hak_heap_of(world.blocks[at]) == NULL)
+        wrong("block %zu of %zu bytes is in no heap", at, world.sizes[at]);
 }
 
 static void prove_all(void)
@@ -152,7 +157,8 @@ static void resize(size_t size)
         return;
     }
     if (before <= size) {
-        if (!holds(moved, before, (unsigned)at)) wrong("realloc of %zu to %zu bytes lost content", before, size);
+        if (!holds(moved, before, (unsigned)at))
+            wrong("realloc of %zu to %zu bytes lost content", before, size);
     } else {
         /* The pattern follows the size it was written for. */
         static char model[WHOLE];
@@ -255,7 +261,8 @@ static void do_large(void)
 }
 static void do_aligned(void)
 {
-    for (size_t alignment = 32; alignment <= 8 * HAK_MIB; alignment *= 2) take_aligned(alignment, 5000);
+    for (size_t alignment = 32; alignment <= 8 * HAK_MIB; alignment *= 2)
+        take_aligned(alignment, 5000);
 }
 static void do_realloc_large(void)
 {
@@ -308,7 +315,10 @@ static void do_trim(void)
     (void)hak_reserve_trim();
     if (errno != 4321) wrong("reserve_trim changed errno to %d", errno);
 }
-static int ignore(void *ctx, const char *text, size_t length) { return (void)ctx, (void)text, (void)length, 0; }
+static int ignore(void *ctx, const char *text, size_t length)
+{
+    return (void)ctx, (void)text, (void)length, 0;
+}
 static void do_look(void)
 {
     errno = 4321;
@@ -412,8 +422,9 @@ static void prove_all_works(void)
     int line = contract_unsound(world.heap, live);
     if (line) {
         hak_heap_stats_t stats = contract_stats(world.heap);
-        wrong("support_contract.c:%d: %zu blocks live, %zu counted, %zu bytes by the balance, %zu committed", line,
-              stats.live_blocks, live, contract_sum(&stats), stats.committed_bytes);
+        wrong("support_contract.c:%d: %zu blocks live, %zu counted, %zu bytes by the balance, %zu "
+              "committed",
+              line, stats.live_blocks, live, contract_sum(&stats), stats.committed_bytes);
     }
     size_t before = world.refused;
     do_every_class();
@@ -425,9 +436,11 @@ static void prove_all_works(void)
     while (world.count) give();
     (void)hak_heap_flush(world.heap);
     hak_heap_stats_t stats = contract_stats(world.heap);
-    if (contract_cached(&stats) || stats.phantom_superslabs) wrong("something is cached after the flush");
+    if (contract_cached(&stats) || stats.phantom_superslabs)
+        wrong("something is cached after the flush");
     (void)hak_heap_trim(world.heap, 0);
-    if ((line = contract_unsound(world.heap, 0)) != 0) wrong("at the end: support_contract.c:%d", line);
+    if ((line = contract_unsound(world.heap, 0)) != 0)
+        wrong("at the end: support_contract.c:%d", line);
     stats = contract_stats(world.heap);
     if (stats.committed_bytes != stats.metadata_bytes)
         wrong("%zu bytes stay beside records", stats.committed_bytes - stats.metadata_bytes);
@@ -464,26 +477,30 @@ static bool runs_well(const fault_t *fault)
     child_run(&result, run_fault, (void *)(uintptr_t)fault);
     if (result.status == 0 && result.signal == 0) return true;
     cr_log_error("%s, %s call %ld refused %s: status %d, signal %d: %s", fault->scenario->name,
-                 call_names[fault->call], fault->k, fault->times == FAKE_FOREVER ? "for ever" : "once", result.status,
-                 result.signal, result.text);
+                 call_names[fault->call], fault->k,
+                 fault->times == FAKE_FOREVER ? "for ever" : "once", result.status, result.signal,
+                 result.text);
     return false;
 }
 
 /*
- * No mapping stays that would not have stayed anyway. An unmap that is refused at destroy leaves address space behind, as
- * it must, and so does a move: the kernel may have unmapped the target before it refused. Reservations that were refused
- * are made of smaller ones. The slack is the registry's tables, whose number follows the addresses that the kernel chose.
+ * No mapping stays that would not have stayed anyway. An unmap that is refused at destroy leaves
+ * address space behind, as it must, and so does a move: the kernel may have unmapped the target
+ * before it refused. Reservations that were refused are made of smaller ones. The slack is the
+ * registry's tables, whose number follows the addresses that the kernel chose.
  */
 static bool left_nothing(const fault_t *fault, const outcome_t *base)
 {
     if (fault->call == FAKE_UNMAP || fault->call == FAKE_MOVE) return true;
     bool mappings = outcome->mappings <= base->mappings + 8;
-    bool space = fault->call == FAKE_RESERVE || outcome->address_space <= base->address_space + 4 * HAK_MIB;
+    bool space =
+        fault->call == FAKE_RESERVE || outcome->address_space <= base->address_space + 4 * HAK_MIB;
     if (mappings && space) return true;
-    cr_log_error("%s, %s call %ld refused %s: %zu mappings, %zu bytes of address space; %zu and %zu without",
-                 fault->scenario->name, call_names[fault->call], fault->k,
-                 fault->times == FAKE_FOREVER ? "for ever" : "once", outcome->mappings, outcome->address_space,
-                 base->mappings, base->address_space);
+    cr_log_error(
+        "%s, %s call %ld refused %s: %zu mappings, %zu bytes of address space; %zu and %zu without",
+        fault->scenario->name, call_names[fault->call], fault->k,
+        fault->times == FAKE_FOREVER ? "for ever" : "once", outcome->mappings,
+        outcome->address_space, base->mappings, base->address_space);
     return false;
 }
 
@@ -496,7 +513,8 @@ static void sweep(fake_call_t call)
         cr_assert(runs_well(&none), "%s fails with nothing refused", scenarios[s].name);
         outcome_t base = *outcome;
         for (int once = 0; once < 2; once++) {
-            /* Where calls are many, the later ones are alike: every k up to 12, then in growing steps. */
+            /* Where calls are many, the later ones are alike: every k up to 12, then in growing
+             * steps. */
             for (long k = 1;; k += k < 12 ? 1 : k / (long)contract_work(16) + 1) {
                 fault_t fault = {&scenarios[s], call, k, once ? 1 : FAKE_FOREVER};
                 runs++;
@@ -520,7 +538,8 @@ static void share_outcome(void)
     cr_assert(outcome != MAP_FAILED);
 }
 
-/* No call of the library before the children: each of them is to meet a process that has nothing yet. */
+/* No call of the library before the children: each of them is to meet a process that has nothing
+ * yet. */
 #define SWEEP(name, call) \
     Test(fault, name)     \
     {                     \
@@ -556,7 +575,8 @@ Test(fault, the_sweep_can_fail)
     child_run(&result, run_fault, &none);
     cr_assert(result.status == 0, "%s", result.text);
     child_run(&result, run_fault, &fault);
-    cr_assert(result.status == 2 && strstr(result.text, "torn"), "status %d: %s", result.status, result.text);
+    cr_assert(result.status == 2 && strstr(result.text, "torn"), "status %d: %s", result.status,
+              result.text);
 }
 
 /* ---- Real limits ---- */
@@ -574,7 +594,8 @@ static void run_limited(void *arg)
     if (setrlimit(RLIMIT_AS, &as) != 0) wrong("setrlimit");
     create(&world.heap, NULL);
     if (!world.heap) {
-        /* Too little even for records is an answer too, where the room is less than the smallest reservation's. */
+        /* Too little even for records is an answer too, where the room is less than the smallest
+         * reservation's. */
         if (limit->room >= 16 * HAK_MIB) wrong("no heap in %zu bytes", limit->room);
         return;
     }
@@ -586,7 +607,8 @@ static void run_limited(void *arg)
             wrong("%zu blocks of %zu bytes in %zu bytes", world.count, limit->size, limit->room);
         /* Large blocks have what the reservation for the others leaves. */
         if (world.count * limit->size < limit->room / (limit->size > MID_MAX ? 10 : 4))
-            wrong("only %zu blocks of %zu bytes in %zu bytes", world.count, limit->size, limit->room);
+            wrong("only %zu blocks of %zu bytes in %zu bytes", world.count, limit->size,
+                  limit->room);
         for (int again = 0; again < 3; again++) take(limit->size);
         prove_all();
         int found = hak_heap_check(world.heap);
@@ -596,7 +618,8 @@ static void run_limited(void *arg)
         found = hak_heap_check(world.heap);
         if (found != 0 && found != ENOMEM) wrong("check gave %d", found);
         hak_heap_stats_t stats = contract_stats(world.heap);
-        if (stats.live_blocks || contract_sum(&stats) != stats.committed_bytes) wrong("the balance is off");
+        if (stats.live_blocks || contract_sum(&stats) != stats.committed_bytes)
+            wrong("the balance is off");
     }
     if (hak_heap_destroy(world.heap) != 0) wrong("destroy failed");
 }
@@ -611,7 +634,8 @@ Test(fault, address_space_runs_out)
             if (sizes[s] * 8 > rooms[r] && rooms[r] >= 16 * HAK_MIB) continue;
             limit_t limit = {rooms[r], sizes[s]};
             child_run(&result, run_limited, &limit);
-            cr_expect(result.status == 0 && result.signal == 0, "%zu bytes, blocks of %zu: status %d, signal %d: %s",
-                      rooms[r], sizes[s], result.status, result.signal, result.text);
+            cr_expect(result.status == 0 && result.signal == 0,
+                      "%zu bytes, blocks of %zu: status %d, signal %d: %s", rooms[r], sizes[s],
+                      result.status, result.signal, result.text);
         }
 }

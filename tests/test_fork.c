@@ -1,4 +1,5 @@
-/* fork: a child of busy threads finds every heap whole, and allocates, frees, flushes, trims, checks and destroys. */
+/* fork: a child of busy threads finds every heap whole, and allocates, frees, flushes, trims,
+ * checks and destroys. */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
 #include <pthread.h>
@@ -22,7 +23,8 @@ enum { HEAPS = 4, THREADS = 8, SLOTS = 100 };
 
 static hak_heap_t *heaps[HEAPS];
 static _Atomic bool stop;
-static _Atomic int started; /* threads that are past what starts a thread, the sanitizer's malloc among it */
+static _Atomic int
+    started; /* threads that are past what starts a thread, the sanitizer's malloc among it */
 static child_result_t result;
 
 static size_t some_size(randoms_t *randoms)
@@ -42,7 +44,8 @@ static void *be_busy(void *arg)
         void **slot = &slots[random_below(&randoms, SLOTS)];
         hak_free(*slot);
         *slot = hak_heap_malloc(heaps[random_below(&randoms, HEAPS)], some_size(&randoms));
-        if (random_below(&randoms, 2000) == 0) (void)hak_heap_flush(heaps[random_below(&randoms, HEAPS)]);
+        if (random_below(&randoms, 2000) == 0)
+            (void)hak_heap_flush(heaps[random_below(&randoms, HEAPS)]);
         /* Busy, but not so that the children get no CPU. */
         if (random_below(&randoms, 200) == 0) usleep(300);
     }
@@ -94,7 +97,8 @@ static int use_inherited(hak_heap_t *heap, uint64_t seed)
     if (hak_heap_check(heap) != 0) return __LINE__;
     (void)hak_heap_flush(heap);
     hak_heap_stats_t stats = contract_stats(heap);
-    /* A block that a vanished thread was about to put on a remote list is counted there and is not on it. */
+    /* A block that a vanished thread was about to put on a remote list is counted there and is not
+     * on it. */
     if (stats.hot_bytes || stats.spare_bytes || stats.cold_bytes) return __LINE__;
     if (contract_sum(&stats) != stats.committed_bytes) return __LINE__;
     (void)hak_heap_trim(heap, 0);
@@ -126,7 +130,8 @@ static void in_child(void *arg)
     pid_t grandchild = fork();
     if (grandchild == 0) _exit(hak_heap_check(heaps[0]) == 0 ? 0 : 1);
     int status = -1;
-    if (grandchild < 0 || waitpid(grandchild, &status, 0) != grandchild || status != 0) fail_in_child(__LINE__);
+    if (grandchild < 0 || waitpid(grandchild, &status, 0) != grandchild || status != 0)
+        fail_in_child(__LINE__);
     for (unsigned i = 0; i < HEAPS; i++) fail_in_child(use_inherited(heaps[i], seed * 10 + i));
     hak_heap_t *heap = contract_heap((int)(seed & 1), "child's");
     if (!heap) _exit(2);
@@ -151,9 +156,11 @@ Test(fork, children_of_busy_threads)
 {
     pthread_t threads[THREADS], maker;
     for (int i = 0; i < HEAPS; i++) cr_assert((heaps[i] = contract_heap(i & 1, "shared")) != NULL);
-    for (uintptr_t i = 0; i < THREADS; i++) cr_assert(pthread_create(&threads[i], NULL, be_busy, (void *)i) == 0);
+    for (uintptr_t i = 0; i < THREADS; i++)
+        cr_assert(pthread_create(&threads[i], NULL, be_busy, (void *)i) == 0);
     cr_assert(pthread_create(&maker, NULL, make_and_destroy, NULL) == 0);
-    /* A sanitizer's malloc is not fork-safe: a child would wait for ever for a lock of a thread that has just begun. */
+    /* A sanitizer's malloc is not fork-safe: a child would wait for ever for a lock of a thread
+     * that has just begun. */
     while (started != THREADS + 1) usleep(1000);
     double longest = 0;
     unsigned forks = (unsigned)contract_work(200);
@@ -162,8 +169,8 @@ Test(fork, children_of_busy_threads)
         child_run(&result, in_child, &i);
         double took = seconds_now() - began;
         if (took > longest) longest = took;
-        cr_assert(result.status == 0 && result.signal == 0, "fork %u: status %d, signal %d: %s", i, result.status,
-                  result.signal, result.text);
+        cr_assert(result.status == 0 && result.signal == 0, "fork %u: status %d, signal %d: %s", i,
+                  result.status, result.signal, result.text);
         cr_assert(took < (CONTRACT_SANITIZED ? 18 : 5), "fork %u took %.1f s", i, took);
     }
     stop = true;
@@ -206,8 +213,8 @@ Test(fork, with_a_thousand_heaps)
     }
     for (int i = 0; i < 5; i++) {
         child_run(&result, use_many, NULL);
-        cr_assert(result.status == 0 && result.signal == 0, "status %d, signal %d: %s", result.status, result.signal,
-                  result.text);
+        cr_assert(result.status == 0 && result.signal == 0, "status %d, signal %d: %s",
+                  result.status, result.signal, result.text);
     }
     for (unsigned i = 0; i < MANY; i++) {
         cr_assert(contract_holds(theirs[i], 100, i), "a child wrote into its parent");
@@ -233,7 +240,8 @@ static void descend(void *arg)
     for (int i = 0; i < 3; i++) {
         child_run(&child, descend, &depth);
         if (child.status != 0 || child.signal != 0) {
-            fprintf(stderr, "depth %u: status %d, signal %d: %s", depth, child.status, child.signal, child.text);
+            fprintf(stderr, "depth %u: status %d, signal %d: %s", depth, child.status, child.signal,
+                    child.text);
             _exit(5);
         }
     }
@@ -247,8 +255,8 @@ Test(fork, children_of_children)
     cr_assert((heaps[0] = contract_heap(1, "inherited")) != NULL);
     unsigned depth = 3;
     child_run(&result, descend, &depth);
-    cr_assert(result.status == 0 && result.signal == 0, "status %d, signal %d: %s", result.status, result.signal,
-              result.text);
+    cr_assert(result.status == 0 && result.signal == 0, "status %d, signal %d: %s", result.status,
+              result.signal, result.text);
     cr_assert(contract_unsound(heaps[0], 0) == 0);
 }
 
@@ -267,11 +275,12 @@ Test(fork, from_two_threads_at_once)
     pthread_t threads[2];
     for (int i = 0; i < HEAPS; i++) cr_assert((heaps[i] = contract_heap(i & 1, "shared")) != NULL);
     for (size_t round = 0; round < contract_work(24); round++) {
-        for (int i = 0; i < 2; i++) cr_assert(pthread_create(&threads[i], NULL, fork_here, &results[i]) == 0);
+        for (int i = 0; i < 2; i++)
+            cr_assert(pthread_create(&threads[i], NULL, fork_here, &results[i]) == 0);
         for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
         for (int i = 0; i < 2; i++)
-            cr_assert(results[i].status == 0 && results[i].signal == 0, "status %d, signal %d: %s", results[i].status,
-                      results[i].signal, results[i].text);
+            cr_assert(results[i].status == 0 && results[i].signal == 0, "status %d, signal %d: %s",
+                      results[i].status, results[i].signal, results[i].text);
     }
     for (int i = 0; i < HEAPS; i++) cr_assert(contract_unsound(heaps[i], 0) == 0);
 }

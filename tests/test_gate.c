@@ -20,7 +20,8 @@ static void in_child(void) { children++; }
 
 static void start(void) { cr_assert(gate_start_process(in_child)); }
 
-/* Forks, runs `check` in the child and returns what it returned; -1 where the child hung or died. */
+/* Forks, runs `check` in the child and returns what it returned; -1 where the child hung or
+ * died. */
 static int fork_and_ask(int (*check)(void))
 {
     pid_t pid = fork();
@@ -177,8 +178,8 @@ Test(gate, forks_while_threads_come_and_go)
 /* ---- While it is closed ---- */
 
 /*
- * Handlers that run inside of the library's: one registered before has its `prepare` run after, its `parent` and `child`
- * before.
+ * Handlers that run inside of the library's: one registered before has its `prepare` run after, its
+ * `parent` and `child` before.
  */
 static struct {
     pthread_t waiter;
@@ -225,9 +226,11 @@ Test(gate, while_closed_nobody_enters)
     cr_assert(pthread_atfork(while_closed, NULL, NULL) == 0);
     start();
     cr_assert(fork_and_ask(can_enter) == 0);
-    cr_assert(closing.without_waiting == GATE_CLOSED, "entered a closed gate: %d", closing.without_waiting);
+    cr_assert(closing.without_waiting == GATE_CLOSED, "entered a closed gate: %d",
+              closing.without_waiting);
     cr_assert(closing.held, "entered a closed gate by waiting");
-    cr_assert(closing.own == GATE_REENTERED, "the thread that forks must not wait for itself: %d", closing.own);
+    cr_assert(closing.own == GATE_REENTERED, "the thread that forks must not wait for itself: %d",
+              closing.own);
     pthread_join(closing.waiter, NULL);
     cr_assert(closing.waited, "who waited gets in when the gate opens");
 }
@@ -294,7 +297,8 @@ static void *stay_until_told(void *arg)
     return NULL;
 }
 
-/* The other thread was inside too and is gone in the child: its count must not keep the child's gate from closing. */
+/* The other thread was inside too and is gone in the child: its count must not keep the child's
+ * gate from closing. */
 Test(gate, a_fork_from_inside_forgets_the_others)
 {
     start();

@@ -1,4 +1,5 @@
-/* Homes: when a heap is divided, whose slab is whose, how blocks come home, and what is left where memory or locks refuse. */
+/* Homes: when a heap is divided, whose slab is whose, how blocks come home, and what is left where
+ * memory or locks refuse. */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -24,29 +25,33 @@ enum { SIZE = 1024, MOST = 16384, HERE = 0, THERE = 1, BEYOND = PERCPU_FEWEST + 
 static void *blocks[MOST];
 
 static unsigned class_of(size_t size) { return hak_size_class_of(size); }
-static class_state_t *state_of(const hak_heap_t *heap) { return heap_class_made(heap, class_of(SIZE)); }
+static class_state_t *state_of(const hak_heap_t *heap)
+{
+    return heap_class_made(heap, class_of(SIZE));
+}
 static unsigned home_of(const void *ptr) { return entry_home(registry_lookup(ptr)); }
 static slab_t *slab_at(const void *ptr) { return slab_of(registry_lookup(ptr), ptr); }
 
 static void must_be_sound(const hak_heap_t *heap, size_t live_blocks, const char *when)
 {
     int line = contract_unsound(heap, live_blocks);
-    cr_assert(line == 0, "%s, %s: support_contract.c:%d (%zu blocks live, %zu expected)", hak_percpu_mode(), when,
-              line, contract_stats(heap).live_blocks, live_blocks);
+    cr_assert(line == 0, "%s, %s: support_contract.c:%d (%zu blocks live, %zu expected)",
+              hak_percpu_mode(), when, line, contract_stats(heap).live_blocks, live_blocks);
 }
 
 /* ---- One thread on any CPU ---- */
 
 /*
- * Sections read the CPU's index from the thread's own memory, so a thread can be any CPU: it is the only one of that index.
- * Nothing of it holds for the twin, which asks the kernel.
+ * Sections read the CPU's index from the thread's own memory, so a thread can be any CPU: it is the
+ * only one of that index. Nothing of it holds for the twin, which asks the kernel.
  */
 static _Thread_local uint32_t pretended __attribute__((tls_model("initial-exec")));
 
 static void pretend(unsigned index)
 {
     __atomic_store_n(&pretended, index, __ATOMIC_RELAXED);
-    if (percpu_mode != PERCPU_LOCKED) percpu_index_offset = (char *)&pretended - (char *)__builtin_thread_pointer();
+    if (percpu_mode != PERCPU_LOCKED)
+        percpu_index_offset = (char *)&pretended - (char *)__builtin_thread_pointer();
 }
 
 static hak_heap_t *heap_on(unsigned index, int level)
@@ -88,13 +93,15 @@ static void free_all(hak_heap_t *heap, size_t count)
 
 /* ---- What sections must not reach ---- */
 
-/* HOME_NONE is a number, too: the CPU of that index is at home nowhere, and may have a slot all the same. */
+/* HOME_NONE is a number, too: the CPU of that index is at home nowhere, and may have a slot all the
+ * same. */
 Test(home, the_cpu_of_no_home_looks_at_the_count)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_on(HERE, level);
         for (unsigned i = 0; i < 64; i++) blocks[i] = must_malloc(heap, SIZE);
-        /* Nobody may make the area of that index: the free has to find by itself that there is none. */
+        /* Nobody may make the area of that index: the free has to find by itself that there is
+         * none. */
         lock_acquire(&heap->areas_lock, RANK_AREAS);
         pretend(HOME_NONE);
         for (unsigned i = 0; i < 64; i++) hak_heap_free(heap, blocks[i]);
@@ -136,7 +143,8 @@ Test(home, a_cpu_beyond_the_slots_uses_no_magazine)
             memset(blocks[count - 1], (int)index, SIZE);
             hak_heap_free(heap, blocks[0]);
             blocks[0] = must_malloc(heap, SIZE);
-            cr_assert(load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].word) == here,
+            cr_assert(load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].word) ==
+                          here,
                       "another CPU's magazine was used");
             must_be_sound(heap, count, "beyond the slots");
         }
@@ -161,7 +169,8 @@ Test(home, a_machine_of_many_cpus)
             pretend(index);
             for (unsigned i = 0; i < 100; i++) blocks[count++] = must_calloc_one(heap);
             hak_heap_free(heap, blocks[--count]);
-            cr_assert(percpu_area(&heap->percpu, index) != NULL && percpu_running(&heap->percpu, index) != NULL);
+            cr_assert(percpu_area(&heap->percpu, index) != NULL &&
+                      percpu_running(&heap->percpu, index) != NULL);
             hak_heap_free(next, must_malloc(next, SIZE));
         }
         must_be_sound(heap, count, "all over the machine");
@@ -208,7 +217,8 @@ Test(home, a_free_does_not_wait_for_sets)
         hak_heap_t *heap = heap_on(HERE, level);
         size_t count = divide(heap, 0);
         pretend(BEYOND);
-        hak_heap_free(heap, must_malloc(heap, 4 * SIZE)); /* it has an area, and no set of the other class */
+        hak_heap_free(
+            heap, must_malloc(heap, 4 * SIZE)); /* it has an area, and no set of the other class */
         cr_assert(state_of(heap)->homes <= BEYOND && percpu_area(&heap->percpu, BEYOND) != NULL);
         lock_acquire(&heap->lock, RANK_HEAP);
         freer_t freer = {.heap = heap, .count = count, .index = BEYOND};
@@ -232,7 +242,8 @@ static void *free_while_moved(void *arg)
     return NULL;
 }
 
-/* The one CPU has an outbox and the other may not make one: a thread that moves in between takes a full one all the same. */
+/* The one CPU has an outbox and the other may not make one: a thread that moves in between takes a
+ * full one all the same. */
 Test(home, a_full_outbox_of_another_area_is_sent_home)
 {
     for (unsigned round = 0; round < 40; round++) {
@@ -286,13 +297,15 @@ static void *free_when_told(void *arg)
     }
     lock_acquire(&state_of(freer->heap)->lock, RANK_CLASS);
     for (size_t i = 0; i < freer->count; i++)
-        drain_to_slabs(freer->heap, state_of(freer->heap), block_push(0, blocks[i], freer->heap->key), 1);
+        drain_to_slabs(freer->heap, state_of(freer->heap),
+                       block_push(0, blocks[i], freer->heap->key), 1);
     lock_release(&state_of(freer->heap)->lock, RANK_CLASS);
     store_release(&freer->end, true);
     return NULL;
 }
 
-/* A slab in the nursery becomes empty while its run cannot be put back: it stays, and stays at home. */
+/* A slab in the nursery becomes empty while its run cannot be put back: it stays, and stays at
+ * home. */
 Test(home, a_slab_that_cannot_go_keeps_its_home)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -312,9 +325,11 @@ Test(home, a_slab_that_cannot_go_keeps_its_home)
         cr_assert(load_acquire(&in_purge.go), "nothing was purged");
         pthread_join(in_purge.thread, NULL);
         fake_os_restore();
-        cr_assert(heap->runs < runs && heap->nursery_count > 0, "SuperSlabs' runs go, the nursery's stay");
+        cr_assert(heap->runs < runs && heap->nursery_count > 0,
+                  "SuperSlabs' runs go, the nursery's stay");
         unsigned at_home = 0;
-        for (uint32_t i = 0; i < heap->nursery_count; i++) at_home += home_of(heap->nursery[i]) == HERE;
+        for (uint32_t i = 0; i < heap->nursery_count; i++)
+            at_home += home_of(heap->nursery[i]) == HERE;
         cr_assert(at_home > 1, "%u runs of the nursery have a home", at_home);
         must_be_sound(heap, 0, "with slabs that could not go");
         (void)hak_heap_trim(heap, 0);
@@ -329,7 +344,8 @@ Test(home, an_operation_that_misses_gives_nothing)
 {
     hak_heap_t *heap = heap_on(HERE, 0);
     for (int i = 0; i < 4; i++) hak_heap_free(heap, must_malloc(heap, SIZE));
-    static const unsigned indices[] = {HERE, THERE, 2, BEYOND, HOME_NONE, 0x7fff, 0xffff, UINT32_MAX};
+    static const unsigned indices[] = {HERE,      THERE,  2,      BEYOND,
+                                       HOME_NONE, 0x7fff, 0xffff, UINT32_MAX};
     for (size_t i = 0; i < CONTRACT_LENGTH(indices); i++) {
         pretend(indices[i]);
         size_t hot = PERCPU_HOT(0); /* a class that nobody has used */
@@ -338,7 +354,8 @@ Test(home, an_operation_that_misses_gives_nothing)
         cr_assert(percpu_take(&heap->percpu, hot) == 0, "index %u", indices[i]);
         cr_assert(percpu_take(&heap->percpu, PERCPU_SPARE(0)) == 0, "index %u", indices[i]);
         cr_assert(percpu_pop(&heap->percpu, hot, heap->key, &link) == NULL, "index %u", indices[i]);
-        cr_assert(section_pop_marked(&heap->percpu, hot + SLOT_MARK, &link) == NULL, "index %u", indices[i]);
+        cr_assert(section_pop_marked(&heap->percpu, hot + SLOT_MARK, &link) == NULL, "index %u",
+                  indices[i]);
         cr_assert(!percpu_install(&heap->percpu, 0, hot, 0x10001), "index %u", indices[i]);
     }
     pretend(HERE);
@@ -347,7 +364,8 @@ Test(home, an_operation_that_misses_gives_nothing)
 
 /* ---- Slabs that gave pages back ---- */
 
-/* Frees all but each 16th block, trims, and frees and takes again: no push may skip the look at such a slab. */
+/* Frees all but each 16th block, trims, and frees and takes again: no push may skip the look at
+ * such a slab. */
 static void give_pages_back(int level, bool divided)
 {
     hak_heap_t *heap = heap_on(HERE, level);
@@ -364,8 +382,8 @@ static void give_pages_back(int level, bool divided)
         slab_t *slab = slab_at(blocks[i]);
         bool gave = slab_has_released(slab);
         looked += gave;
-        cr_assert(home_of(blocks[i]) == (gave && level ? HOME_LOOK : slab->home), "level %d: home %u", level,
-                  home_of(blocks[i]));
+        cr_assert(home_of(blocks[i]) == (gave && level ? HOME_LOOK : slab->home),
+                  "level %d: home %u", level, home_of(blocks[i]));
     }
     cr_assert(looked > 0, "no page was given back, so nothing is tested");
     must_be_sound(heap, live, "trimmed");
@@ -375,8 +393,10 @@ static void give_pages_back(int level, bool divided)
     for (size_t i = 16; i < count; i += 32) hak_heap_free(heap, blocks[i]), live--;
     must_be_sound(heap, live, "freed");
     pretend(HERE);
-    for (size_t i = 0; i < count; i++) contract_fill(blocks[i] = must_malloc(heap, SIZE), SIZE, (unsigned)i);
-    for (size_t i = 0; i < count; i++) cr_assert(contract_holds(blocks[i], SIZE, (unsigned)i), "block %zu", i);
+    for (size_t i = 0; i < count; i++)
+        contract_fill(blocks[i] = must_malloc(heap, SIZE), SIZE, (unsigned)i);
+    for (size_t i = 0; i < count; i++)
+        cr_assert(contract_holds(blocks[i], SIZE, (unsigned)i), "block %zu", i);
     must_be_sound(heap, count, "taken again");
     free_all(heap, count);
     must_be_sound(heap, 0, "all freed");
@@ -393,12 +413,16 @@ Test(home, slabs_that_gave_pages_back_are_looked_at)
 
 /* ---- What a home is ---- */
 
-static size_t slabs_of(class_state_t *state, unsigned home) { return heap_set_of(state, home)->slabs; }
+static size_t slabs_of(class_state_t *state, unsigned home)
+{
+    return heap_set_of(state, home)->slabs;
+}
 
 static size_t all_slabs(class_state_t *state)
 {
     size_t slabs = 0;
-    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) slabs += set->slabs;
+    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+        slabs += set->slabs;
     return slabs;
 }
 
@@ -417,7 +441,8 @@ Test(home, an_own_outbox_needs_no_fence)
         fake_os_use();
         fake_os_refuse(FAKE_FENCE, 1, FAKE_FOREVER);
         cr_assert(hak_heap_flush(heap) >= posted_blocks * SIZE);
-        cr_assert(fake_os_calls(FAKE_FENCE) == 0 && load_relaxed(&outbox[class_of(SIZE)].word) == 0);
+        cr_assert(fake_os_calls(FAKE_FENCE) == 0 &&
+                  load_relaxed(&outbox[class_of(SIZE)].word) == 0);
         fake_os_restore();
         pretend(HERE);
         free_all(heap, count);
@@ -434,7 +459,8 @@ Test(home, a_small_heap_has_no_homes)
     cr_assert(load_relaxed(&heap->divided) == UNDIVIDED && state_of(heap)->homes == 0);
     heap_divide(heap, HERE); /* nothing is due */
     lock_acquire(&state_of(heap)->lock, RANK_CLASS);
-    cr_assert(heap_home(heap, state_of(heap), HERE, true) == HOME_NONE && state_of(heap)->homes == 0);
+    cr_assert(heap_home(heap, state_of(heap), HERE, true) == HOME_NONE &&
+              state_of(heap)->homes == 0);
     lock_release(&state_of(heap)->lock, RANK_CLASS);
     for (size_t i = 0; i < count; i++) cr_assert(home_of(blocks[i]) == HOME_NONE);
     /* What is freed there goes into that CPU's magazine: only homes are gone home to. */
@@ -464,7 +490,8 @@ Test(home, all_classes_are_divided_at_once)
         cr_assert(load_relaxed(&heap->divided) == DIVIDED && home_of(one) == THERE);
         for (size_t i = 0; i < CONTRACT_LENGTH(sizes); i++) {
             class_state_t *state = heap_class_made(heap, class_of(hak_usable_size(others[i])));
-            cr_assert(home_of(others[i]) == THERE && slab_at(others[i])->home == THERE, "%zu bytes", sizes[i]);
+            cr_assert(home_of(others[i]) == THERE && slab_at(others[i])->home == THERE, "%zu bytes",
+                      sizes[i]);
             cr_assert(state->shared.slabs == 0 && slabs_of(state, THERE) > 0);
         }
         must_be_sound(heap, DIVIDE_RUNS + CONTRACT_LENGTH(sizes) + 1, "divided");
@@ -472,7 +499,8 @@ Test(home, all_classes_are_divided_at_once)
         for (size_t i = 0; i < CONTRACT_LENGTH(sizes); i++) hak_heap_free(heap, others[i]);
         hak_heap_free(heap, one);
         (void)hak_heap_trim(heap, 0);
-        cr_assert(heap->runs == 0 && load_relaxed(&heap->divided) == DIVIDED, "%u runs", heap->runs);
+        cr_assert(heap->runs == 0 && load_relaxed(&heap->divided) == DIVIDED, "%u runs",
+                  heap->runs);
         must_be_sound(heap, 0, "all free");
         cr_assert(hak_heap_destroy(heap) == 0);
     }
@@ -480,7 +508,8 @@ Test(home, all_classes_are_divided_at_once)
 
 Test(home, each_cpu_has_slabs_of_its_own)
 {
-    static const unsigned indices[] = {1, 2, 5, 40, HOME_LOOK - 1, HOME_LOOK, HOME_NONE, HOME_NONE + 1, 300};
+    static const unsigned indices[] = {
+        1, 2, 5, 40, HOME_LOOK - 1, HOME_LOOK, HOME_NONE, HOME_NONE + 1, 300};
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_on(HERE, level);
         size_t count = divide(heap, 0);
@@ -489,7 +518,8 @@ Test(home, each_cpu_has_slabs_of_its_own)
             pretend(indices[i]);
             there[i] = memset(must_malloc(heap, SIZE), 1, SIZE);
             unsigned wanted = indices[i] < HOME_LOOK ? indices[i] : HOME_NONE;
-            cr_assert(home_of(there[i]) == wanted, "CPU %u: home %u", indices[i], home_of(there[i]));
+            cr_assert(home_of(there[i]) == wanted, "CPU %u: home %u", indices[i],
+                      home_of(there[i]));
             cr_assert(slab_at(there[i]) != slab_at(blocks[0]));
             must_be_sound(heap, count + i + 1, "one more CPU");
         }
@@ -525,7 +555,8 @@ Test(home, a_slab_moves_with_all_that_names_its_home)
         lock_acquire(&state->lock, RANK_CLASS);
         heap_rehome(state, slab, homes[i]);
         lock_release(&state->lock, RANK_CLASS);
-        cr_assert(slab->home == homes[i] && all_slabs(state) == before && slabs_of(state, homes[i]) >= 1);
+        cr_assert(slab->home == homes[i] && all_slabs(state) == before &&
+                  slabs_of(state, homes[i]) >= 1);
         for (unsigned g = 0; g < size_classes[slab->cls].granules; g++)
             cr_assert(home_of(slab->start + (size_t)g * GRANULE) == homes[i], "granule %u", g);
         must_be_sound(heap, count + 1, "moved");
@@ -693,7 +724,8 @@ static uint64_t limits_of(hak_heap_t *heap, unsigned index)
     area_t *area = percpu_area(&heap->percpu, index);
     const magazine_t *outbox = area ? load_relaxed(&area->outbox) : NULL;
     uint64_t limits = 0;
-    for (unsigned cls = 0; outbox && cls < CLASS_COUNT; cls++) limits += load_relaxed(&outbox[cls].limit);
+    for (unsigned cls = 0; outbox && cls < CLASS_COUNT; cls++)
+        limits += load_relaxed(&outbox[cls].limit);
     return limits;
 }
 
@@ -702,11 +734,13 @@ static size_t posted(hak_heap_t *heap, unsigned index)
     area_t *area = percpu_area(&heap->percpu, index);
     const magazine_t *outbox = area ? load_relaxed(&area->outbox) : NULL;
     size_t count = 0;
-    for (unsigned cls = 0; outbox && cls < CLASS_COUNT; cls++) count += chain_count(load_relaxed(&outbox[cls].word));
+    for (unsigned cls = 0; outbox && cls < CLASS_COUNT; cls++)
+        count += chain_count(load_relaxed(&outbox[cls].word));
     return count;
 }
 
-/* Allocates here, frees `away` of them there, with the home at work in between. Returns what is live. */
+/* Allocates here, frees `away` of them there, with the home at work in between. Returns what is
+ * live. */
 static size_t free_there_what_is_here(hak_heap_t *heap, size_t away)
 {
     size_t count = divide(heap, 2000);
@@ -752,16 +786,20 @@ Test(home, blocks_go_through_the_outbox_and_come_home)
         hak_heap_t *heap = heap_of_two(level);
         size_t count = free_there_what_is_here(heap, 900);
         cr_assert(posted(heap, THERE) > 0 && posted(heap, HERE) == 0);
-        if (HAK_COUNTERS) cr_assert(load_relaxed(&heap->counters.count[HAK_COUNTERS ? COUNTER_outbox : 0]) > 400);
+        if (HAK_COUNTERS)
+            cr_assert(load_relaxed(&heap->counters.count[HAK_COUNTERS ? COUNTER_outbox : 0]) > 400);
         must_balance(heap, "outboxes in use");
         must_be_sound(heap, count, "outboxes in use");
         hak_heap_stats_t stats = contract_stats(heap);
         cr_assert(stats.remote_bytes == posted(heap, THERE) * SIZE, "an outbox counts as remote");
         area_t *there = percpu_area(&heap->percpu, THERE);
-        cr_assert(load_relaxed(&there->hot[class_of(SIZE)].word) == 0, "a block of another home in the magazine");
+        cr_assert(load_relaxed(&there->hot[class_of(SIZE)].word) == 0,
+                  "a block of another home in the magazine");
         class_state_t *state = state_of(heap);
-        cr_assert(slabs_of(state, THERE) == 0 && slabs_of(state, HERE) == all_slabs(state), "the home is busy");
-        for (uint32_t i = 0; i < state->cold->count; i++) cr_assert(state->cold->cpu[i] == HERE, "chain %u", i);
+        cr_assert(slabs_of(state, THERE) == 0 && slabs_of(state, HERE) == all_slabs(state),
+                  "the home is busy");
+        for (uint32_t i = 0; i < state->cold->count; i++)
+            cr_assert(state->cold->cpu[i] == HERE, "chain %u", i);
         cr_assert(state->cold->count > 0);
         /* All that came home serves again, before any slab is made. */
         uint32_t runs = heap->runs;
@@ -780,12 +818,14 @@ Test(home, flush_empties_outboxes)
         hak_heap_t *heap = heap_of_two(level);
         size_t count = free_there_what_is_here(heap, 301);
         cr_assert(posted(heap, THERE) > 0);
-        cr_assert(hak_heap_flush_class(heap, class_of(16)) == 0 && posted(heap, THERE) > 0, "another class");
+        cr_assert(hak_heap_flush_class(heap, class_of(16)) == 0 && posted(heap, THERE) > 0,
+                  "another class");
         hak_heap_stats_t stats = contract_stats(heap);
         size_t cached = contract_cached(&stats), moved = hak_heap_flush(heap);
         cr_assert(moved == cached, "%zu bytes moved of %zu", moved, cached);
         stats = contract_stats(heap);
-        cr_assert(contract_cached(&stats) == 0 && posted(heap, THERE) == 0 && stats.phantom_superslabs == 0);
+        cr_assert(contract_cached(&stats) == 0 && posted(heap, THERE) == 0 &&
+                  stats.phantom_superslabs == 0);
         must_balance(heap, "flushed");
         must_be_sound(heap, count, "flushed");
         be(THERE);
@@ -806,12 +846,14 @@ Test(home, trim_gives_the_budget_back)
             count = free_there_what_is_here(heap, 301);
             cr_assert(posted(heap, THERE) + posted(heap, HERE) > 0 && limits_of(heap, THERE) > 0);
             (void)hak_heap_trim(heap, 0);
-            cr_assert(load_relaxed(&heap->budget.room) == (int64_t)heap->settings.cache_bytes, "%lld of %zu",
-                      (long long)load_relaxed(&heap->budget.room), heap->settings.cache_bytes);
+            cr_assert(load_relaxed(&heap->budget.room) == (int64_t)heap->settings.cache_bytes,
+                      "%lld of %zu", (long long)load_relaxed(&heap->budget.room),
+                      heap->settings.cache_bytes);
             for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next) {
                 const magazine_t *outbox = load_relaxed(&area->outbox);
                 for (unsigned cls = 0; outbox && cls < CLASS_COUNT; cls++)
-                    cr_assert(!load_relaxed(&outbox[cls].limit) && !load_relaxed(&outbox[cls].word));
+                    cr_assert(!load_relaxed(&outbox[cls].limit) &&
+                              !load_relaxed(&outbox[cls].word));
             }
             must_be_sound(heap, count, "trimmed");
             /* The other CPU misses first, so that the areas cross. */
@@ -863,8 +905,8 @@ Test(home, what_an_idle_cpu_left_is_taken_over)
         uint32_t runs = heap->runs;
         be(THERE);
         for (size_t i = 0; i < 14000; i++) hak_heap_free(heap, blocks[--count]);
-        cr_assert(slabs_of(state, HERE) == 0 && slabs_of(state, THERE) == all_slabs(state), "%zu slabs stay",
-                  slabs_of(state, HERE));
+        cr_assert(slabs_of(state, HERE) == 0 && slabs_of(state, THERE) == all_slabs(state),
+                  "%zu slabs stay", slabs_of(state, HERE));
         for (size_t i = 0; i < count; i++) cr_assert(home_of(blocks[i]) == THERE);
         must_be_sound(heap, count, "taken over");
         for (size_t i = 0; i < 1800; i++) blocks[count++] = must_calloc_one(heap);
@@ -876,7 +918,8 @@ Test(home, what_an_idle_cpu_left_is_taken_over)
     }
 }
 
-/* Slabs that their home hardly uses serve who is out of blocks; those it does use are left alone. */
+/* Slabs that their home hardly uses serve who is out of blocks; those it does use are left
+ * alone. */
 Test(home, sparse_slabs_are_adopted)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -914,7 +957,8 @@ Test(home, sparse_slabs_are_adopted)
 static const unsigned everywhere[] = {0, 1, 2, 7, HOME_LOOK, HOME_NONE, 200};
 static volatile sig_atomic_t moves;
 
-/* A migration: the kernel restarts the section that the signal hits, and it finds itself on another CPU. */
+/* A migration: the kernel restarts the section that the signal hits, and it finds itself on another
+ * CPU. */
 static void move_thread(int number)
 {
     (void)number;
@@ -935,7 +979,8 @@ Test(home, who_moves_at_any_instant_loses_nothing)
         for (unsigned step = 0; moves < goal; step++) {
             size_t at = random_below(&randoms, (unsigned)count);
             hak_heap_free(heap, blocks[at]);
-            blocks[at] = must_malloc(heap, random_below(&randoms, 8) ? SIZE : 1 + random_below(&randoms, 3000));
+            blocks[at] = must_malloc(
+                heap, random_below(&randoms, 8) ? SIZE : 1 + random_below(&randoms, 3000));
             if (step % 4096 == 0) (void)hak_heap_flush(heap);
             if (step % 10000 == 0) (void)hak_heap_trim(heap, 0);
         }
@@ -946,7 +991,8 @@ Test(home, who_moves_at_any_instant_loses_nothing)
         free_all(heap, count);
         (void)hak_heap_trim(heap, 0);
         hak_heap_stats_t stats = contract_stats(heap);
-        cr_assert(contract_cached(&stats) == 0 && heap->runs == 0 && slabs_of(state_of(heap), HERE) == 0);
+        cr_assert(contract_cached(&stats) == 0 && heap->runs == 0 &&
+                  slabs_of(state_of(heap), HERE) == 0);
         must_be_sound(heap, 0, "at the end");
         cr_assert(hak_heap_destroy(heap) == 0);
     }
@@ -960,7 +1006,8 @@ static void *free_and_allocate(void *arg)
     if (contract_cpus(cpus, 2) == 2) (void)contract_move_to(cpus[freer->index]);
     randoms_t randoms = {freer->index + 9};
     while (!load_relaxed(&freer->end)) {
-        _Atomic(void *) *slot = (_Atomic(void *) *)(void *)&blocks[random_below(&randoms, (unsigned)freer->count)];
+        _Atomic(void *) *slot =
+            (_Atomic(void *) *)(void *)&blocks[random_below(&randoms, (unsigned)freer->count)];
         void *ptr = hak_heap_malloc(freer->heap, SIZE);
         if (!ptr) continue;
         hak_heap_free(freer->heap, atomic_exchange_explicit(slot, ptr, memory_order_acq_rel));

@@ -57,7 +57,8 @@ Test(meta, a_purge_leaves_pages_in_use_alone)
         if (i != 3 && i != 4) meta_put(at[i], 1);
     cr_assert(meta_trim() == (TAKEN - 2) * HAK_PAGE);
     for (int i = 0; i < TAKEN; i++)
-        cr_assert(i == 3 || i == 4 ? at[i][0] == 1 + i && at[i][HAK_PAGE - 1] == 1 + i : !memory_is_resident(at[i]),
+        cr_assert(i == 3 || i == 4 ? at[i][0] == 1 + i && at[i][HAK_PAGE - 1] == 1 + i
+                                   : !memory_is_resident(at[i]),
                   "page %d", i);
 }
 
@@ -88,7 +89,8 @@ Test(meta, whole_superslabs_and_nothing_larger)
     cr_assert(at != small);
 }
 
-/* Whatever lies behind it is used: a page that comes back serves again, so that records do not creep onwards. */
+/* Whatever lies behind it is used: a page that comes back serves again, so that records do not
+ * creep onwards. */
 Test(meta, the_first_free_page_serves)
 {
     static char *taken[400];
@@ -158,7 +160,8 @@ Test(meta, more_free_pages_than_the_bound_are_purged)
 
 /* ---- Where the SuperSlab comes from ---- */
 
-/* A SuperSlab that a heap has used before keeps its content: the pages it soiled are to be purged, and no others counted. */
+/* A SuperSlab that a heap has used before keeps its content: the pages it soiled are to be purged,
+ * and no others counted. */
 Test(meta, a_used_superslab_remembers_its_pages)
 {
     superslab_t *ss = reserve_take(false, &refused);
@@ -174,7 +177,8 @@ Test(meta, a_used_superslab_remembers_its_pages)
     cr_assert(take(1) == ss->base);
     cr_assert(reserve_stats().dirty_superslabs == 0);
     cr_assert(meta_trim() == 2 * HAK_PAGE);
-    cr_assert(!memory_is_resident(ss->base + HAK_PAGE) && !memory_is_resident(ss->base + 6 * HAK_PAGE));
+    cr_assert(!memory_is_resident(ss->base + HAK_PAGE) &&
+              !memory_is_resident(ss->base + 6 * HAK_PAGE));
 }
 
 Test(meta, refusals_are_named_and_pass)

@@ -1,6 +1,7 @@
 /*
- * Misuse: every row of the catalogue ends a child process by abort() after exactly one line, for each kind of block and
- * each level where the row applies. What the row says of a level where a bug cannot be seen is a row of its own.
+ * Misuse: every row of the catalogue ends a child process by abort() after exactly one line, for
+ * each kind of block and each level where the row applies. What the row says of a level where a bug
+ * cannot be seen is a row of its own.
  */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
@@ -44,7 +45,8 @@ typedef struct scene {
     hak_heap_t *other;
 } scene_t;
 
-/* What the child tells its parent before it misbehaves: the address that the line must name. Shared memory. */
+/* What the child tells its parent before it misbehaves: the address that the line must name. Shared
+ * memory. */
 typedef struct told {
     const void *ptr;
     bool survived;
@@ -86,7 +88,10 @@ static void in_a_thread(void *(*run)(void *), void *arg)
 
 static int a_global = 1;
 
-static void foreign_global(const scene_t *scene) { bad_free(scene, (void *)((uintptr_t)&a_global & ~(uintptr_t)15)); }
+static void foreign_global(const scene_t *scene)
+{
+    bad_free(scene, (void *)((uintptr_t)&a_global & ~(uintptr_t)15));
+}
 static void foreign_code(const scene_t *scene)
 {
     bad_free(scene, (void *)((uintptr_t)&foreign_global & ~(uintptr_t)15));
@@ -112,11 +117,24 @@ static void foreign_protected(const scene_t *scene)
 {
     bad_free(scene, mmap(NULL, HAK_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 }
-static void foreign_top_of_user_half(const scene_t *scene) { bad_free(scene, (void *)(uintptr_t)0x7ffffffffff0); }
-static void foreign_two_to_47(const scene_t *scene) { bad_free(scene, (void *)(uintptr_t)0x800000000000); }
-static void foreign_kernel_half(const scene_t *scene) { bad_free(scene, (void *)(uintptr_t)0xffff800000000000); }
-static void foreign_last_word(const scene_t *scene) { bad_free(scene, (void *)(uintptr_t)0xfffffffffffffff0); }
-/* A real block's address with a bit that no address has: what would be left if only the low 47 were looked at. */
+static void foreign_top_of_user_half(const scene_t *scene)
+{
+    bad_free(scene, (void *)(uintptr_t)0x7ffffffffff0);
+}
+static void foreign_two_to_47(const scene_t *scene)
+{
+    bad_free(scene, (void *)(uintptr_t)0x800000000000);
+}
+static void foreign_kernel_half(const scene_t *scene)
+{
+    bad_free(scene, (void *)(uintptr_t)0xffff800000000000);
+}
+static void foreign_last_word(const scene_t *scene)
+{
+    bad_free(scene, (void *)(uintptr_t)0xfffffffffffffff0);
+}
+/* A real block's address with a bit that no address has: what would be left if only the low 47 were
+ * looked at. */
 static void foreign_tagged(const scene_t *scene)
 {
     bad_free(scene, (void *)((uintptr_t)block(scene) | (uintptr_t)1 << 56));
@@ -129,7 +147,10 @@ static void foreign_after_large(const scene_t *scene)
     char *large = hak_heap_malloc(scene->heap, kind_bytes[LARGE]);
     bad_free(scene, large + kind_bytes[LARGE]);
 }
-static void foreign_misaligned(const scene_t *scene) { bad_free(scene, (void *)((uintptr_t)malloc(100) + 3)); }
+static void foreign_misaligned(const scene_t *scene)
+{
+    bad_free(scene, (void *)((uintptr_t)malloc(100) + 3));
+}
 static void foreign_hak_free(const scene_t *scene)
 {
     (void)scene;
@@ -221,7 +242,8 @@ static void double_later(const scene_t *scene)
     for (int i = 0; i < OTHERS; i++) hak_heap_free(scene->heap, others[i]);
     bad_free(scene, ptr);
 }
-/* First in, last out: more than a hundred frees lie above it, in other magazines than it, or in slabs, which all stay in use. */
+/* First in, last out: more than a hundred frees lie above it, in other magazines than it, or in
+ * slabs, which all stay in use. */
 static void double_deep(const scene_t *scene)
 {
     enum { OTHERS = 200 };
@@ -269,7 +291,8 @@ static void double_after_trim(const scene_t *scene)
     (void)hak_heap_trim(scene->heap, 0);
     bad_free(scene, ptr);
 }
-/* The page has gone and the block's seal with it; its slab stays, because each granule keeps a block. */
+/* The page has gone and the block's seal with it; its slab stays, because each granule keeps a
+ * block. */
 static void double_in_released_page(const scene_t *scene)
 {
     enum { MOST = 3072 };
@@ -419,7 +442,8 @@ static void size_too_small(const scene_t *scene)
     void *ptr = block(scene);
     told->ptr = ptr;
     /* A mapping may be reused for less than it is, so only far less is surely wrong. */
-    hak_heap_free_sized(scene->heap, ptr, scene->bytes > MID_MAX ? scene->bytes / 16 : scene->bytes / 2 - 1);
+    hak_heap_free_sized(scene->heap, ptr,
+                        scene->bytes > MID_MAX ? scene->bytes / 16 : scene->bytes / 2 - 1);
 }
 static void size_zero(const scene_t *scene)
 {
@@ -502,147 +526,175 @@ typedef struct row {
 } row_t;
 
 static const row_t rows[] = {
-    {"free of a global", foreign_global, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of code", foreign_code, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of a constant", foreign_constant, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of the stack", foreign_stack, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of malloc's", foreign_malloc, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of address 16", foreign_low, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of unmapped", foreign_unmapped, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of PROT_NONE", foreign_protected, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free at the top of the user half", foreign_top_of_user_half, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine",
+    {"free of a global", foreign_global, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
+     NOWHERE},
+    {"free of code", foreign_code, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
+     NOWHERE},
+    {"free of a constant", foreign_constant, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine",
      CLASS_NONE, NOWHERE},
-    {"free at 2^47", foreign_two_to_47, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free in the kernel half", foreign_kernel_half, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
+    {"free of the stack", foreign_stack, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
      NOWHERE},
-    {"free of the last 16 bytes", foreign_last_word, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
+    {"free of malloc's", foreign_malloc, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
      NOWHERE},
-    {"free of a tagged address", foreign_tagged, ON_ALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE, NOWHERE},
-    {"free of the heap itself", foreign_heap_itself, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
+    {"free of address 16", foreign_low, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
      NOWHERE},
-    {"free beside a large block", foreign_after_large, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
-     NOWHERE},
-    {"free of malloc's, misaligned", foreign_misaligned, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
-     NOWHERE},
-    {"hak_free of malloc's", foreign_hak_free, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "", CLASS_NONE, NOWHERE},
-    {"realloc of malloc's", foreign_realloc, 1 << SMALL, IN_BOTH, "FOREIGN", "realloc", "mine", CLASS_NONE, NOWHERE},
-    {"free_sized of malloc's, FAST", foreign_free_sized, 1 << SMALL, IN_FAST, "FOREIGN", "free", "mine", CLASS_NONE,
-     NOWHERE},
-    {"free_sized of malloc's, CHECKED", foreign_free_sized, 1 << SMALL, IN_CHECKED, "FOREIGN", "free_sized", "mine",
+    {"free of unmapped", foreign_unmapped, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine",
      CLASS_NONE, NOWHERE},
+    {"free of PROT_NONE", foreign_protected, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine",
+     CLASS_NONE, NOWHERE},
+    {"free at the top of the user half", foreign_top_of_user_half, 1 << SMALL, IN_BOTH, "FOREIGN",
+     "free", "mine", CLASS_NONE, NOWHERE},
+    {"free at 2^47", foreign_two_to_47, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine", CLASS_NONE,
+     NOWHERE},
+    {"free in the kernel half", foreign_kernel_half, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine",
+     CLASS_NONE, NOWHERE},
+    {"free of the last 16 bytes", foreign_last_word, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine",
+     CLASS_NONE, NOWHERE},
+    {"free of a tagged address", foreign_tagged, ON_ALL, IN_BOTH, "FOREIGN", "free", "mine",
+     CLASS_NONE, NOWHERE},
+    {"free of the heap itself", foreign_heap_itself, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "mine",
+     CLASS_NONE, NOWHERE},
+    {"free beside a large block", foreign_after_large, 1 << SMALL, IN_BOTH, "FOREIGN", "free",
+     "mine", CLASS_NONE, NOWHERE},
+    {"free of malloc's, misaligned", foreign_misaligned, 1 << SMALL, IN_BOTH, "FOREIGN", "free",
+     "mine", CLASS_NONE, NOWHERE},
+    {"hak_free of malloc's", foreign_hak_free, 1 << SMALL, IN_BOTH, "FOREIGN", "free", "",
+     CLASS_NONE, NOWHERE},
+    {"realloc of malloc's", foreign_realloc, 1 << SMALL, IN_BOTH, "FOREIGN", "realloc", "mine",
+     CLASS_NONE, NOWHERE},
+    {"free_sized of malloc's, FAST", foreign_free_sized, 1 << SMALL, IN_FAST, "FOREIGN", "free",
+     "mine", CLASS_NONE, NOWHERE},
+    {"free_sized of malloc's, CHECKED", foreign_free_sized, 1 << SMALL, IN_CHECKED, "FOREIGN",
+     "free_sized", "mine", CLASS_NONE, NOWHERE},
 
-    {"free to a NULL heap", null_heap_free, ON_ALL, IN_BOTH, "HEAP", "free", "", CLASS_NONE, "the heap is NULL"},
-    {"free_sized to a NULL heap", null_heap_free_sized, ON_ALL, IN_BOTH, "HEAP", "free", "", CLASS_NONE,
+    {"free to a NULL heap", null_heap_free, ON_ALL, IN_BOTH, "HEAP", "free", "", CLASS_NONE,
      "the heap is NULL"},
+    {"free_sized to a NULL heap", null_heap_free_sized, ON_ALL, IN_BOTH, "HEAP", "free", "",
+     CLASS_NONE, "the heap is NULL"},
 
-    {"interior, by 1", interior_1, ON_ALL, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE, NO_START},
-    {"interior, by 8", interior_8, ON_ALL, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE, NO_START},
-    {"interior, by 16, big", interior_16, ON_BIG, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE, NO_START},
-    {"interior, by half, big", interior_half, ON_BIG, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE, NO_START},
-    {"interior, by a granule, big", interior_granule, ON_BIG, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE,
+    {"interior, by 1", interior_1, ON_ALL, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE,
      NO_START},
-    {"interior, by 16", interior_16, 1 << SMALL | 1 << WIDE, IN_CHECKED, "INTERIOR", "free", "mine", CLASS_USABLE,
+    {"interior, by 8", interior_8, ON_ALL, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE,
      NO_START},
-    {"interior, by half", interior_half, 1 << SMALL | 1 << WIDE, IN_CHECKED, "INTERIOR", "free", "mine", CLASS_USABLE,
+    {"interior, by 16, big", interior_16, ON_BIG, IN_BOTH, "INTERIOR", "free", "mine", CLASS_USABLE,
      NO_START},
-    {"interior, by a granule", interior_granule, 1 << WIDE, IN_CHECKED, "INTERIOR", "free", "mine", CLASS_USABLE,
-     NO_START},
-    {"interior, last 16", interior_last_16, 1 << SMALL | 1 << WIDE | ON_BIG, IN_CHECKED, "INTERIOR", "free", "mine",
+    {"interior, by half, big", interior_half, ON_BIG, IN_BOTH, "INTERIOR", "free", "mine",
      CLASS_USABLE, NO_START},
-    {"interior, hak_free", interior_hak_free, 1 << SMALL | 1 << WIDE | ON_BIG, IN_CHECKED, "INTERIOR", "free", "mine",
+    {"interior, by a granule, big", interior_granule, ON_BIG, IN_BOTH, "INTERIOR", "free", "mine",
      CLASS_USABLE, NO_START},
-    {"interior, realloc", interior_realloc, 1 << SMALL | 1 << WIDE | ON_BIG, IN_CHECKED, "INTERIOR", "realloc",
+    {"interior, by 16", interior_16, 1 << SMALL | 1 << WIDE, IN_CHECKED, "INTERIOR", "free", "mine",
+     CLASS_USABLE, NO_START},
+    {"interior, by half", interior_half, 1 << SMALL | 1 << WIDE, IN_CHECKED, "INTERIOR", "free",
      "mine", CLASS_USABLE, NO_START},
+    {"interior, by a granule", interior_granule, 1 << WIDE, IN_CHECKED, "INTERIOR", "free", "mine",
+     CLASS_USABLE, NO_START},
+    {"interior, last 16", interior_last_16, 1 << SMALL | 1 << WIDE | ON_BIG, IN_CHECKED, "INTERIOR",
+     "free", "mine", CLASS_USABLE, NO_START},
+    {"interior, hak_free", interior_hak_free, 1 << SMALL | 1 << WIDE | ON_BIG, IN_CHECKED,
+     "INTERIOR", "free", "mine", CLASS_USABLE, NO_START},
+    {"interior, realloc", interior_realloc, 1 << SMALL | 1 << WIDE | ON_BIG, IN_CHECKED, "INTERIOR",
+     "realloc", "mine", CLASS_USABLE, NO_START},
 
-    {"double free at once", double_at_once, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE,
-     FREE_AGAIN},
-    {"double free at once, big", double_at_once, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE, GONE},
-    {"double free of the only block", double_at_once_alone, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
+    {"double free at once", double_at_once, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
      CLASS_USABLE, FREE_AGAIN},
-    {"double free of the only block, big", double_at_once_alone, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine",
+    {"double free at once, big", double_at_once, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine",
      CLASS_NONE, GONE},
-    {"double free by hak_free", double_by_hak_free, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE,
-     FREE_AGAIN},
-    {"double free by hak_free, big", double_by_hak_free, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "", CLASS_NONE,
-     GONE},
-    {"double free later", double_later, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE,
-     FREE_AGAIN},
-    {"double free later, big", double_later, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE, GONE},
-    {"double free, deep", double_deep, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE, FREE_AGAIN},
-    {"double free, second by a thread", double_second_in_thread, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
-     CLASS_USABLE, FREE_AGAIN},
-    {"double free, second by a thread, big", double_second_in_thread, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine",
+    {"double free of the only block", double_at_once_alone, ON_SMALL, IN_CHECKED, "DOUBLE_FREE",
+     "free", "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free of the only block, big", double_at_once_alone, ON_BIG, IN_BOTH, "DOUBLE_FREE",
+     "free", "mine", CLASS_NONE, GONE},
+    {"double free by hak_free", double_by_hak_free, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free",
+     "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free by hak_free, big", double_by_hak_free, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "",
      CLASS_NONE, GONE},
-    {"double free, first by a thread", double_first_in_thread, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
+    {"double free later", double_later, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
      CLASS_USABLE, FREE_AGAIN},
-    {"double free, first by a thread, big", double_first_in_thread, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine",
+    {"double free later, big", double_later, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine",
      CLASS_NONE, GONE},
-    {"double free after flush", double_after_flush, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE,
-     FREE_AGAIN},
-    {"double free after flush, big", double_after_flush, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE,
-     GONE},
-    {"double free after trim", double_after_trim, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine", CLASS_USABLE,
-     FREE_AGAIN},
-    {"double free after trim, big", double_after_trim, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE,
-     GONE},
-    {"double free in a released page", double_in_released_page, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
+    {"double free, deep", double_deep, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
      CLASS_USABLE, FREE_AGAIN},
-    {"double free of released memory", double_given_back, ON_ALL, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE,
-     GONE},
-    {"double free of a released SuperSlab", double_superslab_given_back, 1 << SMALL | 1 << WIDE | ON_BIG, IN_BOTH,
+    {"double free, second by a thread", double_second_in_thread, ON_SMALL, IN_CHECKED,
+     "DOUBLE_FREE", "free", "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free, second by a thread, big", double_second_in_thread, ON_BIG, IN_BOTH,
      "DOUBLE_FREE", "free", "mine", CLASS_NONE, GONE},
-    {"double free of released memory by hak_free", double_given_back_hak_free, ON_ALL, IN_BOTH, "DOUBLE_FREE", "free",
-     "", CLASS_NONE, GONE},
-    {"realloc of a free block", double_realloc, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "realloc", "mine", CLASS_USABLE,
-     FREE_AGAIN},
-    {"realloc of a free block, big", double_realloc, ON_BIG, IN_BOTH, "DOUBLE_FREE", "realloc", "mine", CLASS_NONE,
-     GONE},
-    {"free_sized of a free block", double_free_sized, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free_sized", "mine",
-     CLASS_USABLE, FREE_AGAIN},
-    {"free_sized of a free block, big", double_free_sized, ON_BIG, IN_CHECKED, "DOUBLE_FREE", "free_sized", "mine",
-     CLASS_NONE, GONE},
-    {"free_sized of a free block, big, FAST", double_free_sized, ON_BIG, IN_FAST, "DOUBLE_FREE", "free", "mine",
-     CLASS_NONE, GONE},
-    {"free of what realloc moved", double_after_move, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free", "mine",
-     CLASS_USABLE, FREE_AGAIN},
-    {"free of what realloc moved, big", double_after_move, 1 << MID, IN_BOTH, "DOUBLE_FREE", "free", "mine",
-     CLASS_NONE, GONE},
+    {"double free, first by a thread", double_first_in_thread, ON_SMALL, IN_CHECKED, "DOUBLE_FREE",
+     "free", "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free, first by a thread, big", double_first_in_thread, ON_BIG, IN_BOTH, "DOUBLE_FREE",
+     "free", "mine", CLASS_NONE, GONE},
+    {"double free after flush", double_after_flush, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free",
+     "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free after flush, big", double_after_flush, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free",
+     "mine", CLASS_NONE, GONE},
+    {"double free after trim", double_after_trim, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free",
+     "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free after trim, big", double_after_trim, ON_BIG, IN_BOTH, "DOUBLE_FREE", "free",
+     "mine", CLASS_NONE, GONE},
+    {"double free in a released page", double_in_released_page, ON_SMALL, IN_CHECKED, "DOUBLE_FREE",
+     "free", "mine", CLASS_USABLE, FREE_AGAIN},
+    {"double free of released memory", double_given_back, ON_ALL, IN_BOTH, "DOUBLE_FREE", "free",
+     "mine", CLASS_NONE, GONE},
+    {"double free of a released SuperSlab", double_superslab_given_back,
+     1 << SMALL | 1 << WIDE | ON_BIG, IN_BOTH, "DOUBLE_FREE", "free", "mine", CLASS_NONE, GONE},
+    {"double free of released memory by hak_free", double_given_back_hak_free, ON_ALL, IN_BOTH,
+     "DOUBLE_FREE", "free", "", CLASS_NONE, GONE},
+    {"realloc of a free block", double_realloc, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "realloc",
+     "mine", CLASS_USABLE, FREE_AGAIN},
+    {"realloc of a free block, big", double_realloc, ON_BIG, IN_BOTH, "DOUBLE_FREE", "realloc",
+     "mine", CLASS_NONE, GONE},
+    {"free_sized of a free block", double_free_sized, ON_SMALL, IN_CHECKED, "DOUBLE_FREE",
+     "free_sized", "mine", CLASS_USABLE, FREE_AGAIN},
+    {"free_sized of a free block, big", double_free_sized, ON_BIG, IN_CHECKED, "DOUBLE_FREE",
+     "free_sized", "mine", CLASS_NONE, GONE},
+    {"free_sized of a free block, big, FAST", double_free_sized, ON_BIG, IN_FAST, "DOUBLE_FREE",
+     "free", "mine", CLASS_NONE, GONE},
+    {"free of what realloc moved", double_after_move, ON_SMALL, IN_CHECKED, "DOUBLE_FREE", "free",
+     "mine", CLASS_USABLE, FREE_AGAIN},
+    {"free of what realloc moved, big", double_after_move, 1 << MID, IN_BOTH, "DOUBLE_FREE", "free",
+     "mine", CLASS_NONE, GONE},
 
-    {"free to another heap", wrong_free, ON_ALL, IN_BOTH, "WRONG_HEAP", "free", "other", CLASS_USABLE, BELONGS},
-    {"free to another heap, warm", wrong_free_warm, ON_ALL, IN_BOTH, "WRONG_HEAP", "free", "other", CLASS_USABLE,
-     BELONGS},
-    {"free_sized to another heap", wrong_free_sized, ON_ALL, IN_CHECKED, "WRONG_HEAP", "free_sized", "other",
+    {"free to another heap", wrong_free, ON_ALL, IN_BOTH, "WRONG_HEAP", "free", "other",
      CLASS_USABLE, BELONGS},
-    {"free_sized to another heap, FAST", wrong_free_sized, ON_ALL, IN_FAST, "WRONG_HEAP", "free", "other",
+    {"free to another heap, warm", wrong_free_warm, ON_ALL, IN_BOTH, "WRONG_HEAP", "free", "other",
      CLASS_USABLE, BELONGS},
-    {"realloc across heaps", wrong_realloc, ON_ALL, IN_BOTH, "WRONG_HEAP", "realloc", "other", CLASS_USABLE, BELONGS},
+    {"free_sized to another heap", wrong_free_sized, ON_ALL, IN_CHECKED, "WRONG_HEAP", "free_sized",
+     "other", CLASS_USABLE, BELONGS},
+    {"free_sized to another heap, FAST", wrong_free_sized, ON_ALL, IN_FAST, "WRONG_HEAP", "free",
+     "other", CLASS_USABLE, BELONGS},
+    {"realloc across heaps", wrong_realloc, ON_ALL, IN_BOTH, "WRONG_HEAP", "realloc", "other",
+     CLASS_USABLE, BELONGS},
 
-    {"free after reset", reset_then_free, ON_ALL, IN_BOTH, "DESTROYED", "free", "mine", CLASS_NONE, DEAD},
-    {"hak_free after reset", reset_then_hak_free, ON_ALL, IN_BOTH, "DESTROYED", "free", "", CLASS_NONE, DEAD},
-    {"realloc after reset", reset_then_realloc, ON_ALL, IN_BOTH, "DESTROYED", "realloc", "mine", CLASS_NONE, DEAD},
-    {"free after destroy", destroy_then_free, ON_ALL, IN_BOTH, "DESTROYED", "free", NULL, CLASS_NONE, DEAD},
-    {"hak_free after destroy", destroy_then_hak_free, ON_ALL, IN_BOTH, "DESTROYED", "free", "", CLASS_NONE, DEAD},
-    {"hak_free after destroy, SuperSlabs", destroy_superslabs_then_hak_free, ON_ALL & ~(1 << TINY), IN_BOTH,
-     "DESTROYED", "free", "", CLASS_NONE, DEAD},
+    {"free after reset", reset_then_free, ON_ALL, IN_BOTH, "DESTROYED", "free", "mine", CLASS_NONE,
+     DEAD},
+    {"hak_free after reset", reset_then_hak_free, ON_ALL, IN_BOTH, "DESTROYED", "free", "",
+     CLASS_NONE, DEAD},
+    {"realloc after reset", reset_then_realloc, ON_ALL, IN_BOTH, "DESTROYED", "realloc", "mine",
+     CLASS_NONE, DEAD},
+    {"free after destroy", destroy_then_free, ON_ALL, IN_BOTH, "DESTROYED", "free", NULL,
+     CLASS_NONE, DEAD},
+    {"hak_free after destroy", destroy_then_hak_free, ON_ALL, IN_BOTH, "DESTROYED", "free", "",
+     CLASS_NONE, DEAD},
+    {"hak_free after destroy, SuperSlabs", destroy_superslabs_then_hak_free, ON_ALL & ~(1 << TINY),
+     IN_BOTH, "DESTROYED", "free", "", CLASS_NONE, DEAD},
 
-    {"free_sized, too large", size_too_large, ON_ALL, IN_CHECKED, "SIZE", "free_sized", "mine", CLASS_USABLE,
-     NOT_SIZE},
-    {"free_sized, too small", size_too_small, ON_ALL & ~(1 << TINY), IN_CHECKED, "SIZE", "free_sized", "mine",
+    {"free_sized, too large", size_too_large, ON_ALL, IN_CHECKED, "SIZE", "free_sized", "mine",
      CLASS_USABLE, NOT_SIZE},
-    {"free_sized, zero", size_zero, ON_ALL & ~(1 << TINY), IN_CHECKED, "SIZE", "free_sized", "mine", CLASS_USABLE,
-     NOT_SIZE},
-    {"free_sized, SIZE_MAX", size_huge, ON_ALL, IN_CHECKED, "SIZE", "free_sized", "mine", CLASS_USABLE, NOT_SIZE},
+    {"free_sized, too small", size_too_small, ON_ALL & ~(1 << TINY), IN_CHECKED, "SIZE",
+     "free_sized", "mine", CLASS_USABLE, NOT_SIZE},
+    {"free_sized, zero", size_zero, ON_ALL & ~(1 << TINY), IN_CHECKED, "SIZE", "free_sized", "mine",
+     CLASS_USABLE, NOT_SIZE},
+    {"free_sized, SIZE_MAX", size_huge, ON_ALL, IN_CHECKED, "SIZE", "free_sized", "mine",
+     CLASS_USABLE, NOT_SIZE},
 
-    {"write after free, first word", written_word_0, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc", "mine", CLASS_USABLE,
-     WRITTEN},
-    {"write after free, second word", written_word_1, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc", "mine", CLASS_USABLE,
-     WRITTEN},
-    {"overflow into a free block", overflow_into_free, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc", "mine",
-     CLASS_USABLE, WRITTEN},
-    {"write after free, in the slab", written_in_slab, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc", "mine",
-     CLASS_USABLE, WRITTEN},
-    {"write after free, found by flush", written_found_by_flush, ON_SMALL, IN_CHECKED, "CORRUPT", "free", "mine",
-     CLASS_USABLE, WRITTEN},
+    {"write after free, first word", written_word_0, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc",
+     "mine", CLASS_USABLE, WRITTEN},
+    {"write after free, second word", written_word_1, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc",
+     "mine", CLASS_USABLE, WRITTEN},
+    {"overflow into a free block", overflow_into_free, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc",
+     "mine", CLASS_USABLE, WRITTEN},
+    {"write after free, in the slab", written_in_slab, ON_SMALL, IN_CHECKED, "CORRUPT", "malloc",
+     "mine", CLASS_USABLE, WRITTEN},
+    {"write after free, found by flush", written_found_by_flush, ON_SMALL, IN_CHECKED, "CORRUPT",
+     "free", "mine", CLASS_USABLE, WRITTEN},
 };
 
 /* ---- One case: a row, a kind of block, a level ---- */
@@ -675,8 +727,8 @@ static void shared_memory(void)
 static bool line_is(const char *text, const row_t *row, const char *heap, size_t class_bytes)
 {
     char line[512];
-    snprintf(line, sizeof line, "hakheap: %s: %s ptr=0x%lx heap=\"%s\" class=%zu: %s\n", row->code, row->operation,
-             (unsigned long)(uintptr_t)told->ptr, heap, class_bytes, row->words);
+    snprintf(line, sizeof line, "hakheap: %s: %s ptr=0x%lx heap=\"%s\" class=%zu: %s\n", row->code,
+             row->operation, (unsigned long)(uintptr_t)told->ptr, heap, class_bytes, row->words);
     return strncmp(text, line, strlen(line)) == 0;
 }
 
@@ -689,14 +741,15 @@ static bool case_holds(const row_t *row, kind_t kind, int level)
     told->survived = false;
     child_run(&result, run_case, &at);
     size_t class_bytes = row->class == CLASS_USABLE ? at.scene.bytes : 0;
-    bool line = row->heap
-                    ? line_is(result.text, row, row->heap, class_bytes)
-                    : line_is(result.text, row, "mine", class_bytes) || line_is(result.text, row, "", class_bytes);
+    bool line = row->heap ? line_is(result.text, row, row->heap, class_bytes)
+                          : line_is(result.text, row, "mine", class_bytes) ||
+                                line_is(result.text, row, "", class_bytes);
     if (result.signal == SIGABRT && line) return true;
-    cr_log_error(
-        "%s (%s, %s): signal %d, status %d, expected %s: %s ptr=%p heap=\"%s\" class=%zu: %s; it said: %.400s",
-        row->name, kind_names[kind], level ? "CHECKED" : "FAST", result.signal, result.status, row->code,
-        row->operation, told->ptr, row->heap ? row->heap : "mine\" or \"", class_bytes, row->words, result.text);
+    cr_log_error("%s (%s, %s): signal %d, status %d, expected %s: %s ptr=%p heap=\"%s\" class=%zu: "
+                 "%s; it said: %.400s",
+                 row->name, kind_names[kind], level ? "CHECKED" : "FAST", result.signal,
+                 result.status, row->code, row->operation, told->ptr,
+                 row->heap ? row->heap : "mine\" or \"", class_bytes, row->words, result.text);
     return false;
 }
 
@@ -715,7 +768,8 @@ static void run_rows(const char *code)
             }
     }
     cr_assert(cases > 0, "no case of %s", code);
-    cr_assert(failed == 0, "%s: %u of %u cases failed (%s)", code, failed, cases, hak_percpu_mode());
+    cr_assert(failed == 0, "%s: %u of %u cases failed (%s)", code, failed, cases,
+              hak_percpu_mode());
 }
 
 Test(misuse, foreign) { run_rows("FOREIGN"); }
@@ -727,15 +781,19 @@ Test(misuse, destroyed) { run_rows("DESTROYED"); }
 Test(misuse, size) { run_rows("SIZE"); }
 Test(misuse, corrupt) { run_rows("CORRUPT"); }
 
-/* The check of the lines above can fail: a line with another code, another pointer or none at all is not taken. */
+/* The check of the lines above can fail: a line with another code, another pointer or none at all
+ * is not taken. */
 Test(misuse, the_comparison_can_fail)
 {
     shared_memory();
     const row_t *row = &rows[0];
     told->ptr = (const void *)(uintptr_t)0x10;
-    cr_assert(line_is("hakheap: FOREIGN: free ptr=0x10 heap=\"mine\" class=0: " NOWHERE "\n", row, "mine", 0));
-    cr_assert(!line_is("hakheap: INTERIOR: free ptr=0x10 heap=\"mine\" class=0: " NOWHERE "\n", row, "mine", 0));
-    cr_assert(!line_is("hakheap: FOREIGN: free ptr=0x20 heap=\"mine\" class=0: " NOWHERE "\n", row, "mine", 0));
+    cr_assert(line_is("hakheap: FOREIGN: free ptr=0x10 heap=\"mine\" class=0: " NOWHERE "\n", row,
+                      "mine", 0));
+    cr_assert(!line_is("hakheap: INTERIOR: free ptr=0x10 heap=\"mine\" class=0: " NOWHERE "\n", row,
+                       "mine", 0));
+    cr_assert(!line_is("hakheap: FOREIGN: free ptr=0x20 heap=\"mine\" class=0: " NOWHERE "\n", row,
+                       "mine", 0));
     cr_assert(!line_is("", row, "mine", 0));
 }
 
@@ -766,7 +824,8 @@ static void check_finds(void *arg)
 Test(misuse, check_finds_what_was_written)
 {
     static child_result_t result;
-    static const row_t row = {.code = "CORRUPT", .operation = "check", .words = "a free block was written to"};
+    static const row_t row = {
+        .code = "CORRUPT", .operation = "check", .words = "a free block was written to"};
     shared_memory();
     for (unsigned kind = SMALL; kind <= WIDE; kind++)
         for (size_t word = 0; word < 2; word++)
@@ -774,8 +833,8 @@ Test(misuse, check_finds_what_was_written)
                 size_t choice[3] = {kind_bytes[kind], word, flush};
                 child_run(&result, check_finds, choice);
                 cr_expect(result.status == 0 && line_is(result.text, &row, "mine", choice[0]),
-                          "%s, word %zu, flush %zu: status %d, signal %d: %s", kind_names[kind], word, flush,
-                          result.status, result.signal, result.text);
+                          "%s, word %zu, flush %zu: status %d, signal %d: %s", kind_names[kind],
+                          word, flush, result.status, result.signal, result.text);
             }
 }
 
@@ -827,8 +886,8 @@ Test(misuse, a_destroyed_heap_is_refused)
                 survivor_t how = {level, kind_bytes[kind], cached};
                 child_run(&result, use_destroyed, &how);
                 cr_expect(result.status == 0 && result.signal == 0,
-                          "level %d, %s, cached %d: call %d was not refused (signal %d): %s", level, kind_names[kind],
-                          cached, result.status, result.signal, result.text);
+                          "level %d, %s, cached %d: call %d was not refused (signal %d): %s", level,
+                          kind_names[kind], cached, result.status, result.signal, result.text);
             }
 }
 
@@ -861,14 +920,15 @@ Test(misuse, true_sizes_pass)
     static child_result_t result;
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         child_run(&result, sizes_that_pass, &level);
-        cr_expect(result.status == 0 && result.signal == 0, "level %d: status %d, signal %d: %s", level,
-                  result.status, result.signal, result.text);
+        cr_expect(result.status == 0 && result.signal == 0, "level %d: status %d, signal %d: %s",
+                  level, result.status, result.signal, result.text);
     }
 }
 
 /* ---- What is no misuse ---- */
 
-/* How a program may leave a block before it frees it: it writes zeros first, or little, or nothing. */
+/* How a program may leave a block before it frees it: it writes zeros first, or little, or
+ * nothing. */
 static void leave(char *at, size_t bytes, unsigned how)
 {
     switch (how) {
@@ -892,7 +952,8 @@ static void free_somehow(hak_heap_t *heap, void *ptr, size_t bytes, unsigned how
     }
 }
 
-/* Whole chains go out and come back, so that the last block of each, whose link is 0, is among them. */
+/* Whole chains go out and come back, so that the last block of each, whose link is 0, is among
+ * them. */
 Test(misuse, whatever_a_program_leaves_in_a_block_it_may_free_it)
 {
     enum { BLOCKS = 200, WAYS = 7 };
@@ -903,7 +964,8 @@ Test(misuse, whatever_a_program_leaves_in_a_block_it_may_free_it)
         cr_assert(heap != NULL);
         for (unsigned round = 0; round < CONTRACT_LENGTH(sizes) * WAYS * 4; round++) {
             size_t bytes = sizes[round % CONTRACT_LENGTH(sizes)];
-            unsigned how = round / CONTRACT_LENGTH(sizes) % WAYS, way = round / CONTRACT_LENGTH(sizes) / WAYS;
+            unsigned how = round / CONTRACT_LENGTH(sizes) % WAYS,
+                     way = round / CONTRACT_LENGTH(sizes) / WAYS;
             for (unsigned i = 0; i < BLOCKS; i++) {
                 held[i] = how == 3 ? hak_heap_calloc(heap, 1, bytes) : hak_heap_malloc(heap, bytes);
                 cr_assert(held[i] != NULL);

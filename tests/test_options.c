@@ -33,7 +33,8 @@ static void must_be_defaults(const settings_t *settings)
     cr_assert(strcmp(settings->name, "unnamed") == 0, "%s", settings->name);
     cr_assert(settings->level == HAK_LEVEL_FAST);
     cr_assert(settings->cache_bytes == default_cache_bytes, "%zu", settings->cache_bytes);
-    cr_assert(settings->large_cache_bytes == default_large_cache_bytes, "%zu", settings->large_cache_bytes);
+    cr_assert(settings->large_cache_bytes == default_large_cache_bytes, "%zu",
+              settings->large_cache_bytes);
 }
 
 Test(options, no_config_and_an_empty_one_are_defaults)
@@ -127,17 +128,22 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                                   offsetof(hak_heap_config_t, large_cache_bytes),
                                   sizeof(hak_heap_config_t)};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        hak_heap_config_t config = {ends[i], "given", HAK_LEVEL_CHECKED, i < 3 ? 99 : 0, 1111, 2222};
+        hak_heap_config_t config = {ends[i],        "given", HAK_LEVEL_CHECKED,
+                                    i < 3 ? 99 : 0, 1111,    2222};
         settings_t settings;
         cr_assert(read_again(&config, &settings) == 0, "size %zu", ends[i]);
         cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);
-        cr_assert(settings.level == (i > 1 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST), "size %zu", ends[i]);
-        cr_assert(settings.cache_bytes == (i > 3 ? 1111 : default_cache_bytes), "size %zu", ends[i]);
-        cr_assert(settings.large_cache_bytes == (i > 4 ? 2222 : default_large_cache_bytes), "size %zu", ends[i]);
+        cr_assert(settings.level == (i > 1 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST), "size %zu",
+                  ends[i]);
+        cr_assert(settings.cache_bytes == (i > 3 ? 1111 : default_cache_bytes), "size %zu",
+                  ends[i]);
+        cr_assert(settings.large_cache_bytes == (i > 4 ? 2222 : default_large_cache_bytes),
+                  "size %zu", ends[i]);
     }
 }
 
-/* No version has a struct that ends inside a field: half a pointer or half a number is nobody's wish. */
+/* No version has a struct that ends inside a field: half a pointer or half a number is nobody's
+ * wish. */
 Test(options, a_struct_that_ends_inside_a_field_is_refused)
 {
     static const size_t ends[] = {9,
@@ -147,7 +153,8 @@ Test(options, a_struct_that_ends_inside_a_field_is_refused)
                                   offsetof(hak_heap_config_t, cache_bytes) + 4,
                                   offsetof(hak_heap_config_t, large_cache_bytes) + 7};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        hak_heap_config_t config = {.struct_size = ends[i], .cache_bytes = 1000, .large_cache_bytes = 1000};
+        hak_heap_config_t config = {
+            .struct_size = ends[i], .cache_bytes = 1000, .large_cache_bytes = 1000};
         settings_t settings;
         cr_assert(read_again(&config, &settings) == EINVAL, "size %zu", ends[i]);
     }
@@ -209,7 +216,8 @@ Test(options, levels)
 {
     settings_t settings;
     cr_assert(level_error(HAK_LEVEL_FAST, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
-    cr_assert(level_error(HAK_LEVEL_CHECKED, &settings) == 0 && settings.level == HAK_LEVEL_CHECKED);
+    cr_assert(level_error(HAK_LEVEL_CHECKED, &settings) == 0 &&
+              settings.level == HAK_LEVEL_CHECKED);
     cr_assert(level_error(HAK_LEVEL_HARDENED, &settings) == ENOTSUP);
     cr_assert(level_error(HAK_LEVEL_HARDENED + 1, &settings) == EINVAL);
     cr_assert(level_error(0x7fffffff, &settings) == EINVAL);
@@ -219,11 +227,13 @@ Test(options, levels_by_environment)
 {
     settings_t settings;
     setenv("HAKHEAP_LEVEL", "checked", 1);
-    cr_assert(level_error(HAK_LEVEL_DEFAULT, &settings) == 0 && settings.level == HAK_LEVEL_CHECKED);
+    cr_assert(level_error(HAK_LEVEL_DEFAULT, &settings) == 0 &&
+              settings.level == HAK_LEVEL_CHECKED);
     cr_assert(level_error(HAK_LEVEL_FAST, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
     setenv("HAKHEAP_LEVEL", "fast", 1);
     cr_assert(level_error(HAK_LEVEL_DEFAULT, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
-    cr_assert(level_error(HAK_LEVEL_CHECKED, &settings) == 0 && settings.level == HAK_LEVEL_CHECKED);
+    cr_assert(level_error(HAK_LEVEL_CHECKED, &settings) == 0 &&
+              settings.level == HAK_LEVEL_CHECKED);
     setenv("HAKHEAP_LEVEL", "nonsense", 1);
     cr_assert(level_error(HAK_LEVEL_DEFAULT, &settings) == 0 && settings.level == HAK_LEVEL_FAST);
 }
@@ -277,18 +287,20 @@ static const number_t numbers[] = {
     {"18446744073709551615", 0},
 };
 
-#define ENVIRONMENT_HOLDS(field, otherwise, lowest, highest, environment, text)                                     \
-    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {                                             \
-        setenv(environment, numbers[i].given, 1);                                                                   \
-        errno = 4242;                                                                                               \
-        cr_assert(read_again(NULL, &settings) == 0);                                                                \
-        cr_assert(errno == 4242, #field ": errno is %d after \"%s\"", errno, numbers[i].given);                     \
-        size_t wanted = numbers[i].wanted ? numbers[i].wanted : (otherwise);                                        \
-        cr_assert(settings.field == wanted, #field ": %zu by \"%s\"", settings.field, numbers[i].given);            \
-        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                                            \
-        config.field = 777;                                                                                         \
-        cr_assert(read_again(&config, &settings) == 0 && settings.field == 777, #field ": the config comes first"); \
-    }                                                                                                               \
+#define ENVIRONMENT_HOLDS(field, otherwise, lowest, highest, environment, text)                 \
+    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {                         \
+        setenv(environment, numbers[i].given, 1);                                               \
+        errno = 4242;                                                                           \
+        cr_assert(read_again(NULL, &settings) == 0);                                            \
+        cr_assert(errno == 4242, #field ": errno is %d after \"%s\"", errno, numbers[i].given); \
+        size_t wanted = numbers[i].wanted ? numbers[i].wanted : (otherwise);                    \
+        cr_assert(settings.field == wanted, #field ": %zu by \"%s\"", settings.field,           \
+                  numbers[i].given);                                                            \
+        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;                                        \
+        config.field = 777;                                                                     \
+        cr_assert(read_again(&config, &settings) == 0 && settings.field == 777,                 \
+                  #field ": the config comes first");                                           \
+    }                                                                                           \
     unsetenv(environment);
 
 Test(options, environment_numbers)
@@ -297,13 +309,14 @@ Test(options, environment_numbers)
     OPTIONS(ENVIRONMENT_HOLDS)
 }
 
-#define ENVIRONMENT_ENDS(field, otherwise, lowest, highest, environment, text)                            \
-    snprintf(digits, sizeof digits, "%zu", (size_t)(highest));                                            \
-    setenv(environment, digits, 1);                                                                       \
-    cr_assert(read_again(NULL, &settings) == 0 && settings.field == (highest), #field);                   \
-    snprintf(digits, sizeof digits, "%zu", (size_t)(highest) + 1);                                        \
-    setenv(environment, digits, 1);                                                                       \
-    cr_assert(read_again(NULL, &settings) == 0 && settings.field == (otherwise), #field " out of range"); \
+#define ENVIRONMENT_ENDS(field, otherwise, lowest, highest, environment, text)          \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest));                          \
+    setenv(environment, digits, 1);                                                     \
+    cr_assert(read_again(NULL, &settings) == 0 && settings.field == (highest), #field); \
+    snprintf(digits, sizeof digits, "%zu", (size_t)(highest) + 1);                      \
+    setenv(environment, digits, 1);                                                     \
+    cr_assert(read_again(NULL, &settings) == 0 && settings.field == (otherwise),        \
+              #field " out of range");                                                  \
     unsetenv(environment);
 
 Test(options, environment_numbers_in_range_only)

@@ -13,7 +13,8 @@
 
 TestSuite(os, .timeout = 30);
 
-static const size_t alignments[] = {0, 1, HAK_PAGE, 2 * HAK_PAGE, 64 * HAK_KIB, 2 * HAK_MIB, HAK_GIB};
+static const size_t alignments[] = {0,           1,      HAK_PAGE, 2 * HAK_PAGE, 64 * HAK_KIB,
+                                    2 * HAK_MIB, HAK_GIB};
 enum { ALIGNMENTS = sizeof alignments / sizeof alignments[0] };
 
 Test(os, reserved_ranges_are_aligned_and_closed)
@@ -21,8 +22,8 @@ Test(os, reserved_ranges_are_aligned_and_closed)
     for (unsigned i = 0; i < ALIGNMENTS; i++) {
         char *at = os->reserve(4 * HAK_MIB, alignments[i]);
         cr_assert(at != NULL, "alignment %zu", alignments[i]);
-        cr_assert((uintptr_t)at % hak_max(alignments[i], HAK_PAGE) == 0, "%p for alignment %zu", (void *)at,
-                  alignments[i]);
+        cr_assert((uintptr_t)at % hak_max(alignments[i], HAK_PAGE) == 0, "%p for alignment %zu",
+                  (void *)at, alignments[i]);
         cr_assert((uintptr_t)at >> 47 == 0);
         cr_assert(!memory_is_readable(at) && !memory_is_readable(at + 4 * HAK_MIB - 1));
     }
@@ -57,8 +58,8 @@ Test(os, mapped_memory_is_aligned_zero_and_goes)
     for (unsigned i = 0; i < ALIGNMENTS; i++) {
         char *at = os->map(3 * HAK_PAGE, alignments[i]);
         cr_assert(at != NULL, "alignment %zu", alignments[i]);
-        cr_assert((uintptr_t)at % hak_max(alignments[i], HAK_PAGE) == 0, "%p for alignment %zu", (void *)at,
-                  alignments[i]);
+        cr_assert((uintptr_t)at % hak_max(alignments[i], HAK_PAGE) == 0, "%p for alignment %zu",
+                  (void *)at, alignments[i]);
         cr_assert(memory_is_zero(at, 3 * HAK_PAGE));
         memset(at, 3, 3 * HAK_PAGE);
         cr_assert(os->unmap(at, 3 * HAK_PAGE));
@@ -108,8 +109,8 @@ Test(os, growing_in_place_keeps_content)
     char *range = os->reserve(8 * HAK_PAGE, 0);
     cr_assert(os->unmap(range, 8 * HAK_PAGE));
     /* The hole is ours as long as nothing else maps: one page at its start, free space behind. */
-    char *at =
-        mmap(range, HAK_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    char *at = mmap(range, HAK_PAGE, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     cr_assert(at == range);
     at[0] = 9;
     cr_assert(os->resize(at, HAK_PAGE, 8 * HAK_PAGE));

@@ -24,7 +24,8 @@
 
 TestSuite(percpu, .timeout = 120);
 
-/* Every mode that this machine has: what was wished for may be refused, then the mode is tested twice. */
+/* Every mode that this machine has: what was wished for may be refused, then the mode is tested
+ * twice. */
 static const char *const wishes[] = {NULL, "cpu", "0"};
 enum { WISHES = sizeof wishes / sizeof wishes[0] };
 
@@ -63,13 +64,15 @@ static unsigned open_areas(uint64_t limit)
 {
     unsigned count = processors();
     for (unsigned i = 0; i < count; i++) {
-        for (unsigned cls = 0; cls < CLASS_COUNT; cls++) store_relaxed(&areas[i].hot[cls].limit, limit);
+        for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+            store_relaxed(&areas[i].hot[cls].limit, limit);
         percpu_adopt(percpu, i, &areas[i]);
     }
     return count;
 }
 
-/* The same area for every processor: wherever the one thread of a test runs, it meets the same words. Not to be halted. */
+/* The same area for every processor: wherever the one thread of a test runs, it meets the same
+ * words. Not to be halted. */
 static area_t *open_one(uint64_t limit)
 {
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) store_relaxed(&areas[0].hot[cls].limit, limit);
@@ -86,7 +89,8 @@ static const char *name(void) { return percpu_mode_name(percpu_mode); }
 
 /* ---- Tags ---- */
 
-/* A push that looks at homes: the tag has to be the magazine's, in all its bits; a stopped area turns everything away. */
+/* A push that looks at homes: the tag has to be the magazine's, in all its bits; a stopped area
+ * turns everything away. */
 Test(percpu, a_tag_lets_its_blocks_in)
 {
     begin(NULL);
@@ -97,20 +101,24 @@ Test(percpu, a_tag_lets_its_blocks_in)
     percpu_tag(area, CLASS, tag);
     for (unsigned i = 0; i < sizeof others / sizeof others[0]; i++) {
         uint16_t other = (uint16_t)(others[i] ? tag ^ others[i] : 0);
-        cr_assert(section_push_home(percpu, HOT, &blocks[0], chain_address(&blocks[0]), other) == PUSH_AWAY);
-        cr_assert(section_push_home_sealed(percpu, HOT, &blocks[0], chain_address(&blocks[0]), other, 77) ==
+        cr_assert(section_push_home(percpu, HOT, &blocks[0], chain_address(&blocks[0]), other) ==
                   PUSH_AWAY);
+        cr_assert(section_push_home_sealed(percpu, HOT, &blocks[0], chain_address(&blocks[0]),
+                                           other, 77) == PUSH_AWAY);
     }
-    cr_assert(section_push_home(percpu, HOT, &blocks[0], chain_address(&blocks[0]), tag) == PUSH_DONE);
+    cr_assert(section_push_home(percpu, HOT, &blocks[0], chain_address(&blocks[0]), tag) ==
+              PUSH_DONE);
     cr_assert(section_push_home_sealed(percpu, HOT, &blocks[1], chain_address(&blocks[1]), tag,
                                        77 ^ (uintptr_t)&blocks[1]) == PUSH_DONE);
     chain_t link = block_link(&blocks[1].block, 77);
     cr_assert(block_is_sealed(&blocks[1].block, link, 77));
     cr_assert(chain_count(link) == 1 && chain_block(link) == &blocks[0].block);
     store_relaxed(&area->hot[CLASS].limit, 2);
-    cr_assert(section_push_home(percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
+    cr_assert(section_push_home(percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) ==
+              PUSH_MISSED);
     store_relaxed(&percpu->count, 0u);
-    cr_assert(section_push_home(percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) == PUSH_MISSED);
+    cr_assert(section_push_home(percpu, HOT, &blocks[2], chain_address(&blocks[2]), tag) ==
+              PUSH_MISSED);
 }
 
 /* ---- Modes ---- */
@@ -134,7 +142,8 @@ Test(percpu, wishes_choose_the_mode)
     }
     percpu_start_process("cpu");
     cr_assert(percpu_mode == (best == PERCPU_LOCKED ? PERCPU_LOCKED : PERCPU_CPU_ID), "%s", name());
-    if (percpu_mode != PERCPU_LOCKED) cr_assert(percpu_index_offset == percpu_rseq_offset + RSEQ_CPU_ID);
+    if (percpu_mode != PERCPU_LOCKED)
+        cr_assert(percpu_index_offset == percpu_rseq_offset + RSEQ_CPU_ID);
     percpu_start_process("mm_cid");
     cr_assert(percpu_mode == best);
     if (best == PERCPU_MM_CID) {
@@ -177,19 +186,23 @@ static void push_and_pop(uint64_t key)
     for (unsigned i = 0; i < LIMIT; i++) {
         cr_assert(percpu_push(percpu, HOT, &blocks[i], key), "%s: push %u", name(), i);
         chain_t word = load_relaxed(&area->hot[CLASS].word);
-        cr_assert(chain_block(word) == &blocks[i].block && chain_count(word) == i + 1, "%s: push %u", name(), i);
+        cr_assert(chain_block(word) == &blocks[i].block && chain_count(word) == i + 1,
+                  "%s: push %u", name(), i);
         cr_assert(block_link(&blocks[i].block, key) == before);
-        if (key) cr_assert(block_is_sealed(&blocks[i].block, before, key), "%s: push %u", name(), i);
+        if (key)
+            cr_assert(block_is_sealed(&blocks[i].block, before, key), "%s: push %u", name(), i);
         else cr_assert(blocks[i].block.word[1] == 99, "%s: a FAST push writes one word", name());
         before = word;
     }
     for (unsigned i = 0; i < 10; i++)
-        cr_assert(!percpu_push(percpu, HOT, &blocks[LIMIT], key), "%s: more than the limit", name());
+        cr_assert(!percpu_push(percpu, HOT, &blocks[LIMIT], key), "%s: more than the limit",
+                  name());
     cr_assert(load_relaxed(&area->hot[CLASS].word) == before);
 
     for (unsigned i = LIMIT; i-- > 0;) {
         cr_assert((block = percpu_pop(percpu, HOT, key, &link)) != NULL, "%s: pop %u", name(), i);
-        cr_assert(block == &blocks[i].block && link == block_link(&blocks[i].block, key), "%s: pop %u", name(), i);
+        cr_assert(block == &blocks[i].block && link == block_link(&blocks[i].block, key),
+                  "%s: pop %u", name(), i);
         cr_assert(load_relaxed(&area->hot[CLASS].word) == link);
     }
     cr_assert((block = percpu_pop(percpu, HOT, key, &link)) == NULL, "%s: empty", name());
@@ -217,12 +230,13 @@ Test(percpu, a_magazine_holds_as_many_as_its_limit_says)
             cr_assert(percpu_push(percpu, HOT, &many[i], 0), "%s: push %u", name(), i);
         cr_assert(!percpu_push(percpu, HOT, &blocks[0], 0), "%s", name());
         chain_t word = load_relaxed(&area->hot[CLASS].word);
-        cr_assert(chain_count(word) == CHAIN_MAX && chain_block(word) == &many[CHAIN_MAX - 1], "%s", name());
+        cr_assert(chain_count(word) == CHAIN_MAX && chain_block(word) == &many[CHAIN_MAX - 1], "%s",
+                  name());
         block_t *block;
         chain_t link;
         for (unsigned i = CHAIN_MAX; i-- > 0;)
-            cr_assert((block = percpu_pop(percpu, HOT, 0, &link)) != NULL && block == &many[i], "%s: pop %u", name(),
-                      i);
+            cr_assert((block = percpu_pop(percpu, HOT, 0, &link)) != NULL && block == &many[i],
+                      "%s: pop %u", name(), i);
     }
 }
 
@@ -232,14 +246,17 @@ Test(percpu, operations_touch_one_word)
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
         area_t *area = open_one(9);
-        cr_assert(percpu_push(percpu, HOT, &blocks[0], 0) && percpu_push(percpu, PERCPU_HOT(OTHER), &blocks[1], 0));
-        chain_t hot = load_relaxed(&area->hot[CLASS].word), other = load_relaxed(&area->hot[OTHER].word);
+        cr_assert(percpu_push(percpu, HOT, &blocks[0], 0) &&
+                  percpu_push(percpu, PERCPU_HOT(OTHER), &blocks[1], 0));
+        chain_t hot = load_relaxed(&area->hot[CLASS].word),
+                other = load_relaxed(&area->hot[OTHER].word);
         cr_assert(percpu_install(percpu, CLASS, SPARE, block_push(0, &blocks[2], 0)));
         for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
             chain_t wanted = cls == CLASS ? hot : cls == OTHER ? other : 0;
             cr_assert(load_relaxed(&area->hot[cls].word) == wanted, "%s: class %u", name(), cls);
             cr_assert(load_relaxed(&area->hot[cls].limit) == 9, "%s: class %u", name(), cls);
-            cr_assert((load_relaxed(&area->spare[cls]) != 0) == (cls == CLASS), "%s: class %u", name(), cls);
+            cr_assert((load_relaxed(&area->spare[cls]) != 0) == (cls == CLASS), "%s: class %u",
+                      name(), cls);
         }
         cr_assert(load_relaxed(&area->busy) == 0, "%s: nobody is inside", name());
     }
@@ -257,7 +274,8 @@ Test(percpu, chains_are_taken_and_installed_whole)
         for (unsigned p = 0; p < 2; p++) {
             cr_assert(percpu_take(percpu, places[p]) == 0, "%s: empty", name());
             cr_assert(percpu_install(percpu, CLASS, places[p], chain), "%s", name());
-            cr_assert(!percpu_install(percpu, CLASS, places[p], another), "%s: it is not empty", name());
+            cr_assert(!percpu_install(percpu, CLASS, places[p], another), "%s: it is not empty",
+                      name());
             cr_assert(percpu_take(percpu, places[p]) == chain, "%s", name());
             cr_assert(percpu_take(percpu, places[p]) == 0, "%s: taken twice", name());
             /* A class without a limit does not run: neither of its magazines takes a chain. */
@@ -274,13 +292,18 @@ static void must_miss(const char *what)
     chain_t link;
     chain_t chain = block_push(0, &blocks[1], 0);
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        cr_assert(percpu_pop(percpu, PERCPU_HOT(cls), 0, &link) == NULL, "%s, %s: pop", name(), what);
-        cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 0), "%s, %s: push", name(), what);
-        cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 77), "%s, %s: sealed push", name(), what);
+        cr_assert(percpu_pop(percpu, PERCPU_HOT(cls), 0, &link) == NULL, "%s, %s: pop", name(),
+                  what);
+        cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 0), "%s, %s: push", name(),
+                  what);
+        cr_assert(!percpu_push(percpu, PERCPU_HOT(cls), &blocks[0], 77), "%s, %s: sealed push",
+                  name(), what);
         cr_assert(percpu_take(percpu, PERCPU_HOT(cls)) == 0, "%s, %s: take", name(), what);
         cr_assert(percpu_take(percpu, PERCPU_SPARE(cls)) == 0, "%s, %s: take", name(), what);
-        cr_assert(!percpu_install(percpu, cls, PERCPU_HOT(cls), chain), "%s, %s: install", name(), what);
-        cr_assert(!percpu_install(percpu, cls, PERCPU_SPARE(cls), chain), "%s, %s: install", name(), what);
+        cr_assert(!percpu_install(percpu, cls, PERCPU_HOT(cls), chain), "%s, %s: install", name(),
+                  what);
+        cr_assert(!percpu_install(percpu, cls, PERCPU_SPARE(cls), chain), "%s, %s: install", name(),
+                  what);
     }
 }
 
@@ -392,8 +415,8 @@ Test(percpu, a_retired_area_serves_another_index)
         percpu_adopt(percpu, 9, &areas[0]);
         cr_assert(percpu_running(percpu, 9) == &areas[0] && percpu_area(percpu, 0) == NULL);
         cr_assert(chain_block(load_relaxed(&areas[0].spare[OTHER])) == &blocks[0].block);
-        cr_assert(load_relaxed(&areas[0].busy) == 0 && load_relaxed(&areas[2].busy) == 0, "%s: nobody is inside",
-                  name());
+        cr_assert(load_relaxed(&areas[0].busy) == 0 && load_relaxed(&areas[2].busy) == 0,
+                  "%s: nobody is inside", name());
     }
 }
 
@@ -405,10 +428,12 @@ Test(percpu, emptiness_sees_every_word)
     for (unsigned i = 0; i < count; i++) {
         for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
             store_relaxed(&areas[i].hot[cls].word, 1);
-            cr_assert(!percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT), "area %u, hot %u", i, cls);
+            cr_assert(!percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT), "area %u, hot %u", i,
+                      cls);
             store_relaxed(&areas[i].hot[cls].word, 0);
             store_relaxed(&areas[i].spare[cls], 1);
-            cr_assert(!percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT), "area %u, spare %u", i, cls);
+            cr_assert(!percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT), "area %u, spare %u",
+                      i, cls);
             store_relaxed(&areas[i].spare[cls], 0);
         }
     }
@@ -431,11 +456,13 @@ Test(percpu, a_busy_area_is_passed_by)
 
 /* ---- Stops under load ---- */
 
-/* BURST stops follow each other while the others run, then they get time to fetch what was stolen. */
+/* BURST stops follow each other while the others run, then they get time to fetch what was
+ * stolen. */
 enum { THREADS = 3, EACH = 64, ALL = THREADS * EACH, STOPS = 60, BURST = 100 };
 static const uint64_t KEYS[] = {0, 0x7777333312345671ull};
 
-/* Blocks in somebody's hands. A block that is there twice must not make the test itself write beyond an end. */
+/* Blocks in somebody's hands. A block that is there twice must not make the test itself write
+ * beyond an end. */
 typedef struct pool {
     unsigned count;
     block_t *block[2 * ALL];
@@ -518,7 +545,8 @@ static void install_one(worker_t *worker, size_t word)
 {
     pool_t *own = &worker->own;
     chain_t chain = 0;
-    for (unsigned i = 0; i < 5 && own->count; i++) chain = block_push(chain, own->block[--own->count], load.key);
+    for (unsigned i = 0; i < 5 && own->count; i++)
+        chain = block_push(chain, own->block[--own->count], load.key);
     if (!chain) return;
     if (percpu_install(percpu, CLASS, word, chain)) count(&worker->installs);
     else if (!add_chain(own, chain)) count(&worker->broken);
@@ -547,11 +575,13 @@ static unsigned sum(size_t counter)
     return total;
 }
 
-/* Sleeps, so that the others run in between, on one processor and under valgrind too; at most 20 ms. */
+/* Sleeps, so that the others run in between, on one processor and under valgrind too; at most 20
+ * ms. */
 static void wait_for_pushes(unsigned wanted)
 {
     unsigned before = sum(offsetof(worker_t, pushes));
-    for (unsigned i = 0; sum(offsetof(worker_t, pushes)) - before < wanted && i < 200; i++) usleep(100);
+    for (unsigned i = 0; sum(offsetof(worker_t, pushes)) - before < wanted && i < 200; i++)
+        usleep(100);
 }
 
 static void start_load(uint64_t key)
@@ -562,12 +592,14 @@ static void start_load(uint64_t key)
     for (unsigned i = 0; i < THREADS; i++) {
         worker_t *worker = &load.worker[i];
         worker->number = i;
-        for (unsigned k = 0; k < EACH; k++) worker->own.block[worker->own.count++] = &shared_blocks[i * EACH + k];
+        for (unsigned k = 0; k < EACH; k++)
+            worker->own.block[worker->own.count++] = &shared_blocks[i * EACH + k];
         cr_assert(pthread_create(&worker->thread, NULL, work, worker) == 0);
     }
 }
 
-/* The areas belong to this thread between fence and restart, so that plain reads find whole chains. */
+/* The areas belong to this thread between fence and restart, so that plain reads find whole
+ * chains. */
 static void stop_and_steal(unsigned area_count)
 {
     chain_t stolen[2 * MANY / 16];
@@ -602,11 +634,13 @@ static void end_load(unsigned area_count)
     unsigned seen[ALL] = {0};
     see(seen, &load.returned);
     for (unsigned i = 0; i < THREADS; i++) see(seen, &load.worker[i].own);
-    for (unsigned i = 0; i < ALL; i++) cr_assert(seen[i] == 1, "%s: block %u is %u times there", name(), i, seen[i]);
+    for (unsigned i = 0; i < ALL; i++)
+        cr_assert(seen[i] == 1, "%s: block %u is %u times there", name(), i, seen[i]);
     cr_assert(load.broken + sum(offsetof(worker_t, broken)) == 0, "%s: broken seals", name());
 }
 
-/* The table is no longer than need be: a halt that is soon done meets more sections in the middle. */
+/* The table is no longer than need be: a halt that is soon done meets more sections in the
+ * middle. */
 static unsigned open_few_areas(uint64_t limit)
 {
     unsigned processor_count = processors();
@@ -631,7 +665,8 @@ static void stop_under_load(uint64_t key)
     unsigned pushes = sum(offsetof(worker_t, pushes)), pops = sum(offsetof(worker_t, pops));
     unsigned takes = sum(offsetof(worker_t, takes)), installs = sum(offsetof(worker_t, installs));
     cr_assert(pushes > 500 && pops > 100 && takes > 10 && installs > 10,
-              "%s: %u pushes, %u pops, %u takes, %u installs", name(), pushes, pops, takes, installs);
+              "%s: %u pushes, %u pops, %u takes, %u installs", name(), pushes, pops, takes,
+              installs);
 }
 
 Test(percpu, stops_lose_no_block)
@@ -655,7 +690,8 @@ static void adopt_under_load(void)
         wait_for_pushes(200);
     }
     end_load(area_count);
-    cr_assert(sum(offsetof(worker_t, pushes)) > 100, "%s: %u pushes", name(), sum(offsetof(worker_t, pushes)));
+    cr_assert(sum(offsetof(worker_t, pushes)) > 100, "%s: %u pushes", name(),
+              sum(offsetof(worker_t, pushes)));
 }
 
 Test(percpu, areas_appear_under_load)
@@ -666,7 +702,8 @@ Test(percpu, areas_appear_under_load)
     }
 }
 
-/* Areas change their processor at each stop, as they do when a heap is trimmed, and their blocks come along. */
+/* Areas change their processor at each stop, as they do when a heap is trimmed, and their blocks
+ * come along. */
 static void retire_under_load(void)
 {
     unsigned area_count = open_few_areas(20);
@@ -762,7 +799,8 @@ static void *run_without_rseq(void *arg)
 
 static uint64_t without_rseq(const hak_heap_t *heap)
 {
-    return load_relaxed(&((hak_heap_t *)(uintptr_t)heap)->counters.count[HAK_COUNTERS ? COUNTER_early_no_rseq : 0]);
+    return load_relaxed(
+        &((hak_heap_t *)(uintptr_t)heap)->counters.count[HAK_COUNTERS ? COUNTER_early_no_rseq : 0]);
 }
 
 Test(percpu, a_thread_without_rseq_uses_no_magazine)
@@ -770,7 +808,8 @@ Test(percpu, a_thread_without_rseq_uses_no_magazine)
     for (int level = HAK_LEVEL_FAST; level <= HAK_LEVEL_CHECKED; level++) {
         hak_heap_t *heap = make_heap((hak_level_t)level);
         if (percpu_mode == PERCPU_LOCKED) cr_skip_test("no rseq here");
-        if (percpu_registers_threads) cr_skip_test("the library registers threads itself: see own_registration");
+        if (percpu_registers_threads)
+            cr_skip_test("the library registers threads itself: see own_registration");
         /* This thread fills magazines, which the other one must leave alone. */
         void *held[60];
         for (unsigned i = 0; i < 60; i++) cr_assert((held[i] = hak_heap_malloc(heap, 200)) != NULL);
@@ -825,11 +864,13 @@ static void registers_itself(void)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
-/* The same test again, in a process whose libc is told to leave rseq alone. BXFI_MAP would make it a worker of ours. */
+/* The same test again, in a process whose libc is told to leave rseq alone. BXFI_MAP would make it
+ * a worker of ours. */
 Test(percpu, own_registration)
 {
     static const char tunable[] = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
-    if (!PERCPU_SECTIONS || !HAVE_LIBC_RSEQ) cr_skip_test("no sections, or a libc that does not register");
+    if (!PERCPU_SECTIONS || !HAVE_LIBC_RSEQ)
+        cr_skip_test("no sections, or a libc that does not register");
     if (getenv("HAK_TEST_OWN_RSEQ")) {
         registers_itself();
         return;
@@ -842,8 +883,9 @@ Test(percpu, own_registration)
     program[length] = '\0';
     static run_result_t result;
     run_program(&result, 30,
-                (const char *const[]){"env", "-u", "BXFI_MAP", "-u", "HAKHEAP_RSEQ", tunable, "HAK_TEST_OWN_RSEQ=1",
-                                      program, "--filter=percpu/own_registration", "--color=never", NULL});
+                (const char *const[]){"env", "-u", "BXFI_MAP", "-u", "HAKHEAP_RSEQ", tunable,
+                                      "HAK_TEST_OWN_RSEQ=1", program,
+                                      "--filter=percpu/own_registration", "--color=never", NULL});
     cr_assert(result.status == 0, "status %d:\n%s", result.status, result.text);
     cr_assert(strstr(result.text, "Tested: 1"), "%s", result.text);
 }

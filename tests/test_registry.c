@@ -58,7 +58,8 @@ Test(registry, odd_values_are_foreign)
 {
     look_at_odd_values();
     randoms_t randoms = {1};
-    for (int i = 0; i < 100000; i++) must_be_foreign((const void *)(uintptr_t)random_next(&randoms));
+    for (int i = 0; i < 100000; i++)
+        must_be_foreign((const void *)(uintptr_t)random_next(&randoms));
 }
 
 Test(registry, odd_values_stay_foreign_where_a_gib_is_covered)
@@ -96,7 +97,8 @@ static void must_be_run(const char *start, unsigned granules, const void *heap, 
             }
             cr_assert(registry_entry(rotated) == entry);
             entry_t mine = entry ^ entry_owner_bits(heap);
-            cr_assert(entry_offset(mine, rotated) == (g * GRANULE + places[i]) / 16, "granule %u + %u", g, places[i]);
+            cr_assert(entry_offset(mine, rotated) == (g * GRANULE + places[i]) / 16,
+                      "granule %u + %u", g, places[i]);
             if (code < SLOT_COUNT) cr_assert(entry_slot(mine) == (size_t)code * 2);
         }
     }
@@ -127,7 +129,8 @@ Test(registry, runs_lead_to_owner_class_and_start)
     must_be_run(base + GRANULE, 3, heaps[2], 5);
     cr_assert(entry_back(registry_lookup(base + 4 * (size_t)GRANULE)) == 3);
     registry_set_run(base, 1, NULL, CODE_DEAD);
-    cr_assert(entry_heap(registry_lookup(base)) == NULL && entry_code(registry_lookup(base)) == CODE_DEAD);
+    cr_assert(entry_heap(registry_lookup(base)) == NULL &&
+              entry_code(registry_lookup(base)) == CODE_DEAD);
 }
 
 Test(registry, a_home_is_written_over_and_changes_nothing_else)
@@ -135,7 +138,8 @@ Test(registry, a_home_is_written_over_and_changes_nothing_else)
     char *base = reserve_gib_aligned(HAK_GIB);
     cr_assert(registry_cover(base, HAK_GIB));
     cr_assert(registry_home(-1) == HOME_NONE && registry_home(0) == 0);
-    cr_assert(registry_home(HOME_LOOK - 1) == HOME_LOOK - 1 && registry_home(HOME_LOOK) == HOME_NONE);
+    cr_assert(registry_home(HOME_LOOK - 1) == HOME_LOOK - 1 &&
+              registry_home(HOME_LOOK) == HOME_NONE);
     cr_assert(registry_home(HOME_NONE) == HOME_NONE);
     cr_assert(registry_home(1 << 20) == HOME_NONE);
     registry_set_run(base, 16, heaps[0], 9 | CODE_CHECKED);
@@ -153,7 +157,8 @@ Test(registry, a_home_is_written_over_and_changes_nothing_else)
     }
 }
 
-/* For every class: an address is a block's start or it is not, from the entry alone, in every granule of a slab. */
+/* For every class: an address is a block's start or it is not, from the entry alone, in every
+ * granule of a slab. */
 Test(registry, entries_know_where_blocks_begin)
 {
     char *base = reserve_gib_aligned(HAK_GIB);
@@ -161,11 +166,12 @@ Test(registry, entries_know_where_blocks_begin)
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         unsigned code = cls % 2 ? cls | CODE_CHECKED : cls;
         registry_set_run(base, size_classes[cls].granules, heaps[0], code);
-        for (uint32_t at = 0; at < (uint32_t)size_classes[cls].granules * GRANULE; at += BLOCK_ALIGN) {
+        for (uint32_t at = 0; at < (uint32_t)size_classes[cls].granules * GRANULE;
+             at += BLOCK_ALIGN) {
             uint64_t rotated = registry_rotate(base + at);
             entry_t mine = registry_entry(rotated) ^ entry_owner_bits(heaps[0]);
-            bool begins =
-                at % size_classes[cls].bytes == 0 && at / size_classes[cls].bytes < size_classes[cls].blocks;
+            bool begins = at % size_classes[cls].bytes == 0 &&
+                          at / size_classes[cls].bytes < size_classes[cls].blocks;
             cr_assert(entry_divides(mine, rotated) == begins, "class %u, offset %u", cls, at);
         }
     }
@@ -209,7 +215,8 @@ Test(registry, a_run_is_released_once)
     cr_assert(!registry_release(base + 4 * GRANULE), "a slab is no run of one block");
     cr_assert(!registry_release(base + 5 * GRANULE), "nothing");
     entry_t entry = registry_lookup(base);
-    cr_assert(entry_code(entry) == CODE_RELEASED && entry_heap(entry) == heaps[0] && entry_back(entry) == 0);
+    cr_assert(entry_code(entry) == CODE_RELEASED && entry_heap(entry) == heaps[0] &&
+              entry_back(entry) == 0);
 }
 
 enum { RACERS = 4, RELEASERS = 2, RACES = 4000 };
@@ -235,11 +242,14 @@ Test(registry, of_several_that_release_one_wins)
 {
     race_base = reserve_gib_aligned(HAK_GIB);
     cr_assert(registry_cover(race_base, HAK_GIB));
-    for (unsigned i = 0; i < RACES; i++) registry_set_run(race_base + (size_t)i * GRANULE, 1, heaps[0], CODE_MID);
+    for (unsigned i = 0; i < RACES; i++)
+        registry_set_run(race_base + (size_t)i * GRANULE, 1, heaps[0], CODE_MID);
     pthread_t threads[RELEASERS];
-    for (int i = 0; i < RELEASERS; i++) cr_assert(pthread_create(&threads[i], NULL, release_all, NULL) == 0);
+    for (int i = 0; i < RELEASERS; i++)
+        cr_assert(pthread_create(&threads[i], NULL, release_all, NULL) == 0);
     for (int i = 0; i < RELEASERS; i++) pthread_join(threads[i], NULL);
-    for (unsigned i = 0; i < RACES; i++) cr_assert(race_wins[i] == 1, "run %u: %u winners", i, race_wins[i]);
+    for (unsigned i = 0; i < RACES; i++)
+        cr_assert(race_wins[i] == 1, "run %u: %u winners", i, race_wins[i]);
 }
 
 /* ---- SuperSlabs and ranges ---- */
@@ -273,9 +283,11 @@ Test(registry, ranges_cover_what_they_touch)
     cr_assert(registry_range(middle + 2 * (size_t)SUPERSLAB - 1) == fake_large(0));
     cr_assert(registry_range(middle + 2 * (size_t)SUPERSLAB) == NULL);
     registry_set_range(middle, SUPERSLAB, fake_large(1));
-    cr_assert(registry_range(middle - 1) == fake_large(0) && registry_range(middle + 1) == fake_large(1));
+    cr_assert(registry_range(middle - 1) == fake_large(0) &&
+              registry_range(middle + 1) == fake_large(1));
     registry_set_range(middle - SUPERSLAB, 6 * HAK_MIB, NULL);
-    for (int slot = -2; slot < 3; slot++) cr_assert(registry_range(middle + (ptrdiff_t)slot * SUPERSLAB) == NULL);
+    for (int slot = -2; slot < 3; slot++)
+        cr_assert(registry_range(middle + (ptrdiff_t)slot * SUPERSLAB) == NULL);
 }
 
 /* Ranges and runs lie in different tables: a large block has no entry, a run no range. */
@@ -304,7 +316,8 @@ Test(registry, two_reservations_share_a_gib)
     registry_set_superslab(other, fake_superslab(1));
     must_be_run(base, 2, heaps[0], 4);
     must_be_run(other, 3, heaps[1], 6);
-    cr_assert(registry_superslab(base) == fake_superslab(0) && registry_superslab(other) == fake_superslab(1));
+    cr_assert(registry_superslab(base) == fake_superslab(0) &&
+              registry_superslab(other) == fake_superslab(1));
 }
 
 /* ---- Making tables ---- */

@@ -1,4 +1,5 @@
-/* reserve: SuperSlabs to take and give back, the bound on dirty ones, who gave them, the nursery, a system that refuses. */
+/* reserve: SuperSlabs to take and give back, the bound on dirty ones, who gave them, the nursery, a
+ * system that refuses. */
 #include "reserve.h"
 
 #include <criterion/criterion.h>
@@ -28,7 +29,8 @@ static void soil(superslab_t *ss, unsigned granules)
     superslab_set_add(&set, ss);
     run_t run = superslab_take(&set, granules, 1);
     cr_assert(run.ss == ss);
-    for (unsigned g = 0; g < granules; g++) memset(superslab_granule(ss, run.first + g), 0x77, HAK_PAGE);
+    for (unsigned g = 0; g < granules; g++)
+        memset(superslab_granule(ss, run.first + g), 0x77, HAK_PAGE);
     superslab_put(&set, run, granules, 0x1111111111111111ull);
     superslab_set_remove(&set, ss);
 }
@@ -52,9 +54,12 @@ Test(reserve, superslabs_are_aligned_registered_and_empty)
         superslab_t *ss = taken[i] = take();
         cr_assert((uintptr_t)ss->base % SUPERSLAB == 0);
         cr_assert((uintptr_t)ss->descriptors % DESCRIPTOR_BYTES == 0);
-        cr_assert(superslab_is_valid(ss) && superslab_is_empty(ss) && ss->free_touched == 0 && !ss->shared);
-        cr_assert(registry_superslab(ss->base) == ss && registry_superslab(ss->base + SUPERSLAB - 1) == ss);
-        cr_assert(!memory_is_resident(ss->base) && !memory_is_resident(ss->base + SUPERSLAB - HAK_PAGE));
+        cr_assert(superslab_is_valid(ss) && superslab_is_empty(ss) && ss->free_touched == 0 &&
+                  !ss->shared);
+        cr_assert(registry_superslab(ss->base) == ss &&
+                  registry_superslab(ss->base + SUPERSLAB - 1) == ss);
+        cr_assert(!memory_is_resident(ss->base) &&
+                  !memory_is_resident(ss->base + SUPERSLAB - HAK_PAGE));
         ss->base[0] = ss->base[SUPERSLAB - 1] = 1;
         memset(ss->descriptors, (int)i, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
         for (unsigned k = 0; k < i; k++) cr_assert(taken[k] != ss && taken[k]->base != ss->base);
@@ -65,7 +70,8 @@ Test(reserve, superslabs_are_aligned_registered_and_empty)
                   "descriptors overlap");
     reserve_stats_t stats = reserve_stats();
     cr_assert(stats.reservations == 1 && stats.reserved_bytes == HAK_GIB);
-    cr_assert(stats.dirty_superslabs == 0 && stats.clean_superslabs == 0 && stats.nursery_superslabs == 0);
+    cr_assert(stats.dirty_superslabs == 0 && stats.clean_superslabs == 0 &&
+              stats.nursery_superslabs == 0);
 }
 
 /* At most RESERVE_DIRTY keep their pages; the others come back as the kernel makes them. */
@@ -77,32 +83,37 @@ Test(reserve, dirty_superslabs_are_bounded)
     for (unsigned i = 0; i < COUNT; i++) {
         cr_assert(reserve_put(taken[i], NULL, true));
         reserve_stats_t stats = reserve_stats();
-        cr_assert(stats.dirty_superslabs == hak_min(i + 1, RESERVE_DIRTY), "%zu dirty", stats.dirty_superslabs);
-        cr_assert(stats.clean_superslabs == i + 1 - stats.dirty_superslabs, "%zu clean", stats.clean_superslabs);
+        cr_assert(stats.dirty_superslabs == hak_min(i + 1, RESERVE_DIRTY), "%zu dirty",
+                  stats.dirty_superslabs);
+        cr_assert(stats.clean_superslabs == i + 1 - stats.dirty_superslabs, "%zu clean",
+                  stats.clean_superslabs);
     }
     unsigned resident = 0;
     for (unsigned i = 0; i < COUNT; i++) {
-        cr_assert((taken[i]->free_touched != 0) == memory_is_resident(taken[i]->base), "SuperSlab %u", i);
+        cr_assert((taken[i]->free_touched != 0) == memory_is_resident(taken[i]->base),
+                  "SuperSlab %u", i);
         cr_assert(superslab_is_valid(taken[i]));
         resident += memory_is_resident(taken[i]->base);
     }
     cr_assert(resident == RESERVE_DIRTY);
 
-    /* Dirty ones are used again first, and say that they are; then clean ones, which read as zero; then fresh ones. */
+    /* Dirty ones are used again first, and say that they are; then clean ones, which read as zero;
+     * then fresh ones. */
     for (unsigned i = 0; i < COUNT + 1; i++) {
         superslab_t *ss = take();
         bool again = false;
         for (unsigned k = 0; k < COUNT; k++) again = again || taken[k] == ss;
         cr_assert(again == (i < COUNT), "take %u", i);
-        cr_assert((ss->free_touched == SUPERSLAB / HAK_PAGE) == (i < RESERVE_DIRTY), "take %u: %u pages", i,
-                  ss->free_touched);
+        cr_assert((ss->free_touched == SUPERSLAB / HAK_PAGE) == (i < RESERVE_DIRTY),
+                  "take %u: %u pages", i, ss->free_touched);
         cr_assert(memory_is_zero(ss->base, GRANULE) == (i >= RESERVE_DIRTY), "take %u", i);
         cr_assert(superslab_is_empty(ss) && superslab_is_valid(ss));
     }
     cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 0);
 }
 
-/* A SuperSlab that is wanted after it was purged lets one more stay dirty, up to a share of those in use, until a trim. */
+/* A SuperSlab that is wanted after it was purged lets one more stay dirty, up to a share of those
+ * in use, until a trim. */
 Test(reserve, what_was_purged_in_vain_stays_the_next_time)
 {
     enum { COUNT = 64, WANTED = COUNT / RESERVE_DIRTY_SHARE };
@@ -111,8 +122,8 @@ Test(reserve, what_was_purged_in_vain_stays_the_next_time)
     for (unsigned round = 0; round < 6; round++) {
         for (unsigned i = 0; i < COUNT / 2; i++) cr_assert(reserve_put(taken[i], NULL, true));
         size_t dirty = reserve_stats().dirty_superslabs;
-        cr_assert(round ? dirty > RESERVE_DIRTY && dirty <= WANTED : dirty == RESERVE_DIRTY, "round %u: %zu", round,
-                  dirty);
+        cr_assert(round ? dirty > RESERVE_DIRTY && dirty <= WANTED : dirty == RESERVE_DIRTY,
+                  "round %u: %zu", round, dirty);
         for (unsigned i = 0; i < COUNT / 2; i++) fill(taken[i] = take());
     }
     cr_assert(reserve_trim(NULL) == 0);
@@ -129,11 +140,13 @@ Test(reserve, superslabs_with_few_pages_keep_them)
     for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
     cr_assert(reserve_stats().dirty_superslabs == COUNT && reserve_stats().clean_superslabs == 0);
     cr_assert(reserve_put(taken[COUNT], NULL, true));
-    cr_assert(reserve_stats().dirty_superslabs == COUNT && reserve_stats().clean_superslabs == 1, "one too many");
+    cr_assert(reserve_stats().dirty_superslabs == COUNT && reserve_stats().clean_superslabs == 1,
+              "one too many");
     superslab_t *again = take();
     cr_assert(again->free_touched == EACH);
     soil(again, 1);
-    cr_assert(reserve_put(again, NULL, true) && reserve_stats().dirty_superslabs == COUNT, "room for it again");
+    cr_assert(reserve_put(again, NULL, true) && reserve_stats().dirty_superslabs == COUNT,
+              "room for it again");
     cr_assert(reserve_trim(NULL) == COUNT * EACH * HAK_PAGE);
     for (unsigned i = 0; i < COUNT; i++) soil(taken[i] = take(), EACH);
     for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
@@ -171,7 +184,8 @@ Test(reserve, a_giver_trims_what_it_gave)
     cr_assert(reserve_trim(&giver_a) == 6 * HAK_PAGE);
     for (unsigned i = 0; i < 3; i++) {
         cr_assert(!memory_is_resident(of_a[i]->base) && of_a[i]->free_touched == 0);
-        cr_assert(memory_is_resident(of_b[i]->base) && of_b[i]->base[0] == 0x77 && of_b[i]->free_touched == 10);
+        cr_assert(memory_is_resident(of_b[i]->base) && of_b[i]->base[0] == 0x77 &&
+                  of_b[i]->free_touched == 10);
     }
     reserve_stats_t stats = reserve_stats();
     cr_assert(stats.dirty_superslabs == 3 && stats.clean_superslabs == 3);
@@ -202,7 +216,8 @@ Test(reserve, a_refused_purge_stays_dirty)
     fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
     cr_assert(reserve_trim(NULL) == 0);
     cr_assert(reserve_stats().dirty_superslabs == 6 && reserve_stats().clean_superslabs == 0);
-    for (unsigned i = 0; i < 3; i++) cr_assert(superslab_is_valid(of_a[i]) && of_a[i]->free_touched == i + 1);
+    for (unsigned i = 0; i < 3; i++)
+        cr_assert(superslab_is_valid(of_a[i]) && of_a[i]->free_touched == i + 1);
     fake_os_allow(FAKE_PURGE);
     cr_assert(reserve_trim(NULL) == 36 * HAK_PAGE);
     cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 6);
@@ -226,8 +241,8 @@ Test(reserve, the_nursery_shares_superslabs)
         runs[i] = take_nursery(4);
         cr_assert(runs[i].ss == runs[0].ss, "run %u", i);
         for (unsigned k = 0; k < i; k++)
-            cr_assert(runs[k].first + 4 <= runs[i].first || runs[i].first + 4 <= runs[k].first, "runs %u and %u", k,
-                      i);
+            cr_assert(runs[k].first + 4 <= runs[i].first || runs[i].first + 4 <= runs[k].first,
+                      "runs %u and %u", k, i);
         memset(superslab_granule(runs[i].ss, runs[i].first), 1, HAK_PAGE);
     }
     cr_assert(reserve_stats().nursery_superslabs == 1);
@@ -235,7 +250,8 @@ Test(reserve, the_nursery_shares_superslabs)
     cr_assert(next.ss != runs[0].ss);
     cr_assert(reserve_stats().nursery_superslabs == 2);
 
-    for (unsigned i = 0; i < 32; i++) cr_assert(nursery_put(&(nursery_run_t){runs[i], 4, 1}, 1, true));
+    for (unsigned i = 0; i < 32; i++)
+        cr_assert(nursery_put(&(nursery_run_t){runs[i], 4, 1}, 1, true));
     cr_assert(reserve_stats().nursery_touched_bytes == 32 * HAK_PAGE);
     cr_assert(nursery_trim() == 32 * HAK_PAGE);
     cr_assert(reserve_stats().nursery_touched_bytes == 0);
@@ -245,8 +261,8 @@ Test(reserve, the_nursery_shares_superslabs)
     cr_assert(reserve_stats().nursery_superslabs == 2);
     cr_assert(nursery_put(&(nursery_run_t){next, 1, 0}, 1, true));
     reserve_stats_t stats = reserve_stats();
-    cr_assert(stats.nursery_superslabs == 1 && stats.clean_superslabs == 1, "%zu in the nursery, %zu clean",
-              stats.nursery_superslabs, stats.clean_superslabs);
+    cr_assert(stats.nursery_superslabs == 1 && stats.clean_superslabs == 1,
+              "%zu in the nursery, %zu clean", stats.nursery_superslabs, stats.clean_superslabs);
     superslab_t *ss = take();
     cr_assert((ss == next.ss || ss == runs[0].ss) && !ss->shared);
 }
@@ -283,7 +299,8 @@ Test(reserve, a_nursery_trim_reaches_what_it_gave)
         runs[i] = take_nursery(1);
         *superslab_granule(runs[i].ss, runs[i].first) = 1;
     }
-    for (unsigned i = 0; i < RUNS; i++) cr_assert(nursery_put(&(nursery_run_t){runs[i], 1, 1}, 1, true));
+    for (unsigned i = 0; i < RUNS; i++)
+        cr_assert(nursery_put(&(nursery_run_t){runs[i], 1, 1}, 1, true));
     cr_assert(reserve_stats().dirty_superslabs == 2 && reserve_stats().nursery_superslabs == 1);
     soil(kept, 1);
     cr_assert(reserve_put(kept, &giver_a, true));
@@ -304,8 +321,8 @@ Test(reserve, the_nursery_is_bounded_when_everything_comes_back)
     reserve_stats_t stats = reserve_stats();
     cr_assert(stats.nursery_superslabs == 1);
     cr_assert(stats.dirty_superslabs <= RESERVE_DIRTY);
-    cr_assert(stats.dirty_superslabs + stats.clean_superslabs == RUNS / 8 - 1, "%zu dirty, %zu clean",
-              stats.dirty_superslabs, stats.clean_superslabs);
+    cr_assert(stats.dirty_superslabs + stats.clean_superslabs == RUNS / 8 - 1,
+              "%zu dirty, %zu clean", stats.dirty_superslabs, stats.clean_superslabs);
 }
 
 /* ---- A lock that is busy ---- */
@@ -340,7 +357,8 @@ Test(reserve, a_trim_asks_the_kernel_without_the_lock)
     fake_os_restore();
     cr_assert(tried > 0 && taken_meanwhile == waiting && waiting->free_touched == 5);
     cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == COUNT);
-    for (unsigned i = 0; i < COUNT; i++) cr_assert(superslab_is_valid(given[i]) && !given[i]->free_touched);
+    for (unsigned i = 0; i < COUNT; i++)
+        cr_assert(superslab_is_valid(given[i]) && !given[i]->free_touched);
 }
 
 /* Called under the reserve's lock. */
@@ -369,8 +387,10 @@ Test(reserve, who_may_not_wait_is_told_and_nothing_changes)
     cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 0);
     cr_assert(waiting->free_touched == 3 && waiting_run.ss->free_granules == nursery_free);
     cr_assert(superslab_is_valid(waiting) && superslab_is_valid(waiting_run.ss));
-    cr_assert(reserve_put(waiting, NULL, false) && nursery_put(&(nursery_run_t){waiting_run, 2, 1}, 1, false));
-    cr_assert(reserve_stats().dirty_superslabs == 1 && reserve_stats().nursery_touched_bytes == HAK_PAGE);
+    cr_assert(reserve_put(waiting, NULL, false) &&
+              nursery_put(&(nursery_run_t){waiting_run, 2, 1}, 1, false));
+    cr_assert(reserve_stats().dirty_superslabs == 1 &&
+              reserve_stats().nursery_touched_bytes == HAK_PAGE);
 }
 
 /* ---- A system that refuses ---- */
@@ -396,19 +416,22 @@ Test(reserve, reservations_shrink_to_what_is_granted)
     fake_os_restore();
 }
 
-/* Large blocks need some of a limited address space too, so a reservation takes its share at most. */
+/* Large blocks need some of a limited address space too, so a reservation takes its share at
+ * most. */
 Test(reserve, a_limited_address_space_is_shared)
 {
     struct rlimit limit;
     cr_assert(getrlimit(RLIMIT_AS, &limit) == 0);
     limit.rlim_cur = memory_mapped() + 4 * HAK_GIB;
-    if (limit.rlim_max != RLIM_INFINITY && limit.rlim_cur > limit.rlim_max) cr_skip_test("limited already");
+    if (limit.rlim_max != RLIM_INFINITY && limit.rlim_cur > limit.rlim_max)
+        cr_skip_test("limited already");
     cr_assert(setrlimit(RLIMIT_AS, &limit) == 0);
     cr_assert(os_address_space() == limit.rlim_cur);
     size_t wanted = HAK_GIB;
     while (wanted > limit.rlim_cur / LIMIT_SHARE) wanted /= 4;
     (void)take();
-    cr_assert(reserve_stats().reserved_bytes == wanted, "%zu bytes, not %zu", reserve_stats().reserved_bytes, wanted);
+    cr_assert(reserve_stats().reserved_bytes == wanted, "%zu bytes, not %zu",
+              reserve_stats().reserved_bytes, wanted);
 }
 
 Test(reserve, small_reservations_follow_each_other)
@@ -422,7 +445,8 @@ Test(reserve, small_reservations_follow_each_other)
         cr_assert(registry_superslab(taken[i]->base) == taken[i]);
         memset(taken[i]->base, 1, SUPERSLAB);
         memset(taken[i]->descriptors, 1, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
-        for (unsigned k = 0; k < i; k++) cr_assert(taken[k] != taken[i] && taken[k]->base != taken[i]->base);
+        for (unsigned k = 0; k < i; k++)
+            cr_assert(taken[k] != taken[i] && taken[k]->base != taken[i]->base);
     }
     for (unsigned i = 0; i < COUNT; i++) cr_assert(superslab_is_valid(taken[i]));
     cr_assert(reserve_stats().reservations == (COUNT + 1) / 2);
@@ -444,7 +468,8 @@ Test(reserve, no_address_space_at_all)
     fake_os_restore();
 }
 
-/* Where the records or the tables are refused, the address space goes back and a smaller one is tried. */
+/* Where the records or the tables are refused, the address space goes back and a smaller one is
+ * tried. */
 Test(reserve, refused_records_leave_nothing_behind)
 {
     size_t before = memory_mapped();

@@ -1,6 +1,7 @@
 /*
- * Signals: a handler that allocates and frees while it interrupts threads that do the same. It never deadlocks (the
- * timeout would tell), malloc gives a good block or EDEADLK, and in the end everything balances.
+ * Signals: a handler that allocates and frees while it interrupts threads that do the same. It
+ * never deadlocks (the timeout would tell), malloc gives a good block or EDEADLK, and in the end
+ * everything balances.
  */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
@@ -71,9 +72,11 @@ static void step(pool_t *pool, unsigned slots, bool interrupted)
     }
     size_t size = some_size(&pool->randoms);
     errno = 0;
-    void *ptr = random_below(&pool->randoms, 8) ? hak_heap_malloc(heap, size) : hak_heap_calloc(heap, 1, size);
+    void *ptr = random_below(&pool->randoms, 8) ? hak_heap_malloc(heap, size)
+                                                : hak_heap_calloc(heap, 1, size);
     if (!ptr) {
-        require(interrupted && errno == EDEADLK && hak_last_error() == HAK_ERROR_REENTERED, __LINE__);
+        require(interrupted && errno == EDEADLK && hak_last_error() == HAK_ERROR_REENTERED,
+                __LINE__);
         atomic_fetch_add(&reentered, 1);
         return;
     }
@@ -128,7 +131,8 @@ static void *work(void *arg)
     while (!stop) {
         step(&worker->pool, SLOTS, false);
         if (random_below(&worker->pool.randoms, 2000) == 0)
-            control_step(heaps[random_below(&worker->pool.randoms, 2)], random_below(&worker->pool.randoms, 5));
+            control_step(heaps[random_below(&worker->pool.randoms, 2)],
+                         random_below(&worker->pool.randoms, 5));
     }
     worker->running = false;
     return NULL;
@@ -156,16 +160,17 @@ static void finish(void)
         empty(&workers[i].pool);
         empty(&workers[i].handler_pool);
     }
-    cr_log_info("%zu signals, %zu blocks in handlers, %zu times EDEADLK", (size_t)signals, (size_t)answered,
-                (size_t)reentered);
+    cr_log_info("%zu signals, %zu blocks in handlers, %zu times EDEADLK", (size_t)signals,
+                (size_t)answered, (size_t)reentered);
     cr_assert(wrong_line == 0, "test_signal.c:%d", (int)wrong_line);
-    cr_assert(signals > 100 && answered > 100, "%zu signals, %zu blocks: too few to test anything", (size_t)signals,
-              (size_t)answered);
+    cr_assert(signals > 100 && answered > 100, "%zu signals, %zu blocks: too few to test anything",
+              (size_t)signals, (size_t)answered);
     for (int i = 0; i < 2; i++) {
         (void)hak_heap_flush(heaps[i]);
         int line = contract_unsound(heaps[i], 0);
         hak_heap_stats_t stats = contract_stats(heaps[i]);
-        cr_assert(line == 0, "heap %d: support_contract.c:%d, %zu blocks live", i, line, stats.live_blocks);
+        cr_assert(line == 0, "heap %d: support_contract.c:%d, %zu blocks live", i, line,
+                  stats.live_blocks);
         cr_assert(contract_cached(&stats) == 0);
         cr_assert(hak_heap_destroy(heaps[i]) == 0);
     }
@@ -183,14 +188,16 @@ Test(signal, handlers_of_busy_threads)
 {
     begin(5);
     install(SIGUSR1);
-    for (int i = 0; i < WORKERS; i++) cr_assert(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
+    for (int i = 0; i < WORKERS; i++)
+        cr_assert(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
     double until = seconds_now() + (contract_work(8) < 8 ? 1.5 : 3);
     while (seconds_now() < until)
         for (int i = 0; i < WORKERS; i++) (void)pthread_kill(workers[i].thread, SIGUSR1);
     stop = true;
     for (int i = 0; i < WORKERS; i++) pthread_join(workers[i].thread, NULL);
     finish();
-    cr_assert(reentered > 0, "no handler ever interrupted a slow path, so nothing of it was tested");
+    cr_assert(reentered > 0,
+              "no handler ever interrupted a slow path, so nothing of it was tested");
 }
 
 /* A timer's signals, which arrive at whatever instruction a single thread is. */
@@ -241,7 +248,8 @@ Test(signal, a_handler_may_fork)
     cr_assert(setitimer(ITIMER_REAL, &timer, NULL) == 0);
     empty(&workers[0].pool);
     cr_assert(wrong_line == 0, "test_signal.c:%d", (int)wrong_line);
-    cr_assert(forks_done > 10 && forks_failed == 0, "%d forks, %d failed", (int)forks_done, (int)forks_failed);
+    cr_assert(forks_done > 10 && forks_failed == 0, "%d forks, %d failed", (int)forks_done,
+              (int)forks_failed);
     for (int i = 0; i < 2; i++) {
         cr_assert(contract_unsound(heaps[i], 0) == 0);
         cr_assert(hak_heap_destroy(heaps[i]) == 0);

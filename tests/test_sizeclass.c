@@ -8,8 +8,9 @@ TestSuite(sizeclass, .timeout = 30);
 Test(sizeclass, the_fine_lookup_is_what_is_computed)
 {
     for (size_t size = 0; size <= LOOKUP_MAX; size++)
-        cr_assert(sizeclass_lookup(CLASSES_FINE, size) == sizeclass_of(size), "%zu bytes: %u looked up, %u computed",
-                  size, sizeclass_lookup(CLASSES_FINE, size), sizeclass_of(size));
+        cr_assert(sizeclass_lookup(CLASSES_FINE, size) == sizeclass_of(size),
+                  "%zu bytes: %u looked up, %u computed", size,
+                  sizeclass_lookup(CLASSES_FINE, size), sizeclass_of(size));
 }
 
 /* A marked table is the same table; what a heap that is gone reads (0) has no mark. */
@@ -19,7 +20,8 @@ Test(sizeclass, marks_change_no_class)
     for (size_t size = 0; size <= LOOKUP_MAX; size++) {
         for (int i = 0; i < 2; i++) {
             unsigned slot = sizeclass_slot(tables[i], size);
-            cr_assert(!(slot & SLOT_MARK) && sizeclass_slot(tables[i] + CLASSES_MARKED, size) == slot + SLOT_MARK);
+            cr_assert(!(slot & SLOT_MARK) &&
+                      sizeclass_slot(tables[i] + CLASSES_MARKED, size) == slot + SLOT_MARK);
             cr_assert(sizeclass_lookup(tables[i] + CLASSES_MARKED, size) == slot / 2);
         }
         cr_assert(!(sizeclass_slot(0, size) & SLOT_MARK));
@@ -44,7 +46,8 @@ Test(sizeclass, the_coarse_lookup_fits_too)
         while (!is_coarse(size_classes[wanted].bytes)) wanted++;
         cr_assert(cls == wanted, "%zu bytes: class %u, not %u", size, cls, wanted);
         size_t waste = size_classes[cls].bytes - size;
-        cr_assert(size <= 32 ? waste <= BLOCK_ALIGN : waste * 2 < size, "%zu bytes waste %zu", size, waste);
+        cr_assert(size <= 32 ? waste <= BLOCK_ALIGN : waste * 2 < size, "%zu bytes waste %zu", size,
+                  waste);
         used[cls] = true;
     }
     unsigned count = 0;
@@ -58,7 +61,8 @@ Test(sizeclass, every_size_fits_its_class_best)
     unsigned first = 0;
     for (size_t size = 0; size <= SMALL_MAX; size++) {
         while (size_classes[first].bytes < size) first++;
-        cr_assert(sizeclass_of(size) == first, "%zu bytes: class %u, not %u", size, sizeclass_of(size), first);
+        cr_assert(sizeclass_of(size) == first, "%zu bytes: class %u, not %u", size,
+                  sizeclass_of(size), first);
     }
     cr_assert(first == CLASS_COUNT - 1);
 }
@@ -98,8 +102,10 @@ Test(sizeclass, slabs_are_the_smallest_good_ones)
         const size_class_t *row = &size_classes[cls];
         size_t granules = 1;
         while (!slab_is_good(granules, row->bytes)) granules++;
-        cr_assert(row->granules == granules, "class %u: %u granules, not %zu", cls, row->granules, granules);
-        cr_assert(row->blocks == granules * GRANULE / row->bytes, "class %u: %u blocks", cls, row->blocks);
+        cr_assert(row->granules == granules, "class %u: %u granules, not %zu", cls, row->granules,
+                  granules);
+        cr_assert(row->blocks == granules * GRANULE / row->bytes, "class %u: %u blocks", cls,
+                  row->blocks);
         cr_assert(granules <= SUPERSLAB_GRANULES);
     }
 }

@@ -58,8 +58,10 @@ static void must_add_up(void)
                               : out * 4 >= blocks     ? BIN_LOW
                                                       : BIN_SPARSE;
             cr_assert(slab->bin == bin && slab->prev == before);
-            cr_assert(bin == wanted, "%zu of %zu outside: bin %u, not %u", out, blocks, bin, wanted);
-            cr_assert(slab->carved <= blocks && chain_count(slab->free) + slab->released_blocks <= slab->carved);
+            cr_assert(bin == wanted, "%zu of %zu outside: bin %u, not %u", out, blocks, bin,
+                      wanted);
+            cr_assert(slab->carved <= blocks &&
+                      chain_count(slab->free) + slab->released_blocks <= slab->carved);
             slabs++;
             outside += out;
             carved += slab_touched(slab);
@@ -114,20 +116,25 @@ static void carve_whole_slab(unsigned cls, const guard_t *guard)
     cr_assert(slab_pages(slab) == 0, "class %u", cls);
     while (total < all) {
         size_t count = take(cls, 100000, guard, blocks);
-        cr_assert(count > 0 && count <= all - total, "class %u: %zu after %zu of %zu", cls, count, total, all);
+        cr_assert(count > 0 && count <= all - total, "class %u: %zu after %zu of %zu", cls, count,
+                  total, all);
         for (size_t i = 0; i < count; i++) {
             size_t offset = (size_t)(blocks[i] - slab->start);
-            cr_assert(offset % bytes == 0 && offset / bytes < all, "class %u, offset %zu", cls, offset);
+            cr_assert(offset % bytes == 0 && offset / bytes < all, "class %u, offset %zu", cls,
+                      offset);
             cr_assert(!seen[offset / bytes], "class %u: block %zu twice", cls, offset / bytes);
             seen[offset / bytes] = true;
             cr_assert(i == 0 || blocks[i] == blocks[i - 1] + bytes, "class %u: not upwards", cls);
-            /* Of small blocks, four go together: their lines may reach into the next page, where nothing else does. */
+            /* Of small blocks, four go together: their lines may reach into the next page, where
+             * nothing else does. */
             bool first_line = bytes < HAK_LINE && i < 4;
-            cr_assert(first_line || offset / HAK_PAGE == (size_t)(blocks[0] - slab->start) / HAK_PAGE,
+            cr_assert(first_line ||
+                          offset / HAK_PAGE == (size_t)(blocks[0] - slab->start) / HAK_PAGE,
                       "class %u: a second page", cls);
 
             cr_assert(slab_has(slab, blocks[i]));
-            cr_assert(slab_of(registry_lookup(blocks[i] + bytes - 1), blocks[i] + bytes - 1) == slab);
+            cr_assert(slab_of(registry_lookup(blocks[i] + bytes - 1), blocks[i] + bytes - 1) ==
+                      slab);
             pages |= pages_of_block(slab, blocks[i]);
         }
         total += count;
@@ -144,13 +151,15 @@ static void carve_whole_slab(unsigned cls, const guard_t *guard)
 
 Test(slab, carving_gives_every_block_once_for_every_class)
 {
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) carve_whole_slab(cls, cls % 2 ? &fast : &checked);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+        carve_whole_slab(cls, cls % 2 ? &fast : &checked);
 }
 
 /* Where carving begins differs from slab to slab. */
 Test(slab, carving_is_whole_wherever_it_begins)
 {
-    for (unsigned i = 0; i < 300; i++) carve_whole_slab(i % 3 == 0 ? 2 : i % 3 == 1 ? 40 : 56, &fast);
+    for (unsigned i = 0; i < 300; i++)
+        carve_whole_slab(i % 3 == 0 ? 2 : i % 3 == 1 ? 40 : 56, &fast);
 }
 
 static pages_t resident_pages(const slab_t *slab)
@@ -172,11 +181,13 @@ Test(slab, pages_are_touched_only_when_wanted)
         for (size_t total = 0; total < all;) {
             total += take(classes[i], all, &checked, blocks);
             pages_t resident = resident_pages(slab);
-            cr_assert((resident & ~slab_pages(slab)) == 0, "class %u: pages %lx beyond %lx", classes[i],
-                      (unsigned long)resident, (unsigned long)slab_pages(slab));
+            cr_assert((resident & ~slab_pages(slab)) == 0, "class %u: pages %lx beyond %lx",
+                      classes[i], (unsigned long)resident, (unsigned long)slab_pages(slab));
             if (total < all && size_classes[classes[i]].bytes <= 1024)
-                cr_assert(resident != (((pages_t)1 << size_classes[classes[i]].granules * GRANULE_PAGES) - 1) ||
-                          total * 2 > all);
+                cr_assert(
+                    resident !=
+                        (((pages_t)1 << size_classes[classes[i]].granules * GRANULE_PAGES) - 1) ||
+                    total * 2 > all);
         }
         slab_remove(&set, slab);
     }
@@ -193,8 +204,8 @@ Test(slab, one_take_touches_one_page)
     }
 }
 
-/* Of blocks smaller than a cache line a take gets whole lines: what two CPUs hold shares none. What is left over at the
- * end of the slab shares its line with nobody. */
+/* Of blocks smaller than a cache line a take gets whole lines: what two CPUs hold shares none. What
+ * is left over at the end of the slab shares its line with nobody. */
 static void carve_lines(unsigned cls, size_t want)
 {
     slab_t *slab = add(cls);
@@ -209,8 +220,8 @@ static void carve_lines(unsigned cls, size_t want)
         if (first % HAK_LINE == 0 && (end % HAK_LINE == 0 || end == all * bytes)) continue;
         if (!torn++) where = first;
     }
-    cr_assert(torn == 0, "%zu bytes, %zu at once: %zu chains tear a line, the first at offset %zu", bytes, want, torn,
-              where);
+    cr_assert(torn == 0, "%zu bytes, %zu at once: %zu chains tear a line, the first at offset %zu",
+              bytes, want, torn, where);
     slab_remove(&set, slab);
 }
 
@@ -267,15 +278,18 @@ Test(slab, the_fullest_slab_serves_first)
                 left[k]--;
             }
     must_add_up();
-    cr_assert(slabs[0]->bin == BIN_SPARSE && slabs[1]->bin == BIN_HALF && slabs[2]->bin == BIN_HIGH);
+    cr_assert(slabs[0]->bin == BIN_SPARSE && slabs[1]->bin == BIN_HALF &&
+              slabs[2]->bin == BIN_HIGH);
 
     char *next[MOST_BLOCKS];
     for (unsigned i = 0; i < 3; i++) {
-        unsigned from = 2 - i; /* the fullest that is left; two blocks that are all it has come together */
+        unsigned from =
+            2 - i; /* the fullest that is left; two blocks that are all it has come together */
         for (size_t got = 0; got < 16 - keep[from];) {
             size_t taken = take(CLASS, 1, &checked, next);
             got += taken;
-            cr_assert(taken == (got == 16 - keep[from] ? 2 : 1) && home(next[0]) == slabs[from], "slab %u", from);
+            cr_assert(taken == (got == 16 - keep[from] ? 2 : 1) && home(next[0]) == slabs[from],
+                      "slab %u", from);
         }
         cr_assert(slabs[from]->bin == BIN_FULL);
     }
@@ -297,8 +311,10 @@ Test(slab, a_slab_moves_to_another_set_with_all_that_is_counted)
     cr_assert(slab_find(&set, BIN_SPARSE) == NULL, "fuller than was asked for");
     slab_move(&set, &other, goes);
     must_add_up();
-    cr_assert(set.slabs == 1 && set.outside == 16 && set.carved == 16 && slab_find(&set, BIN_HIGH) == NULL);
-    cr_assert(other.slabs == 1 && other.outside == 5 && other.carved == 16 && slab_find(&other, BIN_HIGH) == goes);
+    cr_assert(set.slabs == 1 && set.outside == 16 && set.carved == 16 &&
+              slab_find(&set, BIN_HIGH) == NULL);
+    cr_assert(other.slabs == 1 && other.outside == 5 && other.carved == 16 &&
+              slab_find(&other, BIN_HIGH) == goes);
     chain_t chain = slab_take(&other, CLASS, 11, 22, &checked);
     cr_assert(chain_count(chain) == 11 && other.outside == 16 && goes->bin == BIN_FULL);
     slab_move(&other, &set, goes);
@@ -317,11 +333,15 @@ static bool purge_counted(void *at, size_t bytes)
     return !purge_refuses && os->purge(at, bytes);
 }
 
-static void stamp(char *block, size_t bytes, size_t number) { memset(block, (int)(number % 251 + 1), bytes); }
+static void stamp(char *block, size_t bytes, size_t number)
+{
+    memset(block, (int)(number % 251 + 1), bytes);
+}
 
-/* Takes every block of a fresh slab, puts some back, and says which pages hold one that is still outside. */
-static pages_t thin_out(slab_t *slab, unsigned cls, const guard_t *guard, randoms_t *randoms, char *kept[],
-                        size_t *count)
+/* Takes every block of a fresh slab, puts some back, and says which pages hold one that is still
+ * outside. */
+static pages_t thin_out(slab_t *slab, unsigned cls, const guard_t *guard, randoms_t *randoms,
+                        char *kept[], size_t *count)
 {
     size_t bytes = size_classes[cls].bytes, all = 0;
     for (size_t got; (got = take(cls, 100000, guard, &blocks[all])) != 0;) all += got;
@@ -339,8 +359,8 @@ static pages_t thin_out(slab_t *slab, unsigned cls, const guard_t *guard, random
     return live;
 }
 
-/* A second free is known by the seal or, where that is gone, by the page: also of a block that reaches into a page that is
- * still gone from one that is wanted again. */
+/* A second free is known by the seal or, where that is gone, by the page: also of a block that
+ * reaches into a page that is still gone from one that is wanted again. */
 static void free_blocks_must_be_known(const slab_t *slab, const bool *outside, const guard_t *guard)
 {
     const size_class_t *sizes = &size_classes[slab->cls];
@@ -360,18 +380,22 @@ static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t
     pages_t live = thin_out(slab, cls, guard, randoms, kept, &count);
     pages_t touched = slab_pages(slab), gone = touched & ~live;
     purge_refuses = true;
-    cr_assert(slab_release(&set, slab, guard, &none, purge_counted) == 0 && slab_pages(slab) == touched, "refused");
+    cr_assert(slab_release(&set, slab, guard, &none, purge_counted) == 0 &&
+                  slab_pages(slab) == touched,
+              "refused");
     purge_refuses = false;
     purge_calls = 0;
     size_t pages = slab_release(&set, slab, guard, &none, purge_counted);
     cr_assert(pages == (size_t)__builtin_popcountll(gone), "class %u: %zu pages", cls, pages);
     cr_assert(slab_pages(slab) == live && (resident_pages(slab) & ~live) == 0, "class %u", cls);
-    cr_assert(purge_calls == (unsigned)__builtin_popcountll(gone & ~(gone << 1)), "a call for each run of pages");
+    cr_assert(purge_calls == (unsigned)__builtin_popcountll(gone & ~(gone << 1)),
+              "a call for each run of pages");
     cr_assert(slab_release(&set, slab, guard, &none, purge_counted) == 0, "nothing twice");
     cr_assert(slab_outside(slab) == count);
     must_add_up();
     for (size_t i = 0; i < count; i++) {
-        cr_assert(slab_has(slab, kept[i]) && kept[i][0] == kept[i][bytes - 1] && kept[i][0], "content was lost");
+        cr_assert(slab_has(slab, kept[i]) && kept[i][0] == kept[i][bytes - 1] && kept[i][0],
+                  "content was lost");
     }
     /* Everything can be taken again, once, and touches pages one after another. */
     static bool seen[MOST_BLOCKS];
@@ -429,10 +453,12 @@ Test(slab, a_purge_that_fails_halfway_loses_no_block)
         for (size_t i = 0; i < all; i++) stamp(blocks[i], bytes, i);
         for (size_t i = 0; i < all; i++)
             if (i != all / 2) slab_put(&set, slab, blocks[i], guard);
-        cr_assert(slab_release(&set, slab, guard, &none, at % 4 < 2 ? purge_halfway : purge_first_page) == 0);
+        cr_assert(slab_release(&set, slab, guard, &none,
+                               at % 4 < 2 ? purge_halfway : purge_first_page) == 0);
         cr_assert(slab_outside(slab) == 1 && !slab_has_released(slab));
         must_add_up();
-        cr_assert(blocks[all / 2][0] == blocks[all / 2][bytes - 1] && blocks[all / 2][0], "content was lost");
+        cr_assert(blocks[all / 2][0] == blocks[all / 2][bytes - 1] && blocks[all / 2][0],
+                  "content was lost");
         size_t again = 0;
         for (size_t got; (got = take(cls, 100000, guard, &blocks[again])) != 0;) again += got;
         cr_assert(again == all - 1, "class %u: %zu blocks of %zu", cls, again, all - 1);
@@ -442,9 +468,13 @@ Test(slab, a_purge_that_fails_halfway_loses_no_block)
     }
 }
 
-static bool purge_two_pages(void *at, size_t bytes) { return os->purge(at, hak_min(bytes, 2 * HAK_PAGE)) && false; }
+static bool purge_two_pages(void *at, size_t bytes)
+{
+    return os->purge(at, hak_min(bytes, 2 * HAK_PAGE)) && false;
+}
 
-/* So does a block whose beginning lies there, and whose end is gone already: its second free stays known. */
+/* So does a block whose beginning lies there, and whose end is gone already: its second free stays
+ * known. */
 Test(slab, a_purge_that_fails_halfway_loses_no_seal)
 {
     enum { BYTES = 7168 };
@@ -459,7 +489,8 @@ Test(slab, a_purge_that_fails_halfway_loses_no_seal)
     cr_assert(slab_release(&set, slab, &checked, &keep, os->purge) == 2 && slab_has_released(slab));
     slab_put(&set, slab, slab->start, &checked);
     cr_assert(slab_release(&set, slab, &checked, &keep, purge_two_pages) == 0);
-    cr_assert(memory_is_zero(slab->start + HAK_PAGE, BYTES - HAK_PAGE), "the page of its beginning was emptied");
+    cr_assert(memory_is_zero(slab->start + HAK_PAGE, BYTES - HAK_PAGE),
+              "the page of its beginning was emptied");
     cr_assert(!slab_forgot(block) && !slab_has(slab, block));
     const block_t *words = (const block_t *)(const void *)block;
     cr_assert(block_is_sealed(words, block_link(words, checked.key), checked.key));
@@ -487,13 +518,15 @@ Test(slab, pages_of_an_earlier_life_go_too)
     slab_t *slab = add(CLASS);
     for (size_t page = 0; page < GRANULE_PAGES; page++) slab->start[page * HAK_PAGE + 100] = 1;
     run_t run = slab_run(slab);
-    for (unsigned g = 0; g < size_classes[CLASS].granules; g++) run.ss->touched[run.first + g] = ALL_TOUCHED;
+    for (unsigned g = 0; g < size_classes[CLASS].granules; g++)
+        run.ss->touched[run.first + g] = ALL_TOUCHED;
     cr_assert(take(CLASS, 1, &fast, blocks) == 1);
     pages_t live = pages_of_block(slab, blocks[0]);
     size_t keep = 0, pages = GRANULE_PAGES - (size_t)__builtin_popcountll(live);
     cr_assert(slab_release(&set, slab, &fast, &keep, os->purge) == pages);
     for (size_t page = 0; page < GRANULE_PAGES; page++)
-        cr_assert(live >> page & 1 || !memory_is_resident(slab->start + page * HAK_PAGE), "page %zu", page);
+        cr_assert(live >> page & 1 || !memory_is_resident(slab->start + page * HAK_PAGE),
+                  "page %zu", page);
     cr_assert(slab_release(&set, slab, &fast, &keep, os->purge) == 0);
     size_t all = 1;
     for (size_t got; (got = take(CLASS, 64, &fast, &blocks[all])) != 0;) all += got;
@@ -531,7 +564,8 @@ Test(slab, a_freelist_goes_whole)
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
         slab_t *slab = add(CLASS);
         cr_assert(empty_into(CLASS, 16, blocks) == 16);
-        for (unsigned i = 0; i < cases[c].listed; i++) (void)slab_put(&set, slab, blocks[i], &checked);
+        for (unsigned i = 0; i < cases[c].listed; i++)
+            (void)slab_put(&set, slab, blocks[i], &checked);
         char *next[MOST_BLOCKS];
         size_t got = take(CLASS, cases[c].want, &checked, next);
         cr_assert(got == cases[c].got, "%zu of %u, %u wanted", got, cases[c].listed, cases[c].want);
@@ -635,14 +669,16 @@ static void must_abort(void *ptr, const char *code)
 {
     guard_of_victim = &checked;
     child_run(&child, put_victim, ptr);
-    cr_assert(child_aborted(&child, code, "free"), "signal %d, status %d: %s", child.signal, child.status,
-              child.text);
+    cr_assert(child_aborted(&child, code, "free"), "signal %d, status %d: %s", child.signal,
+              child.status, child.text);
     char wanted[64];
-    snprintf(wanted, sizeof wanted, "ptr=0x%zx heap=\"checked\" class=128: ", (size_t)(uintptr_t)ptr);
+    snprintf(wanted, sizeof wanted,
+             "ptr=0x%zx heap=\"checked\" class=128: ", (size_t)(uintptr_t)ptr);
     cr_assert(strstr(child.text, wanted), "%s", child.text);
     guard_of_victim = &fast;
     child_run(&child, put_victim, ptr);
-    cr_assert(child_aborted(&child, code, "free"), "a FAST heap: signal %d: %s", child.signal, child.text);
+    cr_assert(child_aborted(&child, code, "free"), "a FAST heap: signal %d: %s", child.signal,
+              child.text);
 }
 
 Test(slab, what_is_no_block_aborts)
@@ -687,7 +723,8 @@ Test(slab, a_freed_block_that_was_written_to_aborts)
     for (size_t i = 0; i + 1 < count; i++) slab_put(&set, slab, blocks[i], &checked);
     blocks[count - 2][9] ^= 1;
     child_run(&child, take_damaged, NULL);
-    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "signal %d: %s", child.signal, child.text);
+    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "signal %d: %s", child.signal,
+              child.text);
     blocks[count - 2][9] ^= 1;
     child_run(&child, take_damaged, NULL);
     cr_assert(child.status == 0, "%s", child.text);
@@ -707,7 +744,8 @@ static void random_blocks(unsigned cls, const guard_t *guard, uint64_t seed)
     for (unsigned round = 0; round < ROUNDS; round++) {
         if (random_below(&randoms, 2)) {
             size_t got = take(cls, 1 + random_below(&randoms, 20), guard, held + count);
-            cr_assert(got > 0 || count == 3 * all, "nothing although only %zu of %zu are out", count, 3 * all);
+            cr_assert(got > 0 || count == 3 * all, "nothing although only %zu of %zu are out",
+                      count, 3 * all);
             for (size_t i = count; i < count + got; i++) {
                 cr_assert((unsigned char)held[i][15] != stamp, "a block that is out already");
                 memset(held[i], stamp, 16);

@@ -1,4 +1,5 @@
-/* Statistics, report, counters and the whole-heap check: exact at rest, in order under load, and able to find damage. */
+/* Statistics, report, counters and the whole-heap check: exact at rest, in order under load, and
+ * able to find damage. */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -68,29 +69,34 @@ static void must_agree(const hak_heap_t *heap, const shadow_t *shadow, size_t st
 {
     hak_heap_stats_t stats = contract_stats(heap);
     cr_assert(stats.live_blocks == shadow->blocks && stats.live_bytes == shadow->bytes,
-              "step %zu: %zu blocks and %zu bytes live, %zu and %zu counted", step, stats.live_blocks,
-              stats.live_bytes, shadow->blocks, shadow->bytes);
-    cr_assert(stats.large_blocks == shadow->large_blocks && stats.large_bytes == shadow->large_bytes,
-              "step %zu: %zu large blocks, %zu counted", step, stats.large_blocks, shadow->large_blocks);
-    cr_assert(contract_sum(&stats) == stats.committed_bytes, "step %zu: %zu bytes by the balance, %zu committed",
-              step, contract_sum(&stats), stats.committed_bytes);
-    cr_assert(stats.peak_bytes >= stats.committed_bytes && stats.mapped_bytes >= stats.committed_bytes);
+              "step %zu: %zu blocks and %zu bytes live, %zu and %zu counted", step,
+              stats.live_blocks, stats.live_bytes, shadow->blocks, shadow->bytes);
+    cr_assert(
+        stats.large_blocks == shadow->large_blocks && stats.large_bytes == shadow->large_bytes,
+        "step %zu: %zu large blocks, %zu counted", step, stats.large_blocks, shadow->large_blocks);
+    cr_assert(contract_sum(&stats) == stats.committed_bytes,
+              "step %zu: %zu bytes by the balance, %zu committed", step, contract_sum(&stats),
+              stats.committed_bytes);
+    cr_assert(stats.peak_bytes >= stats.committed_bytes &&
+              stats.mapped_bytes >= stats.committed_bytes);
 
     size_t hot = 0, spare = 0, cold = 0, remote = 0;
     for (unsigned class = 0; class < hak_size_class_count(); class ++) {
         hak_class_stats_t row = {.struct_size = sizeof row};
         cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
         cr_assert(row.block_bytes == hak_size_class_bytes(class));
-        cr_assert(row.live_blocks == shadow->in_class[class], "step %zu: class %zu: %zu blocks live, %zu counted",
-                  step, row.block_bytes, row.live_blocks, shadow->in_class[class]);
+        cr_assert(row.live_blocks == shadow->in_class[class],
+                  "step %zu: class %zu: %zu blocks live, %zu counted", step, row.block_bytes,
+                  row.live_blocks, shadow->in_class[class]);
         hot += row.hot_blocks * row.block_bytes;
         spare += row.spare_blocks * row.block_bytes;
         cold += row.cold_blocks * row.block_bytes;
         remote += row.remote_blocks * row.block_bytes;
-        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks + row.remote_blocks +
-                     row.free_blocks + row.untouched_blocks;
-        cr_assert(all == row.slabs * size_classes[class].blocks, "step %zu: class %zu: %zu blocks of %zu slabs", step,
-                  row.block_bytes, all, row.slabs);
+        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks +
+                     row.remote_blocks + row.free_blocks + row.untouched_blocks;
+        cr_assert(all == row.slabs * size_classes[class].blocks,
+                  "step %zu: class %zu: %zu blocks of %zu slabs", step, row.block_bytes, all,
+                  row.slabs);
     }
     cr_assert(hot == stats.hot_bytes && spare == stats.spare_bytes && cold == stats.cold_bytes &&
                   remote == stats.remote_bytes,
@@ -118,7 +124,8 @@ static void random_workload(int level, uint64_t seed)
             account(&shadow, shadow.usable[at], 1);
         }
         if (random_below(&randoms, 3000) == 0) (void)hak_heap_flush(heap);
-        if (random_below(&randoms, 3000) == 0) (void)hak_heap_trim(heap, random_below(&randoms, 2) * HAK_MIB);
+        if (random_below(&randoms, 3000) == 0)
+            (void)hak_heap_trim(heap, random_below(&randoms, 2) * HAK_MIB);
         if (random_below(&randoms, 6000) == 0)
             for (unsigned i = 0; i < SLOTS; i++) put_slot(heap, &shadow, i, NULL);
         if (random_below(&randoms, 500) == 0) must_agree(heap, &shadow, step);
@@ -164,26 +171,31 @@ Test(stats, in_order_while_threads_run)
     enum { THREADS = 4 };
     pthread_t threads[THREADS];
     common = contract_heap(1, "common");
-    for (uintptr_t i = 0; i < THREADS; i++) cr_assert(pthread_create(&threads[i], NULL, use, (void *)(i + 1)) == 0);
+    for (uintptr_t i = 0; i < THREADS; i++)
+        cr_assert(pthread_create(&threads[i], NULL, use, (void *)(i + 1)) == 0);
     size_t peak = 0;
     for (size_t i = 0; i < contract_work(4000); i++) {
         hak_heap_stats_t stats = contract_stats(common);
-        cr_assert(stats.live_bytes <= stats.committed_bytes && stats.committed_bytes <= stats.peak_bytes,
-                  "%zu live, %zu committed, %zu peak", stats.live_bytes, stats.committed_bytes, stats.peak_bytes);
+        cr_assert(stats.live_bytes <= stats.committed_bytes &&
+                      stats.committed_bytes <= stats.peak_bytes,
+                  "%zu live, %zu committed, %zu peak", stats.live_bytes, stats.committed_bytes,
+                  stats.peak_bytes);
         cr_assert(stats.peak_bytes >= peak, "the peak fell");
         peak = stats.peak_bytes;
-        cr_assert(contract_cached(&stats) <= stats.committed_bytes && stats.free_bytes <= stats.committed_bytes);
-        cr_assert(stats.untouched_bytes <= stats.committed_bytes && stats.metadata_bytes <= stats.committed_bytes);
+        cr_assert(contract_cached(&stats) <= stats.committed_bytes &&
+                  stats.free_bytes <= stats.committed_bytes);
+        cr_assert(stats.untouched_bytes <= stats.committed_bytes &&
+                  stats.metadata_bytes <= stats.committed_bytes);
         cr_assert(stats.phantom_superslabs <= stats.superslabs);
         if (i % 50 == 0) (void)hak_heap_trim(common, 0);
         if (i % 100 == 0) cr_assert(hak_heap_check(common) == 0);
         unsigned class = (unsigned)(i % hak_size_class_count());
         hak_class_stats_t row = {.struct_size = sizeof row};
         cr_assert(hak_heap_class_stats(common, class, &row) == 0);
-        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks + row.remote_blocks +
-                     row.free_blocks + row.untouched_blocks;
-        cr_assert(all == row.slabs * size_classes[class].blocks, "class %zu: %zu blocks of %zu slabs",
-                  row.block_bytes, all, row.slabs);
+        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks +
+                     row.remote_blocks + row.free_blocks + row.untouched_blocks;
+        cr_assert(all == row.slabs * size_classes[class].blocks,
+                  "class %zu: %zu blocks of %zu slabs", row.block_bytes, all, row.slabs);
     }
     stop = true;
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
@@ -242,8 +254,8 @@ static void free_big_while_busy(bool reset)
             continue;
         }
         hak_heap_stats_t stats = contract_stats(heap);
-        cr_assert(stats.live_blocks == 1 && stats.large_blocks == 0, "%zu blocks live, %zu of them large",
-                  stats.live_blocks, stats.large_blocks);
+        cr_assert(stats.live_blocks == 1 && stats.large_blocks == 0,
+                  "%zu blocks live, %zu of them large", stats.live_blocks, stats.large_blocks);
         cr_assert(contract_sum(&stats) == stats.committed_bytes);
         cr_assert(contract_unsound(heap, 1) == 0);
         hak_heap_free(heap, stays);
@@ -266,8 +278,10 @@ static void free_small_while_busy(bool reset)
     pthread_barrier_init(&may_go, NULL, 2);
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "busy");
-        for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 512)) != NULL);
-        class_state_t *state = heap_class_made(heap, hak_size_class_of(hak_usable_size(blocks[BLOCKS - 1])));
+        for (int i = 0; i < BLOCKS; i++)
+            cr_assert((blocks[i] = hak_heap_malloc(heap, 512)) != NULL);
+        class_state_t *state =
+            heap_class_made(heap, hak_size_class_of(hak_usable_size(blocks[BLOCKS - 1])));
         cr_assert(state != NULL);
         pthread_t holder;
         cr_assert(pthread_create(&holder, NULL, hold_class_lock, state) == 0);
@@ -280,7 +294,8 @@ static void free_small_while_busy(bool reset)
         cr_assert(stats.remote_bytes > 0, "nothing is on the remote list, so nothing is tested");
         cr_assert(contract_unsound(heap, 0) == 0);
         if (HAK_COUNTERS)
-            cr_assert(load_relaxed(&heap->counters.count[COUNTER_ss_remote]) * 512 == stats.remote_bytes,
+            cr_assert(load_relaxed(&heap->counters.count[COUNTER_ss_remote]) * 512 ==
+                          stats.remote_bytes,
                       "%llu blocks counted",
                       (unsigned long long)load_relaxed(&heap->counters.count[COUNTER_ss_remote]));
         if (reset) cr_assert(hak_heap_reset(heap) == 0);
@@ -319,7 +334,8 @@ static void must_say(const char *field, size_t value)
     snprintf(row, sizeof row, "\n  %s ", field);
     const char *at = strstr(text.text, row);
     cr_assert(at != NULL, "no row %s in:\n%s", field, text.text);
-    cr_assert(strtoull(at + strlen(row), NULL, 10) == value, "%s is not %zu in:\n%s", field, value, text.text);
+    cr_assert(strtoull(at + strlen(row), NULL, 10) == value, "%s is not %zu in:\n%s", field, value,
+              text.text);
 }
 
 Test(stats, the_report_has_every_row)
@@ -334,7 +350,8 @@ Test(stats, the_report_has_every_row)
         hak_heap_stats_t stats = contract_stats(heap);
         memset(&text, 0, sizeof text);
         cr_assert(hak_heap_report(heap, gather, &text) == 0);
-        cr_assert(strncmp(text.text, "heap \"reported\"", 15) == 0 && strstr(text.text, hak_percpu_mode()));
+        cr_assert(strncmp(text.text, "heap \"reported\"", 15) == 0 &&
+                  strstr(text.text, hak_percpu_mode()));
 #define SAYS(field) must_say(#field, stats.field);
         SAYS(live_bytes)
         SAYS(live_blocks)
@@ -359,15 +376,16 @@ Test(stats, the_report_has_every_row)
             hak_class_stats_t row = {.struct_size = sizeof row};
             cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
             char line[64];
-            snprintf(line, sizeof line, "\n  %8zu %8zu %10zu ", row.block_bytes, row.slabs, row.live_blocks);
-            cr_assert((strstr(text.text, line) != NULL) == (row.slabs != 0), "class %zu in:\n%s", row.block_bytes,
-                      text.text);
+            snprintf(line, sizeof line, "\n  %8zu %8zu %10zu ", row.block_bytes, row.slabs,
+                     row.live_blocks);
+            cr_assert((strstr(text.text, line) != NULL) == (row.slabs != 0), "class %zu in:\n%s",
+                      row.block_bytes, text.text);
         }
         for (unsigned i = 0; i < COUNTER_COUNT; i++) {
             char line[64];
             snprintf(line, sizeof line, "\n  %-22s ", counter_rows[i].name);
-            cr_assert((strstr(text.text, line) != NULL) == (HAK_COUNTERS != 0), "counter %s in:\n%s",
-                      counter_rows[i].name, text.text);
+            cr_assert((strstr(text.text, line) != NULL) == (HAK_COUNTERS != 0),
+                      "counter %s in:\n%s", counter_rows[i].name, text.text);
         }
         cr_assert(text.text[text.used - 1] == '\n' && strlen(text.text) == text.used);
         cr_assert(hak_heap_destroy(heap) == 0);
@@ -420,9 +438,10 @@ static uint64_t count_of(hak_heap_t *heap, counter_t counter)
     return load_relaxed(&heap->counters.count[HAK_COUNTERS ? counter : 0]);
 }
 
-#define COUNTS(name, n)                                                                                  \
-    cr_assert(count_of(heap, COUNTER_##name) == (uint64_t)(n), "%s is %llu, not %llu (level %d)", #name, \
-              (unsigned long long)count_of(heap, COUNTER_##name), (unsigned long long)(n), level)
+#define COUNTS(name, n)                                                                           \
+    cr_assert(count_of(heap, COUNTER_##name) == (uint64_t)(n), "%s is %llu, not %llu (level %d)", \
+              #name, (unsigned long long)count_of(heap, COUNTER_##name), (unsigned long long)(n), \
+              level)
 
 Test(stats, counters_count_what_happened)
 {
@@ -470,7 +489,8 @@ Test(stats, counters_count_what_happened)
         COUNTS(early_no_rseq, 0);
         COUNTS(refill_remote, 0);
 
-        /* Every malloc of a small block is answered by one stage, every free of one goes one way. */
+        /* Every malloc of a small block is answered by one stage, every free of one goes one
+         * way. */
         enum { BLOCKS = 5000 };
         static void *blocks[BLOCKS];
         const counter_t answers[] = {COUNTER_refill_hot, COUNTER_refill_spare, COUNTER_refill_cold,
@@ -478,13 +498,15 @@ Test(stats, counters_count_what_happened)
         uint64_t before = 0, after = 0;
         for (int i = 0; i < 4; i++) before += count_of(heap, answers[i]);
         for (int round = 0; round < 3; round++) {
-            for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 100)) != NULL);
+            for (int i = 0; i < BLOCKS; i++)
+                cr_assert((blocks[i] = hak_heap_malloc(heap, 100)) != NULL);
             for (int i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
         }
         for (int i = 0; i < 4; i++) after += count_of(heap, answers[i]);
-        cr_assert(after - before == 3 * BLOCKS, "%llu of %d calls counted", (unsigned long long)(after - before),
-                  3 * BLOCKS);
-        cr_assert(count_of(heap, COUNTER_refill_spare) > 0 && count_of(heap, COUNTER_early_full) > 0);
+        cr_assert(after - before == 3 * BLOCKS, "%llu of %d calls counted",
+                  (unsigned long long)(after - before), 3 * BLOCKS);
+        cr_assert(count_of(heap, COUNTER_refill_spare) > 0 &&
+                  count_of(heap, COUNTER_early_full) > 0);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
@@ -504,13 +526,19 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
     ptrdiff_t one = damaged ? 1 : -1;
     switch (how) {
     case 0: heap_set_of(p->state, p->slab->home)->carved += (size_t)one; return true;
-    case 1: store_relaxed(&p->state->outside, load_relaxed(&p->state->outside) + (size_t)one); return true;
+    case 1:
+        store_relaxed(&p->state->outside, load_relaxed(&p->state->outside) + (size_t)one);
+        return true;
     case 2: heap_set_of(p->state, p->slab->home)->slabs += (size_t)one; return true;
     case 3: p->slab->carved = (uint16_t)(p->slab->carved + one); return true;
     case 4: p->slab->cls ^= 1; return true;
     case 5: p->slab->bin ^= 1; return true;
-    case 6: store_relaxed(&p->heap->committed, load_relaxed(&p->heap->committed) + (size_t)(one * 16)); return true;
-    case 7: store_relaxed(&p->heap->metadata, load_relaxed(&p->heap->metadata) + (size_t)(one * 16)); return true;
+    case 6:
+        store_relaxed(&p->heap->committed, load_relaxed(&p->heap->committed) + (size_t)(one * 16));
+        return true;
+    case 7:
+        store_relaxed(&p->heap->metadata, load_relaxed(&p->heap->metadata) + (size_t)(one * 16));
+        return true;
     case 8: p->heap->large.mid_blocks += (size_t)one; return true;
     case 9: p->heap->large.live_blocks += (size_t)one; return true;
     case 10: p->heap->superslabs.count += (size_t)one; return true;
@@ -518,7 +546,9 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
     case 12: p->heap->superslabs.all->free_touched += (uint32_t)one; return true;
     case 13: p->heap->superslabs.all->free[1] ^= (uint64_t)1 << 63; return true;
     case 14: registry_set_run(p->mid, 1, damaged ? NULL : p->heap, CODE_MID); return true;
-    case 15: registry_set_range(p->large, SUPERSLAB, damaged ? NULL : p->heap->large.live); return true;
+    case 15:
+        registry_set_range(p->large, SUPERSLAB, damaged ? NULL : p->heap->large.live);
+        return true;
     case 16: p->heap->large.live->heap = damaged ? NULL : p->heap; return true;
     case 17: {
         /* A magazine that counts a block too many. */
@@ -531,7 +561,9 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
         static chain_t before;
         _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
         if (damaged) before = load_relaxed(word);
-        store_relaxed(word, damaged ? (chain_t)(uintptr_t)p->mid << CHAIN_SHIFT | chain_count(before) : before);
+        store_relaxed(word, damaged
+                                ? (chain_t)(uintptr_t)p->mid << CHAIN_SHIFT | chain_count(before)
+                                : before);
         return true;
     }
     case 19: {
@@ -540,7 +572,8 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
         block_t *block = p->cached;
         if (damaged) {
             before = *block;
-            block_set_link(block, chain_address(block) | chain_count(block_link(&before, p->heap->key)),
+            block_set_link(block,
+                           chain_address(block) | chain_count(block_link(&before, p->heap->key)),
                            p->heap->key);
         } else {
             *block = before;
@@ -604,7 +637,8 @@ static patient_t admit(int level)
     int index = percpu_index();
     cr_assert(index >= 0);
     p.area = percpu_area(&p.heap->percpu, (unsigned)index);
-    cr_assert(p.area != NULL && chain_block(load_relaxed(&p.area->hot[p.state->cls].word)) == p.cached);
+    cr_assert(p.area != NULL &&
+              chain_block(load_relaxed(&p.area->hot[p.state->cls].word)) == p.cached);
     cr_assert(slab_outside(p.slab) > 0 && chain_count(p.slab->free) > 1);
     return p;
 }
@@ -628,7 +662,8 @@ Test(stats, check_can_fail)
                 missed++;
                 cr_log_error("level %d: check gave %d for damage %u", level, found, how);
             }
-            cr_assert(hak_heap_check(p.heap) == 0, "level %d: damage %u was undone, and is found", level, how);
+            cr_assert(hak_heap_check(p.heap) == 0, "level %d: damage %u was undone, and is found",
+                      level, how);
         }
         cr_assert(hak_heap_destroy(p.heap) == 0);
     }

@@ -17,7 +17,8 @@ __attribute__((unused)) static void run_stress(const char *path)
 
     static run_result_t result;
     run_program(&result, limit, (const char *const[]){path, "--seconds", seconds, NULL});
-    cr_assert(result.status != RUN_TIMEOUT, "%s did not end within %u s:\n%s", path, limit, result.text);
+    cr_assert(result.status != RUN_TIMEOUT, "%s did not end within %u s:\n%s", path, limit,
+              result.text);
     cr_assert(result.status == 0, "%s ended with status %d:\n%s", path, result.status, result.text);
 }
 

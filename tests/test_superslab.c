@@ -1,4 +1,5 @@
-/* superslab: runs of granules against a shadow, bins and sets, what was touched, purges that fail. */
+/* superslab: runs of granules against a shadow, bins and sets, what was touched, purges that
+ * fail. */
 #include "superslab.h"
 
 #include <criterion/criterion.h>
@@ -80,10 +81,11 @@ static void must_match(unsigned i)
     const shadow_t *shadow = &shadows[i];
     unsigned free_granules = 0, free_touched = 0;
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
-        cr_assert((ss->free[g / 64] >> (g % 64) & 1) == !shadow->used[g], "SuperSlab %u, granule %u", i, g);
+        cr_assert((ss->free[g / 64] >> (g % 64) & 1) == !shadow->used[g],
+                  "SuperSlab %u, granule %u", i, g);
         for (unsigned p = 0; p < GRANULE_PAGES; p++)
-            cr_assert((ss->touched[g] >> p & 1) == shadow->touched[g * GRANULE_PAGES + p], "SuperSlab %u, page %u.%u",
-                      i, g, p);
+            cr_assert((ss->touched[g] >> p & 1) == shadow->touched[g * GRANULE_PAGES + p],
+                      "SuperSlab %u, page %u.%u", i, g, p);
         if (shadow->used[g]) continue;
         free_granules++;
         free_touched += bits_of(ss->touched[g]);
@@ -92,8 +94,8 @@ static void must_match(unsigned i)
     cr_assert(ss->free_touched == free_touched, "SuperSlab %u: %u touched", i, ss->free_touched);
     cr_assert(superslab_is_valid(ss));
     cr_assert(superslab_is_empty(ss) == (free_granules == SUPERSLAB_GRANULES));
-    cr_assert(ss->bin == bin_for(longest_free(shadow)), "SuperSlab %u: bin %u, longest run %u", i, ss->bin,
-              longest_free(shadow));
+    cr_assert(ss->bin == bin_for(longest_free(shadow)), "SuperSlab %u: bin %u, longest run %u", i,
+              ss->bin, longest_free(shadow));
 }
 
 static void set_must_match(unsigned count)
@@ -145,7 +147,8 @@ static unsigned least_room(unsigned bin, unsigned granules, unsigned alignment)
 {
     unsigned least = UINT_MAX;
     for (const superslab_t *ss = set.bin[bin]; ss; ss = ss->next) {
-        for (unsigned first = 0, room = 0, end = 0; first < SUPERSLAB_GRANULES; first += alignment) {
+        for (unsigned first = 0, room = 0, end = 0; first < SUPERSLAB_GRANULES;
+             first += alignment) {
             if (first < end || (room = room_at(&shadows[ss - slabs], first)) < granules) continue;
             if (room < least) least = room;
             end = first + room;
@@ -163,7 +166,8 @@ static void take(held_t *held, unsigned granules, unsigned alignment)
 {
     unsigned bins[COUNT], least[SUPERSLAB_BINS];
     for (unsigned i = 0; i < COUNT; i++) bins[i] = slabs[i].bin;
-    for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++) least[bin] = least_room(bin, granules, alignment);
+    for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++)
+        least[bin] = least_room(bin, granules, alignment);
     run_t run = superslab_take(&set, granules, alignment);
     *held = (held_t){run, granules};
     if (!run.ss) return;
@@ -171,14 +175,15 @@ static void take(held_t *held, unsigned granules, unsigned alignment)
     cr_assert(run.first % alignment == 0, "granule %u for alignment %u", run.first, alignment);
     cr_assert(shadow_is_free(shadow, run.first, granules), "granules %u + %u", run.first, granules);
     unsigned chosen = bins[run.ss - slabs];
-    cr_assert(room_at(shadow, run.first) == least[chosen], "%u granules: room of %u, not %u", granules,
-              room_at(shadow, run.first), least[chosen]);
+    cr_assert(room_at(shadow, run.first) == least[chosen], "%u granules: room of %u, not %u",
+              granules, room_at(shadow, run.first), least[chosen]);
     for (unsigned bin = 0; bin < chosen; bin++)
         cr_assert(least[bin] == UINT_MAX, "%u granules: bin %u, not %u", granules, chosen, bin);
     bool clean = true;
     for (unsigned g = run.first; g < run.first + granules; g++) {
         shadow->used[g] = true;
-        for (unsigned p = 0; p < GRANULE_PAGES; p++) clean = clean && !shadow->touched[g * GRANULE_PAGES + p];
+        for (unsigned p = 0; p < GRANULE_PAGES; p++)
+            clean = clean && !shadow->touched[g * GRANULE_PAGES + p];
     }
     cr_assert(superslab_run_is_clean(run, granules) == clean);
 }
@@ -265,12 +270,14 @@ Test(superslab, the_fuller_superslab_serves_first)
     cr_assert(set.empty == 1);
 }
 
-/* The shortest hole with room, of several SuperSlabs of a bin; nothing else leaves long holes to long runs. */
+/* The shortest hole with room, of several SuperSlabs of a bin; nothing else leaves long holes to
+ * long runs. */
 Test(superslab, a_run_goes_into_the_shortest_hole)
 {
     make(2);
     held_t held[2][6];
-    const unsigned lengths[] = {20, 5, 9, 3, 7, 84}; /* in turn: taken and given back, taken and kept */
+    const unsigned lengths[] = {20, 5, 9,
+                                3,  7, 84}; /* in turn: taken and given back, taken and kept */
     for (unsigned i = 0; i < 2; i++) {
         superslab_set_remove(&set, &slabs[1 - i]);
         for (unsigned k = 0; k < 6; k++) take(&held[i][k], lengths[k] - (i && k == 2), 1);
@@ -311,7 +318,8 @@ Test(superslab, sets_lose_and_gain_superslabs)
     for (unsigned bin = 0; bin < SUPERSLAB_BINS; bin++) cr_assert(!set.bin[bin]);
 }
 
-/* As many turns as there are SuperSlabs reach each that was there before and still is, whatever comes and goes in between. */
+/* As many turns as there are SuperSlabs reach each that was there before and still is, whatever
+ * comes and goes in between. */
 Test(superslab, turns_reach_every_superslab)
 {
     make(COUNT);
@@ -394,7 +402,8 @@ static bool purge_but_locked(void *at, size_t bytes)
     return locked_page < page || locked_page >= page + bytes / HAK_PAGE;
 }
 
-/* A page that the program has locked holds back itself, whether what is around it is there or not. */
+/* A page that the program has locked holds back itself, whether what is around it is there or
+ * not. */
 Test(superslab, a_locked_page_holds_back_itself_only)
 {
     make(1);
@@ -455,14 +464,16 @@ static bool purge_descriptors(void *at, size_t bytes)
     return false;
 }
 
-/* The first free descriptor serves, whichever granules the run has; neighbours that go back as one give all of theirs back. */
+/* The first free descriptor serves, whichever granules the run has; neighbours that go back as one
+ * give all of theirs back. */
 Test(superslab, the_first_free_descriptor_serves)
 {
     make(1);
     held_t runs[SUPERSLAB_GRANULES];
     for (unsigned i = 0; i < 40; i++) {
         take(&runs[i], 3, 1);
-        cr_assert(superslab_descriptor(&slabs[0], runs[i].run.first) == slabs[0].descriptors + i * DESCRIPTOR_BYTES);
+        cr_assert(superslab_descriptor(&slabs[0], runs[i].run.first) ==
+                  slabs[0].descriptors + i * DESCRIPTOR_BYTES);
     }
     put(&runs[30], 0);
     put(&runs[7], 0);
@@ -477,8 +488,8 @@ Test(superslab, the_first_free_descriptor_serves)
     static const unsigned expected[] = {8, 20, 21, 30, 40};
     for (unsigned i = 0; i < sizeof expected / sizeof expected[0]; i++) {
         run_t run = superslab_take(&set, 1, 1);
-        cr_assert(run.ss && run.ss->slot[run.first] == expected[i], "descriptor %u, not %u", run.ss->slot[run.first],
-                  expected[i]);
+        cr_assert(run.ss && run.ss->slot[run.first] == expected[i], "descriptor %u, not %u",
+                  run.ss->slot[run.first], expected[i]);
     }
     cr_assert(superslab_is_valid(&slabs[0]));
 }
@@ -494,12 +505,14 @@ Test(superslab, far_descriptors_move_near_and_their_page_goes)
         take(&runs[i], 1, 1);
         cr_assert(superslab_is_far(runs[i].run) == (i >= DESCRIPTORS_NEAR));
     }
-    cr_assert(superslab_move_near(runs[100].run) == NULL && superslab_is_far(runs[100].run), "there is no room");
+    cr_assert(superslab_move_near(runs[100].run) == NULL && superslab_is_far(runs[100].run),
+              "there is no room");
     for (unsigned i = 0; i < SUPERSLAB_GRANULES; i++)
         if (i != 100 && i != 5) put(&runs[i], 0);
     superslab_purge_far(&slabs[0]);
     cr_assert(purge_calls == 0, "a run has a descriptor there");
-    cr_assert(superslab_move_near(runs[100].run) == descriptors && !superslab_is_far(runs[100].run));
+    cr_assert(superslab_move_near(runs[100].run) == descriptors &&
+              !superslab_is_far(runs[100].run));
     cr_assert(superslab_is_valid(&slabs[0]));
     fake_os_refuse(FAKE_PURGE, 1, 1);
     superslab_purge_far(&slabs[0]);
@@ -538,7 +551,8 @@ Test(superslab, pages_beyond_64_go_with_the_last_four)
     held_t held;
     take(&held, 20, 1);
     put(&held, (pages_t)0x9 << 60);
-    for (unsigned g = 0; g < 20; g++) cr_assert(slabs[0].touched[g] == (g < 15 ? 0 : 0x9), "granule %u", g);
+    for (unsigned g = 0; g < 20; g++)
+        cr_assert(slabs[0].touched[g] == (g < 15 ? 0 : 0x9), "granule %u", g);
     set_must_match(1);
     take(&held, 128, 1);
     put(&held, PAGES_ALL);
@@ -562,7 +576,8 @@ Test(superslab, clearing_counts_every_page_that_was_noted)
     cr_assert(set.empty == 1 && set.free_touched == 1 + 4);
 }
 
-/* One call for all that is free side by side, from the first touched page to the last; granules in use are never in it. */
+/* One call for all that is free side by side, from the first touched page to the last; granules in
+ * use are never in it. */
 Test(superslab, a_purge_is_a_call_for_each_free_run)
 {
     make(1);
@@ -637,7 +652,8 @@ Test(superslab, refused_purges_stay_counted)
     for (int i = 0; i < 5; i += 2) put(&runs[i], 0x3c);
     fake_os_refuse(FAKE_PURGE, 2, 7);
     cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 8);
-    cr_assert(set.free_touched == 4 && superslab_is_valid(&slabs[0]) && !superslab_run_is_clean(runs[2].run, 2));
+    cr_assert(set.free_touched == 4 && superslab_is_valid(&slabs[0]) &&
+              !superslab_run_is_clean(runs[2].run, 2));
     cr_assert(superslab_purge(&set, &slabs[0], SIZE_MAX) == 4);
     cr_assert(set.free_touched == 0 && superslab_run_is_clean(runs[2].run, 2));
 }

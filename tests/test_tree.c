@@ -1,4 +1,5 @@
-/* The tree itself: levels, documents, the public header, the library's exports, scripts' manners. */
+/* The tree itself: levels, documents, the public header, the library's exports, scripts'
+ * manners. */
 #include "support_run.h"
 
 #include <criterion/criterion.h>
@@ -11,7 +12,8 @@ static run_result_t result;
 static void must_pass(const char *const argv[])
 {
     run_program(&result, 60, argv);
-    cr_assert(result.status == 0, "%s %s ended with status %d:\n%s", argv[0], argv[1], result.status, result.text);
+    cr_assert(result.status == 0, "%s %s ended with status %d:\n%s", argv[0], argv[1],
+              result.status, result.text);
 }
 
 static bool present(const char *program)
@@ -31,8 +33,8 @@ Test(tree, the_document_check_can_fail) { RUN("scripts/docs_check.sh", "--self-t
 static void header_compiles(const char *compiler, const char *language, const char *standard)
 {
     if (!present(compiler)) cr_skip_test("%s is not installed", compiler);
-    RUN(compiler, "-x", language, standard, "-fsyntax-only", "-Wall", "-Wextra", "-pedantic", "-Wconversion",
-        "-Werror", "-Iinclude", "tests/header_user.inc");
+    RUN(compiler, "-x", language, standard, "-fsyntax-only", "-Wall", "-Wextra", "-pedantic",
+        "-Wconversion", "-Werror", "-Iinclude", "tests/header_user.inc");
 }
 
 Test(tree, header_c11_gcc) { header_compiles("gcc", "c", "-std=c11"); }
