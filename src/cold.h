@@ -1,5 +1,4 @@
-/* hakheap level 5: cold - chains that the CPUs of a heap share: the budget, cold chains, the remote
- * list */
+/* hakheap level 5: cold - chains that the CPUs of a heap share: budget, cold chains, remote list */
 #ifndef HAK_COLD_H
 #define HAK_COLD_H
 

@@ -1,5 +1,4 @@
-/* hakheap level 1: counters - debug counters, one table row each; compiled in by COUNTERS=1, else
- * nothing */
+/* hakheap level 1: counters - debug counters, one table row each; compiled in by COUNTERS=1 */
 #ifndef HAK_COUNTERS_H
 #define HAK_COUNTERS_H
 

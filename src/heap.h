@@ -1,5 +1,4 @@
-/* hakheap level 7: heap - hak_heap_t, composed of its layers; create, memory of its own,
- * charging */
+/* hakheap level 7: heap - hak_heap_t: what a heap is composed of */
 #ifndef HAK_HEAP_H
 #define HAK_HEAP_H
 

@@ -1,5 +1,4 @@
-/* hakheap level 4: large - blocks that are a run of granules (mid) or a mapping of their own
- * (large) */
+/* hakheap level 4: large - blocks that are a run of granules (mid) or a mapping (large) */
 #ifndef HAK_LARGE_H
 #define HAK_LARGE_H
 

@@ -1,5 +1,4 @@
-/* hakheap level 6: percpu - a heap's hot and spare magazines, one area a CPU, reached without a
- * lock */
+/* hakheap level 6: percpu - a heap's hot and spare magazines, one area a CPU, without a lock */
 #ifndef HAK_PERCPU_H
 #define HAK_PERCPU_H
 

@@ -1,5 +1,4 @@
-/* hakheap level 6: percpu_rseq - the restartable sequences themselves, x86-64; included by
- * percpu.h */
+/* hakheap level 6: percpu_rseq - the restartable sequences, x86-64; included by percpu.h */
 #ifndef HAK_PERCPU_RSEQ_H
 #define HAK_PERCPU_RSEQ_H
 

@@ -1,5 +1,4 @@
-/* hakheap level 3: registry - pointer -> owner, class and block run; the table that every free
- * trusts */
+/* hakheap level 3: registry - pointer -> owner, class and run; the table that every free trusts */
 #ifndef HAK_REGISTRY_H
 #define HAK_REGISTRY_H
 

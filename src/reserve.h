@@ -1,5 +1,4 @@
-/* hakheap level 4: reserve - the process's SuperSlabs: reservations, the bounded reserve, the
- * nursery */
+/* hakheap level 4: reserve - the process's SuperSlabs: reservations, reserve, nursery */
 #ifndef HAK_RESERVE_H
 #define HAK_RESERVE_H
 

@@ -1,5 +1,4 @@
-/* hakheap level 3: superslab - 2 MiB of granules: which are free, which were touched, and sets of
- * SuperSlabs */
+/* hakheap level 3: superslab - 2 MiB of granules, which are free and touched; sets of them */
 #ifndef HAK_SUPERSLAB_H
 #define HAK_SUPERSLAB_H
 

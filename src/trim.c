@@ -1,5 +1,4 @@
-/* hakheap level 8: ladder_trim - the ladder of giving back: caches to slabs, slabs to SuperSlabs,
- * SuperSlabs to the kernel */
+/* hakheap level 8: ladder_trim - giving back: caches to slabs to SuperSlabs to the kernel */
 #include "gate.h"
 #include "ladder.h"
 #include "os.h"
