@@ -1,27 +1,6 @@
-/* hakheap level 8: ladder_adapt - how much each magazine may hold, from what it missed */
-#include "ladder.h"
+/* hakheap level 11: adapt - how much each magazine may hold, from what it missed */
+#include "adapt.h"
 
-/*
- * A magazine may first hold FEW_BLOCKS, and twice as many after each miss that reached a lock, up
- * to MOST_BYTES, MOST_BLOCKS or half of the class's blocks outside, as long as the heap's budget
- * has room; the budget is charged for hot and spare alike. What a miss asks for starts with
- * FIRST_BLOCKS and doubles with the misses of the period: a heap that wants a block or two of a
- * class touches no more of its pages, and has no more to flush.
- *
- * What was allowed once is taken back at the end of a period, which is ADAPT_PERIOD misses of one
- * area: a heap that misses nothing has no reason to give up what serves it. Then the blocks, and
- * half of the limit, go from the magazines that the period did not use, and the CPU's cold chains
- * that lay there all the period go to their slabs. Blocks in idle magazines pin slabs that other
- * classes could use, one block a whole slab; and where they are taken again, they spread few live
- * blocks over many slabs.
- *
- * Not used is what missed nothing. Where the budget is nearly spent it is also what missed less,
- * for each byte it may hold, than half the average: with misses inverse to a magazine's size, as
- * those of random sequences are, the misses of all are fewest where they are equal for each byte.
- *
- * Sources: the working set minimum of Bonwick and Adams (USENIX 2001, section 3.4), with misses in
- * place of seconds, and the misses of a per-CPU cache that tcmalloc's resizing counts.
- */
 enum {
     MOST_BYTES = 64 * 1024,
     MOST_BLOCKS = 256,
@@ -63,8 +42,7 @@ static uint32_t most_blocks(const class_state_t *state, bool outbox)
 /* Relaxed: a limit orders nothing; a section reads the one or the other. */
 static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
 {
-    return atomic_compare_exchange_strong_explicit(&magazine->limit, &from, to,
-                                                   memory_order_relaxed, memory_order_relaxed);
+    return cas_once_relaxed(&magazine->limit, &from, to);
 }
 
 size_t adapt_refill(const magazine_t *hot)
@@ -116,8 +94,7 @@ bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, 
     store_relaxed(&area->misses, load_relaxed(&area->misses) + 1);
     store_relaxed(&outbox->misses,
                   (uint16_t)(load_relaxed(&outbox->misses) + (blocks + 1) / fits(cls, true)));
-    if (returned(outbox, cls) < RETURN_ENTER * taken(area, cls) ||
-        load_relaxed(&heap->divided) != DIVIDED)
+    if (returned(outbox, cls) < RETURN_ENTER * taken(area, cls) || !home_is_divided(heap))
         return false;
     percpu_tag(area, cls, TAG_NONE);
     return true;
@@ -125,32 +102,27 @@ bool adapt_overflowed(const hak_heap_t *heap, area_t *area, magazine_t *outbox, 
 
 void adapt_wants(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
-    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
+    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
     if (outbox && returned(&outbox[cls], cls) > RETURN_LEAVE * taken(area, cls)) return;
     percpu_tag(area, cls, 0); /* which a free may take for a home's: a hint like all others */
-    refill_tag(heap, area, index, cls);
+    area_tag(heap, area, index, cls);
 }
 
 /* ---- The end of a period ---- */
 
-/* What one magazine, or all of an area, missed in the period, and the bytes that it may hold. */
-typedef struct share {
-    uint64_t misses, bytes;
-} share_t;
-
-static share_t share_of(const area_t *area, const magazine_t *magazine, unsigned cls)
+static adapt_share_t share_of(const area_t *area, const magazine_t *magazine, unsigned cls)
 {
     magazine_t *at = (magazine_t *)(uintptr_t)magazine;
-    return (share_t){load_relaxed(&at->misses),
-                     percpu_limit_bytes(area, magazine, cls, load_relaxed(&at->limit))};
+    return (adapt_share_t){load_relaxed(&at->misses),
+                           percpu_limit_bytes(area, magazine, cls, load_relaxed(&at->limit))};
 }
 
-static share_t share_of_all(const area_t *area, const magazine_t *outbox)
+static adapt_share_t share_of_all(const area_t *area, const magazine_t *outbox)
 {
-    share_t all = {0, 0};
+    adapt_share_t all = {0, 0};
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        share_t hot = share_of(area, &area->hot[cls], cls);
-        share_t out = outbox ? share_of(area, &outbox[cls], cls) : (share_t){0, 0};
+        adapt_share_t hot = share_of(area, &area->hot[cls], cls);
+        adapt_share_t out = outbox ? share_of(area, &outbox[cls], cls) : (adapt_share_t){0, 0};
         all.misses += hot.misses + out.misses;
         all.bytes += hot.bytes + out.bytes;
     }
@@ -158,7 +130,7 @@ static share_t share_of_all(const area_t *area, const magazine_t *outbox)
 }
 
 /* `all`: of the area where the budget is nearly spent, else of nothing. */
-static bool is_used(share_t one, share_t all)
+static bool is_used(adapt_share_t one, adapt_share_t all)
 {
     return one.misses && one.misses * all.bytes * 2 >= all.misses * one.bytes;
 }
@@ -171,55 +143,46 @@ static void halve(hak_heap_t *heap, const area_t *area, magazine_t *magazine, un
         budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit - less));
 }
 
-/* The thread may have moved: then another CPU's magazine is emptied, which does no harm. */
-static void give_back_hot(hak_heap_t *heap, area_t *area, class_state_t *state)
+/* Whether any magazine of the area may be of use to others: see the head of adapt.h. */
+bool adapt_begin(hak_heap_t *heap, area_t *area, adapt_period_t *period)
 {
-    unsigned cls = state->cls;
-    halve(heap, area, &area->hot[cls], cls);
-    const size_t words[] = {PERCPU_HOT(cls), PERCPU_SPARE(cls)};
-    for (int i = 0; i < 2; i++) {
-        chain_t chain = percpu_take(&heap->percpu, words[i]);
-        if (chain) drain_chain(heap, state, chain, PERCPU_NONE, false);
-    }
-}
-
-static void give_back_outbox(hak_heap_t *heap, area_t *area, class_state_t *state,
-                             magazine_t *outbox, int index)
-{
-    halve(heap, area, outbox, state->cls);
-    drain_outbox(heap, state, outbox, index);
-}
-
-/* Cold chains that nobody took in the period. */
-static void give_back_cold(hak_heap_t *heap, class_state_t *state, int index)
-{
-    if (!lock_try(&state->lock, RANK_CLASS)) return;
-    cold_t *cold = state->cold;
-    for (chain_t chain; cold && (chain = cold_take_old(cold, (unsigned)index)) != 0;)
-        (void)drain_cold(heap, state, chain);
-    if (cold) cold_age(cold, (unsigned)index);
-    lock_release(&state->lock, RANK_CLASS);
-}
-
-void adapt_area(hak_heap_t *heap, area_t *area, int index)
-{
-    if (HAK_LIKELY(load_relaxed(&area->misses) < ADAPT_PERIOD)) return;
+    if (HAK_LIKELY(load_relaxed(&area->misses) < ADAPT_PERIOD)) return false;
     store_relaxed(&area->misses, 0u);
-    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
+    period->outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
     bool scarce = load_relaxed(&heap->budget.room) < (int64_t)(heap->settings.cache_bytes / SCARCE);
-    share_t all = scarce ? share_of_all(area, outbox) : (share_t){0, 0};
-    FOR_CLASSES (cls, &heap->made) {
-        class_state_t *state = heap_class_made(heap, cls);
-        if (!is_used(share_of(area, &area->hot[cls], cls), all)) give_back_hot(heap, area, state);
-        store_relaxed(&area->hot[cls].misses, (uint16_t)0);
-        if (outbox &&
-            (adapt_returns(area, cls) || !is_used(share_of(area, &outbox[cls], cls), all)))
-            give_back_outbox(heap, area, state, &outbox[cls], index);
-        /* Of a class that returns its blocks some are remembered: the first miss of a period is no
-         * sign that it grows. */
-        uint16_t keep =
-            outbox && adapt_returns(area, cls) ? load_relaxed(&outbox[cls].misses) / 2 : 0;
-        if (outbox) store_relaxed(&outbox[cls].misses, keep);
-        give_back_cold(heap, state, index);
+    period->all = scarce ? share_of_all(area, period->outbox) : (adapt_share_t){0, 0};
+    return true;
+}
+
+static bool end_hot(hak_heap_t *heap, area_t *area, unsigned cls, adapt_share_t all)
+{
+    magazine_t *hot = &area->hot[cls];
+    bool used = is_used(share_of(area, hot, cls), all);
+    if (!used) halve(heap, area, hot, cls);
+    store_relaxed(&hot->misses, (uint16_t)0);
+    return !used;
+}
+
+static bool end_outbox(hak_heap_t *heap, area_t *area, unsigned cls, const adapt_period_t *period)
+{
+    magazine_t *outbox = &period->outbox[cls];
+    bool returns = area_returns(area, cls);
+    bool used = !returns && is_used(share_of(area, outbox, cls), period->all);
+    if (!used) halve(heap, area, outbox, cls);
+    /* Of a class that returns its blocks some are remembered: the first miss of a period is no
+     * sign that it grows. */
+    store_relaxed(&outbox->misses, returns ? load_relaxed(&outbox->misses) / 2 : (uint16_t)0);
+    return !used;
+}
+
+/* The thread may have moved: then another CPU's magazine is emptied, which does no harm. */
+adapt_unused_t adapt_end(hak_heap_t *heap, area_t *area, const adapt_period_t *period, unsigned cls)
+{
+    adapt_unused_t unused = {0};
+    if (end_hot(heap, area, cls, period->all)) {
+        unused.hot = percpu_take(&heap->percpu, PERCPU_HOT(cls));
+        unused.spare = percpu_take(&heap->percpu, PERCPU_SPARE(cls));
     }
+    unused.outbox = period->outbox && end_outbox(heap, area, cls, period);
+    return unused;
 }

@@ -1,13 +1,19 @@
-/* hakheap level 9: api - the exported functions: class lookup, pop or push, else a ladder */
+/* hakheap level 15: api - the exported functions: class lookup, pop or push, else a ladder */
 #include <errno.h>
 
+#include "drain.h"
 #include "gate.h"
 #include "hakheap.h"
-#include "heap.h"
-#include "ladder.h"
+#include "life.h"
+#include "meta.h"
 #include "os.h"
+#include "pointer.h"
+#include "refill.h"
 #include "report.h"
+#include "reserve.h"
+#include "resize.h"
 #include "tls.h"
+#include "trim.h"
 #include "validate.h"
 
 /* ---- malloc ---- */
@@ -104,8 +110,8 @@ static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr =
-            pop_slot(heap, PERCPU_HOT(heap_class_of(heap, size)) | (heap->key ? SLOT_MARK : 0));
+        void *ptr = pop_slot(heap, PERCPU_HOT(heap_class_of(heap, size)) |
+                                       (heap->policy.sealed ? SLOT_MARK : 0));
         if (HAK_LIKELY(ptr)) return ptr;
     }
     return malloc_missed(heap, size);
@@ -166,11 +172,11 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
 {
     if (!ptr) return;
     int before = errno;
-    block_id_t id = validate_block(heap, ptr, "free");
+    block_id_t id = pointer_prove(heap, ptr, "free");
     heap = id.heap;
     if (id.kind != KIND_SMALL) {
         counter_add(&heap->counters, early_wrong_owner, 1);
-        validate_free_big(&id, ptr);
+        pointer_mark_freed(&id, ptr);
     }
     if (id.kind == KIND_SMALL && drain_to_spare(heap, id.entry, ptr)) {
         errno = before;
@@ -180,7 +186,7 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     if (entry == GATE_REENTERED) counter_add(&heap->counters, early_reentered, 1);
     if (entry == GATE_CLOSED) counter_add(&heap->counters, early_gate, 1);
     if (id.kind != KIND_SMALL) drain_big(heap, ptr, entry != GATE_IN);
-    else if (entry != GATE_IN) drain_remote(heap, id.cls, ptr);
+    else if (entry != GATE_IN) drain_remote(heap, id.cls, block_push(0, ptr, heap->key));
     else drain_block(heap, id.entry, ptr);
     if (entry == GATE_IN) gate_leave();
     errno = before;
@@ -287,27 +293,20 @@ HAK_HOT void hak_free(void *ptr)
     free_found(heap, ptr, entry ^ heap->owner, rotated);
 }
 
-/* What a big block was asked for with; NULL for a small one. */
-static asked_t *asked_of(const block_id_t *id, const void *ptr)
-{
-    if (id->kind == KIND_SMALL) return NULL;
-    return id->kind == KIND_MID ? &mid_of(id->entry, ptr)->asked : &id->large->asked;
-}
-
 /* Whether a block may have been asked for with this size: a small one by its class, and down to
  * half of it, because realloc leaves it there; a big one exactly, or rounded up to its
  * alignment. */
 static bool size_is_possible(const block_id_t *id, const void *ptr, size_t size)
 {
-    const asked_t *asked = asked_of(id, ptr);
+    const asked_t *asked = pointer_asked(id, ptr);
     if (asked) return size >= asked->size && size <= hak_round_up(asked->size, asked->alignment);
     return size <= id->usable && (size >= id->usable / 2 || hak_good_size(size) == id->usable);
 }
 
 void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 {
-    if (ptr && heap && heap->key) {
-        block_id_t id = validate_block(heap, ptr, "free_sized");
+    if (ptr && heap && heap->policy.sizes) {
+        block_id_t id = pointer_prove(heap, ptr, "free_sized");
         if (!size_is_possible(&id, ptr, size))
             hak_fatal(&(hak_fault_t){.code = "SIZE",
                                      .operation = "free_sized",
@@ -321,59 +320,14 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 
 /* ---- realloc ---- */
 
-/* Grows or shrinks a mid block where it is; NULL: the caller copies. */
-static void *realloc_mid(hak_heap_t *heap, const block_id_t *id, void *ptr, size_t size)
-{
-    if (size <= SMALL_MAX || size > MID_MAX || gate_enter(true) != GATE_IN) return NULL;
-    mid_t *mid = mid_of(id->entry, ptr);
-    superslab_t *ss = registry_superslab(ptr);
-    unsigned wanted = (unsigned)((size + GRANULE - 1) / GRANULE);
-    lock_acquire(&heap->lock, RANK_HEAP);
-    /* Another thread's free may have come in between: the copy's free will name it. */
-    bool done = entry_code(registry_lookup(ptr)) == CODE_MID &&
-                heap_resize_run(heap, (run_t){ss, superslab_index(ss, ptr)}, mid->granules, wanted);
-    if (done) mid_resize(&heap->large, mid, wanted);
-    lock_release(&heap->lock, RANK_HEAP);
-    gate_leave();
-    return done ? ptr : NULL;
-}
-
-/* Grows or shrinks a large block by moving its pages; NULL: the caller copies. */
-static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
-{
-    if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
-    size_t bytes = hak_round_up(size, HAK_PAGE);
-    large_t *large = id->large;
-    lock_acquire(&heap->lock, RANK_HEAP);
-    size_t held = large_bytes(large);
-    bool done =
-        load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
-    if (done && bytes > held) heap_charge(heap, bytes - held);
-    if (done && bytes < held) heap_uncharge(heap, held - bytes);
-    lock_release(&heap->lock, RANK_HEAP);
-    gate_leave();
-    return done ? large_base(large) : NULL;
-}
-
 void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
 {
     if (!ptr) return hak_heap_malloc(heap, size);
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
-    block_id_t id = validate_block(heap, ptr, "realloc");
+    block_id_t id = pointer_prove(heap, ptr, "realloc");
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
-    if (size <= id.usable && size >= id.usable / 2) {
-        asked_t *asked = asked_of(&id, ptr);
-        if (asked) asked->size = size;
-        return ptr;
-    }
-    if (id.kind != KIND_SMALL) {
-        void *moved = id.kind == KIND_MID ? realloc_mid(heap, &id, ptr, size)
-                                          : realloc_large(heap, &id, size);
-        if (moved) {
-            asked_of(&id, moved)->size = size;
-            return moved;
-        }
-    }
+    void *same = resize_block(&id, ptr, size);
+    if (same) return same;
     void *fresh = hak_heap_malloc(heap, size);
     if (!fresh) return NULL;
     memcpy(fresh, ptr, hak_min(size, id.usable));
@@ -386,13 +340,13 @@ void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
 size_t hak_usable_size(const void *ptr)
 {
     block_id_t id;
-    return ptr && validate_find(ptr, &id) ? id.usable : 0;
+    return ptr && pointer_find(ptr, &id) ? id.usable : 0;
 }
 
 hak_heap_t *hak_heap_of(const void *ptr)
 {
     block_id_t id;
-    return validate_find(ptr, &id) ? id.heap : NULL;
+    return pointer_find(ptr, &id) ? id.heap : NULL;
 }
 
 size_t hak_good_size(size_t size)
@@ -441,7 +395,7 @@ hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
     if (!heap_start_process()) return fail(HAK_ERROR_COMMIT, ENOMEM);
     if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
     int error = 0;
-    hak_heap_t *heap = heap_create(config, &error);
+    hak_heap_t *heap = life_create(config, &error);
     gate_leave();
     errno = heap ? before : error;
     return heap;
@@ -454,7 +408,7 @@ int hak_heap_destroy(hak_heap_t *heap)
     if (!error) {
         uint64_t alive = HEAP_MAGIC ^ (uintptr_t)heap;
         /* Of two that destroy the same heap, one wins the word. */
-        if (cas_acquire(&heap->magic, &alive, 0)) trim_destroy(heap);
+        if (cas_acquire(&heap->magic, &alive, 0)) life_destroy(heap);
         else error = bad_argument();
         gate_leave();
     }
@@ -467,7 +421,7 @@ int hak_heap_reset(hak_heap_t *heap)
     int before = errno;
     int error = control_enter(heap);
     if (!error) {
-        trim_reset(heap);
+        life_reset(heap);
         gate_leave();
     }
     errno = before;

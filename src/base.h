@@ -60,6 +60,10 @@ HAK_INLINE size_t hak_max(size_t a, size_t b) { return a > b ? a : b; }
 #define cas_relaxed(p, old, new)                                                   \
     atomic_compare_exchange_weak_explicit((p), (old), (new), memory_order_relaxed, \
                                           memory_order_relaxed)
+/* The same where it is tried once: it fails only where the value is another. */
+#define cas_once_relaxed(p, old, new)                                                \
+    atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_relaxed, \
+                                            memory_order_relaxed)
 #define cas_release(p, old, new)                                                   \
     atomic_compare_exchange_weak_explicit((p), (old), (new), memory_order_release, \
                                           memory_order_relaxed)

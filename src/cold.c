@@ -51,27 +51,36 @@ void cold_move(cold_t *cold, unsigned from, unsigned to)
 
 chain_t cold_steal(cold_t *cold) { return cold->count ? remove_at(cold, 0) : 0; }
 
+/* The word of a list that begins with a chain and goes on with `more` blocks. */
+static chain_t longer(chain_t chain, size_t more)
+{
+    return (chain & ~(chain_t)CHAIN_MAX) | hak_min(chain_count(chain) + more, CHAIN_MAX);
+}
+
 void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t bytes)
 {
     block_t *tail = chain_block(chain);
-    for (chain_t next;
-         (next = block_next((uintptr_t)tail << CHAIN_SHIFT, guard, "free", bytes)) != 0;)
+    for (chain_t next; (next = block_next(chain_address(tail), guard, "free", bytes)) != 0;)
         tail = chain_block(next);
-    add_relaxed(&remote->blocks, chain_count(chain));
     chain_t head = load_relaxed(&remote->head);
     do {
         block_set_link(tail, head, guard->key);
-        /* Release: pairs with the exchange in remote_take, which then reads these blocks' words. */
-    } while (!cas_release(&remote->head, &head, chain));
+        /* Release: pairs with the exchange in remote_next, which then reads these blocks' words. */
+    } while (!cas_release(&remote->head, &head, longer(chain, chain_count(head))));
 }
 
-chain_t remote_take(remote_t *remote)
+block_t *remote_next(remote_t *remote, const guard_t *guard, size_t bytes)
 {
-    if (load_relaxed(&remote->head) == 0) return 0;
-    return exchange_acquire(&remote->head, 0);
+    chain_t taken = load_relaxed(&remote->taken);
+    if (!taken && load_relaxed(&remote->head)) taken = exchange_acquire(&remote->head, 0);
+    if (!taken) return NULL;
+    chain_t next = block_next(taken, guard, "free", bytes);
+    /* Of a list that was too long to be counted one is left to count as long as there is an
+     * address. */
+    size_t left = hak_max(chain_count(taken) - 1, 1);
+    store_relaxed(&remote->taken, next ? chain_address(chain_block(next)) | left : 0);
+    return chain_block(taken);
 }
-
-void remote_taken(remote_t *remote, size_t blocks) { sub_relaxed(&remote->blocks, blocks); }
 
 bool budget_take(budget_t *budget, size_t bytes)
 {

@@ -38,20 +38,30 @@ void cold_age(cold_t *cold, unsigned cpu);
 chain_t cold_steal(cold_t *cold);
 
 /*
- * The remote list: blocks whose class lock was busy, so that a free never waits. Push by
- * compare-and-swap; taken whole by exchange, never popped one by one, so a block that comes back
- * meanwhile (ABA) does no harm. Only addresses of its chain words mean anything: the counts are
- * those of the chains it was made of.
+ * A remote list: blocks whose lock was busy when they were freed. Push by compare-and-swap, from
+ * anywhere; taken whole by exchange and then handed on one by one by who holds the lock, so that a
+ * block that comes back meanwhile (ABA) does no harm and nobody has to take more than a few. One
+ * word tells address and number of what is on it, so that a fork sees both or neither.
+ *
+ * Invariant: chain_count(head) + chain_count(taken) == blocks on the list, where these are fewer
+ * than CHAIN_MAX; a longer list counts CHAIN_MAX until it is shorter. Links between the chains it
+ * was made of, and their counts, mean nothing but an address.
  */
 typedef struct remote {
-    _Atomic chain_t head;
-    _Atomic size_t blocks;
+    _Atomic chain_t head; /* what was pushed; release pairs with the exchange in remote_next */
+    /* what was taken off it and waits; lock: the owner's; relaxed: read by anybody */
+    _Atomic chain_t taken;
 } remote_t;
 
 void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t bytes);
-/* The whole list, ended by a link without an address. */
-chain_t remote_take(remote_t *remote);
-void remote_taken(remote_t *remote, size_t blocks);
+/* One block; NULL: there is none. Lock: the owner's. */
+block_t *remote_next(remote_t *remote, const guard_t *guard, size_t bytes);
+/* Blocks that wait. Relaxed: a figure. */
+HAK_INLINE size_t remote_blocks(const remote_t *remote)
+{
+    remote_t *at = (remote_t *)(uintptr_t)remote;
+    return chain_count(load_relaxed(&at->head)) + chain_count(load_relaxed(&at->taken));
+}
 
 /* Bytes that a heap's magazines may still take for themselves. */
 typedef struct budget {
@@ -59,6 +69,11 @@ typedef struct budget {
 } budget_t;
 
 bool budget_take(budget_t *budget, size_t bytes);
+/* The same where it must be taken; the room may fall below 0. */
+HAK_INLINE void budget_force(budget_t *budget, size_t bytes)
+{
+    sub_relaxed(&budget->room, (int64_t)bytes);
+}
 HAK_INLINE void budget_put(budget_t *budget, size_t bytes)
 {
     if (bytes) add_relaxed(&budget->room, (int64_t)bytes);

@@ -1,7 +1,9 @@
-/* hakheap level 8: ladder_drain - the ladder of a free that found its magazine full */
-#include "ladder.h"
+/* hakheap level 12: drain - the ladder of a free that found its magazine full */
+#include "drain.h"
+
+#include "mapping.h"
 #include "os.h"
-#include "tls.h"
+#include "runs.h"
 
 /* ---- Slabs ---- */
 
@@ -9,12 +11,27 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
 {
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return false;
     run_t run = slab_run(slab);
-    slab_set_t *set = heap_set_of(state, slab->home);
+    slab_set_t *set = home_set(state, slab->home);
     slab_remove(set, slab);
-    bool gone = heap_put_run(heap, run, size_classes[state->cls].granules, 0, may_wait);
+    bool gone = runs_put(heap, run, size_classes[state->cls].granules, 0, may_wait);
     if (!gone) slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
     return gone;
+}
+
+/* Lock: CLASS. */
+static void put_block(hak_heap_t *heap, class_state_t *state, block_t *block)
+{
+    slab_t *slab = slab_of(registry_lookup(block), block);
+    slab_set_t *set = home_set(state, slab->home);
+    if (slab_put(set, slab, block, &heap->guard) && slab_is_spare(set, slab))
+        (void)drain_retire(heap, state, slab, false);
+}
+
+static void note_returned(hak_heap_t *heap, class_state_t *state, size_t blocks)
+{
+    store_relaxed(&state->outside, load_relaxed(&state->outside) - blocks);
+    counter_add(&heap->counters, ss_local, blocks);
 }
 
 chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most)
@@ -22,17 +39,12 @@ chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, si
     hak_assert(lock_is_held(&state->lock));
     size_t bytes = size_classes[state->cls].bytes;
     size_t moved = 0;
-    while (moved < most && chain_block(chain)) {
+    for (; moved < most && chain_block(chain); moved++) {
         block_t *block = chain_block(chain);
         chain = block_next(chain, &heap->guard, "free", bytes);
-        slab_t *slab = slab_of(registry_lookup(block), block);
-        slab_set_t *set = heap_set_of(state, slab->home);
-        if (slab_put(set, slab, block, &heap->guard) && slab_is_spare(set, slab))
-            (void)drain_retire(heap, state, slab, false);
-        moved++;
+        put_block(heap, state, block);
     }
-    store_relaxed(&state->outside, load_relaxed(&state->outside) - moved);
-    counter_add(&heap->counters, ss_local, moved);
+    note_returned(heap, state, moved);
     return chain;
 }
 
@@ -51,25 +63,55 @@ bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes)
     return chain != 0;
 }
 
-size_t drain_remote_list(hak_heap_t *heap, class_state_t *state)
+/* ---- Blocks that wait for the class's lock ---- */
+
+size_t drain_waiting(hak_heap_t *heap, class_state_t *state, size_t most)
 {
+    hak_assert(lock_is_held(&state->lock));
     size_t bytes = size_classes[state->cls].bytes;
-    size_t blocks = 0;
-    for (chain_t chain = remote_take(&state->remote); chain_block(chain); blocks++) {
-        chain_t next = block_next(chain, &heap->guard, "free", bytes);
-        chain_t alone = block_push(0, chain_block(chain), heap->key);
-        drain_to_slabs(heap, state, alone, 1);
-        chain = next;
+    size_t moved = 0;
+    for (block_t *block; moved < most; moved++) {
+        block = remote_next(&state->remote, &heap->guard, bytes);
+        if (!block) break;
+        put_block(heap, state, block);
     }
-    if (blocks) remote_taken(&state->remote, blocks);
-    return blocks;
+    if (moved) note_returned(heap, state, moved);
+    budget_put(&heap->budget, moved * bytes);
+    return moved;
 }
 
-/* For whoever next holds the class's lock, which is busy, or may not be tried. */
-static void put_remote(hak_heap_t *heap, class_state_t *state, chain_t chain)
+void drain_leave(hak_heap_t *heap, class_state_t *state)
+{
+    if (HAK_UNLIKELY(remote_blocks(&state->remote)))
+        (void)drain_waiting(heap, state, DRAIN_AT_ONCE);
+    lock_release(&state->lock, RANK_CLASS);
+}
+
+static void push_remote(hak_heap_t *heap, class_state_t *state, chain_t chain)
 {
     counter_add(&heap->counters, ss_remote, chain_count(chain));
     remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
+}
+
+void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain)
+{
+    push_remote(heap, heap_class_made(heap, cls), chain);
+    /* After the push: what a fork catches in between has more room in the child, never less. */
+    budget_force(&heap->budget, chain_count(chain) * size_classes[cls].bytes);
+}
+
+/* Takes the class's lock, or leaves the chain to the thread that has it and returns false. What
+ * waits so is part of what is cached: where the budget has no room for it, this thread waits, for a
+ * step of the other. */
+static bool lock_or_leave(hak_heap_t *heap, class_state_t *state, chain_t chain, bool may_wait)
+{
+    if (lock_enter(&state->lock, RANK_CLASS, may_wait)) return true;
+    if (budget_take(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes)) {
+        push_remote(heap, state, chain);
+        return false;
+    }
+    lock_acquire(&state->lock, RANK_CLASS);
+    return true;
 }
 
 /* ---- Cold ---- */
@@ -77,7 +119,7 @@ static void put_remote(hak_heap_t *heap, class_state_t *state, chain_t chain)
 static cold_t *cold_of(hak_heap_t *heap, class_state_t *state)
 {
     if (state->cold || !lock_try(&heap->lock, RANK_HEAP)) return state->cold;
-    state->cold = heap_record_now(heap, sizeof *state->cold);
+    state->cold = record_take(heap, sizeof *state->cold, false);
     lock_release(&heap->lock, RANK_HEAP);
     return state->cold;
 }
@@ -95,18 +137,15 @@ static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, i
 
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait)
 {
-    if (!lock_enter(&state->lock, RANK_CLASS, may_wait)) {
-        put_remote(heap, state, chain);
-        return;
-    }
+    if (!lock_or_leave(heap, state, chain, may_wait)) return;
     /* A thread that may use no magazine has no CPU to keep a chain for. Chains of a divided heap go
      * to their slabs at once, see adapt.c; but for blocks of more than a page, which pin little
      * more than themselves and whose slabs are dear to make. */
     bool wide = size_classes[state->cls].bytes > HAK_PAGE;
-    bool to_slabs = index < 0 || (load_relaxed(&heap->divided) == DIVIDED && !wide);
+    bool to_slabs = index < 0 || (home_is_divided(heap) && !wide);
     chain_t overflow = to_slabs ? chain : put_cold(heap, state, chain, index);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
-    lock_release(&state->lock, RANK_CLASS);
+    drain_leave(heap, state);
 }
 
 /* ---- Blocks whose home is another CPU ---- */
@@ -117,7 +156,7 @@ static bool is_away(entry_t entry, int index, const area_t *area)
 {
     if (entry_home(entry) >= HOME_LOOK) return false;
     return entry_home(entry) != registry_home(index) ||
-           (area && adapt_returns(area, entry_code(entry)));
+           (area && area_returns(area, entry_code(entry)));
 }
 
 /* What all blocks of an outbox have in common, with one more. */
@@ -130,10 +169,10 @@ static void note_home(magazine_t *outbox, entry_t entry)
 
 bool drain_is_away(hak_heap_t *heap, entry_t entry)
 {
-    int index = percpu_index();
-    area_t *area = index < 0 ? NULL : percpu_running(&heap->percpu, (unsigned)index);
+    int index;
+    area_t *area = area_look(heap, &index);
     if (!is_away(entry, index, area)) return false;
-    magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL; /* pairs with outbox_of */
+    magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL; /* pairs with area_outbox */
     if (outbox) note_home(&outbox[entry_code(entry)], entry);
     return true;
 }
@@ -157,10 +196,10 @@ static chain_t split(const hak_heap_t *heap, const class_state_t *state, chain_t
 static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home,
                       int index)
 {
-    unsigned here = heap_home(heap, state, index, false);
+    unsigned here = home_of(heap, state, index, false);
     if (home != here && here != HOME_NONE && home < state->homes &&
-        heap_home_is_idle(heap, state, home)) {
-        heap_take_over(state, home, here);
+        home_is_idle(heap, state, home)) {
+        home_take_over(state, home, here);
         home = here;
     }
     chain_t overflow =
@@ -172,11 +211,7 @@ static void send_home(hak_heap_t *heap, class_state_t *state, chain_t chain, uns
 static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, unsigned home,
                        int index)
 {
-    if (!chain) return;
-    if (!lock_enter(&state->lock, RANK_CLASS, false)) {
-        put_remote(heap, state, chain);
-        return;
-    }
+    if (!chain || !lock_or_leave(heap, state, chain, false)) return;
     if (home < HOME_LOOK) {
         send_home(heap, state, chain, home, index);
         chain = 0;
@@ -187,7 +222,7 @@ static void drain_home(hak_heap_t *heap, class_state_t *state, chain_t chain, un
         chain = split(heap, state, chain, home, &same);
         send_home(heap, state, same, home, index);
     }
-    lock_release(&state->lock, RANK_CLASS);
+    drain_leave(heap, state);
 }
 
 void drain_outbox(hak_heap_t *heap, class_state_t *state, magazine_t *outbox, int index)
@@ -199,26 +234,13 @@ void drain_outbox(hak_heap_t *heap, class_state_t *state, magazine_t *outbox, in
     drain_home(heap, state, chain, tag ? tag >> ENTRY_HOME_SHIFT : HOME_LOOK, index);
 }
 
-/* An area's outbox, made when it is first wanted. */
-static magazine_t *outbox_of(hak_heap_t *heap, area_t *area)
-{
-    /* Acquire: pairs with the release below; the record is zeroed before. */
-    magazine_t *outbox = load_acquire(&area->outbox);
-    if (outbox || !lock_try(&heap->lock, RANK_HEAP)) return outbox;
-    outbox = load_relaxed(&area->outbox);
-    if (!outbox && (outbox = heap_record_now(heap, CLASS_COUNT * sizeof *outbox)) != NULL)
-        store_release(&area->outbox, outbox);
-    lock_release(&heap->lock, RANK_HEAP);
-    return outbox;
-}
-
 static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int index,
                        entry_t entry, void *ptr)
 {
     percpu_t *percpu = &heap->percpu;
     unsigned cls = state->cls;
     size_t hot = PERCPU_HOT(cls);
-    magazine_t *outbox = outbox_of(heap, area);
+    magazine_t *outbox = area_outbox(heap, area);
     if (outbox) note_home(&outbox[cls], entry);
     if (outbox && !load_relaxed(&outbox[cls].limit)) adapt_grow(heap, area, &outbox[cls], state);
     if (percpu_post(percpu, hot, ptr, heap->key)) {
@@ -235,7 +257,33 @@ static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int
     /* There is no outbox, or the thread has moved. */
     if (!percpu_post(percpu, hot, ptr, heap->key))
         drain_home(heap, state, block_push(0, ptr, heap->key), HOME_LOOK, index);
-    adapt_area(heap, area, index);
+    drain_period(heap, area, index);
+}
+
+/* ---- The end of a period: what it did not use goes back ---- */
+
+/* Cold chains that no allocation took in the period. */
+static void return_old(hak_heap_t *heap, class_state_t *state, int index)
+{
+    if (!state->cold || !lock_try(&state->lock, RANK_CLASS)) return;
+    for (chain_t chain; (chain = cold_take_old(state->cold, (unsigned)index)) != 0;)
+        (void)drain_cold(heap, state, chain);
+    cold_age(state->cold, (unsigned)index);
+    drain_leave(heap, state);
+}
+
+void drain_period(hak_heap_t *heap, area_t *area, int index)
+{
+    adapt_period_t period;
+    if (HAK_LIKELY(!adapt_begin(heap, area, &period))) return;
+    FOR_CLASSES (cls, &heap->made) {
+        class_state_t *state = heap_class_made(heap, cls);
+        adapt_unused_t unused = adapt_end(heap, area, &period, cls);
+        if (unused.hot) drain_chain(heap, state, unused.hot, PERCPU_NONE, false);
+        if (unused.spare) drain_chain(heap, state, unused.spare, PERCPU_NONE, false);
+        if (unused.outbox) drain_outbox(heap, state, &period.outbox[cls], index);
+        return_old(heap, state, index);
+    }
 }
 
 /* ---- The ladder ---- */
@@ -245,11 +293,11 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     if (percpu_mode == PERCPU_LOCKED) return false;
     percpu_t *percpu = &heap->percpu;
     unsigned cls = entry_code(entry);
-    int index = percpu_index();
-    area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
+    int index;
+    area_t *area = area_look(heap, &index);
     if (!area || is_away(entry, index, area)) return false;
     size_t hot = PERCPU_HOT(cls);
-    refill_tag(heap, area, index, cls);
+    area_tag(heap, area, index, cls);
     /* The tag was behind, or the block's slab wants to be looked at; by now it has been. */
     if (percpu_push(percpu, hot, ptr, heap->key)) {
         counter_add(&heap->counters, tls_sll, 1);
@@ -260,7 +308,7 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     if (!full) return false;
     if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
         /* The thread has moved, or a flush has come: nobody's magazine is owed these blocks. */
-        put_remote(heap, heap_class_made(heap, cls), full);
+        drain_remote(heap, cls, full);
     }
     if (!percpu_push(percpu, hot, ptr, heap->key)) return false;
     counter_add(&heap->counters, early_full, 1);
@@ -275,12 +323,12 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     class_state_t *state = heap_class_made(heap, cls);
     size_t hot = PERCPU_HOT(cls);
     int index;
-    area_t *area = refill_area(heap, &index, false);
+    area_t *area = area_get(heap, &index, false);
     if (area && is_away(entry, index, area)) {
         drain_away(heap, state, area, index, entry, ptr);
         return;
     }
-    if (area) refill_tag(heap, area, index, cls);
+    if (area) area_tag(heap, area, index, cls);
     if (area && !load_relaxed(&area->hot[cls].limit))
         adapt_grow(heap, area, &area->hot[cls], state);
     if (percpu_push(percpu, hot, ptr, heap->key)) {
@@ -292,7 +340,7 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     bool kept = full && percpu_install(percpu, cls, PERCPU_SPARE(cls), full);
     bool returns = false;
     if (!kept && area) {
-        magazine_t *outbox = outbox_of(heap, area);
+        magazine_t *outbox = area_outbox(heap, area);
         returns = outbox && adapt_overflowed(heap, area, &outbox[cls], cls, chain_count(full));
         if (!returns) adapt_grow(heap, area, &area->hot[cls], state);
     }
@@ -303,23 +351,17 @@ void drain_block(hak_heap_t *heap, entry_t entry, void *ptr)
     if (full && !kept) drain_chain(heap, state, full, index, false);
     chain_t spare = returns ? percpu_take(percpu, PERCPU_SPARE(cls)) : 0;
     if (spare) drain_chain(heap, state, spare, index, false);
-    if (area) adapt_area(heap, area, index);
-}
-
-void drain_remote(hak_heap_t *heap, unsigned cls, void *ptr)
-{
-    put_remote(heap, heap_class_made(heap, cls), block_push(0, ptr, heap->key));
+    if (area) drain_period(heap, area, index);
 }
 
 /* ---- Mid and large blocks ---- */
 
-/* Notes a block for whoever next holds the HEAP lock. Its memory is the library's, so the list runs
- * through it. */
+/* The list runs through the blocks, which are the library's by then; they carry no seals. */
+static const guard_t plain = {0, "deferred"};
+
 static void defer(hak_heap_t *heap, void *ptr)
 {
-    void *head = load_relaxed(&heap->deferred);
-    do *(void **)ptr = head;
-    while (!cas_release(&heap->deferred, &head, ptr));
+    remote_push(&heap->deferred, block_push(0, ptr, 0), &plain, 0);
 }
 
 /* Where the process's lock is busy, the block is noted again. */
@@ -330,7 +372,7 @@ static void free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
     unsigned granules = mid->granules;
     size_t bytes = mid->bytes;
     mid_remove(&heap->large, mid);
-    if (heap_put_run(heap, run, granules, PAGES_ALL, may_wait)) return;
+    if (runs_put(heap, run, granules, PAGES_ALL, may_wait)) return;
     mid_add(&heap->large, run, granules, bytes);
     defer(heap, superslab_granule(run.ss, run.first));
 }
@@ -341,11 +383,10 @@ static void free_large(hak_heap_t *heap, large_t *large)
 {
     large_set_t *set = &heap->large;
     large_remove(set, large);
-    if (large_bytes(large) > set->cache_limit && heap_drop_large(heap, large, LARGE_RELEASED))
-        return;
+    if (large_bytes(large) > set->cache_limit && mapping_drop(heap, large, LARGE_RELEASED)) return;
     large_cache(set, large);
     for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
-        if (heap_drop_large(heap, old, LARGE_RELEASED)) continue;
+        if (mapping_drop(heap, old, LARGE_RELEASED)) continue;
         large_cache(set, old);
         return;
     }
@@ -358,25 +399,28 @@ static void free_big(hak_heap_t *heap, void *ptr, bool may_wait)
     else free_large(heap, registry_range(ptr));
 }
 
-void drain_deferred(hak_heap_t *heap, bool may_wait)
+/* One at a time is taken off the list, and no more than are there: what may not wait is deferred
+ * again. */
+size_t drain_deferred(hak_heap_t *heap, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
-    if (HAK_LIKELY(!load_relaxed(&heap->deferred))) return;
-    /* Acquire: pairs with the release in defer. */
-    for (void *ptr = exchange_acquire(&heap->deferred, NULL), *next; ptr; ptr = next) {
-        next = *(void **)ptr;
-        free_big(heap, ptr, may_wait);
-    }
+    size_t moved = 0, most = hak_min(remote_blocks(&heap->deferred), DRAIN_BIG_AT_ONCE);
+    for (; HAK_UNLIKELY(moved < most); moved++)
+        free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait);
+    return moved;
 }
 
 void drain_settle(hak_heap_t *heap)
 {
     /* Relaxed: a free that came before this call, by whatever order the program gave them, has
      * noted its block. */
-    if (!load_relaxed(&heap->deferred)) return;
-    lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap, true);
-    lock_release(&heap->lock, RANK_HEAP);
+    size_t left = remote_blocks(&heap->deferred);
+    while (left) {
+        lock_acquire(&heap->lock, RANK_HEAP);
+        size_t moved = drain_deferred(heap, true);
+        lock_pass(&heap->lock, RANK_HEAP);
+        left = moved && moved < left ? left - moved : 0;
+    }
 }
 
 /* What is too big for the cache will be unmapped under the lock. Its pages, which take the kernel
@@ -388,14 +432,28 @@ static void purge_uncacheable(const hak_heap_t *heap, const void *ptr)
         (void)os->purge(large_base(large), large_bytes(large));
 }
 
+/* Takes HEAP, or defers the block. Where so many are deferred already, this thread waits for a step
+ * of the one that has the lock. */
+static bool lock_or_defer(hak_heap_t *heap, void *ptr)
+{
+    if (lock_try(&heap->lock, RANK_HEAP)) return true;
+    if (remote_blocks(&heap->deferred) < DRAIN_DEFERRED) {
+        defer(heap, ptr);
+        return false;
+    }
+    lock_acquire(&heap->lock, RANK_HEAP);
+    return true;
+}
+
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
 {
-    if (!deferred) purge_uncacheable(heap, ptr);
-    if (deferred || !lock_try(&heap->lock, RANK_HEAP)) {
+    if (deferred) {
         defer(heap, ptr);
         return;
     }
-    drain_deferred(heap, false);
+    purge_uncacheable(heap, ptr);
+    if (!lock_or_defer(heap, ptr)) return;
+    (void)drain_deferred(heap, false);
     free_big(heap, ptr, false);
     lock_release(&heap->lock, RANK_HEAP);
 }

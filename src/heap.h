@@ -13,9 +13,9 @@
 #include "slab.h"
 
 /*
- * Role: what a heap is. Callers: api and the ladders. Memory: one metadata page (more on a machine
- * of many CPUs) holds the heap, its first area and the records of its first size classes; more
- * pages follow when they are needed.
+ * Role: what a heap is, and how much it has committed. Callers: every level above. Memory: one
+ * metadata page (more on a machine of many CPUs) holds the heap, its first area and the records of
+ * its first size classes; more pages follow when they are needed (record.h).
  *
  *   metadata page
  *   +----------+-----------------------------------------------------+------------------+
@@ -26,25 +26,24 @@
  *
  * Invariant: live + cached + free + untouched + metadata == committed.
  */
-enum {
-    FEWEST_HOMES = 2,      /* records for homes, at first */
-    NURSERY_RUNS = 40,     /* runs a heap takes from the nursery before it takes SuperSlabs */
-    NURSERY_GRANULES = 16, /* longest such run */
-    DIVIDE_RUNS = 128,     /* with which each CPU gets slabs of its own; */
-    DIVIDE_SLABS = 8,      /* or with so many of one class; */
-    DIVIDE_ONE_WAY = 32,   /* or when blocks of a class went to one CPU so often and never back */
-    COARSE_RUNS = 16,      /* runs with which a heap uses the coarse classes */
-    /* Looks at a home, one for each outbox of its blocks that fills up, after which it is idle. A
-     * thread that only waits its turn must not lose its slabs: with 3, two threads that free in
-     * batches share half of their cache lines; with 32, 0.3 % (bench/sharing.c). */
-    HOME_STILL = 32,
-};
+enum { NURSERY_RUNS = 40 /* runs a heap takes from the nursery before it takes SuperSlabs */ };
 
-enum { UNDIVIDED, DUE, DIVIDED };
+enum { HEAP_COLOURS = 8 /* places for a heap in its page, a line apart */ };
+
+/* What a level asks of every layer; one for each level, const. */
+typedef struct policy {
+    const char *name;
+    /* free blocks carry a seal (block.h), which is proved wherever one is followed or handed out */
+    bool sealed;
+    bool starts; /* a free proves that the address is the start of a block */
+    bool sizes;  /* a free that names a size proves it */
+} policy_t;
+
+enum { UNDIVIDED, DUE, DIVIDED }; /* whether CPUs have slabs of their own: see home.h */
 
 /* What one CPU has of one class. */
 typedef struct home {
-    slab_set_t slabs; /* first: see heap_next_set */
+    slab_set_t slabs; /* first: see home_next_set */
     chain_t seen;     /* its hot magazine, when others last sent blocks home */
     uint32_t still;   /* how often in a row that was the same */
 } home_t;
@@ -68,19 +67,6 @@ typedef struct class_state {
 _Static_assert(sizeof(class_state_t) <= 2 * HAK_LINE,
                "a heap has one for each class, and takes whole lines");
 
-/* The sets of a class one after another, `shared` first; lock: CLASS. */
-HAK_INLINE slab_set_t *heap_next_set(class_state_t *state, const slab_set_t *set)
-{
-    size_t next = set == &state->shared
-                      ? 0
-                      : (size_t)((const home_t *)(const void *)set - state->at_home) + 1;
-    return next < state->homes ? &state->at_home[next].slabs : NULL;
-}
-HAK_INLINE slab_set_t *heap_set_of(class_state_t *state, unsigned home)
-{
-    return home < state->homes ? &state->at_home[home].slabs : &state->shared;
-}
-
 typedef struct meta_page {
     struct meta_page *next;
     size_t pages;
@@ -96,7 +82,7 @@ struct hak_heap {
         *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
     _Atomic uint32_t divided;          /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
     hak_lock_t trim_lock;              /* rank TRIM: the order of `superslabs`, which trims turn */
-    void *_Atomic deferred; /* atomic: mid and large blocks freed while the HEAP lock was busy */
+    remote_t deferred;                 /* mid and large blocks that wait for HEAP */
 
     /* ---- lock: HEAP ---- */
     hak_lock_t lock;
@@ -116,6 +102,7 @@ struct hak_heap {
     _Atomic size_t peak;
     _Atomic size_t metadata; /* part of committed */
     settings_t settings;     /* const */
+    policy_t policy;         /* const: what the level of `settings` asks for */
     counters_t counters;
 
     area_t first_area __attribute__((aligned(HAK_LINE)));
@@ -137,7 +124,9 @@ _Static_assert(offsetof(struct hak_heap, percpu) == PERCPU_AT, "sections know th
 /* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused
  * the handlers. */
 bool heap_start_process(void);
-hak_heap_t *heap_create(const hak_heap_config_t *config, int *error);
+const policy_t *heap_policy(hak_level_t level);
+/* A key for the seals of a heap that is being created; each call gives another. */
+uint64_t heap_next_key(void);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
 bool heap_is_valid(const hak_heap_t *heap);
 
@@ -148,75 +137,22 @@ HAK_INLINE unsigned heap_class_of(const hak_heap_t *heap, size_t size)
                               : sizeclass_of(size);
 }
 
-/* Zeroed memory for the heap's lifetime; lock: HEAP. NULL and hak_last_error() where refused. */
-void *heap_record(hak_heap_t *heap, size_t bytes);
-/* The same for a free: NULL, and no error, rather than wait. */
-void *heap_record_now(hak_heap_t *heap, size_t bytes);
-/* A zeroed area: the heap's own, or a record; lock: HEAP. */
-area_t *heap_area(hak_heap_t *heap, bool may_wait);
-/* The record of a class, made where there is none; NULL where memory is refused. */
-class_state_t *heap_class(hak_heap_t *heap, unsigned cls);
+/* The record of a class; NULL where the class was never used. */
 HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)
 {
     return load_acquire(&((hak_heap_t *)(uintptr_t)heap)->classes[cls]);
 }
 
-/*
- * ---- Homes; lock: CLASS. ----
- *
- * In a heap of more than a few runs each CPU takes blocks from slabs of its own, and blocks go back
- * to their slab's home: blocks of two CPUs in one cache line, or in two that a prefetcher fetches
- * together, cost each of them a miss whenever the other writes. (mimalloc keeps threads apart in
- * the same way, by pages that a thread owns; here a home is a hint in the granule's entry, and a
- * CPU that is out of blocks takes over a slab that its home hardly uses.) A small heap is not
- * divided: its CPUs share slabs, because few blocks in many slabs cost more in pages than they save
- * in lines. All classes are divided at once: a free whose branch meets slabs with and without a
- * home in turn is guessed wrong half the time.
- */
-HAK_INLINE bool heap_is_divided(const hak_heap_t *heap)
-{
-    return load_relaxed(&heap->divided) != UNDIVIDED;
-}
-HAK_INLINE void heap_divide_soon(hak_heap_t *heap)
-{
-    uint32_t undivided = UNDIVIDED;
-    (void)cas_relaxed(&heap->divided, &undivided, (uint32_t)DUE);
-}
-/* Once, when the heap has grown enough: gives all slabs to the CPU that runs. No lock is held. */
-void heap_divide(hak_heap_t *heap, int index);
-/* The home of what a CPU takes from slabs; HOME_NONE in an undivided heap, and where memory for its
- * set is refused, or would have to be waited for. */
-unsigned heap_home(hak_heap_t *heap, class_state_t *state, int index, bool may_wait);
-/* Whether a home's CPU has done nothing with a class, as far as the last few calls show. */
-bool heap_home_is_idle(hak_heap_t *heap, class_state_t *state, unsigned home);
-/* Moves all that a home has of a class to another. */
-void heap_take_over(class_state_t *state, unsigned from, unsigned to);
-/* Moves a slab to another home. */
-void heap_rehome(class_state_t *state, slab_t *slab, unsigned home);
+/* ---- What is committed; lock: HEAP ---- */
 
-/* ---- Granules; lock: HEAP. The registry's entries are the heap's business, in these two. ---- */
-run_t heap_take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigned code);
-/* Gives a run back. False: may not wait, and the process's lock is busy; nothing has changed. */
-bool heap_put_run(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait);
-/* Makes a run of one block longer or shorter where it is. False: it is the nursery's, or what
- * follows is not free. */
-bool heap_resize_run(hak_heap_t *heap, run_t run, unsigned granules, unsigned wanted);
-/* Gives an empty SuperSlab back to the reserve; false as heap_put_run. */
-bool heap_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait);
-
-/* Unmaps a large block that large_evict took out. False, and hak_last_error(), where the kernel
- * refuses: nothing has changed, and it is in no list. Lock: HEAP. */
-bool heap_drop_large(hak_heap_t *heap, large_t *large, large_t *tombstone);
-
-/* All that a heap holds, given back at once: every block of it is gone. Destroy and reset. */
-void heap_empty(hak_heap_t *heap);
-void heap_destroy(hak_heap_t *heap);
-
-/* Lock: HEAP. */
 void heap_charge(hak_heap_t *heap, size_t bytes);
 HAK_INLINE void heap_uncharge(hak_heap_t *heap, size_t bytes)
 {
     store_relaxed(&heap->committed, load_relaxed(&heap->committed) - bytes);
 }
+
+/* The same for records: part of what is committed. */
+void heap_charge_records(hak_heap_t *heap, size_t bytes);
+void heap_uncharge_records(hak_heap_t *heap, size_t bytes);
 
 #endif

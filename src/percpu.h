@@ -97,7 +97,7 @@ enum {
     PERCPU_MOST = 0x8000, /* slots; sections compare 16 bits */
     /* Where a heap keeps its percpu_t. Sections address the table from the heap, which their
      * callers have in a register. */
-    PERCPU_AT = (HAK_COUNTERS ? 53 : 50) * HAK_LINE + 24,
+    PERCPU_AT = (HAK_COUNTERS ? 53 : 51) * HAK_LINE + 24,
 };
 
 /*

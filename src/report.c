@@ -1,11 +1,13 @@
-/* hakheap level 8: report - figures, phantoms, text */
+/* hakheap level 14: report - figures, phantoms, text */
 #include "report.h"
 
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "drain.h"
 #include "gate.h"
+#include "home.h"
 #include "tls.h"
 
 /* ---- Classes ---- */
@@ -26,8 +28,8 @@ void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
     }
     lock_acquire(&state->lock, RANK_CLASS);
     out->cold_blocks = state->cold ? state->cold->blocks : 0;
-    out->remote_blocks += load_relaxed(&state->remote.blocks);
-    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set)) {
+    out->remote_blocks += remote_blocks(&state->remote);
+    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set)) {
         out->slabs += set->slabs;
         out->free_blocks += set->carved - set->outside;
         out->untouched_blocks += set->slabs * size_classes[cls].blocks - set->carved;
@@ -78,7 +80,7 @@ static void tally_class(hak_heap_t *heap, class_state_t *state)
 {
     unsigned cls = state->cls;
     lock_acquire(&state->lock, RANK_CLASS);
-    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
         for (unsigned bin = 0; bin < SLAB_BINS; bin++)
             for (slab_t *slab = set->bin[bin]; slab; slab = slab->next)
                 tally(heap, slab->start, cls,
@@ -86,6 +88,7 @@ static void tally_class(hak_heap_t *heap, class_state_t *state)
     for (uint32_t i = 0; state->cold && i < state->cold->count; i++)
         tally_chain(heap, cls, state->cold->chain[i]);
     tally_chain(heap, cls, load_acquire(&state->remote.head));
+    tally_chain(heap, cls, load_relaxed(&state->remote.taken));
     for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
         const area_t *area = percpu_area(&heap->percpu, i);
         if (!area) continue;
@@ -206,8 +209,8 @@ static __attribute__((format(printf, 2, 3))) void print(text_t *text, const char
 
 static void print_totals(text_t *text, const hak_heap_t *heap, const hak_heap_stats_t *stats)
 {
-    print(text, "heap \"%s\" (%s, magazines %s)\n", heap->settings.name,
-          heap->key ? "checked" : "fast", percpu_mode_name(percpu_mode));
+    print(text, "heap \"%s\" (%s, magazines %s)\n", heap->settings.name, heap->policy.name,
+          percpu_mode_name(percpu_mode));
 #define ROW(field) print(text, "  %-20s %16zu\n", #field, stats->field);
     ROW(live_bytes)
     ROW(live_blocks)

@@ -1,4 +1,4 @@
-/* hakheap level 8: report - one snapshot of a heap, as structs and as text */
+/* hakheap level 14: report - one snapshot of a heap, as structs and as text */
 #ifndef HAK_REPORT_H
 #define HAK_REPORT_H
 

@@ -1,7 +1,11 @@
-/* hakheap level 8: ladder_trim - giving back: caches to slabs to SuperSlabs to the kernel */
+/* hakheap level 13: trim - giving back: caches to slabs to SuperSlabs to the kernel */
+#include "trim.h"
+
+#include "drain.h"
 #include "gate.h"
-#include "ladder.h"
+#include "mapping.h"
 #include "os.h"
+#include "runs.h"
 #include "tls.h"
 
 /* ---- Areas: halt, one fence, take the words, restart, and only then return the blocks ---- */
@@ -38,7 +42,7 @@ static void steal_own(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsign
     int index = percpu_index();
     area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
     if (!area) return;
-    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with outbox_of in drain.c */
+    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
     FOR_CLASSES_IN (cls, &heap->made, first, end) {
         size_t hot = PERCPU_HOT(cls);
         if (load_relaxed(&area->hot[cls].word)) note_stolen(stolen, cls, percpu_take(percpu, hot));
@@ -101,7 +105,7 @@ static void take_limit(hak_heap_t *heap, const area_t *area, magazine_t *magazin
 static void retire_area(hak_heap_t *heap, unsigned index)
 {
     area_t *area = percpu_area(&heap->percpu, index);
-    magazine_t *outbox = load_relaxed(&area->outbox);
+    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
     FOR_CLASSES (cls, &heap->made) {
         take_limit(heap, area, &area->hot[cls], cls);
         if (outbox) take_limit(heap, area, &outbox[cls], cls);
@@ -144,7 +148,7 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
             /* Many CPUs' words may not fit: then some blocks go back while the last areas still
              * wait. */
             if (stolen.count + 3 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
-            magazine_t *outbox = load_relaxed(&area->outbox);
+            magazine_t *outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
             FOR_CLASSES_IN (cls, &heap->made, first, end) {
                 steal_word(&stolen, cls, &area->hot[cls].word);
                 steal_word(&stolen, cls, &area->spare[cls]);
@@ -162,13 +166,18 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
 
 /* ---- Cold chains and remote lists ---- */
 
+/* What was there when this began, a chain or a few blocks at a time. */
 static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 {
+    size_t waiting = remote_blocks(&state->remote);
     for (bool more = true; more;) {
         lock_acquire(&state->lock, RANK_CLASS);
         more = drain_oldest(heap, state, bytes);
-        if (!more) *bytes += drain_remote_list(heap, state) * size_classes[state->cls].bytes;
-        lock_release(&state->lock, RANK_CLASS);
+        size_t moved = drain_waiting(heap, state, DRAIN_AT_ONCE);
+        *bytes += moved * size_classes[state->cls].bytes;
+        waiting -= hak_min(waiting, moved);
+        more |= moved && waiting;
+        lock_pass(&state->lock, RANK_CLASS);
     }
 }
 
@@ -187,7 +196,7 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
 static size_t retire_some(hak_heap_t *heap, class_state_t *state, size_t most)
 {
     size_t count = 0;
-    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
         for (slab_t *slab; count < most && (slab = slab_empty(set)) != NULL; count++)
             drain_retire(heap, state, slab, true);
     return count;
@@ -226,7 +235,7 @@ static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
     entry_t again = registry_lookup(granule);
     if (entry_heap(again) == heap && entry_code(again) == state->cls && !entry_back(again)) {
         slab_t *slab = slab_of(again, granule);
-        slab_set_t *set = heap_set_of(state, slab->home);
+        slab_set_t *set = home_set(state, slab->home);
         run_t run = slab_run(slab);
         if (!run.ss->shared && superslab_is_far(run)) {
             lock_acquire(&heap->lock, RANK_HEAP);
@@ -272,7 +281,7 @@ static size_t drop_oldest(hak_heap_t *heap, size_t keep)
     large_t *large = excess(heap, keep) ? large_evict(set, set->cached_bytes - 1) : NULL;
     if (!large) return 0;
     size_t bytes = large_bytes(large);
-    if (heap_drop_large(heap, large, LARGE_RELEASED)) return bytes;
+    if (mapping_drop(heap, large, LARGE_RELEASED)) return bytes;
     large_cache(set, large);
     return 0;
 }
@@ -320,7 +329,7 @@ static size_t trim_next(hak_heap_t *heap, size_t keep, char **base)
     lock_acquire(&heap->lock, RANK_HEAP);
     superslab_t *ss = superslab_set_turn(set);
     if (ss) pages = superslab_purge(set, ss, excess(heap, keep) / HAK_PAGE);
-    bool gone = !ss || (keep == 0 && superslab_is_empty(ss) && heap_put_superslab(heap, ss, true));
+    bool gone = !ss || (keep == 0 && superslab_is_empty(ss) && runs_put_superslab(heap, ss, true));
     *base = gone ? NULL : ss->base;
     lock_pass(&heap->lock, RANK_HEAP);
     return pages;
@@ -387,20 +396,4 @@ bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
     bool done = trim_one(heap, keep, bytes);
     lock_release(&heap->trim_lock, RANK_TRIM);
     return done;
-}
-
-void trim_reset(hak_heap_t *heap)
-{
-    lock_acquire(&heap->areas_lock, RANK_AREAS);
-    lock_acquire(&heap->lock, RANK_HEAP);
-    drain_deferred(heap, true);
-    heap_empty(heap);
-    lock_release(&heap->lock, RANK_HEAP);
-    lock_release(&heap->areas_lock, RANK_AREAS);
-}
-
-void trim_destroy(hak_heap_t *heap)
-{
-    drain_settle(heap);
-    heap_destroy(heap);
 }

@@ -1,113 +1,11 @@
-/* hakheap level 8: validate - what a pointer is, and the walk that proves a heap sound */
+/* hakheap level 14: validate - the walk that proves a heap sound */
 #include "validate.h"
 
 #include <errno.h>
 
+#include "home.h"
 #include "os.h"
 #include "tls.h"
-
-/* ---- Pointers ---- */
-
-static _Noreturn HAK_COLD void bad_pointer(const char *code, const char *operation, const void *ptr,
-                                           const hak_heap_t *heap, size_t bytes, const char *words)
-{
-    hak_fatal(&(hak_fault_t){.code = code,
-                             .operation = operation,
-                             .ptr = ptr,
-                             .heap = heap ? heap->guard.name : NULL,
-                             .class_bytes = bytes,
-                             .words = words});
-}
-
-static _Noreturn HAK_COLD void double_free(hak_heap_t *heap, const void *ptr, size_t bytes,
-                                           const char *operation)
-{
-    bad_pointer("DOUBLE_FREE", operation, ptr, heap, bytes, "the block is free already");
-}
-
-bool validate_find(const void *ptr, block_id_t *out)
-{
-    entry_t entry = registry_lookup(ptr);
-    unsigned code = entry_code(entry);
-    *out = (block_id_t){.entry = entry, .heap = entry_heap(entry)};
-    if (out->heap && code < CLASS_COUNT) {
-        out->kind = KIND_SMALL;
-        out->cls = code;
-        out->usable = size_classes[code].bytes;
-        return true;
-    }
-    if (out->heap && code == CODE_MID) {
-        out->kind = KIND_MID;
-        out->usable = mid_of(entry, ptr)->bytes;
-        return true;
-    }
-    out->large = entry ? NULL : large_find(ptr);
-    if (!out->large) return false;
-    out->kind = KIND_LARGE;
-    out->heap = large_heap(out->large);
-    out->usable = large_bytes(out->large);
-    return true;
-}
-
-/* What is known of a pointer that is in no live block. */
-static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, const char *operation)
-{
-    if (heap && !heap_is_valid(heap)) heap = NULL;
-    entry_t entry = registry_lookup(ptr);
-    large_t *range = registry_range(ptr);
-    bool aligned = (uintptr_t)ptr % SUPERSLAB == 0; /* what a large block began at */
-    bool was_large =
-        large_is_record(range) ? large_base(range) == ptr : range == LARGE_RELEASED && aligned;
-    if (was_large || entry_code(entry) == CODE_RELEASED)
-        bad_pointer("DOUBLE_FREE", operation, ptr, heap, 0,
-                    "the block was freed and its memory given back");
-    if (entry_code(entry) == CODE_DEAD || (range == LARGE_DEAD && aligned))
-        bad_pointer("DESTROYED", operation, ptr, heap, 0,
-                    "the heap of this block was reset or destroyed");
-    bad_pointer("FOREIGN", operation, ptr, heap, 0, "no heap has this address");
-}
-
-static bool is_start(const block_id_t *id, const void *ptr)
-{
-    if ((uintptr_t)ptr % BLOCK_ALIGN) return false;
-    if (id->kind == KIND_LARGE) return ptr == large_base(id->large);
-    if (id->kind == KIND_MID) return ptr == entry_run_start(id->entry, ptr);
-    if (!id->heap->key) return true;
-    return entry_divides(id->entry, registry_rotate(ptr));
-}
-
-block_id_t validate_block(hak_heap_t *heap, const void *ptr, const char *operation)
-{
-    block_id_t id;
-    if (!validate_find(ptr, &id)) not_a_block(heap, ptr, operation);
-    if (heap && id.heap != heap)
-        hak_fatal(&(hak_fault_t){.code = "WRONG_HEAP",
-                                 .operation = operation,
-                                 .ptr = ptr,
-                                 .heap = heap_is_valid(heap) ? heap->guard.name : NULL,
-                                 .other = id.heap->guard.name,
-                                 .class_bytes = id.usable,
-                                 .words = "the block belongs to heap"});
-    if (!is_start(&id, ptr))
-        bad_pointer("INTERIOR", operation, ptr, id.heap, id.usable,
-                    "the address is not the start of a block");
-    const block_t *block = ptr;
-    if (id.kind != KIND_SMALL || !id.heap->key) return id;
-    bool look = entry_home(id.entry) == HOME_LOOK;
-    if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) ||
-        (look && slab_forgot(ptr)))
-        double_free(id.heap, ptr, id.usable, operation);
-    return id;
-}
-
-void validate_free_big(const block_id_t *id, void *ptr)
-{
-    uint32_t live = LARGE_LIVE;
-    bool first = id->kind == KIND_MID
-                     ? registry_release(ptr)
-                     : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
-    if (!first) double_free(id->heap, ptr, id->usable, "free");
-}
 
 /* ---- The whole heap. Halted, with every lock of it held, in the order of the ranks. ---- */
 
@@ -166,7 +64,8 @@ static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted
             wrong(walk, block, bytes, "a free block was found twice");
             return blocks;
         }
-        if (heap->key && !block_is_sealed(block, block_link(block, heap->key), heap->key)) {
+        if (heap->policy.sealed &&
+            !block_is_sealed(block, block_link(block, heap->key), heap->key)) {
             wrong(walk, block, bytes, "a free block was written to");
             return blocks;
         }
@@ -178,6 +77,16 @@ static size_t walk_chain(walk_t *walk, unsigned cls, chain_t chain, bool counted
     }
     if (counted && blocks != chain_count(chain))
         wrong(walk, chain_block(chain), bytes, "a chain is shorter than it counts");
+    return blocks;
+}
+
+/* A part of a remote list, which counts itself. */
+static size_t walk_list(walk_t *walk, unsigned cls, chain_t list)
+{
+    size_t blocks = walk_chain(walk, cls, list, false);
+    if (blocks != chain_count(list) && chain_count(list) < CHAIN_MAX)
+        wrong(walk, chain_block(list), size_classes[cls].bytes,
+              "a remote list does not have as many blocks as it counts");
     return blocks;
 }
 
@@ -204,7 +113,7 @@ static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, s
     if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks ||
         slab->released_blocks > slab->carved)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
-    bool look = walk->heap->key && slab_has_released(slab);
+    bool look = walk->heap->policy.sealed && slab_has_released(slab);
     check_run(walk, slab->start, sizes->granules, cls, look ? HOME_LOOK : slab->home);
     size_t free_blocks = walk_chain(walk, cls, slab->free, true);
     sum->slabs++;
@@ -230,7 +139,7 @@ static size_t check_set(walk_t *walk, class_state_t *state, const slab_set_t *se
     slab_set_t sum = {.slabs = 0};
     for (unsigned bin = 0; bin < SLAB_BINS; bin++)
         for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) {
-            if (heap_set_of(state, slab->home) != set)
+            if (home_set(state, slab->home) != set)
                 wrong(walk, slab->start, 0, "a slab is not where its home says");
             check_slab(walk, slab, state->cls, bin, &sum);
         }
@@ -246,7 +155,7 @@ static void check_class(walk_t *walk, class_state_t *state)
     unsigned cls = state->cls;
     size_t bytes = size_classes[cls].bytes;
     size_t outside = 0;
-    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
         outside += check_set(walk, state, set);
     if (outside != load_relaxed(&state->outside))
         wrong(walk, state, bytes, "a class's counts disagree with its slabs");
@@ -261,12 +170,11 @@ static void check_class(walk_t *walk, class_state_t *state)
     }
     for (uint32_t i = 0; state->cold && i < state->cold->count; i++)
         cached += walk_chain(walk, cls, state->cold->chain[i], true);
-    size_t listed = walk_chain(walk, cls, load_acquire(&state->remote.head), false);
-    if (listed > load_relaxed(&state->remote.blocks))
-        wrong(walk, state, bytes, "a remote list is longer than it counts");
-    cached += listed;
+    /* Acquire: pairs with the release in remote_push. */
+    cached += walk_list(walk, cls, load_acquire(&state->remote.head));
+    cached += walk_list(walk, cls, load_relaxed(&state->remote.taken));
     size_t live = 0;
-    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
         for (unsigned bin = 0; bin < SLAB_BINS; bin++)
             for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) live += unfound(walk, slab);
     if (live + cached != outside)
@@ -344,7 +252,7 @@ static size_t number_all_slabs(hak_heap_t *heap)
     size_t words = 0;
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         class_state_t *state = heap_class_made(heap, cls);
-        for (slab_set_t *set = state ? &state->shared : NULL; set; set = heap_next_set(state, set))
+        for (slab_set_t *set = state ? &state->shared : NULL; set; set = home_next_set(state, set))
             words = number_slabs(set, words);
     }
     return words;

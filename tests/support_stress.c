@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "heap.h"
+#include "home.h"
 #include "support_contract.h"
 
 static _Atomic bool over;

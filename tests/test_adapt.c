@@ -2,8 +2,8 @@
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
 
+#include "drain.h"
 #include "heap.h"
-#include "ladder.h"
 #include "support_contract.h"
 
 TestSuite(adapt, .timeout = 120);
@@ -40,7 +40,7 @@ static hak_heap_t *heap_here(int level, size_t cache_bytes)
 static area_t *area_here(hak_heap_t *heap)
 {
     int index;
-    area_t *area = refill_area(heap, &index, true);
+    area_t *area = area_get(heap, &index, true);
     cr_assert(area != NULL);
     return area;
 }
@@ -70,7 +70,7 @@ static void end_period(hak_heap_t *heap, area_t *area, size_t used, uint16_t mis
         store_relaxed(&area->hot[cls].misses, (uint16_t)0);
     if (used) store_relaxed(&area->hot[class_of(used)].misses, misses);
     store_relaxed(&area->misses, (uint32_t)ADAPT_PERIOD);
-    adapt_area(heap, area, index);
+    drain_period(heap, area, index);
     cr_assert(load_relaxed(&area->misses) == 0);
 }
 
@@ -197,7 +197,7 @@ Test(adapt, a_scarce_budget_goes_where_the_misses_are)
         store_relaxed(&busy->misses, (uint16_t)100);
         store_relaxed(&lazy->misses, (uint16_t)1);
         store_relaxed(&area->misses, (uint32_t)ADAPT_PERIOD);
-        adapt_area(heap, area, percpu_index());
+        drain_period(heap, area, percpu_index());
         cr_assert(load_relaxed(&lazy->limit) == limit / 2 && load_relaxed(&busy->limit) == small);
         fill(heap, SIZE, 260, 140);
         adapt_grow(heap, area, busy, state_of(heap, SIZE));
@@ -218,17 +218,17 @@ Test(adapt, a_class_that_is_only_freed_returns_its_blocks)
         area_t *area = area_here(heap);
         unsigned cls = class_of(SIZE);
         for (unsigned i = 0; i < 4; i++) end_period(heap, area, 0, 0);
-        cr_assert(!adapt_returns(area, cls));
+        cr_assert(!area_returns(area, cls));
         empty(heap, SIZE, LEFT, COUNT - LEFT);
-        cr_assert(adapt_returns(area, cls));
+        cr_assert(area_returns(area, cls));
         cr_assert(load_relaxed(&state_of(heap, SIZE)->outside) <= LEFT + 2 * 64,
                   "%zu blocks outside", load_relaxed(&state_of(heap, SIZE)->outside));
         must_be_sound(heap, LEFT);
         /* A few allocations do not end it, and do not come from all over the place. */
         fill(heap, SIZE, LEFT, 32);
-        cr_assert(adapt_returns(area, cls));
+        cr_assert(area_returns(area, cls));
         fill(heap, SIZE, LEFT + 32, COUNT - LEFT - 32);
-        cr_assert(!adapt_returns(area, cls));
+        cr_assert(!area_returns(area, cls));
         must_be_sound(heap, COUNT);
         empty(heap, SIZE, 0, COUNT);
         must_be_sound(heap, 0);
@@ -248,9 +248,9 @@ Test(adapt, returning_begins_and_ends_by_itself)
             cr_assert((many[i] = hak_heap_malloc(heap, BYTES)) != NULL);
         area_t *area = area_here(heap);
         for (size_t i = QUEUE; i < CONTRACT_LENGTH(many); i++) hak_heap_free(heap, many[i]);
-        cr_assert(adapt_returns(area, class_of(BYTES)));
+        cr_assert(area_returns(area, class_of(BYTES)));
         size_t turns = 0;
-        for (; turns < TURNS && adapt_returns(area, class_of(BYTES)); turns++) {
+        for (; turns < TURNS && area_returns(area, class_of(BYTES)); turns++) {
             hak_heap_free(heap, many[turns % QUEUE]);
             cr_assert((many[turns % QUEUE] = hak_heap_malloc(heap, BYTES)) != NULL);
         }

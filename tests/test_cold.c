@@ -139,24 +139,48 @@ static remote_t remote;
 static const guard_t guards[] = {{0, "fast"}, {0xabcdef0123456789ull, "checked"}};
 static const guard_t *guard;
 
-Test(cold, a_remote_list_is_taken_whole)
+static block_t *next_block(void) { return remote_next(&remote, guard, sizeof(block_t)); }
+
+Test(cold, a_remote_list_is_handed_on_block_by_block)
 {
     for (unsigned level = 0; level < 2; level++) {
         guard = &guards[level];
-        cr_assert(remote_take(&remote) == 0);
+        cr_assert(next_block() == NULL && remote_blocks(&remote) == 0);
         chain_t three = 0;
         for (unsigned i = 0; i < 3; i++) three = block_push(three, &blocks[i], guard->key);
         remote_push(&remote, three, guard, sizeof(block_t));
         remote_push(&remote, block_push(0, &blocks[3], guard->key), guard, sizeof(block_t));
-        cr_assert(remote.blocks == 4);
-        unsigned seen = 0;
-        chain_t chain = remote_take(&remote);
-        for (; chain_block(chain); chain = block_next(chain, guard, "test", sizeof(block_t)))
-            seen |= 1u << (chain_block(chain) - blocks);
-        cr_assert(seen == 0xf, "%x", seen);
-        cr_assert(remote_take(&remote) == 0);
-        remote_taken(&remote, 4);
-        cr_assert(remote.blocks == 0);
+        cr_assert(remote_blocks(&remote) == 4);
+        unsigned seen = 1u << (next_block() - blocks);
+        cr_assert(remote_blocks(&remote) == 3);
+        /* What is pushed meanwhile is counted, and comes later. */
+        remote_push(&remote, block_push(0, &blocks[4], guard->key), guard, sizeof(block_t));
+        for (size_t left = 4; left > 0; left--) {
+            cr_assert(remote_blocks(&remote) == left);
+            seen |= 1u << (next_block() - blocks);
+        }
+        cr_assert(seen == 0x1f, "%x", seen);
+        cr_assert(next_block() == NULL && remote_blocks(&remote) == 0);
+    }
+}
+
+Test(cold, a_remote_list_longer_than_its_count_loses_no_block)
+{
+    enum { CHAIN = 250, MANY = CHAIN_MAX / CHAIN + 20 };
+    static block_t many[MANY * CHAIN] __attribute__((aligned(16)));
+    for (unsigned level = 0; level < 2; level++) {
+        guard = &guards[level];
+        for (unsigned i = 0; i < MANY; i++) {
+            chain_t chain = 0;
+            for (unsigned k = 0; k < CHAIN; k++)
+                chain = block_push(chain, &many[i * CHAIN + k], guard->key);
+            remote_push(&remote, chain, guard, sizeof(block_t));
+        }
+        cr_assert(remote_blocks(&remote) == CHAIN_MAX);
+        size_t count = 0;
+        while (next_block()) cr_assert(++count == MANY * CHAIN || remote_blocks(&remote) > 0);
+        cr_assert(count == MANY * CHAIN, "%zu", count);
+        cr_assert(remote_blocks(&remote) == 0);
     }
 }
 
@@ -180,16 +204,12 @@ static void *push_many(void *arg)
     return NULL;
 }
 
-/* Returns how many. The list ends where there is no address. */
+/* Returns how many. */
 static size_t take_all(void)
 {
     size_t count = 0;
-    for (chain_t chain = remote_take(&remote); chain_block(chain); count++) {
-        chain_t next = block_next(chain, guard, "test", sizeof(block_t));
-        atomic_fetch_add(&taken[chain_block(chain) - blocks], (unsigned char)1);
-        chain = next;
-    }
-    if (count) remote_taken(&remote, count);
+    for (block_t *block; (block = next_block()) != NULL; count++)
+        atomic_fetch_add(&taken[block - blocks], (unsigned char)1);
     return count;
 }
 
@@ -224,7 +244,7 @@ static void push_and_take(unsigned level)
         cr_assert(taken[i] == was_pushed, "block %u: taken %u times", i, taken[i]);
     }
     cr_assert(total == pushed, "%zu of %zu", total, pushed);
-    cr_assert(remote.blocks == 0, "%zu left in the count", (size_t)remote.blocks);
+    cr_assert(remote_blocks(&remote) == 0, "%zu left in the count", remote_blocks(&remote));
     cr_assert(takes > 0);
 }
 

@@ -11,8 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "drain.h"
 #include "heap.h"
-#include "ladder.h"
+#include "home.h"
 #include "reserve.h"
 #include "support_contract.h"
 #include "support_os.h"
@@ -29,7 +30,7 @@ static class_state_t *state_of(const hak_heap_t *heap)
 {
     return heap_class_made(heap, class_of(SIZE));
 }
-static unsigned home_of(const void *ptr) { return entry_home(registry_lookup(ptr)); }
+static unsigned home_in(const void *ptr) { return entry_home(registry_lookup(ptr)); }
 static slab_t *slab_at(const void *ptr) { return slab_of(registry_lookup(ptr), ptr); }
 
 static void must_be_sound(const hak_heap_t *heap, size_t live_blocks, const char *when)
@@ -329,7 +330,7 @@ Test(home, a_slab_that_cannot_go_keeps_its_home)
                   "SuperSlabs' runs go, the nursery's stay");
         unsigned at_home = 0;
         for (uint32_t i = 0; i < heap->nursery_count; i++)
-            at_home += home_of(heap->nursery[i]) == HERE;
+            at_home += home_in(heap->nursery[i]) == HERE;
         cr_assert(at_home > 1, "%u runs of the nursery have a home", at_home);
         must_be_sound(heap, 0, "with slabs that could not go");
         (void)hak_heap_trim(heap, 0);
@@ -382,8 +383,8 @@ static void give_pages_back(int level, bool divided)
         slab_t *slab = slab_at(blocks[i]);
         bool gave = slab_has_released(slab);
         looked += gave;
-        cr_assert(home_of(blocks[i]) == (gave && level ? HOME_LOOK : slab->home),
-                  "level %d: home %u", level, home_of(blocks[i]));
+        cr_assert(home_in(blocks[i]) == (gave && level ? HOME_LOOK : slab->home),
+                  "level %d: home %u", level, home_in(blocks[i]));
     }
     cr_assert(looked > 0, "no page was given back, so nothing is tested");
     must_be_sound(heap, live, "trimmed");
@@ -413,15 +414,12 @@ Test(home, slabs_that_gave_pages_back_are_looked_at)
 
 /* ---- What a home is ---- */
 
-static size_t slabs_of(class_state_t *state, unsigned home)
-{
-    return heap_set_of(state, home)->slabs;
-}
+static size_t slabs_of(class_state_t *state, unsigned home) { return home_set(state, home)->slabs; }
 
 static size_t all_slabs(class_state_t *state)
 {
     size_t slabs = 0;
-    for (slab_set_t *set = &state->shared; set; set = heap_next_set(state, set))
+    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
         slabs += set->slabs;
     return slabs;
 }
@@ -457,12 +455,11 @@ Test(home, a_small_heap_has_no_homes)
     size_t count = 0;
     for (; heap->runs < DIVIDE_SLABS - 1; count++) blocks[count] = must_calloc_one(heap);
     cr_assert(load_relaxed(&heap->divided) == UNDIVIDED && state_of(heap)->homes == 0);
-    heap_divide(heap, HERE); /* nothing is due */
+    home_divide(heap, HERE); /* nothing is due */
     lock_acquire(&state_of(heap)->lock, RANK_CLASS);
-    cr_assert(heap_home(heap, state_of(heap), HERE, true) == HOME_NONE &&
-              state_of(heap)->homes == 0);
+    cr_assert(home_of(heap, state_of(heap), HERE, true) == HOME_NONE && state_of(heap)->homes == 0);
     lock_release(&state_of(heap)->lock, RANK_CLASS);
-    for (size_t i = 0; i < count; i++) cr_assert(home_of(blocks[i]) == HOME_NONE);
+    for (size_t i = 0; i < count; i++) cr_assert(home_in(blocks[i]) == HOME_NONE);
     /* What is freed there goes into that CPU's magazine: only homes are gone home to. */
     pretend(THERE);
     hak_heap_free(heap, must_malloc(heap, 4 * SIZE));
@@ -484,13 +481,13 @@ Test(home, all_classes_are_divided_at_once)
         /* Mid blocks are runs, and divide nothing by themselves: the next miss does, on its CPU. */
         void *mids[DIVIDE_RUNS];
         for (unsigned i = 0; i < DIVIDE_RUNS; i++) mids[i] = must_malloc(heap, 40000);
-        cr_assert(load_relaxed(&heap->divided) == DUE && home_of(others[0]) == HOME_NONE);
+        cr_assert(load_relaxed(&heap->divided) == DUE && home_in(others[0]) == HOME_NONE);
         pretend(THERE);
         void *one = must_malloc(heap, SIZE);
-        cr_assert(load_relaxed(&heap->divided) == DIVIDED && home_of(one) == THERE);
+        cr_assert(load_relaxed(&heap->divided) == DIVIDED && home_in(one) == THERE);
         for (size_t i = 0; i < CONTRACT_LENGTH(sizes); i++) {
             class_state_t *state = heap_class_made(heap, class_of(hak_usable_size(others[i])));
-            cr_assert(home_of(others[i]) == THERE && slab_at(others[i])->home == THERE, "%zu bytes",
+            cr_assert(home_in(others[i]) == THERE && slab_at(others[i])->home == THERE, "%zu bytes",
                       sizes[i]);
             cr_assert(state->shared.slabs == 0 && slabs_of(state, THERE) > 0);
         }
@@ -518,14 +515,14 @@ Test(home, each_cpu_has_slabs_of_its_own)
             pretend(indices[i]);
             there[i] = memset(must_malloc(heap, SIZE), 1, SIZE);
             unsigned wanted = indices[i] < HOME_LOOK ? indices[i] : HOME_NONE;
-            cr_assert(home_of(there[i]) == wanted, "CPU %u: home %u", indices[i],
-                      home_of(there[i]));
+            cr_assert(home_in(there[i]) == wanted, "CPU %u: home %u", indices[i],
+                      home_in(there[i]));
             cr_assert(slab_at(there[i]) != slab_at(blocks[0]));
             must_be_sound(heap, count + i + 1, "one more CPU");
         }
         /* But for the slab that was taken from last, whoever comes takes a slab of his own. */
         size_t whole = count - size_classes[class_of(SIZE)].blocks;
-        for (size_t i = 0; i < whole; i++) cr_assert(home_of(blocks[i]) == HERE, "block %zu", i);
+        for (size_t i = 0; i < whole; i++) cr_assert(home_in(blocks[i]) == HERE, "block %zu", i);
         cr_assert(state_of(heap)->homes == HOME_LOOK);
         /* Freed by CPUs without a home, and by each other. */
         for (size_t i = 0; i < CONTRACT_LENGTH(indices); i++) {
@@ -553,12 +550,12 @@ Test(home, a_slab_moves_with_all_that_names_its_home)
     for (size_t i = 0; i < CONTRACT_LENGTH(homes); i++) {
         size_t before = all_slabs(state);
         lock_acquire(&state->lock, RANK_CLASS);
-        heap_rehome(state, slab, homes[i]);
+        home_move(state, slab, homes[i]);
         lock_release(&state->lock, RANK_CLASS);
         cr_assert(slab->home == homes[i] && all_slabs(state) == before &&
                   slabs_of(state, homes[i]) >= 1);
         for (unsigned g = 0; g < size_classes[slab->cls].granules; g++)
-            cr_assert(home_of(slab->start + (size_t)g * GRANULE) == homes[i], "granule %u", g);
+            cr_assert(home_in(slab->start + (size_t)g * GRANULE) == homes[i], "granule %u", g);
         must_be_sound(heap, count + 1, "moved");
     }
     /* The walk knows a home that is wrong in one granule, whichever it is. */
@@ -585,15 +582,21 @@ Test(home, all_of_a_home_is_taken_over)
         cr_assert(state->cold && state->cold->count > 0, "no chain of the home");
         size_t slabs = all_slabs(state);
         lock_acquire(&state->lock, RANK_CLASS);
-        heap_take_over(state, HERE, THERE);
-        cr_assert(slabs_of(state, HERE) == 0 && slabs_of(state, THERE) == slabs);
+        cr_assert(slabs > HOME_AT_ONCE, "one step would do");
+        for (size_t left = slabs; left; left = slabs_of(state, HERE)) {
+            home_take_over(state, HERE, THERE);
+            /* A step moves no more than so many, whatever the home has. */
+            size_t moved = left < HOME_AT_ONCE ? left : HOME_AT_ONCE;
+            cr_assert(slabs_of(state, HERE) == left - moved, "%zu of %zu", moved, left);
+        }
+        cr_assert(slabs_of(state, THERE) == slabs);
         chain_t chain = cold_take(state->cold, HERE);
         cr_assert(chain == 0, "a chain stays behind");
         chain = cold_take(state->cold, THERE);
         cr_assert(chain != 0);
         (void)cold_put(state->cold, chain, THERE);
         lock_release(&state->lock, RANK_CLASS);
-        for (size_t i = 0; i < count; i++) cr_assert(home_of(blocks[i]) == THERE);
+        for (size_t i = 0; i < count; i++) cr_assert(home_in(blocks[i]) == THERE);
         must_be_sound(heap, count, "taken over");
         free_all(heap, count);
         cr_assert(hak_heap_flush(heap) > 0);
@@ -608,17 +611,17 @@ Test(home, who_does_nothing_is_idle)
     size_t count = divide(heap, 8);
     class_state_t *state = state_of(heap);
     lock_acquire(&state->lock, RANK_CLASS);
-    cr_assert(heap_home_is_idle(heap, state, THERE), "it has no area");
+    cr_assert(home_is_idle(heap, state, THERE), "it has no area");
     for (unsigned i = 0; i < 8; i++) {
         hak_heap_free(heap, blocks[--count]); /* pushed; the lock is not asked for */
-        cr_assert(!heap_home_is_idle(heap, state, HERE), "it works");
+        cr_assert(!home_is_idle(heap, state, HERE), "it works");
     }
     unsigned looks = 1;
-    while (!heap_home_is_idle(heap, state, HERE)) cr_assert(++looks <= HOME_STILL + 1);
+    while (!home_is_idle(heap, state, HERE)) cr_assert(++looks <= HOME_STILL + 1);
     cr_assert(looks >= HOME_STILL, "%u looks prove nothing", looks);
-    cr_assert(heap_home_is_idle(heap, state, HERE));
+    cr_assert(home_is_idle(heap, state, HERE));
     (void)must_malloc(heap, SIZE), count++;
-    cr_assert(!heap_home_is_idle(heap, state, HERE), "it works again");
+    cr_assert(!home_is_idle(heap, state, HERE), "it works again");
     lock_release(&state->lock, RANK_CLASS);
     must_be_sound(heap, count, "looked at");
     cr_assert(hak_heap_destroy(heap) == 0);
@@ -641,18 +644,18 @@ Test(home, without_sets_slabs_have_no_home_until_there_are)
         size_t count = 0;
         class_state_t *state = state_of(heap);
         while (load_relaxed(&heap->divided) != DIVIDED) blocks[count++] = must_malloc(heap, SIZE);
-        cr_assert(state->homes == 0 && home_of(blocks[0]) == HOME_NONE, "memory was not refused");
+        cr_assert(state->homes == 0 && home_in(blocks[0]) == HOME_NONE, "memory was not refused");
         lock_acquire(&state->lock, RANK_CLASS);
-        cr_assert(heap_home(heap, state, HERE, true) == HOME_NONE &&
-                  heap_home(heap, state, HERE, false) == HOME_NONE);
+        cr_assert(home_of(heap, state, HERE, true) == HOME_NONE &&
+                  home_of(heap, state, HERE, false) == HOME_NONE);
         lock_release(&state->lock, RANK_CLASS);
         must_be_sound(heap, DIVIDE_RUNS + 1 + count, "refused");
         fake_os_restore();
         put_all_pages(pages);
         lock_acquire(&state->lock, RANK_CLASS);
-        cr_assert(heap_home(heap, state, HERE, true) == HERE && state->homes > 0);
+        cr_assert(home_of(heap, state, HERE, true) == HERE && state->homes > 0);
         lock_release(&state->lock, RANK_CLASS);
-        cr_assert(home_of(blocks[0]) == HERE && home_of(one) == HERE && state->shared.slabs == 0);
+        cr_assert(home_in(blocks[0]) == HERE && home_in(one) == HERE && state->shared.slabs == 0);
         must_be_sound(heap, DIVIDE_RUNS + 1 + count, "granted");
         /* The same of longer sets: a refusal leaves the shorter ones whole. */
         lock_acquire(&state->lock, RANK_CLASS);
@@ -661,12 +664,12 @@ Test(home, without_sets_slabs_have_no_home_until_there_are)
         uint32_t homes = state->homes;
         for (unsigned i = 0; i < 2; i++) heap->room[i] = heap->room_end[i];
         pages = take_all_pages();
-        cr_assert(heap_home(heap, state, 100, false) == HOME_NONE && state->homes == homes);
+        cr_assert(home_of(heap, state, 100, false) == HOME_NONE && state->homes == homes);
         put_all_pages(pages);
-        cr_assert(heap_home(heap, state, 100, true) == 100 && state->homes > 100);
+        cr_assert(home_of(heap, state, 100, true) == 100 && state->homes > 100);
         lock_release(&state->lock, RANK_CLASS);
         must_be_sound(heap, DIVIDE_RUNS + 1 + count, "longer");
-        cr_assert(home_of(one) == HERE);
+        cr_assert(home_in(one) == HERE);
         for (unsigned i = 0; i < DIVIDE_RUNS; i++) hak_heap_free(heap, mids[i]);
         hak_heap_free(heap, one);
         free_all(heap, count);
@@ -691,7 +694,7 @@ Test(home, without_an_outbox_blocks_go_home)
         put_all_pages(pages);
         must_be_sound(heap, count, "without an outbox");
         hak_heap_free(heap, blocks[--count]);
-        cr_assert(load_relaxed(&there->outbox) || home_of(blocks[count]) == THERE);
+        cr_assert(load_relaxed(&there->outbox) || home_in(blocks[count]) == THERE);
         free_all(heap, count);
         must_be_sound(heap, 0, "with one");
         cr_assert(hak_heap_destroy(heap) == 0);
@@ -879,7 +882,7 @@ Test(home, reset_and_destroy_with_full_outboxes)
             cr_assert(load_relaxed(&heap->budget.room) == (int64_t)heap->settings.cache_bytes);
             must_be_sound(heap, 0, "reset");
             void *one = must_malloc(heap, SIZE);
-            cr_assert(home_of(one) == HERE, "it stays divided");
+            cr_assert(home_in(one) == HERE, "it stays divided");
             hak_heap_free(heap, one);
         }
         (void)free_there_what_is_here(heap, 301);
@@ -887,7 +890,7 @@ Test(home, reset_and_destroy_with_full_outboxes)
         /* What it left is another heap's, and that one is small. */
         hak_heap_t *next = contract_heap(level, "next");
         void *one = must_malloc(next, SIZE);
-        cr_assert(home_of(one) == HOME_NONE);
+        cr_assert(home_in(one) == HOME_NONE);
         must_be_sound(next, 1, "another heap");
         cr_assert(hak_heap_destroy(next) == 0);
     }
@@ -907,7 +910,7 @@ Test(home, what_an_idle_cpu_left_is_taken_over)
         for (size_t i = 0; i < 14000; i++) hak_heap_free(heap, blocks[--count]);
         cr_assert(slabs_of(state, HERE) == 0 && slabs_of(state, THERE) == all_slabs(state),
                   "%zu slabs stay", slabs_of(state, HERE));
-        for (size_t i = 0; i < count; i++) cr_assert(home_of(blocks[i]) == THERE);
+        for (size_t i = 0; i < count; i++) cr_assert(home_in(blocks[i]) == THERE);
         must_be_sound(heap, count, "taken over");
         for (size_t i = 0; i < 1800; i++) blocks[count++] = must_calloc_one(heap);
         cr_assert(heap->runs <= runs, "%u runs, %u before", heap->runs, runs);
@@ -939,7 +942,7 @@ Test(home, sparse_slabs_are_adopted)
         be(THERE);
         for (size_t i = 0; i < kept * each / 2; i++) {
             void *ptr = must_calloc_one(heap);
-            cr_assert(home_of(ptr) == THERE, "block %zu", i);
+            cr_assert(home_in(ptr) == THERE, "block %zu", i);
             blocks[count++] = ptr;
         }
         cr_assert(heap->runs == runs, "%u runs, %u before", heap->runs, runs);

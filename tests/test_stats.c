@@ -13,6 +13,7 @@
 
 #include "hakheap.h"
 #include "heap.h"
+#include "home.h"
 #include "support_contract.h"
 #include "support_random.h"
 
@@ -525,11 +526,11 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
 {
     ptrdiff_t one = damaged ? 1 : -1;
     switch (how) {
-    case 0: heap_set_of(p->state, p->slab->home)->carved += (size_t)one; return true;
+    case 0: home_set(p->state, p->slab->home)->carved += (size_t)one; return true;
     case 1:
         store_relaxed(&p->state->outside, load_relaxed(&p->state->outside) + (size_t)one);
         return true;
-    case 2: heap_set_of(p->state, p->slab->home)->slabs += (size_t)one; return true;
+    case 2: home_set(p->state, p->slab->home)->slabs += (size_t)one; return true;
     case 3: p->slab->carved = (uint16_t)(p->slab->carved + one); return true;
     case 4: p->slab->cls ^= 1; return true;
     case 5: p->slab->bin ^= 1; return true;

@@ -1,0 +1,65 @@
+/* hakheap level 12: drain - the ladder of a free that found its magazine full */
+#ifndef HAK_DRAIN_H
+#define HAK_DRAIN_H
+
+#include "adapt.h"
+
+/*
+ * Role: where freed blocks go. Each rung asks one layer; one that overflows returns the overflow,
+ * for the next rung.
+ *
+ *   drain    hot > spare > outbox, cold > slab > SuperSlab > reserve;   a busy lock: the remote or the deferred list
+ *
+ * Callers: api, refill, trim, life, inside the gate but where a call says so. Locks: CLASS and
+ * HEAP, taken inside; a free tries them. It waits only where as many blocks wait as the heap's
+ * budget allows, or DRAIN_DEFERRED large ones, and then for a step of the thread that has the lock:
+ * no step returns more than a chain and DRAIN_AT_ONCE blocks.
+ */
+enum {
+    DRAIN_AT_ONCE = 64,    /* waiting blocks that are returned in one step */
+    DRAIN_BIG_AT_ONCE = 8, /* mid and large ones, which the kernel may have to take */
+    DRAIN_DEFERRED = 64,   /* mid and large blocks that may wait */
+};
+
+void drain_block(hak_heap_t *heap, entry_t entry, void *ptr);
+/* Whether the home of a block is another CPU than the one that runs; if so, the running CPU's
+ * outbox learns it. */
+bool drain_is_away(hak_heap_t *heap, entry_t entry);
+/* The rung that needs no lock and no gate: a full hot magazine becomes the spare one, where that is
+ * empty. */
+bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr);
+/* Puts blocks on the class's remote list, whatever the budget says; never waits. From a signal
+ * handler, during a fork, and outside of the gate. */
+void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain);
+/* Mid and large blocks, by now marked as freed. `deferred`: the lock is not even tried. */
+void drain_big(hak_heap_t *heap, void *ptr, bool deferred);
+/* Some of what was deferred; lock: HEAP. Returns how many. */
+size_t drain_deferred(hak_heap_t *heap, bool may_wait);
+/* All that was deferred before this call; no lock is held. So that figures count no block whose
+ * free is done. */
+void drain_settle(hak_heap_t *heap);
+/* At a period's end (adapt.h): returns what the period did not use. */
+void drain_period(hak_heap_t *heap, area_t *area, int index);
+
+/* A chain to the cold level, or further down. */
+void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);
+/* Takes the outbox of a class and sends its blocks home. */
+void drain_outbox(hak_heap_t *heap, class_state_t *state, magazine_t *outbox, int index);
+
+/* ---- Lock: CLASS ---- */
+
+/* Returns the first `most` blocks of a chain to their slabs. Returns what is left of the chain. */
+chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most);
+/* Returns a chain that was taken from the cold level to its slabs. Returns bytes. */
+size_t drain_cold(hak_heap_t *heap, class_state_t *state, chain_t chain);
+/* Returns the oldest cold chain to its slabs, and adds to *bytes what it held; false: there is
+ * none. */
+bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes);
+/* Returns at most so many blocks of the remote list to their slabs. Returns how many. */
+size_t drain_waiting(hak_heap_t *heap, class_state_t *state, size_t most);
+/* Gives a slab without blocks outside back. False: may not wait and HEAP is busy. */
+bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may_wait);
+/* Gives the lock back, after a step for those that found it busy. */
+void drain_leave(hak_heap_t *heap, class_state_t *state);
+
+#endif

@@ -1,0 +1,109 @@
+/* hakheap level 8: pointer - what a pointer is, and the end of the process where it is a bug */
+#include "pointer.h"
+
+static _Noreturn HAK_COLD void bad_pointer(const char *code, const char *operation, const void *ptr,
+                                           const hak_heap_t *heap, size_t bytes, const char *words)
+{
+    hak_fatal(&(hak_fault_t){.code = code,
+                             .operation = operation,
+                             .ptr = ptr,
+                             .heap = heap ? heap->guard.name : NULL,
+                             .class_bytes = bytes,
+                             .words = words});
+}
+
+static _Noreturn HAK_COLD void double_free(hak_heap_t *heap, const void *ptr, size_t bytes,
+                                           const char *operation)
+{
+    bad_pointer("DOUBLE_FREE", operation, ptr, heap, bytes, "the block is free already");
+}
+
+bool pointer_find(const void *ptr, block_id_t *out)
+{
+    entry_t entry = registry_lookup(ptr);
+    unsigned code = entry_code(entry);
+    *out = (block_id_t){.entry = entry, .heap = entry_heap(entry)};
+    if (out->heap && code < CLASS_COUNT) {
+        out->kind = KIND_SMALL;
+        out->cls = code;
+        out->usable = size_classes[code].bytes;
+        return true;
+    }
+    if (out->heap && code == CODE_MID) {
+        out->kind = KIND_MID;
+        out->usable = mid_of(entry, ptr)->bytes;
+        return true;
+    }
+    out->large = entry ? NULL : large_find(ptr);
+    if (!out->large) return false;
+    out->kind = KIND_LARGE;
+    out->heap = large_heap(out->large);
+    out->usable = large_bytes(out->large);
+    return true;
+}
+
+/* What is known of a pointer that is in no live block. */
+static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, const char *operation)
+{
+    if (heap && !heap_is_valid(heap)) heap = NULL;
+    entry_t entry = registry_lookup(ptr);
+    large_t *range = registry_range(ptr);
+    bool aligned = (uintptr_t)ptr % SUPERSLAB == 0; /* what a large block began at */
+    bool was_large =
+        large_is_record(range) ? large_base(range) == ptr : range == LARGE_RELEASED && aligned;
+    if (was_large || entry_code(entry) == CODE_RELEASED)
+        bad_pointer("DOUBLE_FREE", operation, ptr, heap, 0,
+                    "the block was freed and its memory given back");
+    if (entry_code(entry) == CODE_DEAD || (range == LARGE_DEAD && aligned))
+        bad_pointer("DESTROYED", operation, ptr, heap, 0,
+                    "the heap of this block was reset or destroyed");
+    bad_pointer("FOREIGN", operation, ptr, heap, 0, "no heap has this address");
+}
+
+static bool is_start(const block_id_t *id, const void *ptr)
+{
+    if ((uintptr_t)ptr % BLOCK_ALIGN) return false;
+    if (id->kind == KIND_LARGE) return ptr == large_base(id->large);
+    if (id->kind == KIND_MID) return ptr == entry_run_start(id->entry, ptr);
+    if (!id->heap->policy.starts) return true;
+    return entry_divides(id->entry, registry_rotate(ptr));
+}
+
+block_id_t pointer_prove(hak_heap_t *heap, const void *ptr, const char *operation)
+{
+    block_id_t id;
+    if (!pointer_find(ptr, &id)) not_a_block(heap, ptr, operation);
+    if (heap && id.heap != heap)
+        hak_fatal(&(hak_fault_t){.code = "WRONG_HEAP",
+                                 .operation = operation,
+                                 .ptr = ptr,
+                                 .heap = heap_is_valid(heap) ? heap->guard.name : NULL,
+                                 .other = id.heap->guard.name,
+                                 .class_bytes = id.usable,
+                                 .words = "the block belongs to heap"});
+    if (!is_start(&id, ptr))
+        bad_pointer("INTERIOR", operation, ptr, id.heap, id.usable,
+                    "the address is not the start of a block");
+    const block_t *block = ptr;
+    if (id.kind != KIND_SMALL || !id.heap->policy.sealed) return id;
+    bool look = entry_home(id.entry) == HOME_LOOK;
+    if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) ||
+        (look && slab_forgot(ptr)))
+        double_free(id.heap, ptr, id.usable, operation);
+    return id;
+}
+
+void pointer_mark_freed(const block_id_t *id, void *ptr)
+{
+    uint32_t live = LARGE_LIVE;
+    bool first = id->kind == KIND_MID
+                     ? registry_release(ptr)
+                     : cas_acquire(&id->large->state, &live, (uint32_t)LARGE_FREED);
+    if (!first) double_free(id->heap, ptr, id->usable, "free");
+}
+
+asked_t *pointer_asked(const block_id_t *id, const void *ptr)
+{
+    if (id->kind == KIND_SMALL) return NULL;
+    return id->kind == KIND_MID ? &mid_of(id->entry, ptr)->asked : &id->large->asked;
+}

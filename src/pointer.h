@@ -1,0 +1,33 @@
+/* hakheap level 8: pointer - what a pointer is, and the end of the process where it is a bug */
+#ifndef HAK_POINTER_H
+#define HAK_POINTER_H
+
+#include "heap.h"
+
+/*
+ * Role: decides what a pointer is that the fast path could not place, and ends the process where it
+ * is a caller's bug. Callers: api, resize. No lock; any thread. Reads the registry and the
+ * library's records, never the memory at a foreign pointer.
+ */
+typedef enum block_kind { KIND_SMALL, KIND_MID, KIND_LARGE } block_kind_t;
+
+typedef struct block_id {
+    block_kind_t kind;
+    hak_heap_t *heap;
+    entry_t entry;  /* small and mid */
+    unsigned cls;   /* small */
+    large_t *large; /* large */
+    size_t usable;
+} block_id_t;
+
+/* What a live block is. `heap` NULL: of any heap. Aborts where ptr is no live block of it, as far
+ * as its level can tell. */
+block_id_t pointer_prove(hak_heap_t *heap, const void *ptr, const char *operation);
+/* pointer_prove without the abort: false where ptr is in no heap. For hak_usable_size. */
+bool pointer_find(const void *ptr, block_id_t *out);
+/* Marks a mid or large block freed; aborts where it is already. */
+void pointer_mark_freed(const block_id_t *id, void *ptr);
+/* What a big block was asked for with; NULL for a small one. */
+asked_t *pointer_asked(const block_id_t *id, const void *ptr);
+
+#endif

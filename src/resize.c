@@ -1,0 +1,57 @@
+/* hakheap level 13: resize - the ladder of a block that grows or shrinks */
+#include "resize.h"
+
+#include "gate.h"
+#include "runs.h"
+
+/* Of what the block has, so much that a copy would save nothing to speak of. */
+static bool holds(const block_id_t *id, size_t size)
+{
+    return size <= id->usable && size >= id->usable / 2;
+}
+
+/* A mid block where it is. */
+static void *resize_mid(const block_id_t *id, void *ptr, size_t size)
+{
+    hak_heap_t *heap = id->heap;
+    if (size <= SMALL_MAX || size > MID_MAX || gate_enter(true) != GATE_IN) return NULL;
+    mid_t *mid = mid_of(id->entry, ptr);
+    superslab_t *ss = registry_superslab(ptr);
+    unsigned wanted = (unsigned)((size + GRANULE - 1) / GRANULE);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    /* Another thread's free may have come in between: the copy's free will name it. */
+    bool done = entry_code(registry_lookup(ptr)) == CODE_MID &&
+                runs_resize(heap, (run_t){ss, superslab_index(ss, ptr)}, mid->granules, wanted);
+    if (done) mid_resize(&heap->large, mid, wanted);
+    lock_release(&heap->lock, RANK_HEAP);
+    gate_leave();
+    return done ? ptr : NULL;
+}
+
+/* A large block, by its pages. */
+static void *resize_large(const block_id_t *id, size_t size)
+{
+    hak_heap_t *heap = id->heap;
+    if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
+    size_t bytes = hak_round_up(size, HAK_PAGE);
+    large_t *large = id->large;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t held = large_bytes(large);
+    bool done =
+        load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
+    if (done && bytes > held) heap_charge(heap, bytes - held);
+    if (done && bytes < held) heap_uncharge(heap, held - bytes);
+    lock_release(&heap->lock, RANK_HEAP);
+    gate_leave();
+    return done ? large_base(large) : NULL;
+}
+
+void *resize_block(const block_id_t *id, void *ptr, size_t size)
+{
+    void *at = holds(id, size) ? ptr : NULL;
+    if (!at && id->kind == KIND_MID) at = resize_mid(id, ptr, size);
+    if (!at && id->kind == KIND_LARGE) at = resize_large(id, size);
+    asked_t *asked = at ? pointer_asked(id, at) : NULL;
+    if (asked) asked->size = size;
+    return at;
+}

@@ -1,0 +1,21 @@
+/* hakheap level 13: trim - giving back: caches to slabs to SuperSlabs to the kernel */
+#ifndef HAK_TRIM_H
+#define HAK_TRIM_H
+
+#include "heap.h"
+
+/*
+ * Role: flush and trim. Each rung takes what the one before it has freed.
+ *
+ *   trim     areas > fence > cold, remote > slabs > SuperSlabs > kernel
+ *
+ * Callers: api, inside the gate. Locks: TRIM, AREAS, CLASS and HEAP, taken inside; none is held for
+ * longer than a chain, or one SuperSlab, takes.
+ */
+
+/* Returns cached blocks of classes [first, end) to their slabs. False: fence refused, and only the
+ * running CPU's moved. */
+bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes);
+bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes);
+
+#endif
