@@ -100,18 +100,25 @@ void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain)
     budget_force(&heap->budget, chain_count(chain) * size_classes[cls].bytes);
 }
 
+/* Whether a chain may wait: as far as the list can count it, and the budget has room. */
+static bool may_leave(hak_heap_t *heap, const class_state_t *state, chain_t chain)
+{
+    if (remote_blocks(&state->remote) + chain_count(chain) >= CHAIN_MAX) return false;
+    return budget_take(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
+}
+
 /* Takes the class's lock, or leaves the chain to the thread that has it and returns false. What
- * waits so is part of what is cached: where the budget has no room for it, this thread waits, for a
- * step of the other. */
+ * waits so is part of what is cached: where there is no room for it, this thread waits, for a step
+ * of the other. */
 static bool lock_or_leave(hak_heap_t *heap, class_state_t *state, chain_t chain, bool may_wait)
 {
     if (lock_enter(&state->lock, RANK_CLASS, may_wait)) return true;
-    if (budget_take(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes)) {
-        push_remote(heap, state, chain);
-        return false;
+    if (!may_leave(heap, state, chain)) {
+        lock_acquire(&state->lock, RANK_CLASS);
+        return true;
     }
-    lock_acquire(&state->lock, RANK_CLASS);
-    return true;
+    push_remote(heap, state, chain);
+    return false;
 }
 
 /* ---- Cold ---- */

@@ -170,6 +170,7 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
 static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 {
     size_t waiting = remote_blocks(&state->remote);
+    if (waiting >= CHAIN_MAX) waiting = SIZE_MAX; /* the list does not count further */
     for (bool more = true; more;) {
         lock_acquire(&state->lock, RANK_CLASS);
         more = drain_oldest(heap, state, bytes);
