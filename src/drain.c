@@ -20,7 +20,7 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
 }
 
 /* Lock: CLASS. */
-static void put_block(hak_heap_t *heap, class_state_t *state, block_t *block)
+HAK_INLINE void put_block(hak_heap_t *heap, class_state_t *state, block_t *block)
 {
     slab_t *slab = slab_of(registry_lookup(block), block);
     slab_set_t *set = home_set(state, slab->home);
@@ -408,21 +408,17 @@ static void free_big(hak_heap_t *heap, void *ptr, bool may_wait)
 
 /* One at a time is taken off the list, and no more than are there: what may not wait is deferred
  * again. */
-size_t drain_deferred(hak_heap_t *heap, bool may_wait)
+size_t drain_some_deferred(hak_heap_t *heap, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
     size_t moved = 0, most = hak_min(remote_blocks(&heap->deferred), DRAIN_BIG_AT_ONCE);
-    for (; HAK_UNLIKELY(moved < most); moved++)
-        free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait);
+    for (; moved < most; moved++) free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait);
     return moved;
 }
 
-void drain_settle(hak_heap_t *heap)
+void drain_all_deferred(hak_heap_t *heap)
 {
-    /* Relaxed: a free that came before this call, by whatever order the program gave them, has
-     * noted its block. */
-    size_t left = remote_blocks(&heap->deferred);
-    while (left) {
+    for (size_t left = remote_blocks(&heap->deferred); left;) {
         lock_acquire(&heap->lock, RANK_HEAP);
         size_t moved = drain_deferred(heap, true);
         lock_pass(&heap->lock, RANK_HEAP);

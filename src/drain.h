@@ -34,10 +34,18 @@ void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain);
 /* Mid and large blocks, by now marked as freed. `deferred`: the lock is not even tried. */
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred);
 /* Some of what was deferred; lock: HEAP. Returns how many. */
-size_t drain_deferred(hak_heap_t *heap, bool may_wait);
-/* All that was deferred before this call; no lock is held. So that figures count no block whose
- * free is done. */
-void drain_settle(hak_heap_t *heap);
+size_t drain_some_deferred(hak_heap_t *heap, bool may_wait);
+HAK_INLINE size_t drain_deferred(hak_heap_t *heap, bool may_wait)
+{
+    return HAK_UNLIKELY(remote_blocks(&heap->deferred)) ? drain_some_deferred(heap, may_wait) : 0;
+}
+/* All that was deferred before this call, so that figures count no block whose free is done; no
+ * lock is held. What a thread freed before, by whatever order the program gave it, is seen here. */
+void drain_all_deferred(hak_heap_t *heap);
+HAK_INLINE void drain_settle(hak_heap_t *heap)
+{
+    if (HAK_UNLIKELY(remote_blocks(&heap->deferred))) drain_all_deferred(heap);
+}
 /* At a period's end (adapt.h): returns what the period did not use. */
 void drain_period(hak_heap_t *heap, area_t *area, int index);
 

@@ -40,36 +40,11 @@ bool heap_start_process(void)
 }
 uint64_t heap_next_key(void) { return block_key(process.key, add_relaxed(&process.serial, 1u)); }
 
-/* ---- Policies ---- */
+const policy_t heap_policies[] = {
+    [HAK_LEVEL_FAST] = {.name = "fast"},
+    [HAK_LEVEL_CHECKED] = {.name = "checked", .sealed = true, .starts = true, .sizes = true},
+};
 
-const policy_t *heap_policy(hak_level_t level)
-{
-    static const policy_t fast = {.name = "fast"};
-    static const policy_t checked = {
-        .name = "checked", .sealed = true, .starts = true, .sizes = true};
-    return level == HAK_LEVEL_CHECKED ? &checked : &fast;
-}
-
-/* ---- Figures ---- */
-
-void heap_charge(hak_heap_t *heap, size_t bytes)
-{
-    size_t now = load_relaxed(&heap->committed) + bytes;
-    store_relaxed(&heap->committed, now);
-    if (now > load_relaxed(&heap->peak)) store_relaxed(&heap->peak, now);
-}
-
-void heap_charge_records(hak_heap_t *heap, size_t bytes)
-{
-    store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) + bytes);
-    heap_charge(heap, bytes);
-}
-
-void heap_uncharge_records(hak_heap_t *heap, size_t bytes)
-{
-    store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) - bytes);
-    heap_uncharge(heap, bytes);
-}
 /* ---- What is a heap ---- */
 
 bool heap_is_valid(const hak_heap_t *heap)

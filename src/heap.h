@@ -124,7 +124,7 @@ _Static_assert(offsetof(struct hak_heap, percpu) == PERCPU_AT, "sections know th
 /* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused
  * the handlers. */
 bool heap_start_process(void);
-const policy_t *heap_policy(hak_level_t level);
+extern const policy_t heap_policies[]; /* by hak_level_t */
 /* A key for the seals of a heap that is being created; each call gives another. */
 uint64_t heap_next_key(void);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
@@ -145,14 +145,26 @@ HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)
 
 /* ---- What is committed; lock: HEAP ---- */
 
-void heap_charge(hak_heap_t *heap, size_t bytes);
+HAK_INLINE void heap_charge(hak_heap_t *heap, size_t bytes)
+{
+    size_t now = load_relaxed(&heap->committed) + bytes;
+    store_relaxed(&heap->committed, now);
+    if (now > load_relaxed(&heap->peak)) store_relaxed(&heap->peak, now);
+}
 HAK_INLINE void heap_uncharge(hak_heap_t *heap, size_t bytes)
 {
     store_relaxed(&heap->committed, load_relaxed(&heap->committed) - bytes);
 }
-
 /* The same for records: part of what is committed. */
-void heap_charge_records(hak_heap_t *heap, size_t bytes);
-void heap_uncharge_records(hak_heap_t *heap, size_t bytes);
+HAK_INLINE void heap_charge_records(hak_heap_t *heap, size_t bytes)
+{
+    store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) + bytes);
+    heap_charge(heap, bytes);
+}
+HAK_INLINE void heap_uncharge_records(hak_heap_t *heap, size_t bytes)
+{
+    store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) - bytes);
+    heap_uncharge(heap, bytes);
+}
 
 #endif

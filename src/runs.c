@@ -3,11 +3,6 @@
 
 #include "tls.h"
 
-void runs_set_lookup(hak_heap_t *heap, size_t table)
-{
-    store_relaxed(&heap->lookup, table + (heap->policy.sealed ? CLASSES_MARKED : 0));
-}
-
 static const size_t granule_records = DESCRIPTOR_BYTES + sizeof(entry_t);
 static const size_t superslab_records =
     SUPERSLAB_GRANULES * (DESCRIPTOR_BYTES + sizeof(entry_t)) + sizeof(superslab_t);

@@ -39,6 +39,10 @@ bool runs_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait);
 /* Gives all runs and SuperSlabs back at once; what blocks lie in them is gone. */
 void runs_empty(hak_heap_t *heap);
 /* Chooses the table of size classes: CLASSES_COARSE or CLASSES_FINE. */
-void runs_set_lookup(hak_heap_t *heap, size_t table);
+HAK_INLINE void runs_set_lookup(hak_heap_t *heap, size_t table)
+{
+    /* Relaxed: either table serves a request at any time. */
+    store_relaxed(&heap->lookup, table + (heap->policy.sealed ? CLASSES_MARKED : 0));
+}
 
 #endif
