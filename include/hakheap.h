@@ -271,7 +271,7 @@ HAK_API size_t hak_reserve_trim(void);
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
  * part, and no sum of
  *  parts, is above `committed_bytes`. */
-typedef struct hak_heap_stats {
+typedef struct hak_stats {
     /** Size of this struct in bytes; set by the caller, and no more than that is written. */
     size_t struct_size;
     /** Blocks in the program's hands, by usable size. */
