@@ -60,6 +60,8 @@ bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature);
 /* Bytes of the rseq area that the kernel maintains; 20 where it does not say. */
 size_t os_rseq_feature_size(void);
 const char *os_environment(const char *name); /* NULL in set-uid programs */
+/* Writes on standard error. No cancellation point, and errno stays as it was. */
+void os_print(const char *text, size_t bytes);
 /* Keeps the module that holds `symbol` mapped for ever, also where a plugin that links us
  * statically is closed. */
 void os_pin_module(const void *symbol);

@@ -3,6 +3,7 @@
 #include "os.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/membarrier.h>
 #include <sched.h>
@@ -175,6 +176,13 @@ size_t os_rseq_feature_size(void)
 }
 
 const char *os_environment(const char *name) { return secure_getenv(name); }
+
+void os_print(const char *text, size_t bytes)
+{
+    int before = errno;
+    /* By number: the C library's function is where a thread may be cancelled. */
+    if (syscall(SYS_write, STDERR_FILENO, text, bytes) < 0) errno = before;
+}
 
 void os_pin_module(const void *symbol)
 {
