@@ -20,6 +20,9 @@
  * HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap does so after every
  * other call that names the heap or frees one of its blocks.
  *
+ * **Copies.** Each module that links the static library has a copy of its own, whose blocks no other
+ * copy knows. Where blocks cross modules, all of them link the shared library.
+ *
  * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must
  * not call this library.
  *

@@ -60,6 +60,10 @@ bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature);
 /* Bytes of the rseq area that the kernel maintains; 20 where it does not say. */
 size_t os_rseq_feature_size(void);
 const char *os_environment(const char *name); /* NULL in set-uid programs */
+/* Whether another module of the process (a plugin, the program, a shared library) has a copy of this
+ * library; gives its path, cut to `bytes`. Slow. Async-signal-safe; false where the kernel does not
+ * say. */
+bool os_other_copy(char *path, size_t bytes);
 /* Writes on standard error. No cancellation point, and errno stays as it was. */
 void os_print(const char *text, size_t bytes);
 /* Keeps the module that holds `symbol` mapped for ever, also where a plugin that links us

@@ -33,3 +33,47 @@ Test(programs, a_fortified_program_uses_all_of_each_block)
     cr_assert(result.status == 0 && strcmp(result.text, "used\n") == 0, "status %d:\n%s",
               result.status, result.text);
 }
+
+/* ---- Two copies of the library ---- */
+
+#define COPIES                                                                          \
+    "user() { build -O1 -x c tests/copies_user.inc -x none \"$@\"; }\n"                 \
+    "plugin() { user -DPLUGIN -fPIC -shared -o \"$dir/plugin.so\" \"$@\"; }\n"          \
+    "program() { user -o \"$dir/program\" \"$@\" -ldl; }\n"                             \
+    "shared=${1%/*}/libhakheap.so; ln -s \"$shared\" \"$dir/libhakheap.so.0\"; export " \
+    "LD_LIBRARY_PATH=$dir\n"
+
+static void must_say(const char *words, bool found)
+{
+    cr_assert((strstr(result.text, words) != NULL) == found, "\"%s\" in:\n%s", words, result.text);
+}
+
+Test(programs, a_block_of_another_copy_is_told_by_the_copy)
+{
+    script(COPIES "plugin \"$1\"; program \"$1\"\n\"$dir/program\" \"$dir/plugin.so\"\n");
+    cr_assert(result.status != 0);
+    must_say("two copies\n", true);
+    must_say("hakheap: FOREIGN: free ptr=", true);
+    must_say(": no heap has this address; another copy of hakheap is loaded: \"/", true);
+    must_say("/plugin.so\"\n", true);
+}
+
+Test(programs, the_shared_library_is_a_copy_too)
+{
+    script(COPIES "plugin \"$shared\"; program \"$1\"\n\"$dir/program\" \"$dir/plugin.so\"\n");
+    cr_assert(result.status != 0);
+    must_say("another copy of hakheap is loaded: \"/", true);
+    must_say("libhakheap.so\"\n", true);
+}
+
+Test(programs, one_shared_library_serves_all)
+{
+    script(COPIES "plugin \"$shared\"; program \"$shared\"\n\"$dir/program\" \"$dir/plugin.so\"\n");
+    cr_assert(result.status == 0, "status %d:\n%s", result.status, result.text);
+    must_say("one copy\n", true);
+    script(
+        COPIES
+        "plugin \"$shared\"; program \"$shared\"\n\"$dir/program\" \"$dir/plugin.so\" foreign\n");
+    must_say(": no heap has this address\n", true);
+    must_say("another copy", false);
+}
