@@ -12,7 +12,8 @@
  * state.
  *
  * The calls go through a table, so that tests can refuse the k-th of them. Every call may fail;
- * none leaves half of its work behind.
+ * none leaves half of its work behind. unmap, resize and move take a mapping whole, as reserve, map,
+ * resize or move made it: LeakSanitizer knows it by its start and size.
  */
 typedef struct os_table {
     /* Reserves address space that can be neither read nor written, aligned; NULL where refused. */

@@ -77,3 +77,37 @@ Test(programs, one_shared_library_serves_all)
     must_say(": no heap has this address\n", true);
     must_say("another copy", false);
 }
+
+/* ---- LeakSanitizer ---- */
+
+/* A program with the given instrument; `$2` is handed to it. */
+static void leaks(const char *instrument, const char *argument)
+{
+    char text[1024];
+    snprintf(
+        text, sizeof text,
+        "build -g -O1 -fsanitize=%s -x c tests/leaks_user.inc -x none \"$1\" -o \"$dir/program\"\n"
+        "ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=exitcode=23 \"$dir/program\" %s\n",
+        instrument, argument);
+    script(text);
+    /* It stops the program as a debugger does. */
+    if (strstr(result.text, "LeakSanitizer has encountered a fatal error") ||
+        strstr(result.text, "LeakSanitizer does not work under ptrace"))
+        cr_skip_test("LeakSanitizer may not look at processes here");
+}
+
+Test(programs, what_blocks_point_to_is_no_leak)
+{
+    static const char *const instruments[] = {"address", "leak"};
+    for (unsigned i = 0; i < 2; i++) {
+        leaks(instruments[i], "");
+        cr_assert(result.status == 0 && strcmp(result.text, "done\n") == 0, "%s: status %d:\n%s",
+                  instruments[i], result.status, result.text);
+        leaks(instruments[i], "lose");
+        cr_assert(result.status == 23, "%s: status %d:\n%s", instruments[i], result.status,
+                  result.text);
+        must_say("Direct leak of 2003 byte(s) in 1 object(s)", true);
+        must_say("SUMMARY: ", true);
+        must_say(": 2003 byte(s) leaked in 1 allocation(s).", true);
+    }
+}
