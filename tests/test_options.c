@@ -25,7 +25,7 @@ static int read_again(const hak_heap_config_t *config, settings_t *settings)
     return options_read(config, settings);
 }
 
-TestSuite(options, .init = forget_environment, .timeout = 300);
+TestSuite(options, .init = forget_environment, .timeout = 600);
 
 #define DEFAULT_OF(field, otherwise, lowest, highest, environment, text) \
     static const size_t default_##field = otherwise;

@@ -11,7 +11,7 @@
 #include "support_memory.h"
 #include "support_os.h"
 
-TestSuite(os, .timeout = 30);
+TestSuite(os, .timeout = 600);
 
 static const size_t alignments[] = {0,           1,      HAK_PAGE, 2 * HAK_PAGE, 64 * HAK_KIB,
                                     2 * HAK_MIB, HAK_GIB};
