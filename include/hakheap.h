@@ -20,8 +20,8 @@
  * HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap does so after every
  * other call that names the heap or frees one of its blocks.
  *
- * **Copies.** Each module that links the static library has a copy of its own, whose blocks no other
- * copy knows. Where blocks cross modules, all of them link the shared library.
+ * **Copies.** Each module that links the static library has a copy of its own, whose blocks no
+ * other copy knows. Where blocks cross modules, all of them link the shared library.
  *
  * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must
  * not call this library.
@@ -218,8 +218,8 @@ HAK_API size_t hak_usable_size(const void *ptr);
 
 /**
  * The size of the class that serves a request: asking for it costs no more memory than asking for
- * `size`. For callers that grow buffers: what is asked for may be used. A heap with few blocks, and a large mapping that is used
- * again, may give more than this.
+ * `size`. For callers that grow buffers: what is asked for may be used. A heap with few blocks,
+ * and a large mapping that is used again, may give more than this.
  * @param size bytes.
  * @return bytes, at least `size`; `size` itself where no heap could serve it.
  */

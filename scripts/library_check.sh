@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Proves of a built library that its names are the public header's and no other, in the archive and in the shared
-# library, and that a program with names of its own like those inside links with the archive and runs.
+# Proves of a built library that its names are the public header's and no other, in the archive and in
+# the shared library, and that a program with names of its own like those inside links with the
+# archive and runs.
 #
 #   scripts/library_check.sh <build directory> [compiler]
 #
@@ -33,7 +34,8 @@ same "$dir/libhakheap.so" "$scratch/shared"
 if ! nm -u "$dir/libhakheap.a" | grep -qE '__(asan|tsan|ubsan)_'; then
     cat > "$scratch/names.c" << 'END'
 #include <hakheap.h>
-int os = 1, heap_create = 2, lock_try = 3, size_classes = 4, registry_top = 5, hak_tls = 6, hak_fatal = 7;
+int os = 1, heap_create = 2, lock_try = 3, size_classes = 4, registry_top = 5;
+int hak_tls = 6, hak_fatal = 7;
 int main(void)
 {
     hak_heap_t *heap = hak_heap_create(NULL);
@@ -45,7 +47,10 @@ int main(void)
 }
 END
     $compiler -I"$root/include" "$scratch/names.c" "$dir/libhakheap.a" -pthread -o "$scratch/names"
-    "$scratch/names" || { echo "library_check: a program with names of its own ends with status $?"; bad=1; }
+    "$scratch/names" || {
+        echo "library_check: a program with names of its own ends with status $?"
+        bad=1
+    }
 fi
 
 [ "$bad" = 0 ] || exit 1

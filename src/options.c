@@ -27,7 +27,7 @@ static bool in_range(size_t value, size_t lowest, size_t highest)
 static struct {
     size_t used;
     char text[1024];
-    _Atomic uint32_t said; /* relaxed: only that one thread finds 0 matters */
+    _Atomic uint32_t said; /* the first to exchange it writes; it orders nothing */
 } unknown;
 
 /* A value is shown up to its 40th byte; what would end the line or the quotes is shown as `?`. */

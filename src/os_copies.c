@@ -14,9 +14,10 @@
  * program, plugin or shared library) and the loader maps with it, and a copy that is asked looks
  * for that note in every module but its own.
  *
- * The modules are read off /proc/self/maps. The loader's list is behind a lock, which whoever died
- * may hold. Their memory is read by the kernel, which returns an error where a module is just being
- * unmapped. Async-signal-safe; allocates nothing.
+ * The modules are read off /proc/self/maps: the loader's own list is behind a lock, and the caller
+ * may have interrupted its holder. Their memory is read by the kernel, which returns an error where
+ * a module is just being unmapped. Caller: validate, before it ends the process. Async-signal-safe;
+ * allocates nothing.
  */
 typedef struct note {
     Elf64_Nhdr header;
@@ -36,6 +37,8 @@ static bool read_memory(void *out, uintptr_t at, size_t bytes)
 static bool notes_have_a_copy(uintptr_t at, size_t bytes)
 {
     note_t note;
+    /* More is no module's, but a file that only looks like one. */
+    bytes = hak_min(bytes, 16 * HAK_PAGE);
     for (size_t used = 0; used + sizeof note <= bytes;) {
         if (!read_memory(&note, at + used, sizeof note)) return false;
         bool ours = at + used == (uintptr_t)&own_note;
