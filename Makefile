@@ -8,6 +8,7 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 AR       ?= ar
+OBJCOPY  ?= objcopy
 CFLAGS   ?= -O2 -g
 COUNTERS ?= 0
 DEBUG    ?= 0
@@ -29,6 +30,12 @@ COMMON  := -std=gnu11 -pthread $(WARNINGS) -DHAK_COUNTERS=$(COUNTERS) -DHAK_DEBU
 LIBRARY := $(COMMON) -fPIC -fvisibility=hidden -ftls-model=initial-exec
 # nodelete: code that holds live rseq sections must stay mapped for as long as the process runs.
 SHARED  := -shared -Wl,-soname,libhakheap.so.0 -Wl,-z,nodelete $(if $(SANITIZE),,-Wl,-z,defs)
+# With -flto the one object of the archive is made machine code: nothing can be hidden in the compiler's own form of it.
+# gcc has an option for that, clang's linker does it by itself.
+LTO     := $(findstring -flto,$(CC) $(COMMON) $(LDFLAGS))
+CLANG   := $(if $(LTO),$(findstring clang,$(shell $(CC) --version)))
+LINKER  := $(if $(CLANG),-fuse-ld=lld)
+ONE     := -r -nostdlib $(if $(LTO),$(or $(LINKER),-flinker-output=nolto-rel))
 
 # ---- Variants ----
 
@@ -59,8 +66,8 @@ all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
 # Rewritten only where the flags differ, so that nothing is rebuilt without need.
 $(V)/flags: FORCE
 	@mkdir -p $(@D)
-	@printf '%s\n' '$(CC) $(LIBRARY) $(SHARED) $(LDFLAGS)' | cmp -s - $@ || \
-	    printf '%s\n' '$(CC) $(LIBRARY) $(SHARED) $(LDFLAGS)' > $@
+	@printf '%s\n' '$(CC) $(LIBRARY) $(SHARED) $(ONE) $(LDFLAGS)' | cmp -s - $@ || \
+	    printf '%s\n' '$(CC) $(LIBRARY) $(SHARED) $(ONE) $(LDFLAGS)' > $@
 
 $(V)/obj/%.o: src/%.c $(V)/flags
 	@mkdir -p $(@D)
@@ -72,12 +79,15 @@ $(V)/objects: FORCE
 	@printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT)' | cmp -s - $@ || \
 	    printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT)' > $@
 
+# One object, in which what is hidden is local: a program may have names of its own like those inside the library.
 $(V)/libhakheap.a: $(OBJECTS) $(V)/objects
 	rm -f $@
-	$(AR) rcs $@ $(OBJECTS)
+	$(CC) $(CFLAGS) -fPIC $(ONE) $(OBJECTS) -o $(V)/hakheap.o
+	$(OBJCOPY) --localize-hidden $(V)/hakheap.o
+	$(AR) rcs $@ $(V)/hakheap.o
 
 $(V)/libhakheap.so: $(OBJECTS) $(V)/objects
-	$(CC) $(LIBRARY) $(SHARED) $(LDFLAGS) $(OBJECTS) -o $@
+	$(CC) $(LIBRARY) $(SHARED) $(LINKER) $(LDFLAGS) $(OBJECTS) -o $@
 
 build/libhakheap.a build/libhakheap.so $(EXAMPLES:%=build/%): build/%: $(V)/% FORCE
 	@mkdir -p $(@D)
@@ -93,11 +103,11 @@ examples: $(EXAMPLES:%=build/%)
 
 $(V)/examples/%: examples/%.c $(V)/libhakheap.a $(V)/flags
 	@mkdir -p $(@D)
-	$(CC) $(COMMON) -MMD -MP -MF $@.d -MT $@ $< $(V)/libhakheap.a $(LDFLAGS) -o $@
+	$(CC) $(COMMON) -MMD -MP -MF $@.d -MT $@ $< $(V)/libhakheap.a $(LINKER) $(LDFLAGS) -o $@
 
 # ---- Tests ----
 
-tests: $(V)/tests/run stress $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%)
+tests: $(V)/tests/run stress $(V)/libhakheap.a $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%)
 stress: $(STRESS:%=$(V)/tests/%)
 
 # Where the tests find the tree and their programs, and the list that test_stress.c makes its tests of.
@@ -115,14 +125,12 @@ $(V)/obj/tests/%.o: tests/%.c $(V)/flags | $(V)/tests/test_build.h
 	@mkdir -p $(@D)
 	$(CC) $(COMMON) $(CRITERION) -Isrc -Itests -I$(V)/tests -MMD -MP -c $< -o $@
 
-# The tests see the library's hidden symbols, so they link the archive.
-$(V)/tests/run: $(TESTS) $(SUPPORT) $(V)/libhakheap.a $(V)/objects
-	$(CC) $(COMMON) $(TESTS) $(SUPPORT) $(V)/libhakheap.a $(LDFLAGS) -lcriterion -o $@
+# The tests see the library's hidden symbols, so they link its objects.
+$(V)/tests/run: $(TESTS) $(SUPPORT) $(OBJECTS) $(V)/objects
+	$(CC) $(COMMON) $(TESTS) $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -lcriterion -o $@
 
-$(V)/tests/stress_%: $(V)/obj/tests/stress_%.o $(SUPPORT) $(V)/libhakheap.a
-	$(CC) $(COMMON) $< $(SUPPORT) $(V)/libhakheap.a $(LDFLAGS) -o $@
-
-.SECONDARY:
+$(STRESS:%=$(V)/tests/%): $(V)/tests/%: $(V)/obj/tests/%.o $(SUPPORT) $(OBJECTS)
+	$(CC) $(COMMON) $< $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -o $@
 
 # ---- Checks: each builds what it runs and closes on a count ----
 
@@ -213,6 +221,7 @@ help:
 	@echo 'COUNTERS=1           compiles the debug counters in'
 	@echo 'DEBUG=1              compiles the asserts in'
 	@echo 'CC=clang             any compiler that takes gcc options'
+	@echo 'CFLAGS="-O2 -flto"   or CC="gcc -flto"; the archive is machine code all the same; clang needs lld'
 	@echo 'SANITIZE=address     or undefined, or thread'
 	@echo 'HAK_TEST_SECONDS=60  environment: how long each stress program of the checks runs (2)'
 

@@ -91,8 +91,7 @@ $(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 
 simulated: $(BENCH)/simulated
 
-# hakheap's private symbols are in the static library only.
-$(BENCH)/simulated: bench/simulated.c build/libhakheap.a $(BENCH)/command
+# hakheap's private symbols are in no library: it is compiled with its sources.
+$(BENCH)/simulated: bench/simulated.c $(wildcard bench/*.h src/*.[ch] include/*.h) $(BENCH)/command
 	@mkdir -p $(@D)
-	$(BENCH_COMPILE) -Isrc -DHAK_COUNTERS=0 -DHAK_DEBUG=0 -MMD -MP -MF $@.d -MT $@ bench/simulated.c -o $@ \
-	    build/libhakheap.a -ldl
+	$(BENCH_COMPILE) -Isrc bench/simulated.c $(wildcard src/*.c) -o $@ -ldl

@@ -1,6 +1,6 @@
 /*
  * What live heaps cost on a machine of many CPUs, of which this machine has fewer: hakheap alone,
- * from its static library, whose private symbols let one thread pretend to be each CPU in turn.
+ * compiled with its sources, whose private symbols let one thread pretend to be each CPU in turn.
  * Each heap has one 64-byte block; then each of `cpus` CPUs allocates and frees a block in each
  * heap, which gives it an area and a magazine there. Memory is VmRSS and VmPTE a heap: with all
  * magazines filled, after a flush of every heap, and after a trim. One line of key=value pairs.
@@ -110,7 +110,7 @@ static const program_option_t known[] = {
 
 int main(int argc, char **argv)
 {
-    snprintf(program_library, sizeof program_library, "libhakheap.a");
+    snprintf(program_library, sizeof program_library, "src");
     program_read_options(argc, argv, "Live heaps on a machine of many CPUs", known,
                          sizeof known / sizeof known[0]);
     if (options.cpus > options.machine)

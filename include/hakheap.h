@@ -20,6 +20,9 @@
  * HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap does so after every
  * other call that names the heap or frees one of its blocks.
  *
+ * **Copies.** Each module that links the static library has a copy of its own, whose blocks no
+ * other copy knows. Where blocks cross modules, all of them link the shared library.
+ *
  * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must
  * not call this library.
  *
@@ -203,7 +206,10 @@ HAK_API void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size);
 HAK_API void hak_free(void *ptr);
 
 /**
- * How many bytes of a block may be used.
+ * How large a block is. More than was asked for belongs to the caller only once it is asked for:
+ * the compiler is told what was (`alloc_size`), and ends a program that writes beyond it
+ * (_FORTIFY_SOURCE=3). `hak_heap_realloc(heap, ptr, hak_usable_size(ptr))` asks: it returns `ptr`,
+ * never moves the block and never fails.
  * @param ptr the start of a live block of any heap.
  * @return bytes, at least what was asked for; 0 for NULL and for every pointer that is in no heap.
  *         Never faults.
@@ -212,8 +218,8 @@ HAK_API size_t hak_usable_size(const void *ptr);
 
 /**
  * The size of the class that serves a request: asking for it costs no more memory than asking for
- * `size`. For callers that grow buffers. A heap with few blocks, and a large mapping that is used
- * again, may give more than this.
+ * `size`. For callers that grow buffers: what is asked for may be used. A heap with few blocks,
+ * and a large mapping that is used again, may give more than this.
  * @param size bytes.
  * @return bytes, at least `size`; `size` itself where no heap could serve it.
  */
@@ -271,7 +277,7 @@ HAK_API size_t hak_reserve_trim(void);
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
  * part, and no sum of
  *  parts, is above `committed_bytes`. */
-typedef struct hak_heap_stats {
+typedef struct hak_stats {
     /** Size of this struct in bytes; set by the caller, and no more than that is written. */
     size_t struct_size;
     /** Blocks in the program's hands, by usable size. */

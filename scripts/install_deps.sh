@@ -5,7 +5,8 @@ set -euo pipefail
 # The one list. The library itself needs gcc, make and libc6-dev only.
 packages=(
     gcc make libc6-dev                                       # the library
-    clang libclang-rt-14-dev                                 # the second compiler, and its sanitizers
+    clang libclang-rt-14-dev lld                             # the second compiler, its sanitizers and linker
+    g++                                                      # the header is C++, too
     libcriterion-dev valgrind                                # tests
     doxygen graphviz gnuplot-nox python3                     # documents, plots and the page of benchmarks
     shellcheck clang-format                                  # style

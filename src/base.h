@@ -13,6 +13,14 @@
  * thread's lock ranks and its depth in the ladders.
  */
 
+/* Build switches: `make DEBUG=1` compiles asserts in, `make COUNTERS=1` counters. */
+#ifndef HAK_DEBUG
+#define HAK_DEBUG 0
+#endif
+#ifndef HAK_COUNTERS
+#define HAK_COUNTERS 0
+#endif
+
 #define HAK_LIKELY(x)   __builtin_expect(!!(x), 1)
 #define HAK_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define HAK_NOINLINE    __attribute__((noinline))

@@ -36,6 +36,7 @@ bool heap_start_process(void)
     /* Not in the once: the loader's lock may be held by a thread that waits for it in a plugin's
      * constructor. */
     if (!exchange_acq_rel(&process.pinned, 1u)) os_pin_module(&process);
+    options_tell_unknown();
     return process.ready;
 }
 uint64_t heap_next_key(void) { return block_key(process.key, add_relaxed(&process.serial, 1u)); }

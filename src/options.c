@@ -2,6 +2,7 @@
 #include "options.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "os.h"
@@ -20,18 +21,82 @@ static bool in_range(size_t value, size_t lowest, size_t highest)
     return value >= lowest && value <= highest;
 }
 
-/* A number from the environment; 0 where there is none, or none in range. */
-static size_t from_environment(const char *name, size_t lowest, size_t highest)
+/* ---- The environment ---- */
+
+/* Lines about variables whose value is not known. Written while the process starts, read later. */
+static struct {
+    size_t used;
+    char text[1024];
+    _Atomic uint32_t said; /* the first to exchange it writes; it orders nothing */
+} unknown;
+
+/* A value is shown up to its 40th byte; what would end the line or the quotes is shown as `?`. */
+static const char *shown(const char *value, char out[41])
 {
-    const char *text = os_environment(name);
-    if (!text || *text < '0' || *text > '9') return 0;
+    size_t length = 0;
+    for (; value[length] && length < 40; length++) {
+        unsigned char byte = (unsigned char)value[length];
+        out[length] = byte < ' ' || byte == '"' || byte == 0x7f ? '?' : (char)byte;
+    }
+    out[length] = '\0';
+    return out;
+}
+
+void options_unknown(const char *name, const char *value, const char *taken_for, const char *known)
+{
+    char quoted[41];
+    size_t room = sizeof unknown.text - unknown.used;
+    int length = snprintf(unknown.text + unknown.used, room,
+                          "hakheap: CONFIG: %s=\"%s\" is not known; taken for %s (known: %s)\n",
+                          name, shown(value, quoted), taken_for, known);
+    /* The variables there are fit; a line that does not is left out. */
+    if (length > 0 && (size_t)length < room) unknown.used += (size_t)length;
+}
+
+void options_tell_unknown(void)
+{
+    if (unknown.used && exchange_acquire(&unknown.said, 1u) == 0)
+        os_print(unknown.text, unknown.used);
+}
+
+/* A variable's value; NULL where it is not set, or is empty. */
+static const char *variable(const char *name)
+{
+    const char *value = os_environment(name);
+    return value && *value ? value : NULL;
+}
+
+static bool parse_number(const char *text, size_t lowest, size_t highest, size_t *out)
+{
+    if (*text < '0' || *text > '9') return false;
     char *end;
     int before = errno;
     errno = 0;
     unsigned long long value = strtoull(text, &end, 0);
     bool good = errno == 0 && *end == '\0' && in_range(value, lowest, highest);
     errno = before;
-    return good ? (size_t)value : 0;
+    if (good) *out = (size_t)value;
+    return good;
+}
+
+static size_t number(const char *name, size_t otherwise, size_t lowest, size_t highest)
+{
+    size_t value = otherwise;
+    const char *text = variable(name);
+    if (!text || parse_number(text, lowest, highest, &value)) return value;
+    char taken_for[24], known[48];
+    snprintf(taken_for, sizeof taken_for, "%zu", otherwise);
+    snprintf(known, sizeof known, "%zu to %zu", lowest, highest);
+    options_unknown(name, text, taken_for, known);
+    return value;
+}
+
+static hak_level_t level(const char *name)
+{
+    const char *text = variable(name);
+    if (text && strcmp(text, "checked") == 0) return HAK_LEVEL_CHECKED;
+    if (text && strcmp(text, "fast") != 0) options_unknown(name, text, "fast", "fast, checked");
+    return HAK_LEVEL_FAST;
 }
 
 /* What a heap gets that does not ask. Written by options_start_process, before there is a heap. */
@@ -39,14 +104,15 @@ static settings_t defaults;
 
 void options_start_process(void)
 {
-    const char *text = os_environment("HAKHEAP_LEVEL");
-    defaults.level = text && strcmp(text, "checked") == 0 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
-#define READ(field, otherwise, lowest, highest, environment, words)  \
-    defaults.field = from_environment(environment, lowest, highest); \
-    if (!defaults.field) defaults.field = (otherwise);
+    unknown.used = 0;
+    defaults.level = level("HAKHEAP_LEVEL");
+#define READ(field, otherwise, lowest, highest, environment, words) \
+    defaults.field = number(environment, otherwise, lowest, highest);
     OPTIONS(READ)
 #undef READ
 }
+
+/* ---- The config ---- */
 
 static int read_number(size_t given, size_t otherwise, size_t lowest, size_t highest, size_t *out)
 {

@@ -29,6 +29,11 @@ typedef struct settings {
 /* Reads the environment: once a process, before the first heap. A later setenv would race with
  * getenv. */
 void options_start_process(void);
+/* While the process starts: a variable's value is not known. Nothing is written yet. */
+void options_unknown(const char *name, const char *value, const char *taken_for, const char *known);
+/* Names each such variable on standard error, in a line each, once a process. With no lock held:
+ * who reads standard error may be slow. */
+void options_tell_unknown(void);
 /* 0, EINVAL or ENOTSUP. `config` may be NULL. */
 int options_read(const hak_heap_config_t *config, settings_t *out);
 /* Whether the first `struct_size` bytes are a struct this version understands: long enough, and

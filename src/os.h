@@ -12,7 +12,8 @@
  * state.
  *
  * The calls go through a table, so that tests can refuse the k-th of them. Every call may fail;
- * none leaves half of its work behind.
+ * none leaves half of its work behind. unmap, resize and move take a mapping whole, as reserve,
+ * map, resize or move made it: LeakSanitizer knows it by its start and size.
  */
 typedef struct os_table {
     /* Reserves address space that can be neither read nor written, aligned; NULL where refused. */
@@ -60,6 +61,12 @@ bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature);
 /* Bytes of the rseq area that the kernel maintains; 20 where it does not say. */
 size_t os_rseq_feature_size(void);
 const char *os_environment(const char *name); /* NULL in set-uid programs */
+/* Whether another module of the process (a plugin, the program, a shared library) has a copy of
+ * this library; gives its path, cut to `bytes`. Slow. Async-signal-safe; false where the kernel
+ * does not say. */
+bool os_other_copy(char *path, size_t bytes);
+/* Writes on standard error. No cancellation point, and errno stays as it was. */
+void os_print(const char *text, size_t bytes);
 /* Keeps the module that holds `symbol` mapped for ever, also where a plugin that links us
  * statically is closed. */
 void os_pin_module(const void *symbol);

@@ -3,6 +3,7 @@
 #include "os.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/membarrier.h>
 #include <sched.h>
@@ -20,6 +21,26 @@
 #endif
 
 enum { PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE };
+
+/*
+ * LeakSanitizer looks for pointers in malloc's blocks and in globals, not in mappings. It is told
+ * of ours, so that what only a heap's block points to is no leak; it reads what is readable of
+ * them. Weak: in a program without it there are no such functions.
+ */
+extern void __lsan_register_root_region(const void *at, size_t bytes) __attribute__((weak));
+extern void __lsan_unregister_root_region(const void *at, size_t bytes) __attribute__((weak));
+
+static void *roots_add(void *at, size_t bytes)
+{
+    if (at && &__lsan_register_root_region) __lsan_register_root_region(at, bytes);
+    return at;
+}
+
+/* A mapping of that start and size must have been added. */
+static void roots_remove(void *at, size_t bytes)
+{
+    if (&__lsan_unregister_root_region) __lsan_unregister_root_region(at, bytes);
+}
 
 static void *map_pages(size_t bytes, int protection)
 {
@@ -57,7 +78,7 @@ static void *kernel_reserve(size_t bytes, size_t alignment)
     /* Resident memory follows what is used, not what huge pages round it up to; given once for the
      * whole range. A kernel without huge pages refuses the advice, which changes nothing. */
     if (at) madvise(at, bytes, MADV_NOHUGEPAGE);
-    return at;
+    return roots_add(at, bytes);
 }
 
 static bool kernel_commit(void *at, size_t bytes)
@@ -68,20 +89,30 @@ static bool kernel_purge(void *at, size_t bytes) { return madvise(at, bytes, MAD
 
 static void *kernel_map(size_t bytes, size_t alignment)
 {
-    return map_aligned(bytes, alignment, PROT_READ | PROT_WRITE);
+    return roots_add(map_aligned(bytes, alignment, PROT_READ | PROT_WRITE), bytes);
 }
 
-static bool kernel_unmap(void *at, size_t bytes) { return munmap(at, bytes) == 0; }
+static bool kernel_unmap(void *at, size_t bytes)
+{
+    if (munmap(at, bytes) != 0) return false;
+    roots_remove(at, bytes);
+    return true;
+}
 
 static bool kernel_resize(void *at, size_t bytes, size_t wanted)
 {
     if ((uintptr_t)at + wanted > (uintptr_t)1 << 47) return false;
-    return mremap(at, bytes, wanted, 0) != MAP_FAILED;
+    if (mremap(at, bytes, wanted, 0) == MAP_FAILED) return false;
+    roots_remove(at, bytes);
+    roots_add(at, wanted);
+    return true;
 }
 
 static bool kernel_move(void *from, size_t bytes, void *to, size_t wanted)
 {
-    return mremap(from, bytes, wanted, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED;
+    if (mremap(from, bytes, wanted, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED) return false;
+    roots_remove(from, bytes);
+    return true;
 }
 
 static bool kernel_fence_register(void)
@@ -175,6 +206,13 @@ size_t os_rseq_feature_size(void)
 }
 
 const char *os_environment(const char *name) { return secure_getenv(name); }
+
+void os_print(const char *text, size_t bytes)
+{
+    int before = errno;
+    /* By number: the C library's function is where a thread may be cancelled. */
+    if (syscall(SYS_write, STDERR_FILENO, text, bytes) < 0) errno = before;
+}
 
 void os_pin_module(const void *symbol)
 {

@@ -1,6 +1,7 @@
 /* hakheap level 6: percpu - choosing the mode, areas, and the locked twin */
 #include "percpu.h"
 
+#include "options.h"
 #include "os.h"
 
 #ifdef __GLIBC__
@@ -93,6 +94,8 @@ static percpu_mode_t choose(const char *wish)
 {
     bool locked = wish && (strcmp(wish, "0") == 0 || strcmp(wish, "locked") == 0);
     bool by_cpu = wish && strcmp(wish, "cpu") == 0;
+    if (wish && *wish && !locked && !by_cpu)
+        options_unknown("HAKHEAP_RSEQ", wish, "the best there is", "0, locked, cpu");
     /* Sections address the thread's rseq area before they test its cpu_id, so the place is found in
      * every mode. */
     size_t registered = PERCPU_SECTIONS ? find_rseq() : 0;

@@ -1,6 +1,8 @@
 /* hakheap level 8: pointer - what a pointer is, and the end of the process where it is a bug */
 #include "pointer.h"
 
+#include "os.h"
+
 static _Noreturn HAK_COLD void bad_pointer(const char *code, const char *operation, const void *ptr,
                                            const hak_heap_t *heap, size_t bytes, const char *words)
 {
@@ -42,6 +44,21 @@ bool pointer_find(const void *ptr, block_id_t *out)
     return true;
 }
 
+static _Noreturn HAK_COLD void foreign(const hak_heap_t *heap, const void *ptr,
+                                       const char *operation)
+{
+    char path[256];
+    bool other = os_other_copy(path, sizeof path);
+    hak_fatal(&(hak_fault_t){
+        .code = "FOREIGN",
+        .operation = operation,
+        .ptr = ptr,
+        .heap = heap ? heap->guard.name : NULL,
+        .other = other ? path : NULL,
+        .words = other ? "no heap has this address; another copy of hakheap is loaded:"
+                       : "no heap has this address"});
+}
+
 /* What is known of a pointer that is in no live block. */
 static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, const char *operation)
 {
@@ -57,7 +74,7 @@ static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, co
     if (entry_code(entry) == CODE_DEAD || (range == LARGE_DEAD && aligned))
         bad_pointer("DESTROYED", operation, ptr, heap, 0,
                     "the heap of this block was reset or destroyed");
-    bad_pointer("FOREIGN", operation, ptr, heap, 0, "no heap has this address");
+    foreign(heap, ptr, operation);
 }
 
 static bool is_start(const block_id_t *id, const void *ptr)

@@ -18,7 +18,7 @@ static void in_child(int output, void (*run)(void *arg), void *arg)
     signal(SIGABRT, SIG_DFL);
     signal(SIGSEGV, SIG_DFL);
     signal(SIGALRM, SIG_DFL);
-    alarm(20);
+    alarm(CHILD_SECONDS);
     run(arg);
     _exit(0);
 }

@@ -5,6 +5,9 @@
 
 #include <stdbool.h>
 
+/* A guard against hangs and no measure: other processes may take most of the machine meanwhile. */
+enum { CHILD_SECONDS = 300 };
+
 typedef struct child_result {
     /* exit status, 0 where the function returned; -1 where a signal ended it or no child was had */
     int status;
@@ -12,7 +15,7 @@ typedef struct child_result {
     char text[4096]; /* standard error, terminated */
 } child_result_t;
 
-/* The child is killed after 20 s. `run` may _exit(); it must not assert, which only works in the
+/* The child is killed after CHILD_SECONDS. `run` may _exit(); it must not assert, which only works in the
  * test's own process. */
 void child_run(child_result_t *out, void (*run)(void *arg), void *arg);
 

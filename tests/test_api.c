@@ -12,7 +12,7 @@
 #include "sizeclass.h"
 #include "support_contract.h"
 
-TestSuite(api, .timeout = 120);
+TestSuite(api, .timeout = 600);
 
 static void must_be_sound(const hak_heap_t *heap, size_t live_blocks)
 {

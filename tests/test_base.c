@@ -15,7 +15,7 @@
 #include "support_child.h"
 #include "tls.h"
 
-TestSuite(base, .timeout = 30);
+TestSuite(base, .timeout = 600);
 
 static hak_lock_t lock;
 static child_result_t child;
@@ -118,8 +118,9 @@ static void *take_again_and_again(void *arg)
     return NULL;
 }
 
-/* Whoever shares a CPU with one that always wants the lock is not kept from it for whole slices of
- * time. */
+/* A thread that shares a CPU with one that always wants the lock is not kept from it for whole
+ * slices of time: 200 would be near a second. By the CPU time of this process, which is the same
+ * whatever runs beside. */
 Test(base, a_pass_on_one_cpu_takes_a_moment)
 {
     enum { TIMES = 200 };
@@ -132,18 +133,18 @@ Test(base, a_pass_on_one_cpu_takes_a_moment)
     cr_assert(pthread_create(&thread, NULL, take_again_and_again, NULL) == 0);
     while (lock.word != 2) os_yield();
     struct timespec begin, end;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
     for (int i = 0; i < TIMES; i++) {
         lock_pass(&lock, RANK_HEAP);
         lock_acquire(&lock, RANK_HEAP);
     }
-    clock_gettime(CLOCK_MONOTONIC, &end);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
     lock_release(&lock, RANK_HEAP);
     stop_taking = true;
     pthread_join(thread, NULL);
     double seconds =
         (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9;
-    cr_assert(acquired && seconds < 1.5, "%.3f s for %d passes", seconds, TIMES);
+    cr_assert(acquired && seconds < 0.3, "%.3f s for %d passes", seconds, TIMES);
 }
 
 static void *try_elsewhere(void *arg)

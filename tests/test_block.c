@@ -8,7 +8,7 @@
 
 #include "support_child.h"
 
-TestSuite(block, .timeout = 30);
+TestSuite(block, .timeout = 600);
 
 enum { BLOCKS = 300 };
 static struct {

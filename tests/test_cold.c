@@ -9,7 +9,7 @@
 #include "support_child.h"
 #include "support_random.h"
 
-TestSuite(cold, .timeout = 60);
+TestSuite(cold, .timeout = 600);
 
 /* Chains are words to the cold array: it never looks at a block. */
 static chain_t chain_of(unsigned number, unsigned count)

@@ -8,7 +8,7 @@
 #include "hakheap.h"
 #include "heap.h"
 
-TestSuite(counters, .timeout = 30);
+TestSuite(counters, .timeout = 600);
 
 Test(counters, rows_stand_where_their_names_say)
 {

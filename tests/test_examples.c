@@ -5,13 +5,13 @@
 #include <stdio.h>
 #include <string.h>
 
-TestSuite(examples, .timeout = 60);
+TestSuite(examples, .timeout = 600);
 
 static run_result_t result;
 
 static void run_example(const char *path)
 {
-    run_program(&result, 30, (const char *const[]){path, NULL});
+    run_program(&result, 300, (const char *const[]){path, NULL});
     cr_assert(result.status == 0, "%s ended with status %d:\n%s", path, result.status, result.text);
 }
 

@@ -22,7 +22,7 @@
 #include "support_contract.h"
 #include "support_os.h"
 
-TestSuite(fault, .timeout = 300);
+TestSuite(fault, .timeout = 600);
 
 /* ---- A program's view: its heap and the blocks it holds ---- */
 

@@ -19,7 +19,7 @@
 #include "support_os.h"
 #include "support_random.h"
 
-TestSuite(flush_trim, .timeout = 120);
+TestSuite(flush_trim, .timeout = 600);
 
 /* Criterion's assertions name a line; these say which of the contract's figures it was. */
 static void must_be_sound(const hak_heap_t *heap, size_t live_blocks, const char *when)

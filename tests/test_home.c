@@ -19,7 +19,7 @@
 #include "support_os.h"
 #include "support_random.h"
 
-TestSuite(home, .timeout = 120);
+TestSuite(home, .timeout = 600);
 
 enum { SIZE = 1024, MOST = 16384, HERE = 0, THERE = 1, BEYOND = PERCPU_FEWEST + 2, SLOTS = 400 };
 
@@ -207,7 +207,7 @@ static bool joins(pthread_t thread)
 {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += 10;
+    until.tv_sec += 300;
     return pthread_timedjoin_np(thread, NULL, &until) == 0;
 }
 
@@ -1032,7 +1032,7 @@ Test(home, a_child_finds_outboxes_whole)
             pid_t child = fork();
             cr_assert(child >= 0);
             if (child == 0) {
-                alarm(20);
+                alarm(300);
                 if (hak_heap_check(heap) != 0) _exit(1);
                 (void)hak_heap_flush(heap);
                 hak_heap_stats_t stats = contract_stats(heap);

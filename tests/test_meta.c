@@ -12,7 +12,7 @@
 #include "support_os.h"
 #include "support_random.h"
 
-TestSuite(meta, .timeout = 60);
+TestSuite(meta, .timeout = 600);
 
 static uint32_t refused;
 

@@ -19,7 +19,7 @@
 #include "support_child.h"
 #include "support_contract.h"
 
-TestSuite(misuse, .timeout = 120);
+TestSuite(misuse, .timeout = 600);
 
 /* ---- What a row may use; all of it in the child ---- */
 

@@ -5,11 +5,14 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "os.h"
+#include "support_child.h"
 
 static void forget_environment(void)
 {
+    unsetenv("HAKHEAP_RSEQ");
     unsetenv("HAKHEAP_LEVEL");
     unsetenv("HAKHEAP_CACHE_BYTES");
     unsetenv("HAKHEAP_LARGE_CACHE_BYTES");
@@ -22,7 +25,7 @@ static int read_again(const hak_heap_config_t *config, settings_t *settings)
     return options_read(config, settings);
 }
 
-TestSuite(options, .init = forget_environment, .timeout = 30);
+TestSuite(options, .init = forget_environment, .timeout = 600);
 
 #define DEFAULT_OF(field, otherwise, lowest, highest, environment, text) \
     static const size_t default_##field = otherwise;
@@ -324,4 +327,90 @@ Test(options, environment_numbers_in_range_only)
     settings_t settings;
     char digits[32];
     OPTIONS(ENVIRONMENT_ENDS)
+}
+
+/* ---- Values that are not known ---- */
+
+typedef struct said {
+    const char *name, *value;
+    const char *line; /* what follows the value; NULL: nothing is said */
+} said_t;
+
+static const said_t said[] = {
+    {"HAKHEAP_LEVEL", "CHECKED", "taken for fast (known: fast, checked)"},
+    {"HAKHEAP_LEVEL", "hardened", "taken for fast (known: fast, checked)"},
+    {"HAKHEAP_LEVEL", "checked ", "taken for fast (known: fast, checked)"},
+    {"HAKHEAP_LEVEL", "fast", NULL},
+    {"HAKHEAP_LEVEL", "checked", NULL},
+    {"HAKHEAP_LEVEL", "", NULL},
+    {"HAKHEAP_RSEQ", "xyz", "taken for the best there is (known: 0, locked, cpu)"},
+    {"HAKHEAP_RSEQ", "1", "taken for the best there is (known: 0, locked, cpu)"},
+    {"HAKHEAP_RSEQ", "0", NULL},
+    {"HAKHEAP_RSEQ", "locked", NULL},
+    {"HAKHEAP_RSEQ", "cpu", NULL},
+    {"HAKHEAP_RSEQ", "", NULL},
+    {"HAKHEAP_CACHE_BYTES", "0", "taken for 33554432 (known: 1 to 1073741824)"},
+    {"HAKHEAP_CACHE_BYTES", "64k", "taken for 33554432 (known: 1 to 1073741824)"},
+    {"HAKHEAP_CACHE_BYTES", "1073741825", "taken for 33554432 (known: 1 to 1073741824)"},
+    {"HAKHEAP_CACHE_BYTES", "0x10000", NULL},
+    {"HAKHEAP_CACHE_BYTES", "", NULL},
+    {"HAKHEAP_LARGE_CACHE_BYTES", "-1", "taken for 33554432 (known: 1 to 68719476736)"},
+    {"HAKHEAP_LARGE_CACHE_BYTES", "1", NULL},
+};
+
+/* Two heaps, in a process that has none yet. */
+static void start_twice(void *unused)
+{
+    (void)unused;
+    errno = 4242;
+    for (int i = 0; i < 2; i++) {
+        hak_heap_t *heap = hak_heap_create(NULL);
+        if (!heap || errno != 4242) _exit(1);
+        hak_heap_destroy(heap);
+    }
+}
+
+Test(options, an_unknown_value_is_named_once)
+{
+    for (unsigned i = 0; i < sizeof said / sizeof said[0]; i++) {
+        child_result_t result;
+        char line[256] = "";
+        if (said[i].line)
+            snprintf(line, sizeof line, "hakheap: CONFIG: %s=\"%s\" is not known; %s\n",
+                     said[i].name, said[i].value, said[i].line);
+        setenv(said[i].name, said[i].value, 1);
+        child_run(&result, start_twice, NULL);
+        cr_assert(result.status == 0, "%s=%s: status %d, signal %d", said[i].name, said[i].value,
+                  result.status, result.signal);
+        cr_assert(strcmp(result.text, line) == 0, "%s=%s: \"%s\" is not \"%s\"", said[i].name,
+                  said[i].value, result.text, line);
+        unsetenv(said[i].name);
+    }
+}
+
+/* All at once, each as long and as odd as can be. */
+Test(options, every_unknown_value_has_one_line)
+{
+    static const char *const names[] = {"HAKHEAP_RSEQ", "HAKHEAP_LEVEL", "HAKHEAP_CACHE_BYTES",
+                                        "HAKHEAP_LARGE_CACHE_BYTES"};
+    char value[1000];
+    memset(value, '\n', sizeof value - 1);
+    value[0] = '"';
+    value[sizeof value - 1] = '\0';
+    for (int i = 0; i < 4; i++) setenv(names[i], value, 1);
+    child_result_t result;
+    child_run(&result, start_twice, NULL);
+    cr_assert(result.status == 0, "status %d", result.status);
+    unsigned lines = 0;
+    for (const char *at = result.text; (at = strchr(at, '\n')) != NULL; at++) lines++;
+    cr_assert(lines == 4, "%u lines:\n%s", lines, result.text);
+    for (int i = 0; i < 4; i++) {
+        char begin[128];
+        snprintf(begin, sizeof begin,
+                 "hakheap: CONFIG: %s=\"????????????????????????????????????"
+                 "????\" is not known; taken for ",
+                 names[i]);
+        cr_assert(strstr(result.text, begin) != NULL, "%s:\n%s", names[i], result.text);
+        unsetenv(names[i]);
+    }
 }

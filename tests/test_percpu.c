@@ -22,7 +22,7 @@
 #include "support_random.h"
 #include "support_run.h"
 
-TestSuite(percpu, .timeout = 120);
+TestSuite(percpu, .timeout = 600);
 
 /* Every mode that this machine has: what was wished for may be refused, then the mode is tested
  * twice. */
@@ -882,7 +882,7 @@ Test(percpu, own_registration)
     cr_assert(length > 0);
     program[length] = '\0';
     static run_result_t result;
-    run_program(&result, 30,
+    run_program(&result, 300,
                 (const char *const[]){"env", "-u", "BXFI_MAP", "-u", "HAKHEAP_RSEQ", tunable,
                                       "HAK_TEST_OWN_RSEQ=1", program,
                                       "--filter=percpu/own_registration", "--color=never", NULL});

@@ -9,7 +9,7 @@
 #include "support_os.h"
 #include "support_random.h"
 
-TestSuite(registry, .timeout = 30);
+TestSuite(registry, .timeout = 600);
 
 /* Stands for a heap: an address, aligned as heaps are. Never read. */
 static char heaps[4][64] __attribute__((aligned(64)));

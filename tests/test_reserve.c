@@ -10,7 +10,7 @@
 #include "support_memory.h"
 #include "support_os.h"
 
-TestSuite(reserve, .timeout = 60);
+TestSuite(reserve, .timeout = 600);
 
 static uint32_t refused;
 

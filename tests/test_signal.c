@@ -19,7 +19,7 @@
 #include "support_contract.h"
 #include "support_random.h"
 
-TestSuite(signal, .timeout = 60);
+TestSuite(signal, .timeout = 600);
 
 enum { WORKERS = 4, SLOTS = 200, HANDLER_SLOTS = 32 };
 
@@ -154,6 +154,9 @@ static void begin(uint64_t seed)
     }
 }
 
+/* Whether handlers have done too little to test anything: on a busy machine it takes longer. */
+static bool too_few(void) { return signals <= 100 || answered <= 100; }
+
 static void finish(void)
 {
     for (int i = 0; i < WORKERS; i++) {
@@ -163,8 +166,6 @@ static void finish(void)
     cr_log_info("%zu signals, %zu blocks in handlers, %zu times EDEADLK", (size_t)signals,
                 (size_t)answered, (size_t)reentered);
     cr_assert(wrong_line == 0, "test_signal.c:%d", (int)wrong_line);
-    cr_assert(signals > 100 && answered > 100, "%zu signals, %zu blocks: too few to test anything",
-              (size_t)signals, (size_t)answered);
     for (int i = 0; i < 2; i++) {
         (void)hak_heap_flush(heaps[i]);
         int line = contract_unsound(heaps[i], 0);
@@ -191,13 +192,11 @@ Test(signal, handlers_of_busy_threads)
     for (int i = 0; i < WORKERS; i++)
         cr_assert(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
     double until = seconds_now() + (contract_work(8) < 8 ? 1.5 : 3);
-    while (seconds_now() < until)
+    while (seconds_now() < until || too_few() || reentered == 0)
         for (int i = 0; i < WORKERS; i++) (void)pthread_kill(workers[i].thread, SIGUSR1);
     stop = true;
     for (int i = 0; i < WORKERS; i++) pthread_join(workers[i].thread, NULL);
     finish();
-    cr_assert(reentered > 0,
-              "no handler ever interrupted a slow path, so nothing of it was tested");
 }
 
 /* A timer's signals, which arrive at whatever instruction a single thread is. */
@@ -210,7 +209,7 @@ Test(signal, handlers_of_a_timer)
     workers[0].running = true;
     cr_assert(setitimer(ITIMER_REAL, &timer, NULL) == 0);
     double until = seconds_now() + (contract_work(8) < 8 ? 1 : 2);
-    while (seconds_now() < until)
+    while (seconds_now() < until || too_few())
         for (int i = 0; i < 100; i++) step(&workers[0].pool, SLOTS, false);
     timer = (struct itimerval){.it_value = {0, 0}};
     cr_assert(setitimer(ITIMER_REAL, &timer, NULL) == 0);
@@ -241,15 +240,13 @@ Test(signal, a_handler_may_fork)
     cr_assert(sigaction(SIGALRM, &action, NULL) == 0);
     struct itimerval timer = {.it_interval = {0, 2000}, .it_value = {0, 2000}};
     cr_assert(setitimer(ITIMER_REAL, &timer, NULL) == 0);
-    double until = seconds_now() + 2;
-    while (seconds_now() < until && forks_done < 200)
+    while (forks_done < 200)
         for (int i = 0; i < 100; i++) step(&workers[0].pool, SLOTS, false);
     timer = (struct itimerval){.it_value = {0, 0}};
     cr_assert(setitimer(ITIMER_REAL, &timer, NULL) == 0);
     empty(&workers[0].pool);
     cr_assert(wrong_line == 0, "test_signal.c:%d", (int)wrong_line);
-    cr_assert(forks_done > 10 && forks_failed == 0, "%d forks, %d failed", (int)forks_done,
-              (int)forks_failed);
+    cr_assert(forks_failed == 0, "%d of %d forks failed", (int)forks_failed, (int)forks_done);
     for (int i = 0; i < 2; i++) {
         cr_assert(contract_unsound(heaps[i], 0) == 0);
         cr_assert(hak_heap_destroy(heaps[i]) == 0);

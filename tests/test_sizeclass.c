@@ -3,7 +3,7 @@
 
 #include <criterion/criterion.h>
 
-TestSuite(sizeclass, .timeout = 30);
+TestSuite(sizeclass, .timeout = 600);
 
 Test(sizeclass, the_fine_lookup_is_what_is_computed)
 {

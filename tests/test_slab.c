@@ -11,7 +11,7 @@
 #include "support_memory.h"
 #include "support_random.h"
 
-TestSuite(slab, .timeout = 60);
+TestSuite(slab, .timeout = 600);
 
 static superslab_set_t owned;
 static slab_set_t set;

@@ -17,7 +17,7 @@
 #include "support_contract.h"
 #include "support_random.h"
 
-TestSuite(stats, .timeout = 120);
+TestSuite(stats, .timeout = 600);
 
 /* ---- The balance, against a shadow ---- */
 

@@ -10,7 +10,7 @@
 #include "support_os.h"
 #include "support_random.h"
 
-TestSuite(superslab, .timeout = 60);
+TestSuite(superslab, .timeout = 600);
 
 enum { COUNT = 4 }; /* not more than the tries per bin, so that a run that exists is always found */
 
