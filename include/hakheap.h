@@ -26,7 +26,8 @@
  * **fork.** A child may use every heap at once. vfork children and children made with CLONE_VM must
  * not call this library.
  *
- * **Signals.** free never waits and may be called from a signal handler. malloc in a handler that
+ * **Signals.** free may be called from a signal handler, and never waits for what the handler has
+ * interrupted. malloc in a handler that
  * has interrupted this library in the same thread may return NULL with `errno` EDEADLK; it never
  * deadlocks.
  */
@@ -181,7 +182,10 @@ HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alig
     HAK_ALLOC_ALIGN(2);
 
 /**
- * Frees a block. Never waits, preserves `errno`.
+ * Frees a block. Preserves `errno`. Where another thread works on the same size class, the block is
+ * left to it; only where as many blocks wait as `cache_bytes` allows does the call wait, for a step
+ * of the other thread (some hundred blocks). In a signal handler that interrupted this library, and
+ * during a fork, it never waits.
  * @param heap the heap that the block came from; NULL, with a block, aborts with code HEAP.
  * @param ptr the block, or NULL. What is no block of this heap aborts with code WRONG_HEAP,
  *         FOREIGN, INTERIOR, DOUBLE_FREE, DESTROYED or CORRUPT, as far as the heap's level catches
@@ -190,7 +194,7 @@ HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alig
 HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
 
 /**
- * Frees a block whose size the caller knows. Never waits, preserves `errno`.
+ * Frees a block whose size the caller knows, as hak_heap_free().
  * @param heap the heap that the block came from.
  * @param ptr the block, or NULL.
  * @param size the size it was last asked for by malloc, calloc or realloc; of a block from
@@ -200,7 +204,7 @@ HAK_API void hak_heap_free(hak_heap_t *heap, void *ptr);
 HAK_API void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size);
 
 /**
- * Frees a block of whatever heap. Never waits, preserves `errno`.
+ * Frees a block of whatever heap, as hak_heap_free().
  * @param ptr a block of any heap, or NULL; any other pointer aborts.
  */
 HAK_API void hak_free(void *ptr);
