@@ -26,7 +26,7 @@ WARNINGS := -Wall -Wextra -Wundef -Wconversion -Wshadow -Wstrict-prototypes -Wmi
 SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 COMMON  := -std=gnu11 -pthread $(WARNINGS) -DHAK_COUNTERS=$(COUNTERS) -DHAK_DEBUG=$(DEBUG) -Iinclude \
            $(SANITIZE_FLAGS) $(CPPFLAGS) $(CFLAGS)
-LIBRARY := $(COMMON) -fPIC -fvisibility=hidden -ftls-model=initial-exec
+LIBRARY := $(COMMON) -fPIC -fvisibility=hidden
 # nodelete: code that holds live rseq sections must stay mapped for as long as the process runs.
 SHARED  := -shared -Wl,-soname,libhakheap.so.0 -Wl,-z,nodelete $(if $(SANITIZE),,-Wl,-z,defs)
 

@@ -6,6 +6,7 @@
 #include "heap.h"
 #include "ladder.h"
 #include "os.h"
+#include "process.h"
 #include "report.h"
 #include "tls.h"
 #include "validate.h"
@@ -208,8 +209,8 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
     push_t result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr,
                                              chain_address(ptr), entry_tag(mine), unlinked);
-    /* A section that was restarted may have sealed the block before it found the area stopped, or
-     * itself elsewhere. What is no small block was never pushed, and may be the inside of one. */
+    /* A section that was aborted may have sealed the block before. What is no small block was never
+     * pushed, and may be the inside of one. */
     if (HAK_UNLIKELY(result != PUSH_DONE) && entry_code(mine) < CLASS_COUNT) block_unseal(ptr);
     return result;
 }
@@ -438,9 +439,12 @@ hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
 {
     int before = errno;
     /* Before the gate: a fork must not find a thread inside that waits for the process to start. */
-    if (!heap_start_process()) return fail(HAK_ERROR_COMMIT, ENOMEM);
+    int error = process_start();
+    if (error) {
+        errno = error;
+        return NULL;
+    }
     if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
-    int error = 0;
     hak_heap_t *heap = heap_create(config, &error);
     gate_leave();
     errno = heap ? before : error;
@@ -594,6 +598,7 @@ const char *hak_error_text(hak_error_t error)
     case HAK_ERROR_FENCE:
         return "the system refused membarrier; other CPUs' caches were not flushed";
     case HAK_ERROR_REENTERED: return "a signal handler interrupted the library and called it";
+    case HAK_ERROR_PAGES: return "the system's pages are not of 4096 bytes";
     }
     return "unknown error";
 }
@@ -601,6 +606,5 @@ const char *hak_error_text(hak_error_t error)
 int hak_version(void) { return HAK_VERSION; }
 const char *hak_percpu_mode(void)
 {
-    heap_start_process();
-    return percpu_mode_name(percpu_mode);
+    return process_start() == EDEADLK ? "starting" : percpu_mode_name(percpu_mode);
 }

@@ -2,44 +2,9 @@
 #include "heap.h"
 
 #include <errno.h>
-#include <pthread.h>
 
-#include "gate.h"
 #include "os.h"
 #include "tls.h"
-
-/* ---- Process ---- */
-
-static struct {
-    pthread_once_t once;
-    bool ready;
-    _Atomic uint32_t pinned; /* the module stays mapped */
-    uint64_t key;
-    _Atomic uint64_t serial; /* relaxed: only its being different each time matters */
-} process = {.once = PTHREAD_ONCE_INIT};
-
-static void in_child(void)
-{
-    /* The child has the parent's registrations; asking again costs nothing where it has. */
-    (void)os->fence_register();
-}
-
-static void start_process(void)
-{
-    os_random(&process.key, sizeof process.key);
-    options_start_process();
-    percpu_start_process(os_environment("HAKHEAP_RSEQ"));
-    process.ready = gate_start_process(in_child);
-}
-
-bool heap_start_process(void)
-{
-    pthread_once(&process.once, start_process);
-    /* Not in the once: the loader's lock may be held by a thread that waits for it in a plugin's
-     * constructor. */
-    if (!exchange_acq_rel(&process.pinned, 1u)) os_pin_module(&process);
-    return process.ready;
-}
 
 /* ---- Figures ---- */
 
@@ -124,8 +89,7 @@ hak_heap_t *heap_create(const hak_heap_config_t *config, int *error)
     hak_heap_t *heap = place(page);
     heap->settings = settings;
     heap->guard.name = heap->settings.name;
-    if (settings.level == HAK_LEVEL_CHECKED)
-        heap->guard.key = block_key(process.key, add_relaxed(&process.serial, 1u));
+    if (settings.level == HAK_LEVEL_CHECKED) heap->guard.key = block_next_key();
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
     set_lookup(heap, CLASSES_COARSE);

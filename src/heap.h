@@ -134,9 +134,6 @@ struct hak_heap {
 
 _Static_assert(offsetof(struct hak_heap, percpu) == PERCPU_AT, "sections know this place");
 
-/* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused
- * the handlers. */
-bool heap_start_process(void);
 hak_heap_t *heap_create(const hak_heap_config_t *config, int *error);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
 bool heap_is_valid(const hak_heap_t *heap);

@@ -121,8 +121,7 @@ extern ptrdiff_t percpu_rseq_offset
 extern ptrdiff_t percpu_index_offset
     __attribute__((visibility("hidden"))); /* the field that is the index */
 extern percpu_mode_t percpu_mode;
-extern uint32_t percpu_slots;         /* of each heap */
-extern bool percpu_registers_threads; /* the C library does not */
+extern uint32_t percpu_slots; /* of each heap */
 extern const area_t zero_area;
 
 /* Chooses the mode; once a process, before the first heap. `wish`: NULL, "0", "locked" or "cpu". */
@@ -154,8 +153,6 @@ void percpu_close(percpu_t *percpu);
  * multiplies by 8 for free and a granule's entry carries the class's number times 2. */
 #define PERCPU_HOT(cls)   ((size_t)(cls) * sizeof(magazine_t) / 8)
 #define PERCPU_SPARE(cls) ((offsetof(area_t, spare) + (size_t)(cls) * sizeof(chain_t)) / 8)
-
-#define PERCPU_OUTBOX offsetof(area_t, outbox)
 
 typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY } push_t;
 
@@ -191,8 +188,7 @@ HAK_INLINE size_t percpu_limit_bytes(const area_t *area, const magazine_t *magaz
     return (magazine == &area->hot[cls] ? 2 : 1) * (size_t)blocks * size_classes[cls].bytes;
 }
 
-/* The index of the running thread, PERCPU_NONE where it can use no magazine. Registers the thread
- * where that is ours. */
+/* The index of the running thread, PERCPU_NONE where it can use no magazine. */
 int percpu_index(void);
 
 /* The area that sections of this index reach now; NULL where it is stopped or missing. Any thread,

@@ -165,7 +165,9 @@ void *refill_from_spare(hak_heap_t *heap, unsigned cls)
     if (heap->key) block_unseal(block);
     counter_add(&heap->counters, early_empty, 1);
     counter_add(&heap->counters, refill_spare, 1);
-    if (rest && !section_install(&heap->percpu, PERCPU_HOT(cls), PERCPU_HOT(cls), rest))
+    /* Back, where the pop missed because it was aborted, and the hot magazine is not empty. */
+    if (rest && !section_install(&heap->percpu, PERCPU_HOT(cls), PERCPU_HOT(cls), rest) &&
+        !section_install(&heap->percpu, PERCPU_HOT(cls), PERCPU_SPARE(cls), rest))
         remote_push(&heap_class_made(heap, cls)->remote, rest, &heap->guard, bytes);
     return block;
 }

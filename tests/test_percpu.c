@@ -754,7 +754,7 @@ static bool unregister(void)
 {
     char *area = (char *)__builtin_thread_pointer() + __rseq_offset;
     uint32_t bytes = __rseq_size > 32 ? __rseq_size : 32;
-    return syscall(SYS_rseq, area, bytes, RSEQ_FLAG_UNREGISTER, RSEQ_SIGNATURE) == 0;
+    return syscall(SYS_rseq, area, bytes, RSEQ_FLAG_UNREGISTER, RSEQ_SIG) == 0;
 }
 #else
 static bool unregister(void) { return false; }
@@ -808,8 +808,6 @@ Test(percpu, a_thread_without_rseq_uses_no_magazine)
     for (int level = HAK_LEVEL_FAST; level <= HAK_LEVEL_CHECKED; level++) {
         hak_heap_t *heap = make_heap((hak_level_t)level);
         if (percpu_mode == PERCPU_LOCKED) cr_skip_test("no rseq here");
-        if (percpu_registers_threads)
-            cr_skip_test("the library registers threads itself: see own_registration");
         /* This thread fills magazines, which the other one must leave alone. */
         void *held[60];
         for (unsigned i = 0; i < 60; i++) cr_assert((held[i] = hak_heap_malloc(heap, 200)) != NULL);
@@ -830,53 +828,33 @@ Test(percpu, a_thread_without_rseq_uses_no_magazine)
     }
 }
 
-/* ---- Registration by the library, where libc does none ---- */
+/* ---- A C library that registers nothing ---- */
 
-static void *use_own(void *arg)
+static const char *serves_locked(void)
 {
-    outcome_t *outcome = arg;
-    for (unsigned i = 0; i < 1000 && !outcome->wrong; i++) {
-        void *ptr = hak_heap_malloc(outcome->heap, 64);
-        if (!ptr) outcome->wrong = "malloc failed";
-        hak_heap_free(outcome->heap, ptr);
-    }
-    if (percpu_index() < 0) outcome->wrong = "it has no index";
-    return NULL;
-}
-
-static void registers_itself(void)
-{
-    percpu_start_process(getenv("HAKHEAP_RSEQ"));
-    if (percpu_mode == PERCPU_LOCKED) cr_skip_test("no rseq here");
-    cr_assert(percpu_registers_threads);
     hak_heap_t *heap = make_heap(HAK_LEVEL_CHECKED);
-    outcome_t outcomes[4];
-    for (unsigned i = 0; i < 4; i++) {
-        pthread_t thread;
-        outcomes[i] = (outcome_t){.heap = heap};
-        cr_assert(pthread_create(&thread, NULL, use_own, &outcomes[i]) == 0);
-        pthread_join(thread, NULL);
-        cr_assert(outcomes[i].wrong == NULL, "%s", outcomes[i].wrong);
+    if (percpu_mode != PERCPU_LOCKED) return "it is not locked";
+    for (unsigned i = 0; i < 1000; i++) {
+        void *ptr = hak_heap_malloc(heap, 64);
+        if (!ptr) return "malloc failed";
+        hak_heap_free(heap, ptr);
     }
-    cr_assert(cached_bytes(heap) > 0, "no magazine was used");
-    cr_assert(without_rseq(heap) == 0);
-    cr_assert(hak_heap_check(heap) == 0);
-    cr_assert(hak_heap_destroy(heap) == 0);
+    if (cached_bytes(heap) == 0) return "no magazine was used";
+    if (hak_heap_check(heap) != 0) return "the heap is broken";
+    return hak_heap_destroy(heap) == 0 ? NULL : "destroy failed";
 }
 
-/* The same test again, in a process whose libc is told to leave rseq alone. BXFI_MAP would make it
- * a worker of ours. */
-Test(percpu, own_registration)
+/* This test again, in a process whose libc is told to leave rseq alone. BXFI_MAP would make it a
+ * worker of ours. */
+Test(percpu, without_a_registration_all_is_locked)
 {
     static const char tunable[] = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
-    if (!PERCPU_SECTIONS || !HAVE_LIBC_RSEQ)
-        cr_skip_test("no sections, or a libc that does not register");
-    if (getenv("HAK_TEST_OWN_RSEQ")) {
-        registers_itself();
+    if (!HAVE_LIBC_RSEQ) cr_skip_test("a libc that does not register");
+    if (getenv("HAK_TEST_NO_RSEQ")) {
+        const char *wrong = serves_locked();
+        cr_assert(wrong == NULL, "%s", wrong);
         return;
     }
-    percpu_start_process(NULL);
-    if (percpu_mode == PERCPU_LOCKED) cr_skip_test("no rseq here");
     char program[4096];
     ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
     cr_assert(length > 0);
@@ -884,8 +862,9 @@ Test(percpu, own_registration)
     static run_result_t result;
     run_program(&result, 30,
                 (const char *const[]){"env", "-u", "BXFI_MAP", "-u", "HAKHEAP_RSEQ", tunable,
-                                      "HAK_TEST_OWN_RSEQ=1", program,
-                                      "--filter=percpu/own_registration", "--color=never", NULL});
+                                      "HAK_TEST_NO_RSEQ=1", program,
+                                      "--filter=percpu/without_a_registration_all_is_locked",
+                                      "--color=never", NULL});
     cr_assert(result.status == 0, "status %d:\n%s", result.status, result.text);
     cr_assert(strstr(result.text, "Tested: 1"), "%s", result.text);
 }
