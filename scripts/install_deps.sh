@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
     gcc make libc6-dev                                       # the library
     clang libclang-rt-14-dev                                 # the second compiler, and its sanitizers
-    libcriterion-dev valgrind                                # tests
+    libcriterion-dev valgrind musl-tools                     # tests
     doxygen graphviz gnuplot-nox python3                     # documents, plots and the page of benchmarks
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/

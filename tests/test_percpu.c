@@ -828,6 +828,33 @@ Test(percpu, a_thread_without_rseq_uses_no_magazine)
     }
 }
 
+/* ---- Locked mode ---- */
+
+#if HAVE_LIBC_RSEQ
+static uint64_t armed(void)
+{
+    char *area = (char *)__builtin_thread_pointer() + __rseq_offset;
+    return load_relaxed((_Atomic uint64_t *)(void *)(area + RSEQ_CS));
+}
+#else
+static uint64_t armed(void) { return 0; }
+#endif
+
+/* Nothing is to be aborted where nothing can succeed. */
+Test(percpu, locked_mode_arms_no_section)
+{
+    percpu_start_process("0");
+    setenv("HAKHEAP_RSEQ", "0", 1);
+    hak_heap_t *heap = make_heap(HAK_LEVEL_FAST);
+    for (int i = 0; i < 100; i++) {
+        void *ptr = hak_heap_malloc(heap, 64);
+        cr_assert(ptr != NULL && armed() == 0);
+        hak_heap_free(heap, ptr);
+        cr_assert(armed() == 0);
+    }
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* ---- A C library that registers nothing ---- */
 
 static const char *serves_locked(void)
