@@ -378,6 +378,31 @@ Test(base, complaining_returns)
     cr_assert(child.status == 7, "status %d, signal %d", child.status, child.signal);
 }
 
+static _Atomic bool complained;
+
+static void *complain_cancelled(void *arg)
+{
+    pthread_cancel(pthread_self());
+    hak_complain(&(hak_fault_t){.code = "A", .operation = "b", .words = "c"});
+    complained = true;
+    return arg;
+}
+
+static void complain_in_thread(void *arg)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, complain_cancelled, arg) != 0) _exit(1);
+    pthread_join(thread, NULL);
+    _exit(complained ? 9 : 2);
+}
+
+/* Locks may be held where something is said. */
+Test(base, complaining_is_no_cancellation_point)
+{
+    child_run(&child, complain_in_thread, NULL);
+    cr_assert(child.status == 9, "status %d, signal %d", child.status, child.signal);
+}
+
 static void fail_assert(void *arg)
 {
     (void)arg;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "os.h"
+#include "support_realtime.h"
 #include "tls.h"
 
 /* No test makes a heap: the fork handlers that count here are those that a test registers. */
@@ -311,4 +312,18 @@ Test(gate, a_fork_from_inside_forgets_the_others)
     gate_leave();
     may_leave = true;
     pthread_join(thread, NULL);
+}
+
+/* ---- A real-time thread ---- */
+
+static void enter(void) { (void)gate_enter(true); }
+static void fork_once(void) { (void)fork_and_ask(can_enter); }
+
+/* Who forks sleeps while it waits for a thread that gets no CPU before. */
+Test(gate, a_fork_lets_lower_threads_run)
+{
+    start();
+    double took = realtime_wait(enter, gate_leave, fork_once);
+    if (took < 0) cr_skip_test("no real-time priority here");
+    cr_assert(took < 0.4, "%.3f s of CPU time", took);
 }
