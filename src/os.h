@@ -34,7 +34,7 @@ typedef struct os_table {
     size_t (*page_size)(void);
     /* Asks for the right to fence; once a process. */
     bool (*fence_register)(void);
-    /* Restarts every rseq section now running in this process, and orders memory across its
+    /* Aborts every rseq section now running in this process, and orders memory across its
      * CPUs. */
     bool (*fence)(void);
 } os_table_t;

@@ -20,18 +20,21 @@
  *     outbox --> { word, limit }           by slot; blocks that were carved for another CPU, on their way back to it
  *
  * The operations (pop, push, post, take, install, fence) are Linux restartable sequences: a thread
- * that is preempted, migrated or signalled inside one starts it again, so between its first
- * instruction and its one committing store it is alone with the area of the CPU it runs on
- * (rseq(2); Desnoyers' librseq; tcmalloc's "Restartable Sequence Mechanism"). The locked twin
- * (sanitizers, valgrind, other architectures, HAKHEAP_RSEQ=0) does the same with a try-lock in each
- * area.
+ * that is preempted, migrated or signalled inside one is thrown out of it, and the operation has
+ * missed. So between its first instruction and its one committing store it is alone with the area
+ * of the CPU it runs on (rseq(2); Desnoyers' librseq; tcmalloc's "Restartable Sequence Mechanism").
+ * The locked twin (sanitizers, valgrind, other architectures and C libraries, HAKHEAP_RSEQ=0) does
+ * the same with a try-lock in each area.
+ *
+ * So an operation may miss although it could succeed. Callers take a miss as no more than that: the
+ * ladders come to an end without any of these.
  *
  * An area of zeros is empty and full at once: limit 0 refuses every push and install, word 0 every
  * pop and take. The read-only zero_area is therefore the start state and the stopped state.
  *
  * To stop: store zero_area in the table, fence; every section that had read the old pointer has
- * restarted, and the areas belong to who holds the lock. Words are written by sections with plain
- * aligned stores (which are atomic on x86-64), and by the lock's holder while stopped.
+ * ended or was aborted, and the areas belong to the lock's holder. Words are written by sections
+ * with plain aligned stores (which are atomic on x86-64), and by the lock's holder while stopped.
  *
  * Where the thread has no rseq (cpu_id < 0) or its index is beyond the table (of a CPU that was
  * added to the machine while the process ran), every operation misses.
@@ -162,7 +165,7 @@ typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY } push_t;
 /* ---- The operations in every mode, for the ladders. `word` is PERCPU_HOT or PERCPU_SPARE of the
  * class. ---- */
 
-/* NULL: a miss. */
+/* NULL: a miss. A push that misses may have written into the block. */
 block_t *percpu_pop(percpu_t *percpu, size_t hot, uint64_t key, chain_t *link);
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 /* The same into the outbox; false also where there is none. */
