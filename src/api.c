@@ -70,7 +70,7 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
 HAK_INLINE void *pop(hak_heap_t *heap, size_t slot)
 {
     chain_t link;
-    block_t *block = section_pop(&heap->percpu, slot, &link);
+    block_t *block = heap_pop(&heap->percpu, slot, &link);
     if (HAK_UNLIKELY(!block)) return NULL;
     block_fetch(link);
     counter_add(&heap->counters, refill_hot, 1);
@@ -82,7 +82,7 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t slot)
 HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t slot)
 {
     chain_t link;
-    block_t *block = section_pop_marked(&heap->percpu, slot, &link);
+    block_t *block = heap_pop_marked(&heap->percpu, slot, &link);
     if (HAK_UNLIKELY(!block)) return NULL;
     if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
     block_unseal(block);
@@ -193,7 +193,7 @@ HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *p
 {
     /* chain_address(ptr), from what is at hand. */
     uint64_t shifted = registry_unrotate(rotated) << CHAIN_SHIFT;
-    return section_push_home(&heap->percpu, entry_slot(mine), ptr, shifted, entry_tag(mine));
+    return heap_push_home(&heap->percpu, entry_slot(mine), ptr, shifted, entry_tag(mine));
 }
 
 /* The same in a CHECKED heap, after three tests: that the block is the heap's, that the address is
@@ -207,8 +207,8 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
     if (HAK_UNLIKELY(!entry_is_owned(mine) || !entry_divides(mine, rotated))) return PUSH_MISSED;
     uint64_t mark = block->word[0] ^ block->word[1];
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
-    push_t result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr,
-                                             chain_address(ptr), entry_tag(mine), unlinked);
+    push_t result = heap_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr),
+                                          entry_tag(mine), unlinked);
     /* A section that was aborted may have sealed the block before. What is no small block was never
      * pushed, and may be the inside of one. */
     if (HAK_UNLIKELY(result != PUSH_DONE) && entry_code(mine) < CLASS_COUNT) block_unseal(ptr);

@@ -132,7 +132,13 @@ struct hak_heap {
 
 #define HEAP_MAGIC 0x68616b6865617031ull
 
-_Static_assert(offsetof(struct hak_heap, percpu) == PERCPU_AT, "sections know this place");
+_Static_assert(offsetof(struct hak_heap, percpu) - offsetof(struct hak_heap, owner) +
+                       offsetof(percpu_t, table) + PERCPU_FEWEST * sizeof(area_t *) ==
+                   HAK_LINE,
+               "a call reads one line of its heap where the machine has few CPUs");
+
+/* The sections of malloc and free. They address the table from the heap. */
+PERCPU_CALLS(heap, offsetof(struct hak_heap, percpu))
 
 hak_heap_t *heap_create(const hak_heap_config_t *config, int *error);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */

@@ -40,7 +40,7 @@ static int thread_field(ptrdiff_t offset)
     return (int)load_relaxed((_Atomic uint32_t *)(void *)(thread_pointer() + offset));
 }
 
-/* Bytes of the rseq area that the C library has registered for each thread; 0: it registers none. */
+/* Bytes of the rseq area that the C library has registered for each thread; 0: it has none. */
 static size_t registered_bytes(ptrdiff_t *offset)
 {
 #ifdef __GLIBC__

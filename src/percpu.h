@@ -15,9 +15,10 @@
  *                       v                  v
  *                     area_t             zero_area   (not yet made, or stopped)
  *     hot[slot]   = { word, limit, tag }   16 bytes: pop and push touch one line
- *     spare[slot] = word                   a second chain: alternating at a boundary reaches no lock (Bonwick's
- *                                     "previous" magazine; Bonwick and Adams, USENIX 2001)
- *     outbox --> { word, limit }           by slot; blocks that were carved for another CPU, on their way back to it
+ *     spare[slot] = word                   a second chain: alternating at a boundary reaches no
+ *                                          lock (Bonwick's "previous" magazine; Bonwick and Adams,
+ *                                          USENIX 2001)
+ *     outbox --> { word, limit }           by slot; blocks of another CPU, on their way back to it
  *
  * The operations (pop, push, post, take, install, fence) are Linux restartable sequences: a thread
  * that is preempted, migrated or signalled inside one is thrown out of it, and the operation has
@@ -98,9 +99,6 @@ enum {
     TAG_NONE = 1,      /* and is what a hot magazine has that no block is pushed on; see adapt.c */
     PERCPU_FEWEST = 4, /* slots, which fill the heap's line */
     PERCPU_MOST = 0x8000, /* slots; sections compare 16 bits */
-    /* Where a heap keeps its percpu_t. Sections address the table from the heap, which their
-     * callers have in a register. */
-    PERCPU_AT = (HAK_COUNTERS ? 53 : 50) * HAK_LINE + 24,
 };
 
 /*

@@ -118,7 +118,7 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
     RSEQ_BEGIN                                                                                     \
     "cmpw %[count], %w[result]\n"                                                                  \
     "jae %l[miss]\n"                                /* no slot: no rseq, no area, or locked */     \
-    "movq %c[table](%[heap],%[result],8), %[area]\n"
+    "movq %c[table](%[base],%[result],8), %[area]\n"
 
 /* The same, where it is the block's home: its magazine has the block's tag. */
 #define RSEQ_HOME                                                                                  \
@@ -136,10 +136,11 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
 #define RSEQ_END "2:\n"
 /* clang-format on */
 
-#define RSEQ_INPUTS(p)                                                                \
-    [count] "m"((p)->count), [table] "i"(PERCPU_AT + offsetof(percpu_t, table)),      \
-        [heap] "r"((uintptr_t)(p)-PERCPU_AT), [outbox] "i"(offsetof(area_t, outbox)), \
-        [limit_at] "i"(offsetof(magazine_t, limit)), [rseq_cpu] "i"(RSEQ_CPU_ID),     \
+/* The table is addressed from `base`, so many bytes before the percpu_t. */
+#define RSEQ_INPUTS(percpu, before)                                                         \
+    [count] "m"((percpu)->count), [table] "i"((before) + offsetof(percpu_t, table)),        \
+        [base] "r"((uintptr_t)(percpu) - (before)), [outbox] "i"(offsetof(area_t, outbox)), \
+        [limit_at] "i"(offsetof(magazine_t, limit)), [rseq_cpu] "i"(RSEQ_CPU_ID),           \
         [tag_at] "i"(offsetof(magazine_t, tag)), [rseq_cs] "i"(RSEQ_CS)
 
 /*
@@ -151,11 +152,11 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
 
 /* ---- Pop ---- */
 
-/* NULL: a miss. AT: the magazine's word, from [area] and [hot]; LINK: where the link is in a
- * block. */
+/* Defines a function. BEFORE: see RSEQ_INPUTS; AT: the magazine's word, from [area] and [hot];
+ * LINK: where the link is in a block. NULL: a miss. */
 /* clang-format off */
-#define SECTION_POP(name, AT, LINK)                                                                \
-    HAK_INLINE block_t *section_##name(percpu_t *percpu, size_t hot, chain_t *link)                \
+#define SECTION_POP(name, BEFORE, AT, LINK)                                                        \
+    HAK_INLINE block_t *name(percpu_t *percpu, size_t hot, chain_t *link)                          \
     {                                                                                              \
         uint64_t result, next, area;                                                               \
         __asm__ volatile goto(                                                                     \
@@ -167,7 +168,7 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
             "movq %[next], " AT "\n"                        /* commits */                          \
             RSEQ_END                                                                               \
             : [result] "=&a"(result), [next] "=&c"(next), [area] "=&r"(area)                       \
-            : RSEQ_INPUTS(percpu), [hot] "r"(hot)                                                  \
+            : RSEQ_INPUTS(percpu, BEFORE), [hot] "r"(hot)                                          \
             : "memory", "cc"                                                                       \
             : miss);                                                                               \
         *link = next;                                                                              \
@@ -178,11 +179,6 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
         return NULL;                                                                               \
     }
 /* clang-format on */
-
-SECTION_POP(pop, "(%[area],%[hot],8)", "")
-/* In CHECKED heaps. `hot` with SLOT_MARK, which the addressing takes off. */
-SECTION_POP(pop_marked, "-8(%[area],%[hot],8)", "8")
-#undef SECTION_POP
 
 /* ---- Push ---- */
 
@@ -219,13 +215,14 @@ SECTION_POP(pop_marked, "-8(%[area],%[hot],8)", "8")
     "movq %[result], (%[block])\n"                          /* the seal */                         \
     RSEQ_PUSH_STORE
 
-/* WHERE: the way to the magazine; WRITE: what is done there; INPUTS: what both read besides. */
-#define SECTION_PUSH(WHERE, WRITE, ...)                                                            \
+/* Is a function's body. BEFORE: see RSEQ_INPUTS; WHERE: the way to the magazine; WRITE: what is
+ * done there; then what both read besides. */
+#define SECTION_PUSH(BEFORE, WHERE, WRITE, ...)                                                    \
     uint64_t result, area;                                                                         \
     __asm__ volatile goto(                                                                         \
         WHERE WRITE                                                                                \
         : [result] "=&r"(result), [area] "=&r"(area), [shifted] "+&r"(shifted)                     \
-        : RSEQ_INPUTS(percpu), [hot] "r"(hot), [block] "r"(ptr), ##__VA_ARGS__                     \
+        : RSEQ_INPUTS(percpu, BEFORE), [hot] "r"(hot), [block] "r"(ptr), ##__VA_ARGS__             \
         : "memory", "cc"                                                                           \
         : miss, away);                                                                             \
     return PUSH_DONE;                                                                              \
@@ -235,30 +232,42 @@ away:                                                                           
     return PUSH_AWAY
 /* clang-format on */
 
-/* The hot magazine, where the CPU is the block's home, or the block has none. */
-HAK_INLINE push_t section_push_home(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,
-                                    uint16_t tag)
-{
-    SECTION_PUSH(RSEQ_HOME, RSEQ_PUSH, [tag] "r"(tag));
-}
-HAK_INLINE push_t section_push_home_sealed(percpu_t *percpu, size_t hot, void *ptr,
-                                           uint64_t shifted, uint16_t tag, uint64_t unlinked)
-{
-    SECTION_PUSH(RSEQ_HOME, RSEQ_PUSH_SEALED, [unlinked] "r"(unlinked), [tag] "r"(tag));
-}
+/*
+ * The sections of every call, for a percpu_t so many bytes behind an address that their callers
+ * have in a register:
+ *
+ *   <prefix>_pop         of FAST heaps
+ *   <prefix>_pop_marked  of CHECKED heaps; `hot` with SLOT_MARK, which the addressing takes off
+ *   <prefix>_push_home   on the hot magazine, where the CPU is the block's home, or it has none
+ *   <prefix>_push_home_sealed  the same in CHECKED heaps
+ */
+#define PERCPU_CALLS(prefix, before)                                                               \
+    SECTION_POP(prefix##_pop, before, "(%[area],%[hot],8)", "")                                    \
+    SECTION_POP(prefix##_pop_marked, before, "-8(%[area],%[hot],8)", "8")                          \
+    HAK_INLINE push_t prefix##_push_home(percpu_t *percpu, size_t hot, void *ptr,                  \
+                                         uint64_t shifted, uint16_t tag)                           \
+    {                                                                                              \
+        SECTION_PUSH(before, RSEQ_HOME, RSEQ_PUSH, [tag] "r"(tag));                                \
+    }                                                                                              \
+    HAK_INLINE push_t prefix##_push_home_sealed(percpu_t *percpu, size_t hot, void *ptr,           \
+                                                uint64_t shifted, uint16_t tag, uint64_t unlinked) \
+    {                                                                                              \
+        SECTION_PUSH(before, RSEQ_HOME,                                                            \
+                     RSEQ_PUSH_SEALED, [unlinked] "r"(unlinked), [tag] "r"(tag));                  \
+    }
 
 /* The hot magazine of whichever CPU this is. */
 HAK_INLINE push_t section_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,
                                uint16_t tag)
 {
     (void)tag;
-    SECTION_PUSH(RSEQ_HERE, RSEQ_PUSH);
+    SECTION_PUSH(0, RSEQ_HERE, RSEQ_PUSH);
 }
 HAK_INLINE push_t section_push_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,
                                       uint16_t tag, uint64_t unlinked)
 {
     (void)tag;
-    SECTION_PUSH(RSEQ_HERE, RSEQ_PUSH_SEALED, [unlinked] "r"(unlinked));
+    SECTION_PUSH(0, RSEQ_HERE, RSEQ_PUSH_SEALED, [unlinked] "r"(unlinked));
 }
 
 /* The outbox of whichever CPU this is. */
@@ -266,15 +275,14 @@ HAK_INLINE push_t section_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t
                                uint16_t tag)
 {
     (void)tag;
-    SECTION_PUSH(RSEQ_OUTBOX, RSEQ_PUSH);
+    SECTION_PUSH(0, RSEQ_OUTBOX, RSEQ_PUSH);
 }
 HAK_INLINE push_t section_post_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,
                                       uint16_t tag, uint64_t unlinked)
 {
     (void)tag;
-    SECTION_PUSH(RSEQ_OUTBOX, RSEQ_PUSH_SEALED, [unlinked] "r"(unlinked));
+    SECTION_PUSH(0, RSEQ_OUTBOX, RSEQ_PUSH_SEALED, [unlinked] "r"(unlinked));
 }
-#undef SECTION_PUSH
 
 /* ---- Take and install ---- */
 
@@ -290,7 +298,7 @@ HAK_INLINE push_t section_post_sealed(percpu_t *percpu, size_t hot, void *ptr, u
         "movq $0, (%[area],%[word],8)\n"                    /* commits */                          \
         RSEQ_END                                                                                   \
         : [result] "=&r"(result), [area] "=&r"(area)                                               \
-        : RSEQ_INPUTS(percpu), [word] "r"(word)                                                    \
+        : RSEQ_INPUTS(percpu, 0), [word] "r"(word)                                                 \
         : "memory", "cc"                                                                           \
         : miss);                                                                                   \
     return result;                                                                                 \
@@ -318,7 +326,7 @@ HAK_INLINE bool section_install(percpu_t *percpu, size_t hot, size_t word, chain
         "movq %[chain], (%[area],%[word],8)\n"              /* commits */
         RSEQ_END
         : [result] "=&r"(result), [area] "=&r"(area)
-        : RSEQ_INPUTS(percpu), [hot] "r"(hot), [word] "r"(word), [chain] "r"(chain)
+        : RSEQ_INPUTS(percpu, 0), [hot] "r"(hot), [word] "r"(word), [chain] "r"(chain)
         : "memory", "cc"
         : miss);
     /* clang-format on */
@@ -329,33 +337,30 @@ miss:
 
 #else
 
-#define SECTION_POP(name)                                                           \
-    HAK_INLINE block_t *section_##name(percpu_t *percpu, size_t hot, chain_t *link) \
-    {                                                                               \
-        return (void)percpu, (void)hot, (void)link, NULL;                           \
+/* No sections: every operation misses. */
+#define SECTION_POP(name)                                                 \
+    HAK_INLINE block_t *name(percpu_t *percpu, size_t hot, chain_t *link) \
+    {                                                                     \
+        return (void)percpu, (void)hot, (void)link, NULL;                 \
     }
-
-SECTION_POP(pop)
-SECTION_POP(pop_marked)
-#undef SECTION_POP
-
-#define SECTION_PUSH(name)                                                                       \
-    HAK_INLINE push_t section_##name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,  \
-                                     uint16_t tag)                                               \
-    {                                                                                            \
-        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, PUSH_MISSED;        \
-    }                                                                                            \
-    HAK_INLINE push_t section_##name##_sealed(percpu_t *percpu, size_t hot, void *ptr,           \
-                                              uint64_t shifted, uint16_t tag, uint64_t unlinked) \
-    {                                                                                            \
-        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, (void)unlinked,     \
-               PUSH_MISSED;                                                                      \
+#define SECTION_PUSH(name)                                                                     \
+    HAK_INLINE push_t name(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted,          \
+                           uint16_t tag)                                                       \
+    {                                                                                          \
+        return (void)percpu, (void)hot, (void)ptr, (void)shifted, (void)tag, PUSH_MISSED;      \
+    }                                                                                          \
+    HAK_INLINE push_t name##_sealed(percpu_t *percpu, size_t hot, void *ptr, uint64_t shifted, \
+                                    uint16_t tag, uint64_t unlinked)                           \
+    {                                                                                          \
+        return (void)unlinked, name(percpu, hot, ptr, shifted, tag);                           \
     }
+#define PERCPU_CALLS(prefix, before) \
+    SECTION_POP(prefix##_pop)        \
+    SECTION_POP(prefix##_pop_marked) \
+    SECTION_PUSH(prefix##_push_home)
 
-SECTION_PUSH(push_home)
-SECTION_PUSH(push)
-SECTION_PUSH(post)
-#undef SECTION_PUSH
+SECTION_PUSH(section_push)
+SECTION_PUSH(section_post)
 
 HAK_INLINE chain_t section_take_outbox(percpu_t *percpu, size_t hot)
 {
@@ -376,4 +381,7 @@ HAK_INLINE bool section_install(percpu_t *percpu, size_t hot, size_t word, chain
 }
 
 #endif
+
+PERCPU_CALLS(section, 0)
+
 #endif
