@@ -110,7 +110,7 @@ static void on_sample(int number)
     lost += !found;
 }
 
-static __attribute__((noinline, noclone)) void sample_pairs(hak_heap_t *heap)
+static __attribute__((noinline)) void sample_pairs(hak_heap_t *heap)
 {
     caller = __builtin_return_address(0);
     time_t end = time(NULL) + 20;
