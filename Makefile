@@ -25,9 +25,11 @@ space := $(empty) $(empty)
 
 WARNINGS := -Wall -Wextra -Wundef -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer)
+# musl-gcc of Debian sees musl's headers only. The kernel's are the system's, and come last.
+KERNEL_HEADERS := $(if $(findstring musl,$(CC)),-idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu)
 COMMON  := -std=gnu11 -pthread $(WARNINGS) -DHAK_COUNTERS=$(COUNTERS) -DHAK_DEBUG=$(DEBUG) -Iinclude \
-           $(SANITIZE_FLAGS) $(CPPFLAGS) $(CFLAGS)
-LIBRARY := $(COMMON) -fPIC -fvisibility=hidden -ftls-model=initial-exec
+           $(KERNEL_HEADERS) $(SANITIZE_FLAGS) $(CPPFLAGS) $(CFLAGS)
+LIBRARY := $(COMMON) -fPIC -fvisibility=hidden
 # nodelete: code that holds live rseq sections must stay mapped for as long as the process runs.
 SHARED  := -shared -Wl,-soname,libhakheap.so.0 -Wl,-z,nodelete $(if $(SANITIZE),,-Wl,-z,defs)
 # With -flto the one object of the archive is made machine code: nothing can be hidden in the compiler's own form of it.

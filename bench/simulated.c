@@ -17,6 +17,7 @@
 
 #include "adapter_hakheap.h"
 #include "heap.h"
+#include "process.h"
 #include "program.h"
 
 enum { BLOCK = 64 };
@@ -32,7 +33,7 @@ static _Thread_local uint32_t pretended __attribute__((tls_model("initial-exec")
 /* Heaps that are created from now on have a slot for each CPU of the simulated machine. */
 static void simulate_machine(void)
 {
-    if (!heap_start_process()) harness_exit(HARNESS_FAILED, "the library does not start");
+    if (process_start() != 0) harness_exit(HARNESS_FAILED, "the library does not start");
     if (percpu_mode == PERCPU_LOCKED)
         harness_exit(HARNESS_USAGE, "mode locked asks the kernel for the CPU");
     percpu_slots = options.machine;

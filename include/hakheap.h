@@ -117,8 +117,10 @@ typedef struct hak_heap_config {
  * Creates a heap.
  * @param config what to create, or NULL for defaults; read during the call only.
  * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or
- *         value that this version does not know), ENOTSUP (HAK_LEVEL_HARDENED), ENOMEM (the system
- *         refused memory), EDEADLK (in a signal handler that interrupted this library).
+ *         value that this version does not know), ENOTSUP (HAK_LEVEL_HARDENED, or a system whose
+ *         pages are not of 4096 bytes), ENOMEM (the system refused memory), EDEADLK (in a signal
+ *         handler that interrupted this library). The first call of a process waits for another
+ *         thread's first call. No cancellation point.
  */
 HAK_API HAK_NODISCARD hak_heap_t *hak_heap_create(const hak_heap_config_t *config);
 
@@ -411,14 +413,15 @@ HAK_API int hak_heap_report(const hak_heap_t *heap, hak_write_fn write, void *ct
 
 /** Why the calling thread's last call that failed did so, more exactly than `errno` can say. */
 typedef enum hak_error {
-    HAK_ERROR_NONE = 0, /**< Nothing has failed. */
-    HAK_ERROR_ARGUMENT, /**< A NULL or destroyed heap, or an argument out of its range. */
-    HAK_ERROR_SIZE,     /**< A size, product or alignment beyond the address space. */
-    HAK_ERROR_RESERVE,  /**< The system refused address space. */
-    HAK_ERROR_COMMIT,   /**< The system refused memory. */
-    HAK_ERROR_PURGE,    /**< The system refused to take memory back; it is still counted. */
-    HAK_ERROR_FENCE,    /**< The system refused membarrier; other CPUs' caches were not flushed. */
-    HAK_ERROR_REENTERED /**< A signal handler interrupted this library and called it. */
+    HAK_ERROR_NONE = 0,  /**< Nothing has failed. */
+    HAK_ERROR_ARGUMENT,  /**< A NULL or destroyed heap, or an argument out of its range. */
+    HAK_ERROR_SIZE,      /**< A size, product or alignment beyond the address space. */
+    HAK_ERROR_RESERVE,   /**< The system refused address space. */
+    HAK_ERROR_COMMIT,    /**< The system refused memory. */
+    HAK_ERROR_PURGE,     /**< The system refused to take memory back; it is still counted. */
+    HAK_ERROR_FENCE,     /**< The system refused membarrier; other CPUs' caches were not flushed. */
+    HAK_ERROR_REENTERED, /**< A signal handler interrupted this library and called it. */
+    HAK_ERROR_PAGES      /**< The system's pages are not of 4096 bytes. */
 } hak_error_t;
 
 /** @return why the calling thread's last failed call failed. Thread-local; a call that succeeds
@@ -434,7 +437,12 @@ HAK_API const char *hak_error_text(hak_error_t error);
 /** @return #HAK_VERSION of the library that is running. */
 HAK_API int hak_version(void);
 
-/** @return how magazines are reached in this process: "mm_cid", "cpu_id" or "locked"; static. */
+/**
+ * How magazines are reached in this process. Sets the library up where no heap was created yet.
+ * Thread-safe; leaves `errno` as it was.
+ * @return "mm_cid", "cpu_id" or "locked"; "starting" in a signal handler that interrupted the
+ *         thread that sets the library up, when it is not known yet. Static.
+ */
 HAK_API const char *hak_percpu_mode(void);
 
 #ifdef __cplusplus

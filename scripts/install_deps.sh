@@ -7,7 +7,7 @@ packages=(
     gcc make libc6-dev                                       # the library
     clang libclang-rt-14-dev lld                             # the second compiler, its sanitizers and linker
     g++                                                      # the header is C++, too
-    libcriterion-dev valgrind                                # tests
+    libcriterion-dev valgrind musl-tools                     # tests
     doxygen graphviz gnuplot-nox python3                     # documents, plots and the page of benchmarks
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/

@@ -8,6 +8,7 @@
 #include "meta.h"
 #include "os.h"
 #include "pointer.h"
+#include "process.h"
 #include "refill.h"
 #include "report.h"
 #include "reserve.h"
@@ -75,7 +76,7 @@ static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *b
 HAK_INLINE void *pop(hak_heap_t *heap, size_t slot)
 {
     chain_t link;
-    block_t *block = section_pop(&heap->percpu, slot, &link);
+    block_t *block = heap_pop(&heap->percpu, slot, &link);
     if (HAK_UNLIKELY(!block)) return NULL;
     block_fetch(link);
     counter_add(&heap->counters, refill_hot, 1);
@@ -87,7 +88,7 @@ HAK_INLINE void *pop(hak_heap_t *heap, size_t slot)
 HAK_INLINE void *pop_marked(hak_heap_t *heap, size_t slot)
 {
     chain_t link;
-    block_t *block = section_pop_marked(&heap->percpu, slot, &link);
+    block_t *block = heap_pop_marked(&heap->percpu, slot, &link);
     if (HAK_UNLIKELY(!block)) return NULL;
     if (HAK_UNLIKELY(!block_is_sealed(block, link, heap->key))) malloc_corrupt(heap, block);
     block_unseal(block);
@@ -198,7 +199,7 @@ HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *p
 {
     /* chain_address(ptr), from what is at hand. */
     uint64_t shifted = registry_unrotate(rotated) << CHAIN_SHIFT;
-    return section_push_home(&heap->percpu, entry_slot(mine), ptr, shifted, entry_tag(mine));
+    return heap_push_home(&heap->percpu, entry_slot(mine), ptr, shifted, entry_tag(mine));
 }
 
 /* The same in a CHECKED heap, after three tests: that the block is the heap's, that the address is
@@ -212,10 +213,10 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
     if (HAK_UNLIKELY(!entry_is_owned(mine) || !entry_divides(mine, rotated))) return PUSH_MISSED;
     uint64_t mark = block->word[0] ^ block->word[1];
     if (HAK_UNLIKELY(mark == unlinked)) return PUSH_MISSED; /* free already */
-    push_t result = section_push_home_sealed(&heap->percpu, entry_slot(mine), ptr,
-                                             chain_address(ptr), entry_tag(mine), unlinked);
-    /* A section that was restarted may have sealed the block before it found the area stopped, or
-     * itself elsewhere. What is no small block was never pushed, and may be the inside of one. */
+    push_t result = heap_push_home_sealed(&heap->percpu, entry_slot(mine), ptr, chain_address(ptr),
+                                          entry_tag(mine), unlinked);
+    /* A section that was aborted may have sealed the block before. What is no small block was never
+     * pushed, and may be the inside of one. */
     if (HAK_UNLIKELY(result != PUSH_DONE) && entry_code(mine) < CLASS_COUNT) block_unseal(ptr);
     return result;
 }
@@ -392,9 +393,12 @@ hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
 {
     int before = errno;
     /* Before the gate: a fork must not find a thread inside that waits for the process to start. */
-    if (!heap_start_process()) return fail(HAK_ERROR_COMMIT, ENOMEM);
+    int error = process_start();
+    if (error) {
+        errno = error;
+        return NULL;
+    }
     if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
-    int error = 0;
     hak_heap_t *heap = life_create(config, &error);
     gate_leave();
     errno = heap ? before : error;
@@ -548,6 +552,7 @@ const char *hak_error_text(hak_error_t error)
     case HAK_ERROR_FENCE:
         return "the system refused membarrier; other CPUs' caches were not flushed";
     case HAK_ERROR_REENTERED: return "a signal handler interrupted the library and called it";
+    case HAK_ERROR_PAGES: return "the system's pages are not of 4096 bytes";
     }
     return "unknown error";
 }
@@ -555,6 +560,5 @@ const char *hak_error_text(hak_error_t error)
 int hak_version(void) { return HAK_VERSION; }
 const char *hak_percpu_mode(void)
 {
-    heap_start_process();
-    return percpu_mode_name(percpu_mode);
+    return process_start() == EDEADLK ? "starting" : percpu_mode_name(percpu_mode);
 }

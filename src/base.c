@@ -20,10 +20,29 @@ static void futex(_Atomic uint32_t *word, int operation, uint32_t value)
     syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
 }
 
+enum { SPINS = 64 };
+
+/* By number, as everywhere here: the C library's functions are where a thread may be cancelled. */
+static void sleep_a_moment(void)
+{
+    /* About what it takes to wake a thread. Asleep, not in a loop of yields: where both share a CPU
+     * each of those costs a whole slice of time. */
+    static const struct timespec moment = {0, 50000};
+    syscall(SYS_nanosleep, &moment, NULL);
+}
+
+void hak_wait(unsigned turn)
+{
+    if (turn < SPINS) hak_pause();
+    else sleep_a_moment();
+}
+
+uint32_t lock_ranks(void) { return HAK_DEBUG ? *hak_tls.ranks : 0; }
+
 static void rank_enter(lock_rank_t rank)
 {
-    hak_assert(hak_tls.ranks < (1u << rank));
-    hak_tls.ranks |= 1u << rank;
+    hak_assert(lock_ranks() < (1u << rank));
+    *hak_tls.ranks |= 1u << rank;
 }
 
 bool lock_try(hak_lock_t *lock, lock_rank_t rank)
@@ -37,7 +56,7 @@ bool lock_try(hak_lock_t *lock, lock_rank_t rank)
 
 static HAK_NOINLINE void lock_wait(hak_lock_t *lock)
 {
-    for (int spin = 0; spin < 64; spin++) {
+    for (int spin = 0; spin < SPINS; spin++) {
         uint32_t free_word = 0;
         if (load_relaxed(&lock->word) == 0 && cas_acquire(&lock->word, &free_word, 1u)) return;
         hak_pause();
@@ -67,24 +86,20 @@ void lock_acquire(hak_lock_t *lock, lock_rank_t rank)
 
 void lock_release(hak_lock_t *lock, lock_rank_t rank)
 {
-    if (HAK_DEBUG) hak_tls.ranks &= ~(1u << rank);
+    if (HAK_DEBUG) *hak_tls.ranks &= ~(1u << rank);
     lock_give(lock);
 }
 
 void lock_pass(hak_lock_t *lock, lock_rank_t rank)
 {
-    /* About what it takes to wake a thread. Asleep, not in a loop of yields: where both share a CPU
-     * each of those costs a whole slice of time. By number: the C library's function is where a
-     * thread may be cancelled. */
-    static const struct timespec moment = {0, 50000};
     bool waited = load_relaxed(&lock->word) == 2;
     lock_release(lock, rank);
-    if (HAK_UNLIKELY(waited)) syscall(SYS_nanosleep, &moment, NULL);
+    if (HAK_UNLIKELY(waited)) sleep_a_moment();
 }
 
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank)
 {
-    hak_assert(hak_tls.ranks < (2u << rank));
+    hak_assert(lock_ranks() < (2u << rank));
     (void)rank;
     lock_take(lock);
 }
@@ -138,7 +153,7 @@ void hak_complain(const hak_fault_t *fault)
     hak_fatal_line[line.used] = '\n';
     hak_fatal_line[line.used + 1] = '\0';
     /* Nothing can be done where standard error refuses: abort() follows either way. */
-    if (write(STDERR_FILENO, hak_fatal_line, line.used + 1) < 0) return;
+    if (syscall(SYS_write, STDERR_FILENO, hak_fatal_line, line.used + 1) < 0) return;
 }
 
 _Noreturn void hak_fatal(const hak_fault_t *fault)

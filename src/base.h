@@ -105,7 +105,7 @@ typedef struct hak_fault {
 
 extern char hak_fatal_line[512];
 _Noreturn void hak_fatal(const hak_fault_t *fault);
-void hak_complain(const hak_fault_t *fault); /* the line alone */
+void hak_complain(const hak_fault_t *fault); /* the line alone; no cancellation point */
 
 /* ---- The lock: four bytes, waits in the kernel, knows its rank. ---- */
 
@@ -125,6 +125,11 @@ typedef struct hak_lock {
     _Atomic uint32_t word; /* 0 free, 1 held, 2 held and somebody waits */
 } hak_lock_t;
 
+/* Waits for another thread to take a step, where no lock says whose turn it is: `turn` counts the
+ * waits from 0. A few spins, then sleeps of some 50 us: a loop of yields never gives the CPU to a
+ * thread of lower priority. No cancellation point. May change errno. */
+void hak_wait(unsigned turn);
+
 bool lock_try(hak_lock_t *lock, lock_rank_t rank);
 void lock_acquire(hak_lock_t *lock, lock_rank_t rank);
 void lock_release(hak_lock_t *lock, lock_rank_t rank);
@@ -142,6 +147,8 @@ HAK_INLINE bool lock_enter(hak_lock_t *lock, lock_rank_t rank, bool may_wait)
  * index. */
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank);
 void lock_release_next(hak_lock_t *lock);
+/* Debug builds: a bit for each rank that this thread holds; else 0. */
+uint32_t lock_ranks(void);
 HAK_INLINE bool lock_is_held(hak_lock_t *lock) { return load_relaxed(&lock->word) != 0; }
 
 #endif

@@ -21,3 +21,11 @@ uint64_t block_key(uint64_t process_key, uint64_t serial)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     return (z ^ (z >> 31)) | 1;
 }
+
+static struct {
+    uint64_t key;
+    _Atomic uint64_t serial; /* relaxed: only its being different each time matters */
+} process;
+
+void block_start_process(uint64_t process_key) { process.key = process_key; }
+uint64_t block_next_key(void) { return block_key(process.key, add_relaxed(&process.serial, 1u)); }

@@ -95,5 +95,9 @@ HAK_INLINE void block_fetch(chain_t chain) { __builtin_prefetch(chain_block(chai
 /* A key of a heap: never 0, different for each serial, unknown to who does not know the process
  * key. */
 uint64_t block_key(uint64_t process_key, uint64_t serial);
+/* Says what all keys of the process follow from; before the first heap. */
+void block_start_process(uint64_t process_key);
+/* The key of one more heap. */
+uint64_t block_next_key(void);
 
 #endif

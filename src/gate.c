@@ -6,7 +6,7 @@
 #include "os.h"
 #include "tls.h"
 
-enum { SHARDS = 64 };
+enum { SHARDS = 64, SETS = 2 };
 
 typedef struct shard {
     _Atomic uint32_t inside;
@@ -15,19 +15,19 @@ typedef struct shard {
 static struct {
     /* Two sets: a child goes on with the other one, zeroed, so that a count that its only thread
      * was just making or taking back when a signal handler forked hits a set that nobody reads. */
-    shard_t shard[2][SHARDS];
+    shard_t shard[SETS * SHARDS];
     _Atomic uint32_t epoch; /* its lowest bit chooses the set */
     _Atomic uint32_t closed;
-    hak_lock_t
-        /* rank GATE_CLOSE: held while closed, so that who may wait has something to wait on */
-        lock;
+    /* rank GATE_CLOSE: held while closed, so that who may wait has something to wait on */
+    hak_lock_t lock;
     void (*in_child)(void);
 } gate;
 
-static _Atomic uint32_t *counter(uint32_t epoch, uint32_t at)
-{
-    return &gate.shard[epoch & 1][at].inside;
-}
+_Static_assert(SETS *SHARDS <= UINT8_MAX + 1, "a place is a byte of hak_tls_t");
+
+static _Atomic uint32_t *counter(uint32_t place) { return &gate.shard[place].inside; }
+
+static uint32_t first_place(uint32_t epoch) { return epoch % SETS * SHARDS; }
 
 gate_entry_t gate_enter(bool may_wait)
 {
@@ -36,15 +36,14 @@ gate_entry_t gate_enter(bool may_wait)
     atomic_signal_fence(
         memory_order_seq_cst); /* a handler on this thread sees depth before anything is taken */
     for (;;) {
-        uint32_t at = os_cpu() % SHARDS;
         uint32_t epoch = load_relaxed(&gate.epoch);
-        hak_tls.gate_shard = at;
-        hak_tls.gate_epoch = epoch;
+        uint32_t place = first_place(epoch) + os_cpu() % SHARDS;
+        hak_tls.gate_place = (uint8_t)place;
         /* Ordered: either the closer sees this count, or this thread sees the gate closed. */
-        add_ordered(counter(epoch, at), 1u);
+        add_ordered(counter(place), 1u);
         bool closed = load_ordered(&gate.closed);
         if (HAK_LIKELY(!closed && load_relaxed(&gate.epoch) == epoch)) return GATE_IN;
-        sub_release(counter(epoch, at), 1u);
+        sub_release(counter(place), 1u);
         if (!closed) continue; /* this is the child of a handler's fork */
         if (!may_wait) break;
         lock_acquire(&gate.lock, RANK_GATE_CLOSE);
@@ -57,7 +56,7 @@ gate_entry_t gate_enter(bool may_wait)
 void gate_leave(void)
 {
     /* Release: pairs with the closer's ordered load, which then sees all that was done inside. */
-    sub_release(counter(hak_tls.gate_epoch, hak_tls.gate_shard), 1u);
+    sub_release(counter(hak_tls.gate_place), 1u);
     atomic_signal_fence(memory_order_seq_cst);
     hak_tls.depth = 0;
 }
@@ -84,8 +83,9 @@ static void close_gate(void)
     atomic_signal_fence(memory_order_seq_cst);
     lock_acquire(&gate.lock, RANK_GATE_CLOSE);
     store_ordered(&gate.closed, 1u);
+    uint32_t first = first_place(load_relaxed(&gate.epoch));
     for (uint32_t at = 0; at < SHARDS; at++)
-        while (load_ordered(counter(load_relaxed(&gate.epoch), at))) os_yield();
+        for (unsigned turn = 0; load_ordered(counter(first + at)); turn++) hak_wait(turn);
 }
 
 static void open_gate(void)
@@ -103,7 +103,7 @@ static void open_gate(void)
 static void open_in_child(void)
 {
     uint32_t epoch = load_relaxed(&gate.epoch) + 1;
-    for (uint32_t at = 0; at < SHARDS; at++) store_relaxed(counter(epoch, at), 0u);
+    for (uint32_t at = 0; at < SHARDS; at++) store_relaxed(counter(first_place(epoch) + at), 0u);
     store_relaxed(&gate.epoch, epoch);
     if (!hak_tls.closer) {
         store_relaxed(&gate.closed, 0u);

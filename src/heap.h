@@ -119,14 +119,15 @@ struct hak_heap {
 
 #define HEAP_MAGIC 0x68616b6865617031ull
 
-_Static_assert(offsetof(struct hak_heap, percpu) == PERCPU_AT, "sections know this place");
+_Static_assert(offsetof(struct hak_heap, percpu) - offsetof(struct hak_heap, owner) +
+                       offsetof(percpu_t, table) + PERCPU_FEWEST * sizeof(area_t *) ==
+                   HAK_LINE,
+               "a call reads one line of its heap where the machine has few CPUs");
 
-/* Once a process: keys, the mode of the magazines, the fork handlers. False: the C library refused
- * the handlers. */
-bool heap_start_process(void);
+/* The sections of malloc and free. They address the table from the heap. */
+PERCPU_CALLS(heap, offsetof(struct hak_heap, percpu))
+
 extern const policy_t heap_policies[]; /* by hak_level_t */
-/* A key for the seals of a heap that is being created; each call gives another. */
-uint64_t heap_next_key(void);
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
 bool heap_is_valid(const hak_heap_t *heap);
 

@@ -54,7 +54,7 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     heap->settings = settings;
     heap->guard.name = heap->settings.name;
     heap->policy = heap_policies[settings.level];
-    if (heap->policy.sealed) heap->guard.key = heap_next_key();
+    if (heap->policy.sealed) heap->guard.key = block_next_key();
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
     runs_set_lookup(heap, CLASSES_COARSE);

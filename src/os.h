@@ -31,9 +31,11 @@ typedef struct os_table {
     bool (*resize)(void *at, size_t bytes, size_t wanted);
     /* Moves a mapping's pages, and grows it, onto a range from reserve(). */
     bool (*move)(void *from, size_t bytes, void *to, size_t wanted);
+    /* Bytes of a page: the smallest unit that purge takes. */
+    size_t (*page_size)(void);
     /* Asks for the right to fence; once a process. */
     bool (*fence_register)(void);
-    /* Restarts every rseq section now running in this process, and orders memory across its
+    /* Aborts every rseq section now running in this process, and orders memory across its
      * CPUs. */
     bool (*fence)(void);
 } os_table_t;
@@ -53,11 +55,9 @@ HAK_INLINE bool os_purge(void *at, size_t bytes)
 size_t os_address_space(void);
 unsigned os_cpu_count(
     void); /* one more than the highest number of a CPU that the machine has, on-line or not */
-unsigned os_cpu(void); /* the CPU the thread runs on, or ran on an instant ago */
-void os_yield(void);   /* lets another thread run */
+unsigned os_cpu(void);     /* the CPU the thread runs on, or ran on an instant ago */
+uint32_t os_process(void); /* the process's id */
 void os_random(void *out, size_t bytes);
-/* Registers `area`, of `bytes`, as the calling thread's rseq area. */
-bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature);
 /* Bytes of the rseq area that the kernel maintains; 20 where it does not say. */
 size_t os_rseq_feature_size(void);
 const char *os_environment(const char *name); /* NULL in set-uid programs */

@@ -115,6 +115,8 @@ static bool kernel_move(void *from, size_t bytes, void *to, size_t wanted)
     return true;
 }
 
+static size_t kernel_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
 static bool kernel_fence_register(void)
 {
     return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0;
@@ -133,6 +135,7 @@ const os_table_t os_kernel = {
     .unmap = kernel_unmap,
     .resize = kernel_resize,
     .move = kernel_move,
+    .page_size = kernel_page_size,
     .fence_register = kernel_fence_register,
     .fence = kernel_fence,
 };
@@ -175,7 +178,7 @@ unsigned os_cpu(void)
     return cpu < 0 ? 0 : (unsigned)cpu;
 }
 
-void os_yield(void) { sched_yield(); }
+uint32_t os_process(void) { return (uint32_t)getpid(); }
 
 void os_random(void *out, size_t bytes)
 {
@@ -187,16 +190,6 @@ void os_random(void *out, size_t bytes)
     for (size_t i = 0; i < bytes; i++)
         ((unsigned char *)out)[i] =
             (unsigned char)((loader ? loader[i % 16] : 0) ^ (now.tv_nsec >> (8 * (i % 4))));
-}
-
-bool os_rseq_register(void *area, uint32_t bytes, uint32_t signature)
-{
-#ifdef SYS_rseq
-    return syscall(SYS_rseq, area, bytes, 0, signature) == 0;
-#else
-    (void)area, (void)bytes, (void)signature;
-    return false;
-#endif
 }
 
 size_t os_rseq_feature_size(void)

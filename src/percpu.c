@@ -3,6 +3,7 @@
 
 #include "options.h"
 #include "os.h"
+#include "tls.h"
 
 #ifdef __GLIBC__
 /* Weak: a C library before glibc 2.35 has neither. */
@@ -10,8 +11,6 @@ extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
 #endif
 
-_Static_assert(offsetof(magazine_t, limit) == 8 && offsetof(magazine_t, tag) == 12,
-               "sections know these places");
 _Static_assert(sizeof(magazine_t) == 16, "slots are multiplied by 8");
 _Static_assert(PERCPU_HOT(1) == 1 << ENTRY_CODE_SHIFT,
                "a granule's entry carries the class's slot");
@@ -22,42 +21,10 @@ ptrdiff_t percpu_rseq_offset __attribute__((used));
 ptrdiff_t percpu_index_offset __attribute__((used));
 percpu_mode_t percpu_mode;
 uint32_t percpu_slots;
-bool percpu_registers_threads;
 
 /* ---- Process and thread ---- */
 
-/*
- * Where the C library registers no rseq area, each thread registers this one at its first miss. Its
- * cpu_id starts negative, so that sections miss until the kernel writes it.
- */
-typedef union own_rseq {
-    struct {
-        uint32_t cpu_id_start;
-        _Atomic uint32_t cpu_id;
-    };
-    char bytes[RSEQ_BYTES];
-} __attribute__((aligned(RSEQ_BYTES))) own_rseq_t;
-
-_Static_assert(offsetof(own_rseq_t, cpu_id) == RSEQ_CPU_ID, "the kernel's layout");
-
-enum { UNREGISTERED = UINT32_MAX, REFUSED = UINT32_MAX - 1 };
-
-static _Thread_local own_rseq_t own_rseq
-    __attribute__((tls_model("initial-exec"))) = {{0, UNREGISTERED}};
-
-/* What sections read for their index where the twin serves: nobody's. */
-static _Thread_local uint32_t no_index __attribute__((tls_model("initial-exec"))) = UINT32_MAX;
-
-static bool own_register(void)
-{
-    if (load_relaxed(&own_rseq.cpu_id) == REFUSED) return false;
-    if (os_rseq_register(&own_rseq, RSEQ_BYTES, RSEQ_SIGNATURE)) return true;
-    store_relaxed(&own_rseq.cpu_id,
-                  (uint32_t)REFUSED); /* somebody else has registered this thread */
-    return false;
-}
-
-#if PERCPU_SECTIONS
+#ifdef __x86_64__
 static char *thread_pointer(void)
 {
     char *at;
@@ -74,38 +41,42 @@ static int thread_field(ptrdiff_t offset)
     return (int)load_relaxed((_Atomic uint32_t *)(void *)(thread_pointer() + offset));
 }
 
-/* Finds the thread's rseq area. Returns how many bytes of it are registered; 0: none. */
-static size_t find_rseq(void)
+/* Bytes of the rseq area that the C library has registered for each thread; 0: it has none. */
+static size_t registered_bytes(ptrdiff_t *offset)
 {
 #ifdef __GLIBC__
     if (&__rseq_offset && &__rseq_size && __rseq_size) {
-        percpu_rseq_offset = __rseq_offset;
+        *offset = __rseq_offset;
         /* glibc before 2.40 says 20 or 32 and registers 32 bytes; later ones say what the kernel
          * maintains. */
         return hak_max(__rseq_size, RSEQ_BYTES);
     }
 #endif
-    percpu_registers_threads = true;
-    percpu_rseq_offset = (char *)&own_rseq - thread_pointer();
-    return own_register() ? RSEQ_BYTES : 0;
+    *offset = 0;
+    return 0;
 }
 
-static percpu_mode_t choose(const char *wish)
+static percpu_mode_t choose(const char *wish, ptrdiff_t *offset)
 {
     bool locked = wish && (strcmp(wish, "0") == 0 || strcmp(wish, "locked") == 0);
     bool by_cpu = wish && strcmp(wish, "cpu") == 0;
     if (wish && *wish && !locked && !by_cpu)
         options_unknown("HAKHEAP_RSEQ", wish, "the best there is", "0, locked, cpu");
-    /* Sections address the thread's rseq area before they test its cpu_id, so the place is found in
-     * every mode. */
-    size_t registered = PERCPU_SECTIONS ? find_rseq() : 0;
-    if (locked || !registered || !os->fence_register() ||
-        thread_field(percpu_rseq_offset + RSEQ_CPU_ID) < 0)
+    size_t registered = PERCPU_SECTIONS ? registered_bytes(offset) : 0;
+    if (locked || !registered || !os->fence_register() || thread_field(*offset + RSEQ_CPU_ID) < 0)
         return PERCPU_LOCKED;
     size_t end_of_mm_cid = RSEQ_MM_CID + sizeof(uint32_t);
     if (by_cpu || os_rseq_feature_size() < end_of_mm_cid || registered < end_of_mm_cid)
         return PERCPU_CPU_ID;
     return PERCPU_MM_CID;
+}
+
+/* Sections arm themselves before they read the count, which is 0 in locked mode: here, in a record
+ * of every thread that no kernel reads. So nothing is aborted where every section misses. */
+static ptrdiff_t unregistered_offset(void)
+{
+    _Static_assert(offsetof(hak_tls_t, section) == RSEQ_CS, "sections arm there");
+    return (char *)&hak_tls - thread_pointer();
 }
 
 /* One for each CPU that the machine has, rounded up. */
@@ -118,11 +89,10 @@ static uint32_t count_slots(void)
 void percpu_start_process(const char *wish)
 {
     percpu_slots = count_slots();
-    percpu_mode = choose(wish);
+    percpu_mode = choose(wish, &percpu_rseq_offset);
+    if (percpu_mode == PERCPU_LOCKED) percpu_rseq_offset = unregistered_offset();
     percpu_index_offset =
         percpu_rseq_offset + (percpu_mode == PERCPU_MM_CID ? RSEQ_MM_CID : RSEQ_CPU_ID);
-    /* Where the twin serves, no section may find itself at home. */
-    if (percpu_mode == PERCPU_LOCKED) percpu_index_offset = (char *)&no_index - thread_pointer();
 }
 
 const char *percpu_mode_name(percpu_mode_t mode)
@@ -136,8 +106,7 @@ int percpu_index(void)
 {
     int index = PERCPU_NONE;
     if (percpu_mode == PERCPU_LOCKED) index = (int)os_cpu();
-    else if (thread_field(percpu_rseq_offset + RSEQ_CPU_ID) >= 0 ||
-             (percpu_registers_threads && own_register()))
+    else if (thread_field(percpu_rseq_offset + RSEQ_CPU_ID) >= 0)
         index = thread_field(percpu_index_offset);
     return (uint32_t)index < percpu_slots ? index : PERCPU_NONE;
 }
@@ -205,7 +174,7 @@ void percpu_halt(percpu_t *percpu)
         store_release(&percpu->table[i], STOPPED);
         area_t *area = percpu_areas(percpu)[i];
         if (percpu_mode != PERCPU_LOCKED || !area) continue;
-        while (!busy_try(area)) os_yield();
+        for (unsigned turn = 0; !busy_try(area); turn++) hak_wait(turn);
     }
 }
 

@@ -15,23 +15,27 @@
  *                       v                  v
  *                     area_t             zero_area   (not yet made, or stopped)
  *     hot[slot]   = { word, limit, tag }   16 bytes: pop and push touch one line
- *     spare[slot] = word                   a second chain: alternating at a boundary reaches no lock (Bonwick's
- *                                     "previous" magazine; Bonwick and Adams, USENIX 2001)
- *     outbox --> { word, limit }           by slot; blocks that were carved for another CPU, on their way back to it
+ *     spare[slot] = word                   a second chain: alternating at a boundary reaches no
+ *                                          lock (Bonwick's "previous" magazine; Bonwick and Adams,
+ *                                          USENIX 2001)
+ *     outbox --> { word, limit }           by slot; blocks of another CPU, on their way back to it
  *
  * The operations (pop, push, post, take, install, fence) are Linux restartable sequences: a thread
- * that is preempted, migrated or signalled inside one starts it again, so between its first
- * instruction and its one committing store it is alone with the area of the CPU it runs on
- * (rseq(2); Desnoyers' librseq; tcmalloc's "Restartable Sequence Mechanism"). The locked twin
- * (sanitizers, valgrind, other architectures, HAKHEAP_RSEQ=0) does the same with a try-lock in each
- * area.
+ * that is preempted, migrated or signalled inside one is thrown out of it, and the operation has
+ * missed. So between its first instruction and its one committing store it is alone with the area
+ * of the CPU it runs on (rseq(2); Desnoyers' librseq; tcmalloc's "Restartable Sequence Mechanism").
+ * The locked twin (sanitizers, valgrind, other architectures and C libraries, HAKHEAP_RSEQ=0) does
+ * the same with a try-lock in each area.
+ *
+ * So an operation may miss although it could succeed. Callers take a miss as no more than that: the
+ * ladders come to an end without any of these.
  *
  * An area of zeros is empty and full at once: limit 0 refuses every push and install, word 0 every
  * pop and take. The read-only zero_area is therefore the start state and the stopped state.
  *
  * To stop: store zero_area in the table, fence; every section that had read the old pointer has
- * restarted, and the areas belong to who holds the lock. Words are written by sections with plain
- * aligned stores (which are atomic on x86-64), and by the lock's holder while stopped.
+ * ended or was aborted, and the areas belong to the lock's holder. Words are written by sections
+ * with plain aligned stores (which are atomic on x86-64), and by the lock's holder while stopped.
  *
  * Where the thread has no rseq (cpu_id < 0) or its index is beyond the table (of a CPU that was
  * added to the machine while the process ran), every operation misses.
@@ -95,9 +99,6 @@ enum {
     TAG_NONE = 1,      /* and is what a hot magazine has that no block is pushed on; see adapt.c */
     PERCPU_FEWEST = 4, /* slots, which fill the heap's line */
     PERCPU_MOST = 0x8000, /* slots; sections compare 16 bits */
-    /* Where a heap keeps its percpu_t. Sections address the table from the heap, which their
-     * callers have in a register. */
-    PERCPU_AT = (HAK_COUNTERS ? 53 : 51) * HAK_LINE + 24,
 };
 
 /*
@@ -121,8 +122,7 @@ extern ptrdiff_t percpu_rseq_offset
 extern ptrdiff_t percpu_index_offset
     __attribute__((visibility("hidden"))); /* the field that is the index */
 extern percpu_mode_t percpu_mode;
-extern uint32_t percpu_slots;         /* of each heap */
-extern bool percpu_registers_threads; /* the C library does not */
+extern uint32_t percpu_slots; /* of each heap */
 extern const area_t zero_area;
 
 /* Chooses the mode; once a process, before the first heap. `wish`: NULL, "0", "locked" or "cpu". */
@@ -155,8 +155,6 @@ void percpu_close(percpu_t *percpu);
 #define PERCPU_HOT(cls)   ((size_t)(cls) * sizeof(magazine_t) / 8)
 #define PERCPU_SPARE(cls) ((offsetof(area_t, spare) + (size_t)(cls) * sizeof(chain_t)) / 8)
 
-#define PERCPU_OUTBOX offsetof(area_t, outbox)
-
 typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY } push_t;
 
 /* The sections, or twins that always miss. */
@@ -165,7 +163,7 @@ typedef enum push { PUSH_DONE, PUSH_MISSED, PUSH_AWAY } push_t;
 /* ---- The operations in every mode, for the ladders. `word` is PERCPU_HOT or PERCPU_SPARE of the
  * class. ---- */
 
-/* NULL: a miss. */
+/* NULL: a miss. A push that misses may have written into the block. */
 block_t *percpu_pop(percpu_t *percpu, size_t hot, uint64_t key, chain_t *link);
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 /* The same into the outbox; false also where there is none. */
@@ -191,8 +189,7 @@ HAK_INLINE size_t percpu_limit_bytes(const area_t *area, const magazine_t *magaz
     return (magazine == &area->hot[cls] ? 2 : 1) * (size_t)blocks * size_classes[cls].bytes;
 }
 
-/* The index of the running thread, PERCPU_NONE where it can use no magazine. Registers the thread
- * where that is ours. */
+/* The index of the running thread, PERCPU_NONE where it can use no magazine. */
 int percpu_index(void);
 
 /* The area that sections of this index reach now; NULL where it is stopped or missing. Any thread,

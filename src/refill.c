@@ -141,7 +141,9 @@ void *refill_from_spare(hak_heap_t *heap, unsigned cls)
     block_t *block = split(heap, cls, chain, &rest);
     counter_add(&heap->counters, early_empty, 1);
     counter_add(&heap->counters, refill_spare, 1);
-    if (rest && !section_install(&heap->percpu, PERCPU_HOT(cls), PERCPU_HOT(cls), rest))
+    /* Back, where the pop missed because it was aborted, and the hot magazine is not empty. */
+    if (rest && !section_install(&heap->percpu, PERCPU_HOT(cls), PERCPU_HOT(cls), rest) &&
+        !section_install(&heap->percpu, PERCPU_HOT(cls), PERCPU_SPARE(cls), rest))
         drain_remote(heap, cls, rest);
     return block;
 }

@@ -2,25 +2,42 @@
 #ifndef HAK_TLS_H
 #define HAK_TLS_H
 
-#include <stdint.h>
+#include "base.h"
+#include <stddef.h>
 
 /*
  * No heap state lives here: only how deep the running thread is inside the library, so that a
  * signal handler that interrupted it can be told EDEADLK, and the word for hak_last_error().
- * Initial-exec, so that no access allocates.
+ *
+ * The record is small because of where it lies. With glibc its model is initial-exec, so that no
+ * access allocates; such records of plugins share some 1.6 KiB that a process sets aside for all of
+ * them. Each plugin may bring its own copy of the library. Other C libraries set nothing aside, and
+ * none of them allocates at an access: there the compiler chooses the model.
+ *
+ * Only the thread itself writes here, and signal handlers that run on it. A handler leaves all but
+ * last_error and gate_place as it found it, so that what shares a byte may be written in two steps.
  */
+#ifdef __GLIBC__
+#define HAK_TLS_MODEL __attribute__((tls_model("initial-exec")))
+#else
+#define HAK_TLS_MODEL
+#endif
+
 typedef struct hak_tls {
-    uint32_t depth;      /* ladders this thread is inside of */
-    uint32_t ranks;      /* debug builds: a bit for each lock rank held */
-    uint32_t last_error; /* hak_error_t */
-    uint32_t
-        /* forks that this thread is inside of; more than one where a handler forks in a fork */
-        closing;
-    uint32_t closer;     /* the outermost of them closes the gate */
-    uint32_t gate_shard; /* the shard of the fork gate that the running ladder counted itself in, */
-    uint32_t gate_epoch; /* and which of the two sets of shards */
+    uint32_t last_error;  /* hak_error_t */
+    uint8_t gate_place;   /* where in the fork gate the running ladder counted itself in */
+    uint8_t depth : 1;    /* ladders this thread is inside of */
+    uint8_t closer : 1;   /* the outermost fork that this thread is inside of closes the gate */
+    uint8_t starting : 1; /* it is starting the process, or waits for another thread that does */
+    /* Forks that this thread is inside of; more than one where a handler forks in a fork. Each
+     * takes a signal's frame of the stack, so that no stack holds as many as would wrap. */
+    uint16_t closing;
+    uint64_t section;          /* what sections of locked mode arm: no kernel knows of it */
+    uint32_t ranks[HAK_DEBUG]; /* a bit for each lock rank held */
 } hak_tls_t;
 
-extern _Thread_local hak_tls_t hak_tls __attribute__((tls_model("initial-exec")));
+_Static_assert(offsetof(hak_tls_t, ranks) == 16, "plugins share little room");
+
+extern _Thread_local hak_tls_t hak_tls HAK_TLS_MODEL;
 
 #endif

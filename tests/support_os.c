@@ -58,6 +58,11 @@ static bool fake_move(void *from, size_t bytes, void *to, size_t wanted)
     return granted(FAKE_MOVE, wanted) && os_kernel.move(from, bytes, to, wanted);
 }
 
+static size_t fake_page_size(void)
+{
+    return granted(FAKE_PAGE_SIZE, 0) ? os_kernel.page_size() : 64 * HAK_KIB;
+}
+
 static bool fake_fence_register(void)
 {
     return granted(FAKE_FENCE_REGISTER, 0) && os_kernel.fence_register();
@@ -83,6 +88,7 @@ void fake_os_use(void)
     table.unmap = fake_unmap;
     table.resize = fake_resize;
     table.move = fake_move;
+    table.page_size = fake_page_size;
     table.fence_register = fake_fence_register;
     table.fence = fake_fence;
     os = &table;

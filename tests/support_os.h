@@ -16,6 +16,7 @@ typedef enum fake_call {
     FAKE_UNMAP,
     FAKE_RESIZE,
     FAKE_MOVE,
+    FAKE_PAGE_SIZE, /* refused: the answer is 64 KiB */
     FAKE_FENCE_REGISTER,
     FAKE_FENCE,
     FAKE_CALLS

@@ -36,7 +36,7 @@ static void *count_up(void *arg)
         if (atomic_fetch_add(&inside, 1u) != 0) atomic_fetch_add(&together, 1u);
         unsigned long before = guarded;
         /* Now and then the holder loses its CPU, so that others wait in the kernel. */
-        if (i % 512 == 0) os_yield();
+        if (i % 512 == 0) sched_yield();
         guarded = before + 1;
         atomic_fetch_sub(&inside, 1u);
         lock_release(&lock, RANK_HEAP);
@@ -73,7 +73,7 @@ Test(base, lock_wakes_who_waits)
     pthread_t thread;
     lock_acquire(&lock, RANK_HEAP);
     cr_assert(pthread_create(&thread, NULL, wait_for_lock, NULL) == 0);
-    while (lock.word != 2) os_yield();
+    while (lock.word != 2) sched_yield();
     cr_assert(!acquired);
     lock_release(&lock, RANK_HEAP);
     pthread_join(thread, NULL);
@@ -92,7 +92,7 @@ Test(base, a_pass_lets_who_waits_go_first)
         acquired = false;
         lock_acquire(&lock, RANK_HEAP);
         cr_assert(pthread_create(&thread, NULL, wait_for_lock, NULL) == 0);
-        while (lock.word != 2) os_yield();
+        while (lock.word != 2) sched_yield();
         lock_pass(&lock, RANK_HEAP);
         lock_acquire(&lock, RANK_HEAP);
         first += acquired;
@@ -131,7 +131,7 @@ Test(base, a_pass_on_one_cpu_takes_a_moment)
     pthread_t thread;
     lock_acquire(&lock, RANK_HEAP);
     cr_assert(pthread_create(&thread, NULL, take_again_and_again, NULL) == 0);
-    while (lock.word != 2) os_yield();
+    while (lock.word != 2) sched_yield();
     struct timespec begin, end;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
     for (int i = 0; i < TIMES; i++) {
@@ -204,15 +204,15 @@ Test(base, ranks_are_the_documented_order)
 Test(base, locks_nest_upwards)
 {
     for (unsigned i = 0; i < RANKS; i++) lock_acquire(&locks[i], order[i]);
-    cr_assert(!HAK_DEBUG || __builtin_popcount(hak_tls.ranks) == RANKS);
+    cr_assert(!HAK_DEBUG || __builtin_popcount(lock_ranks()) == RANKS);
     for (unsigned i = RANKS; i-- > 0;) lock_release(&locks[i], order[i]);
-    cr_assert(hak_tls.ranks == 0);
+    cr_assert(lock_ranks() == 0);
     /* A failed try leaves no rank behind: the lock below may still be taken. */
     locks[6].word = 1;
     cr_assert(!lock_try(&locks[6], order[6]));
     lock_acquire(&locks[0], order[0]);
     lock_release(&locks[0], order[0]);
-    cr_assert(hak_tls.ranks == 0);
+    cr_assert(lock_ranks() == 0);
 }
 
 static void take_against(void *arg)
@@ -377,6 +377,31 @@ Test(base, complaining_returns)
               child.text);
     child_run(&child, complain_into_nothing, NULL);
     cr_assert(child.status == 7, "status %d, signal %d", child.status, child.signal);
+}
+
+static _Atomic bool complained;
+
+static void *complain_cancelled(void *arg)
+{
+    pthread_cancel(pthread_self());
+    hak_complain(&(hak_fault_t){.code = "A", .operation = "b", .words = "c"});
+    complained = true;
+    return arg;
+}
+
+static void complain_in_thread(void *arg)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, complain_cancelled, arg) != 0) _exit(1);
+    pthread_join(thread, NULL);
+    _exit(complained ? 9 : 2);
+}
+
+/* Locks may be held where something is said. */
+Test(base, complaining_is_no_cancellation_point)
+{
+    child_run(&child, complain_in_thread, NULL);
+    cr_assert(child.status == 9, "status %d, signal %d", child.status, child.signal);
 }
 
 static void fail_assert(void *arg)

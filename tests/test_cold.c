@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include "os.h"
@@ -194,7 +195,7 @@ static void *push_many(void *arg)
     pthread_barrier_wait(&start);
     for (unsigned i = 0; i < CHAINS; i++) {
         /* So that taking begins while there is more to come, on one processor too. */
-        while (i == CHAINS / 4 && !takes) os_yield();
+        while (i == CHAINS / 4 && !takes) sched_yield();
         chain_t chain = 0;
         for (unsigned k = 0; k < 1 + i % LONGEST; k++)
             chain = block_push(chain, &blocks[first + i * LONGEST + k], guard->key);
@@ -231,7 +232,7 @@ static void push_and_take(unsigned level)
     while (pushing) {
         size_t got = take_all();
         if (got) takes++;
-        else os_yield();
+        else sched_yield();
         total += got;
     }
     for (unsigned i = 0; i < PUSHERS; i++) pthread_join(threads[i], NULL);
@@ -298,7 +299,7 @@ static void *take_and_put(void *arg)
         size_t bytes = 1 + random_below(&randoms, 6000);
         if (!budget_take(&shared, bytes)) continue;
         if (atomic_fetch_add(&out_now, (int64_t)bytes) + (int64_t)bytes > 10000) overdrawn = true;
-        if (i % 64 == 0) os_yield();
+        if (i % 64 == 0) sched_yield();
         atomic_fetch_sub(&out_now, (int64_t)bytes);
         budget_put(&shared, bytes);
     }

@@ -5,11 +5,13 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "os.h"
+#include "support_realtime.h"
 #include "tls.h"
 
 /* No test makes a heap: the fork handlers that count here are those that a test registers. */
@@ -101,7 +103,7 @@ static int can_enter(void)
     gate_leave();
     if (gate_enter(true) != GATE_IN) return 5;
     gate_leave();
-    return hak_tls.depth == 0 && hak_tls.ranks == 0 ? 0 : 6;
+    return hak_tls.depth == 0 && lock_ranks() == 0 ? 0 : 6;
 }
 
 static int forks_again(void)
@@ -119,7 +121,7 @@ Test(gate, a_child_finds_the_gate_open)
     cr_assert(children == 0, "the parent is no child");
     cr_assert(gate_enter(false) == GATE_IN);
     gate_leave();
-    cr_assert(hak_tls.ranks == 0);
+    cr_assert(lock_ranks() == 0);
 }
 
 enum { THREADS = 4, FORKS = 40 };
@@ -134,12 +136,12 @@ static void *come_and_go(void *arg)
         gate_entry_t entry = gate_enter(may_wait);
         if (entry != GATE_IN) {
             closed++;
-            os_yield();
+            sched_yield();
             continue;
         }
         inside++;
         entries++;
-        if (entries % 64 == 0) os_yield();
+        if (entries % 64 == 0) sched_yield();
         inside--;
         gate_leave();
     }
@@ -162,12 +164,12 @@ Test(gate, forks_while_threads_come_and_go)
         cr_assert(pthread_create(&threads[i], NULL, come_and_go, &may_wait[i]) == 0);
     for (unsigned i = 0; i < FORKS; i++) {
         unsigned before = entries;
-        while (entries - before < 100) os_yield();
+        while (entries - before < 100) sched_yield();
         int status = fork_and_ask(i % 4 ? nobody_is_inside : forks_again);
         cr_assert(status == 0, "fork %u: status %d", i, status);
     }
     unsigned before = entries;
-    while (entries - before < 1000) os_yield();
+    while (entries - before < 1000) sched_yield();
     end = true;
     for (unsigned i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
     cr_assert(inside == 0);
@@ -213,7 +215,7 @@ static void while_closed(void)
     pthread_create(&thread, NULL, try_to_enter, &closing.without_waiting);
     pthread_join(thread, NULL);
     pthread_create(&closing.waiter, NULL, wait_to_enter, NULL);
-    while (!closing.waiting) os_yield();
+    while (!closing.waiting) sched_yield();
     usleep(20000);
     closing.held = !closing.waited;
     closing.own = gate_enter(false);
@@ -255,7 +257,7 @@ Test(gate, closing_waits_for_who_is_inside)
     start();
     pthread_t thread;
     cr_assert(pthread_create(&thread, NULL, stay_inside, NULL) == 0);
-    while (!is_in) os_yield();
+    while (!is_in) sched_yield();
     cr_assert(fork_and_ask(was_waited_for) == 0);
     pthread_join(thread, NULL);
 }
@@ -292,7 +294,7 @@ static void *stay_until_told(void *arg)
     (void)arg;
     if (gate_enter(true) != GATE_IN) return NULL;
     is_in = true;
-    while (!may_leave) os_yield();
+    while (!may_leave) sched_yield();
     gate_leave();
     return NULL;
 }
@@ -304,10 +306,24 @@ Test(gate, a_fork_from_inside_forgets_the_others)
     start();
     pthread_t thread;
     cr_assert(pthread_create(&thread, NULL, stay_until_told, NULL) == 0);
-    while (!is_in) os_yield();
+    while (!is_in) sched_yield();
     cr_assert(gate_enter(true) == GATE_IN);
     cr_assert(fork_and_ask(still_inside) == 0);
     gate_leave();
     may_leave = true;
     pthread_join(thread, NULL);
+}
+
+/* ---- A real-time thread ---- */
+
+static void enter(void) { (void)gate_enter(true); }
+static void fork_once(void) { (void)fork_and_ask(can_enter); }
+
+/* Who forks sleeps while it waits for a thread that gets no CPU before. */
+Test(gate, a_fork_lets_lower_threads_run)
+{
+    start();
+    double took = realtime_wait(enter, gate_leave, fork_once);
+    if (took < 0) cr_skip_test("no real-time priority here");
+    cr_assert(took < 0.4, "%.3f s of CPU time", took);
 }

@@ -14,6 +14,7 @@
 #include "drain.h"
 #include "heap.h"
 #include "home.h"
+#include "process.h"
 #include "reserve.h"
 #include "support_contract.h"
 #include "support_os.h"
@@ -57,7 +58,7 @@ static void pretend(unsigned index)
 
 static hak_heap_t *heap_on(unsigned index, int level)
 {
-    cr_assert(heap_start_process());
+    cr_assert(process_start() == 0);
     percpu_slots = SLOTS;
     hak_heap_t *heap = contract_heap(level, "home");
     cr_assert(heap != NULL);

@@ -3,6 +3,7 @@
 #include "os.h"
 
 #include <criterion/criterion.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -148,7 +149,7 @@ Test(os, the_processor_has_a_number)
     long processors = sysconf(_SC_NPROCESSORS_CONF);
     for (int i = 0; i < 100; i++) {
         cr_assert(os_cpu() < (unsigned)processors);
-        os_yield();
+        sched_yield();
     }
 }
 
@@ -171,14 +172,11 @@ Test(os, environment)
     cr_assert(os_environment("HAKHEAP_OF_THIS_TEST") == NULL);
 }
 
-Test(os, a_thread_has_one_rseq_area)
+Test(os, the_system_says_what_it_has)
 {
-    static char mine[64] __attribute__((aligned(64)));
-    static char another[64] __attribute__((aligned(64)));
     cr_assert(os_rseq_feature_size() >= 20);
-    /* Whoever is first, libc or this call: the next one is refused. */
-    (void)os_rseq_register(mine, RSEQ_BYTES, RSEQ_SIGNATURE);
-    cr_assert(!os_rseq_register(another, RSEQ_BYTES, RSEQ_SIGNATURE));
+    cr_assert(os->page_size() == (size_t)sysconf(_SC_PAGESIZE));
+    cr_assert(os_process() == (uint32_t)getpid());
 }
 
 Test(os, pinning_survives_any_symbol)

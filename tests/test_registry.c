@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 
 #include "os.h"
@@ -232,7 +233,7 @@ static void *release_all(void *arg)
     for (unsigned race = 0; race < RACES; race++) {
         race_arrivals[race]++;
         for (unsigned spin = 0; race_arrivals[race] < RELEASERS; spin++)
-            if (spin % 4096 == 4095) os_yield();
+            if (spin % 4096 == 4095) sched_yield();
         if (registry_release(race_base + (size_t)race * GRANULE)) race_wins[race]++;
     }
     return NULL;
