@@ -166,6 +166,7 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
 {
     if (!ptr) return;
     int before = errno;
+    uint32_t error = hak_tls.last_error;
     block_id_t id = validate_block(heap, ptr, "free");
     heap = id.heap;
     if (id.kind != KIND_SMALL) {
@@ -183,6 +184,8 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     else if (entry != GATE_IN) drain_remote(heap, id.cls, ptr);
     else drain_block(heap, id.entry, ptr);
     if (entry == GATE_IN) gate_leave();
+    /* A free reports nothing, also where the kernel refused what it gave back. */
+    hak_tls.last_error = error;
     errno = before;
 }
 
@@ -510,7 +513,7 @@ size_t hak_reserve_trim(void)
     int before = errno;
     size_t bytes = 0;
     if (process_enter() == 0) {
-        bytes = reserve_trim(NULL) + nursery_trim() + meta_trim();
+        bytes = reserve_trim(&process_reserve, NULL) + nursery_trim(&process_reserve) + meta_trim();
         gate_leave();
     }
     errno = before;

@@ -66,6 +66,16 @@ static bool kernel_commit(void *at, size_t bytes)
 }
 static bool kernel_purge(void *at, size_t bytes) { return madvise(at, bytes, MADV_DONTNEED) == 0; }
 
+/* A mapping over the old one. Taking away the right to write would give back pages under
+ * RLIMIT_DATA, but no charge where the kernel overcommits nothing (mode 2). The advice again, so
+ * that the range and its neighbours are one mapping to the kernel. */
+static bool kernel_decommit(void *at, size_t bytes)
+{
+    if (mmap(at, bytes, PROT_NONE, PRIVATE | MAP_FIXED, -1, 0) == MAP_FAILED) return false;
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+    return true;
+}
+
 static void *kernel_map(size_t bytes, size_t alignment)
 {
     return map_aligned(bytes, alignment, PROT_READ | PROT_WRITE);
@@ -98,6 +108,7 @@ const os_table_t os_kernel = {
     .reserve = kernel_reserve,
     .commit = kernel_commit,
     .purge = kernel_purge,
+    .decommit = kernel_decommit,
     .map = kernel_map,
     .unmap = kernel_unmap,
     .resize = kernel_resize,

@@ -76,6 +76,13 @@ void registry_set_home(const void *base, size_t granules, unsigned home)
         store_relaxed(&at[i], (load_relaxed(&at[i]) & ~mask) | (entry_t)home << ENTRY_HOME_SHIFT);
 }
 
+void registry_disown(const void *base, size_t granules)
+{
+    _Atomic entry_t *at = entry_at(base);
+    for (size_t i = 0; i < granules; i++)
+        store_relaxed(&at[i], load_relaxed(&at[i]) & (ENTRY_CHECKED - 1));
+}
+
 bool registry_release(const void *start)
 {
     _Atomic entry_t *at = entry_at(start);

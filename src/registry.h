@@ -225,6 +225,9 @@ void registry_set_run(const void *base, size_t granules, const void *heap, unsig
 /* The same for what is added to a run of `had` granules. */
 void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap,
                          unsigned code);
+/* Takes the owner from the entries of a run that was given back; who gave it back is no longer told
+ * by them, and no free of anybody's takes it for its own. */
+void registry_disown(const void *base, size_t granules);
 /* Marks a run of one block as given back; false where it was already. Of two that free it, one
  * succeeds. */
 bool registry_release(const void *start);

@@ -344,7 +344,7 @@ static void purge_far_descriptors(hak_heap_t *heap)
     for (size_t left = count_superslabs(heap); left; left--) {
         lock_acquire(&heap->lock, RANK_HEAP);
         superslab_t *ss = superslab_set_turn(&heap->superslabs);
-        if (ss) superslab_purge_far(ss);
+        if (ss) superslab_purge_far(&heap->superslabs, ss);
         lock_pass(&heap->lock, RANK_HEAP);
         pass(heap);
     }
@@ -360,10 +360,21 @@ static bool has_given_nursery(hak_heap_t *heap)
     return given;
 }
 
+/* What went to the kernel on the way to the reserve, since the last time. */
+static size_t take_returned(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t bytes = heap->returned;
+    heap->returned = 0;
+    lock_release(&heap->lock, RANK_HEAP);
+    return bytes;
+}
+
 /* Lock: TRIM. */
 static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
 {
     size_t flushed = 0;
+    (void)take_returned(heap);
     if (!flush(heap, 0, CLASS_COUNT, true, &flushed)) return false;
     retire_empty_slabs(heap, 0, CLASS_COUNT);
     size_t returned = trim_large(heap, keep);
@@ -375,9 +386,9 @@ static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
     returned += release_nursery(heap, &stay) * HAK_PAGE + trim_superslabs(heap, keep, &stay);
     purge_far_descriptors(heap);
     /* What the heap gave to the process before is still resident, and its to return. */
-    if (keep == 0) returned += reserve_trim(heap);
-    if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim();
-    *bytes = returned;
+    if (keep == 0) returned += reserve_trim(&process_reserve, heap);
+    if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim(&process_reserve);
+    *bytes = returned + take_returned(heap);
     return true;
 }
 

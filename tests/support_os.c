@@ -38,6 +38,13 @@ static bool fake_purge(void *at, size_t bytes)
     return os_kernel.purge(at, bytes);
 }
 
+static bool fake_decommit(void *at, size_t bytes)
+{
+    if (!granted(FAKE_DECOMMIT, bytes)) return false;
+    if (purge_watch && !purge_watch(at, bytes)) return true;
+    return os_kernel.decommit(at, bytes);
+}
+
 static void *fake_map(size_t bytes, size_t alignment)
 {
     return granted(FAKE_MAP, bytes) ? os_kernel.map(bytes, alignment) : NULL;
@@ -79,6 +86,7 @@ void fake_os_use(void)
     table.reserve = fake_reserve;
     table.commit = fake_commit;
     table.purge = fake_purge;
+    table.decommit = fake_decommit;
     table.map = fake_map;
     table.unmap = fake_unmap;
     table.resize = fake_resize;

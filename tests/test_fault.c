@@ -605,8 +605,10 @@ static void run_limited(void *arg)
         }
         if (world.refused == before)
             wrong("%zu blocks of %zu bytes in %zu bytes", world.count, limit->size, limit->room);
-        /* Large blocks have what the reservation for the others leaves. */
-        if (world.count * limit->size < limit->room / (limit->size > MID_MAX ? 10 : 4))
+        /* Large blocks have what the reservation for the others leaves; in the least room there may
+         * be a SuperSlab for records and none for blocks. */
+        if (limit->room >= 16 * HAK_MIB &&
+            world.count * limit->size < limit->room / (limit->size > MID_MAX ? 10 : 4))
             wrong("only %zu blocks of %zu bytes in %zu bytes", world.count, limit->size,
                   limit->room);
         for (int again = 0; again < 3; again++) take(limit->size);
