@@ -116,3 +116,19 @@ void registry_set_range(const void *base, size_t bytes, struct large *large)
         store_release(&registry_gib(at)->range[at >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)],
                       large);
 }
+
+void registry_forget_range(const void *base, size_t bytes)
+{
+    const uintptr_t gib_bytes = (uintptr_t)1 << GIB_SHIFT;
+    uintptr_t at = (uintptr_t)base, end = at + bytes;
+    while (at < end) {
+        bool whole = at % gib_bytes == 0 && end - at >= gib_bytes;
+        gib_t *gib = registry_gib(at);
+        if (whole && os->purge(gib->range, sizeof gib->range)) {
+            at += gib_bytes;
+            continue;
+        }
+        registry_set_range((const void *)at, 1, NULL);
+        at += SUPERSLAB;
+    }
+}

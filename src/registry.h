@@ -78,9 +78,12 @@ typedef struct gib {
         [HAK_LINE];
     _Atomic entry_t entry[GIB_GRANULES];
     struct superslab *_Atomic superslab[GIB_SUPERSLABS]; /* NULL: not ours */
-    struct large
-        *_Atomic range[GIB_SUPERSLABS]; /* the large block that covers these 2 MiB; see large.h */
+    /* The large block that covers these 2 MiB; see large.h. A page of its own, which goes back to the
+     * kernel with a block that covered all of the GiB. */
+    struct large *_Atomic range[GIB_SUPERSLABS] __attribute__((aligned(HAK_PAGE)));
 } gib_t;
+
+_Static_assert(sizeof(((gib_t *)0)->range) == HAK_PAGE, "a page is purged with nothing else on it");
 
 /*
  * By code: whether a number n of 16 bytes leads to a block, of d times 16 bytes, that its slab has.
@@ -244,5 +247,8 @@ void registry_set_superslab(const void *base, struct superslab *superslab);
 /* The record that covers the 2 MiB of ptr, a tombstone, or NULL. */
 struct large *registry_range(const void *ptr);
 void registry_set_range(const void *base, size_t bytes, struct large *large);
+/* The same with NULL, for what no other block covers yet: the tables of each GiB that is covered
+ * whole are purged, so that a block of a TiB leaves nothing behind. */
+void registry_forget_range(const void *base, size_t bytes);
 
 #endif

@@ -38,7 +38,7 @@ bool validate_find(const void *ptr, block_id_t *out)
     }
     if (out->heap && code == CODE_MID) {
         out->kind = KIND_MID;
-        out->usable = mid_of(entry, ptr)->bytes;
+        out->usable = mid_bytes(mid_of(entry, ptr));
         return true;
     }
     out->large = entry ? NULL : large_find(ptr);
@@ -295,7 +295,7 @@ static void check_big(walk_t *walk)
     size_t mids = 0, live = 0, cached = 0;
     for (mid_t *mid = set->mids; mid; mid = mid->next, mids++) {
         check_run(walk, mid->start, mid->granules, CODE_MID, HOME_NONE);
-        walk->live_bytes += mid->bytes;
+        walk->live_bytes += mid_bytes(mid);
         if (mids > set->mid_blocks) break;
     }
     for (large_t *large = set->live; large && live <= set->live_blocks; large = large->next, live++)

@@ -205,3 +205,67 @@ Test(giveback, what_is_gone_belongs_to_nobody)
                       hak_heap_destroy(stale_heap) == 0);
         }
 }
+
+/* ---- Large blocks ---- */
+
+/* A TiB that the kernel grants without a promise, and takes back: no table of it stays. */
+Test(giveback, a_huge_block_leaves_no_tables)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("resident memory is the sanitizer's");
+    hak_heap_t *heap = contract_heap(0, "huge");
+    cr_assert(hak_heap_malloc(heap, 100) != NULL);
+    for (int round = 0; round < 3; round++) {
+        size_t before = contract_resident();
+        char *ptr = hak_heap_malloc(heap, (size_t)1 << 40);
+        if (!ptr) cr_skip_test("the kernel does not grant a TiB");
+        ptr[(size_t)1 << 39] = 1;
+        cr_assert(hak_heap_of(ptr + ((size_t)1 << 39)) == heap);
+        cr_assert(contract_resident() >= before + HAK_MIB, "a page for each GiB, at least");
+        hak_heap_free(heap, ptr);
+        size_t after = contract_resident();
+        cr_assert(after <= before + 256 * HAK_KIB, "round %d: %zu bytes stay", round,
+                  after - before);
+        cr_assert(hak_heap_of(ptr) == NULL && hak_heap_of(ptr + ((size_t)1 << 39)) == NULL);
+    }
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+static void free_huge_twice(void *arg)
+{
+    (void)arg;
+    hak_heap_t *heap = contract_heap(0, "huge");
+    void *ptr = hak_heap_malloc(heap, 5 * HAK_GIB);
+    if (!ptr) _exit(93);
+    hak_heap_free(heap, ptr);
+    hak_heap_free(heap, ptr);
+}
+
+Test(giveback, a_second_free_of_a_huge_block_is_named)
+{
+    static child_result_t result;
+    child_run(&result, free_huge_twice, NULL);
+    if (result.status == 93) cr_skip_test("the kernel does not grant 5 GiB");
+    cr_assert(child_aborted(&result, "DOUBLE_FREE", "free"), "status %d: %s", result.status,
+              result.text);
+}
+
+/* Where the kernel does not unmap it, it is whole again, tables and all; and where it does not purge
+ * a table, the table is emptied by hand. */
+Test(giveback, a_huge_block_survives_refusals)
+{
+    hak_heap_t *heap = contract_heap(0, "huge");
+    char *ptr = hak_heap_malloc(heap, 3 * HAK_GIB);
+    if (!ptr) cr_skip_test("the kernel does not grant 3 GiB");
+    fake_os_use();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    hak_heap_free(heap, ptr);
+    cr_assert(contract_stats(heap).large_cached_bytes == 3 * HAK_GIB);
+    fake_os_allow(FAKE_UNMAP);
+    cr_assert(hak_heap_check(heap) == 0, "each slot of it names it");
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    cr_assert(hak_heap_trim(heap, 0) == 3 * HAK_GIB);
+    fake_os_restore();
+    for (size_t at = SUPERSLAB; at < 3 * HAK_GIB; at += SUPERSLAB)
+        cr_assert(registry_range(ptr + at) == NULL, "slot %zu", at / SUPERSLAB);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
