@@ -25,12 +25,26 @@ HAK_INLINE bool too_large(size_t size)
     return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB;
 }
 
-static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+static void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
     if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX)
         return refill_block(heap, heap_class_of(heap, size));
     if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
     return refill_large(heap, size, alignment, zeroed);
+}
+
+/* Refused: what is cached may be all that is in the way. */
+static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+{
+    uint32_t before = hak_tls.last_error;
+    void *ptr = allocate_once(heap, size, alignment, zeroed);
+    if (HAK_LIKELY(ptr)) return ptr;
+    uint32_t why = hak_tls.last_error;
+    bool room = trim_make_room(heap);
+    hak_tls.last_error = why;
+    if (room) ptr = allocate_once(heap, size, alignment, zeroed);
+    if (ptr) hak_tls.last_error = before;
+    return ptr;
 }
 
 /* Everything but the pop. */
@@ -341,12 +355,8 @@ static void *realloc_mid(hak_heap_t *heap, const block_id_t *id, void *ptr, size
     return done ? ptr : NULL;
 }
 
-/* Grows or shrinks a large block by moving its pages; NULL: the caller copies. */
-static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
+static bool remap_large(hak_heap_t *heap, large_t *large, size_t bytes)
 {
-    if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
-    size_t bytes = hak_round_up(size, HAK_PAGE);
-    large_t *large = id->large;
     lock_acquire(&heap->lock, RANK_HEAP);
     size_t held = large_bytes(large);
     bool done =
@@ -354,8 +364,20 @@ static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
     if (done && bytes > held) heap_charge(heap, bytes - held);
     if (done && bytes < held) heap_uncharge(heap, held - bytes);
     lock_release(&heap->lock, RANK_HEAP);
+    return done;
+}
+
+/* Grows or shrinks a large block by moving its pages; NULL: the caller copies. */
+static void *realloc_large(hak_heap_t *heap, const block_id_t *id, size_t size)
+{
+    if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
+    size_t bytes = hak_round_up(size, HAK_PAGE);
+    uint32_t before = hak_tls.last_error;
+    bool done = remap_large(heap, id->large, bytes) ||
+                (trim_make_room(heap) && remap_large(heap, id->large, bytes));
+    hak_tls.last_error = before;
     gate_leave();
-    return done ? large_base(large) : NULL;
+    return done ? large_base(id->large) : NULL;
 }
 
 void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)

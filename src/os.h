@@ -28,6 +28,8 @@ typedef struct os_table {
     /* Unmaps. False where the kernel refuses, for instance because the process has too many
      * mappings. */
     bool (*unmap)(void *at, size_t bytes);
+    /* Lets pages go that the process has locked (mlockall): they stay, and count as locked no more. */
+    bool (*unlock)(void *at, size_t bytes);
     /* Grows or shrinks a mapping where it is. */
     bool (*resize)(void *at, size_t bytes, size_t wanted);
     /* Moves a mapping's pages, and grows it, onto a range from reserve(). */

@@ -35,6 +35,22 @@ static bool cover_gib(size_t index)
     return covered;
 }
 
+bool registry_unlock(void)
+{
+    enum { IN_PAGE = HAK_PAGE / sizeof registry_top[0] };
+    static _Atomic uint32_t done; /* only one caller matters */
+    if (exchange_acq_rel(&done, 1u)) return false;
+    /* From the first whole page on. */
+    size_t at = (hak_round_up((uintptr_t)registry_top, HAK_PAGE) - (uintptr_t)registry_top) /
+                sizeof registry_top[0];
+    for (; at + IN_PAGE <= REGISTRY_TOP; at += IN_PAGE) {
+        uintptr_t any = 0;
+        for (size_t i = at; i < at + IN_PAGE; i++) any |= load_relaxed(&registry_top[i]);
+        if (!any) (void)os->unlock(&registry_top[at], HAK_PAGE);
+    }
+    return true;
+}
+
 bool registry_cover(const void *base, size_t bytes)
 {
     if (bytes > ((uintptr_t)1 << ADDRESS_BITS) - (uintptr_t)base) return false;

@@ -215,6 +215,10 @@ HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 /* Makes the tables for a range. False where the system refuses memory; what was made stays,
  * harmless. */
 bool registry_cover(const void *base, size_t bytes);
+/* For a process that locks all its memory and may lock little (mlockall, RLIMIT_MEMLOCK): unlocks the
+ * pages of registry_top that have no entry, which is nearly all of its MiB. Once; false: it was done
+ * before. */
+bool registry_unlock(void);
 /* The home's name in an entry, for the index of a CPU; HOME_NONE where there is none. */
 HAK_INLINE unsigned registry_home(int index)
 {

@@ -46,13 +46,18 @@ static bool reserve_some(reserve_t *reserve, size_t bytes)
 
 /* 1 GiB, or as much as the system grants, down to one SuperSlab: address space may be limited
  * (RLIMIT_AS, cgroups, overcommit mode 2), and may count as locked memory (mlockall). */
-static bool reserve_more(reserve_t *reserve)
+static bool reserve_any(reserve_t *reserve)
 {
     /* Large blocks need some of a limited space, too. */
     size_t most = hak_max(os_address_space() / LIMIT_SHARE, 2 * (size_t)SUPERSLAB);
     for (size_t bytes = HAK_GIB; bytes >= SUPERSLAB; bytes /= bytes > 4 * HAK_MIB ? 4 : 2)
         if (bytes <= most && reserve_some(reserve, bytes)) return true;
     return false;
+}
+
+static bool reserve_more(reserve_t *reserve)
+{
+    return reserve_any(reserve) || (registry_unlock() && reserve_any(reserve));
 }
 
 /* The next SuperSlab that nobody has had yet. */

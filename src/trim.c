@@ -265,16 +265,29 @@ static size_t excess(const hak_heap_t *heap, size_t keep)
     return held > keep ? held - keep : 0;
 }
 
-/* The oldest cached mapping, where that is more than stays. Returns bytes; lock: HEAP. */
+/* The oldest cached mapping, where that is more than stays. Returns bytes. The kernel takes long over
+ * a mapping that was used: meanwhile no lock is held, and the heap does not count it. */
 static size_t drop_oldest(hak_heap_t *heap, size_t keep)
 {
     large_set_t *set = &heap->large;
+    lock_acquire(&heap->lock, RANK_HEAP);
     large_t *large = excess(heap, keep) ? large_evict(set, set->cached_bytes - 1) : NULL;
+    size_t bytes = large ? large_bytes(large) : 0;
+    heap_uncharge(heap, bytes);
+    lock_release(&heap->lock, RANK_HEAP);
     if (!large) return 0;
-    size_t bytes = large_bytes(large);
-    if (heap_drop_large(heap, large, LARGE_RELEASED)) return bytes;
-    large_cache(set, large);
-    return 0;
+    bool gone = large_unmap(large_base(large), bytes, LARGE_RELEASED);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    if (gone) {
+        large->next = set->unused;
+        set->unused = large;
+    } else {
+        hak_tls.last_error = HAK_ERROR_PURGE;
+        heap_charge(heap, bytes);
+        large_cache(set, large);
+    }
+    lock_pass(&heap->lock, RANK_HEAP);
+    return gone ? bytes : 0;
 }
 
 /* A step is over: lets a fork go first that waits. It would wait for a trim that waits for this
@@ -287,20 +300,31 @@ static void pass(hak_heap_t *heap)
     lock_acquire(&heap->trim_lock, RANK_TRIM);
 }
 
+static size_t count_cached(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t count = heap->large.cached_blocks;
+    lock_release(&heap->lock, RANK_HEAP);
+    return count;
+}
+
 /* No more than were cached at the start: what others free meanwhile is theirs to use again. */
 static size_t trim_large(hak_heap_t *heap, size_t keep)
 {
-    lock_acquire(&heap->lock, RANK_HEAP);
-    size_t left = heap->large.cached_blocks;
-    lock_release(&heap->lock, RANK_HEAP);
-    size_t returned = 0;
-    for (size_t bytes = 1; left && bytes; left--, returned += bytes) {
-        lock_acquire(&heap->lock, RANK_HEAP);
+    size_t returned = 0, bytes = 1;
+    for (size_t left = count_cached(heap); left && bytes; left--, returned += bytes) {
         bytes = drop_oldest(heap, keep);
-        lock_pass(&heap->lock, RANK_HEAP);
         pass(heap);
     }
     return returned;
+}
+
+bool trim_make_room(hak_heap_t *heap)
+{
+    size_t returned = 0, bytes = 1;
+    for (size_t left = count_cached(heap); left && bytes; left--, returned += bytes)
+        bytes = drop_oldest(heap, 0);
+    return returned + reserve_trim(&process_reserve, NULL) > 0;
 }
 
 static size_t count_superslabs(hak_heap_t *heap)

@@ -55,6 +55,11 @@ static bool fake_unmap(void *at, size_t bytes)
     return granted(FAKE_UNMAP, bytes) && os_kernel.unmap(at, bytes);
 }
 
+static bool fake_unlock(void *at, size_t bytes)
+{
+    return granted(FAKE_UNLOCK, bytes) && os_kernel.unlock(at, bytes);
+}
+
 static bool fake_resize(void *at, size_t bytes, size_t wanted)
 {
     return granted(FAKE_RESIZE, wanted) && os_kernel.resize(at, bytes, wanted);
@@ -89,6 +94,7 @@ void fake_os_use(void)
     table.decommit = fake_decommit;
     table.map = fake_map;
     table.unmap = fake_unmap;
+    table.unlock = fake_unlock;
     table.resize = fake_resize;
     table.move = fake_move;
     table.fence_register = fake_fence_register;

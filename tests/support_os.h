@@ -15,6 +15,7 @@ typedef enum fake_call {
     FAKE_DECOMMIT,
     FAKE_MAP,
     FAKE_UNMAP,
+    FAKE_UNLOCK,
     FAKE_RESIZE,
     FAKE_MOVE,
     FAKE_FENCE_REGISTER,
