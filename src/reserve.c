@@ -123,7 +123,7 @@ static void enlist_arrived(reserve_t *reserve)
     for (superslab_t *ss = exchange_acquire(&reserve->arrived, NULL), *next; ss; ss = next) {
         next = ss->next;
         enlist(reserve, ss);
-        if (ss->committed) reserve->dirty_again = reserve_again(reserve->dirty_pages);
+        if (ss->free_touched) reserve->dirty_again = reserve_again(reserve->dirty_pages);
     }
 }
 

@@ -259,6 +259,21 @@ Test(reserve, a_refused_decommit_purges)
     fake_os_restore();
 }
 
+/* Pages that did go are no reason to keep more of them. */
+Test(reserve, a_refused_decommit_is_no_refused_purge)
+{
+    enum { COUNT = 4 * RESERVE_DIRTY };
+    superslab_t *taken[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
+    fake_os_use();
+    fake_os_refuse(FAKE_DECOMMIT, 1, FAKE_FOREVER);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(put(taken[i], NULL, true));
+    unsigned resident = 0;
+    for (unsigned i = 0; i < COUNT; i++) resident += memory_is_resident(taken[i]->base);
+    cr_assert(resident <= RESERVE_DIRTY, "%u SuperSlabs", resident);
+    fake_os_restore();
+}
+
 /* Refused where it is taken again: nothing is lost, and the next call tries again. */
 Test(reserve, a_refused_commit_leaves_it_clean)
 {
