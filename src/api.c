@@ -32,12 +32,26 @@ HAK_INLINE bool too_large(size_t size)
     return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB;
 }
 
-static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+static void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
     if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX)
         return refill_block(heap, heap_class_of(heap, size));
     if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
     return refill_large(heap, size, alignment, zeroed);
+}
+
+/* Refused: what is cached may be all that is in the way. */
+static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+{
+    uint32_t before = hak_tls.last_error;
+    void *ptr = allocate_once(heap, size, alignment, zeroed);
+    if (HAK_LIKELY(ptr)) return ptr;
+    uint32_t why = hak_tls.last_error;
+    bool room = trim_make_room(heap);
+    hak_tls.last_error = why;
+    if (room) ptr = allocate_once(heap, size, alignment, zeroed);
+    if (ptr) hak_tls.last_error = before;
+    return ptr;
 }
 
 /* Everything but the pop. */
@@ -173,6 +187,7 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
 {
     if (!ptr) return;
     int before = errno;
+    uint32_t error = hak_tls.last_error;
     block_id_t id = pointer_prove(heap, ptr, "free");
     heap = id.heap;
     if (id.kind != KIND_SMALL) {
@@ -190,6 +205,8 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     else if (entry != GATE_IN) drain_remote(heap, id.cls, block_push(0, ptr, heap->key));
     else drain_block(heap, id.entry, ptr);
     if (entry == GATE_IN) gate_leave();
+    /* A free reports nothing, also where the kernel refused what it gave back. */
+    hak_tls.last_error = error;
     errno = before;
 }
 
@@ -468,7 +485,7 @@ size_t hak_reserve_trim(void)
     int before = errno;
     size_t bytes = 0;
     if (process_enter() == 0) {
-        bytes = reserve_trim(NULL) + nursery_trim() + meta_trim();
+        bytes = reserve_trim(&process_reserve, NULL) + nursery_trim(&process_reserve) + meta_trim();
         gate_leave();
     }
     errno = before;

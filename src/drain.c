@@ -378,7 +378,7 @@ static void free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
     superslab_t *ss = registry_superslab(mid->start);
     run_t run = {ss, superslab_index(ss, mid->start)};
     unsigned granules = mid->granules;
-    size_t bytes = mid->bytes;
+    size_t bytes = mid_bytes(mid);
     mid_remove(&heap->large, mid);
     if (runs_put(heap, run, granules, PAGES_ALL, may_wait)) return;
     mid_add(&heap->large, run, granules, bytes);

@@ -90,10 +90,12 @@ struct hak_heap {
     superslab_set_t superslabs;  /* owned */
     char *nursery[NURSERY_RUNS]; /* starts of runs in the nursery */
     uint16_t nursery_granules[NURSERY_RUNS];
-    uint32_t nursery_count;
-    uint32_t runs;      /* slabs and mid blocks */
+    uint32_t runs; /* slabs and mid blocks */
+    uint16_t nursery_count;
     bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
     bool first_area_used;
+    size_t
+        returned; /* bytes that went to the kernel on the way to the reserve; a trim takes them */
     large_set_t large;
     meta_page_t *pages;          /* all but the first */
     char *room[2], *room_end[2]; /* unused bytes of metadata pages */

@@ -19,10 +19,13 @@ large_t *large_find(const void *ptr)
 mid_t *mid_add(large_set_t *set, run_t run, unsigned granules, size_t bytes)
 {
     mid_t *mid = superslab_descriptor(run.ss, run.first);
-    *mid = (mid_t){.next = set->mids,
-                   .start = superslab_granule(run.ss, run.first),
-                   .bytes = bytes,
-                   .granules = granules};
+    mid->next = set->mids;
+    mid->prev = NULL;
+    mid->start = superslab_granule(run.ss, run.first);
+    store_relaxed(&mid->bytes, bytes);
+    mid->granules = granules;
+    mid->asked = (asked_t){0};
+
     if (set->mids) set->mids->prev = mid;
     set->mids = mid;
     set->mid_blocks++;
@@ -36,14 +39,15 @@ void mid_remove(large_set_t *set, mid_t *mid)
     else set->mids = mid->next;
     if (mid->next) mid->next->prev = mid->prev;
     set->mid_blocks--;
-    set->mid_bytes -= mid->bytes;
+    set->mid_bytes -= mid_bytes(mid);
 }
 
 void mid_resize(large_set_t *set, mid_t *mid, unsigned granules)
 {
-    set->mid_bytes += granules * (size_t)GRANULE - mid->bytes;
+    size_t bytes = granules * (size_t)GRANULE;
+    set->mid_bytes += bytes - mid_bytes(mid);
     mid->granules = granules;
-    mid->bytes = granules * (size_t)GRANULE;
+    store_relaxed(&mid->bytes, bytes);
 }
 
 mid_t *mid_of(entry_t entry, const void *ptr)
@@ -64,11 +68,18 @@ char *large_map(size_t bytes, size_t alignment)
     return NULL;
 }
 
+void large_bury(char *base, size_t bytes, large_t *tombstone)
+{
+    registry_forget_range(base, bytes);
+    registry_set_range(base, 1, tombstone);
+}
+
 bool large_unmap(char *base, size_t bytes, large_t *tombstone)
 {
     /* The tombstone first: once unmapped, the range may be another heap's at once. */
     large_t *before = registry_range(base);
-    registry_set_range(base, bytes, tombstone);
+    large_bury(base, bytes, tombstone);
+
     if (os->unmap(base, bytes)) return true;
     registry_set_range(base, bytes, before);
     return false;
@@ -86,7 +97,7 @@ static bool move(large_t *large, size_t bytes)
         os->unmap(to, bytes);
         return false;
     }
-    registry_set_range(from, held, LARGE_RELEASED);
+    large_bury(from, held, LARGE_RELEASED);
     if (!os->move(from, held, to, bytes)) {
         registry_set_range(from, held, large);
         return false;
@@ -104,7 +115,7 @@ static bool shrink(large_t *large, size_t bytes)
     size_t held = large_bytes(large);
     char *tail = (char *)hak_round_up((uintptr_t)base + bytes, SUPERSLAB);
     size_t tail_bytes = tail < base + held ? (size_t)(base + held - tail) : 0;
-    registry_set_range(tail, tail_bytes, NULL);
+    registry_forget_range(tail, tail_bytes);
     store_relaxed(&large->bytes, bytes);
     if (os->resize(base, held, bytes)) return true;
     store_relaxed(&large->bytes, held);

@@ -26,7 +26,7 @@ typedef struct mid {
     struct mid *next;
     struct mid *prev;
     char *start;
-    size_t bytes; /* usable */
+    _Atomic size_t bytes; /* usable; lock: HEAP, and read by anybody, relaxed */
     unsigned granules;
     asked_t asked;
 } mid_t;
@@ -47,6 +47,11 @@ typedef struct large {
     _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
 } large_t;
 
+HAK_INLINE size_t mid_bytes(const mid_t *mid)
+{
+    return load_relaxed(&((mid_t *)(uintptr_t)mid)->bytes);
+}
+
 /* Relaxed: large_find proves what it read by the range table; everybody else holds the lock or the
  * block. */
 HAK_INLINE void *large_heap(const large_t *large)
@@ -62,7 +67,8 @@ HAK_INLINE size_t large_bytes(const large_t *large)
     return load_relaxed(&((large_t *)(uintptr_t)large)->bytes);
 }
 
-/* Stands in the range table where a large block was: names a second free. */
+/* Stands in the range table where a large block began: names a second free. The rest of its slots
+ * are empty. */
 #define LARGE_RELEASED ((large_t *)(uintptr_t)SUPERSLAB)
 /* The same where its heap was reset or destroyed. */
 #define LARGE_DEAD ((large_t *)(uintptr_t)(2 * SUPERSLAB))
@@ -101,6 +107,8 @@ mid_t *mid_of(entry_t entry, const void *ptr);
 /* ---- Mappings; no lock needed ---- */
 char *large_map(size_t bytes, size_t alignment);
 bool large_unmap(char *base, size_t bytes, large_t *tombstone);
+/* Writes the tombstone of a block whose address space is still its own. */
+void large_bury(char *base, size_t bytes, large_t *tombstone);
 /* Grows or shrinks where it is, or moves the pages, and notes it. False: refused, nothing has
  * changed. Lock: HEAP. */
 bool large_remap(large_set_t *set, large_t *large, size_t bytes);

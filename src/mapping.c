@@ -28,7 +28,7 @@ void mapping_empty(hak_heap_t *heap)
         large_remove(set, large);
     for (large_t *large; (large = large_evict(set, 0)) != NULL;) {
         if (mapping_drop(heap, large, LARGE_DEAD)) continue;
-        registry_set_range(large_base(large), large_bytes(large), LARGE_DEAD);
+        large_bury(large_base(large), large_bytes(large), LARGE_DEAD);
         (void)os_purge(large_base(large), large_bytes(large));
         forget_large(heap, large);
     }

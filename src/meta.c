@@ -24,7 +24,9 @@ static struct {
     hak_lock_t lock; /* rank META; guards all below */
     meta_t *all;
     size_t free_touched;
-} metas;
+    size_t again;       /* so many free touched pages are worth another call; see reserve_again */
+    reserve_t *reserve; /* const: where its SuperSlabs come from */
+} metas = {.reserve = &process_reserve};
 
 static bool get_bit(const uint64_t *bits, size_t i) { return bits[i / 64] >> (i % 64) & 1; }
 static void flip_bit(uint64_t *bits, size_t i) { bits[i / 64] ^= 1ull << (i % 64); }
@@ -47,7 +49,7 @@ static size_t find(meta_t *meta, size_t pages)
 
 static meta_t *grow(uint32_t *refused)
 {
-    superslab_t *ss = reserve_take(true, refused);
+    superslab_t *ss = reserve_take(metas.reserve, true, refused);
     if (!ss) return NULL;
     meta_t *meta = (meta_t *)(void *)ss->descriptors;
     *meta = (meta_t){.base = ss->base, .free_pages = PAGES, .next = metas.all};
@@ -111,7 +113,9 @@ static size_t purge(meta_t *meta)
         size_t touched = 0;
         for (end = page; end < PAGES && get_bit(meta->free, end); end++)
             touched += get_bit(meta->touched, end);
-        if (!touched || !os_purge(meta->base + page * HAK_PAGE, (end - page) * HAK_PAGE)) continue;
+        if (!touched ||
+            !os_purge_by(metas.reserve->os, meta->base + page * HAK_PAGE, (end - page) * HAK_PAGE))
+            continue;
         for (; page < end; page++)
             if (get_bit(meta->touched, page)) flip_bit(meta->touched, page);
         purged += touched;
@@ -124,6 +128,7 @@ static size_t trim_locked(void)
 {
     size_t pages = 0;
     for (meta_t *meta = metas.all; meta; meta = meta->next) pages += purge(meta);
+    metas.again = reserve_again(metas.free_touched);
     return pages;
 }
 
@@ -140,7 +145,7 @@ void meta_put(void *at, size_t pages)
     meta->free_pages += pages;
     meta->hint = hak_min(meta->hint, first / 64);
     metas.free_touched += pages;
-    if (metas.free_touched > META_TOUCHED) trim_locked();
+    if (reserve_is_due(metas.free_touched, META_TOUCHED, metas.again)) trim_locked();
     lock_release(&metas.lock, RANK_META);
 }
 

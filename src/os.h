@@ -22,11 +22,15 @@ typedef struct os_table {
     bool (*commit)(void *at, size_t bytes);
     /* Gives pages back to the kernel and keeps the range: it reads as zero afterwards. */
     bool (*purge)(void *at, size_t bytes);
+    /* Makes committed pages what reserve() made them: gone, unreadable, and charged to nobody. */
+    bool (*decommit)(void *at, size_t bytes);
     /* Maps zeroed memory, aligned (0: to a page); NULL where refused. */
     void *(*map)(size_t bytes, size_t alignment);
     /* Unmaps. False where the kernel refuses, for instance because the process has too many
      * mappings. */
     bool (*unmap)(void *at, size_t bytes);
+    /* Lets pages go that the process has locked (mlockall): they stay, and count as locked no more. */
+    bool (*unlock)(void *at, size_t bytes);
     /* Grows or shrinks a mapping where it is. */
     bool (*resize)(void *at, size_t bytes, size_t wanted);
     /* Moves a mapping's pages, and grows it, onto a range from reserve(). */
@@ -43,13 +47,17 @@ typedef struct os_table {
 extern const os_table_t os_kernel;
 extern const os_table_t *os; /* written by tests only, before any other thread runs */
 
-/* os->purge; a refusal is told by hak_last_error(). */
-HAK_INLINE bool os_purge(void *at, size_t bytes)
+/* A table of somebody's own, or where that is NULL the process's. */
+HAK_INLINE const os_table_t *os_or(const os_table_t *own) { return own ? own : os; }
+
+/* purge of such a table; a refusal is told by hak_last_error(). */
+HAK_INLINE bool os_purge_by(const os_table_t *own, void *at, size_t bytes)
 {
-    if (os->purge(at, bytes)) return true;
+    if (os_or(own)->purge(at, bytes)) return true;
     hak_tls.last_error = HAK_ERROR_PURGE;
     return false;
 }
+HAK_INLINE bool os_purge(void *at, size_t bytes) { return os_purge_by(NULL, at, bytes); }
 
 /* What RLIMIT_AS grants; SIZE_MAX: no limit. */
 size_t os_address_space(void);

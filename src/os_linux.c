@@ -42,34 +42,59 @@ static void roots_remove(void *at, size_t bytes)
     if (&__lsan_unregister_root_region) __lsan_unregister_root_region(at, bytes);
 }
 
-static void *map_pages(size_t bytes, int protection)
+static void *map_pages(void *hint, size_t bytes, int protection)
 {
-    void *at = mmap(NULL, bytes, protection, PRIVATE, -1, 0);
+    void *at = mmap(hint, bytes, protection, PRIVATE, -1, 0);
     return at == MAP_FAILED ? NULL : at;
 }
 
-/*
- * Maps more than is wanted and unmaps the ends. Where the kernel refuses to split the mapping, the
- * whole of it goes back: the caller sees one refusal. Addresses from 2^47 on are refused; the
- * registry has no place for them.
- */
-static void *map_aligned(size_t bytes, size_t alignment, int protection)
+/* What the registry has a place for. */
+static bool fits(const void *at, size_t bytes)
 {
-    if (alignment <= HAK_PAGE) alignment = HAK_PAGE;
-    if (bytes > SIZE_MAX / 2 || alignment > SIZE_MAX / 4) return NULL;
+    return (uintptr_t)at + bytes <= (uintptr_t)1 << 47;
+}
+
+/* Maps more than is wanted and unmaps the ends. Where the kernel refuses to split the mapping, the
+ * whole of it goes back. */
+static void *map_padded(size_t bytes, size_t alignment, int protection)
+{
     size_t slack = alignment - HAK_PAGE;
-    char *raw = map_pages(bytes + slack, protection);
+    char *raw = map_pages(NULL, bytes + slack, protection);
     if (!raw) return NULL;
     char *at = (char *)hak_round_up((uintptr_t)raw, alignment);
     size_t head = (size_t)(at - raw);
     size_t tail = slack - head;
-    bool fits = (uintptr_t)at + bytes <= (uintptr_t)1 << 47;
-    if (fits && tail && munmap(at + bytes, tail) != 0) fits = false;
-    else if (fits) tail = 0;
-    if (fits && head && munmap(raw, head) != 0) fits = false;
-    else if (fits) return at;
+    bool good = fits(at, bytes);
+    if (good && tail && munmap(at + bytes, tail) != 0) good = false;
+    else if (good) tail = 0;
+    if (good && head && munmap(raw, head) != 0) good = false;
+    else if (good) return at;
     munmap(raw, head + bytes + tail);
     return NULL;
+}
+
+/* For where the slack is too much (RLIMIT_AS; RLIMIT_MEMLOCK in a process that locks all it maps):
+ * where the kernel places such a mapping, else at the aligned address below, which as a rule is
+ * free. */
+static void *map_exactly(size_t bytes, size_t alignment, int protection)
+{
+    void *hint = NULL;
+    for (int tries = 0; tries < 2; tries++) {
+        void *at = map_pages(hint, bytes, protection);
+        if (!at) return NULL;
+        if ((uintptr_t)at % alignment == 0 && fits(at, bytes)) return at;
+        munmap(at, bytes);
+        hint = (void *)((uintptr_t)at & ~(alignment - 1));
+    }
+    return NULL;
+}
+
+static void *map_aligned(size_t bytes, size_t alignment, int protection)
+{
+    if (alignment <= HAK_PAGE) alignment = HAK_PAGE;
+    if (bytes > SIZE_MAX / 2 || alignment > SIZE_MAX / 4) return NULL;
+    void *at = map_padded(bytes, alignment, protection);
+    return at ? at : map_exactly(bytes, alignment, protection);
 }
 
 static void *kernel_reserve(size_t bytes, size_t alignment)
@@ -87,6 +112,16 @@ static bool kernel_commit(void *at, size_t bytes)
 }
 static bool kernel_purge(void *at, size_t bytes) { return madvise(at, bytes, MADV_DONTNEED) == 0; }
 
+/* A mapping over the old one. Taking away the right to write would give back pages under
+ * RLIMIT_DATA, but no charge where the kernel overcommits nothing (mode 2). The advice again, so
+ * that the range and its neighbours are one mapping to the kernel. */
+static bool kernel_decommit(void *at, size_t bytes)
+{
+    if (mmap(at, bytes, PROT_NONE, PRIVATE | MAP_FIXED, -1, 0) == MAP_FAILED) return false;
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+    return true;
+}
+
 static void *kernel_map(size_t bytes, size_t alignment)
 {
     return roots_add(map_aligned(bytes, alignment, PROT_READ | PROT_WRITE), bytes);
@@ -98,6 +133,8 @@ static bool kernel_unmap(void *at, size_t bytes)
     roots_remove(at, bytes);
     return true;
 }
+
+static bool kernel_unlock(void *at, size_t bytes) { return munlock(at, bytes) == 0; }
 
 static bool kernel_resize(void *at, size_t bytes, size_t wanted)
 {
@@ -131,8 +168,10 @@ const os_table_t os_kernel = {
     .reserve = kernel_reserve,
     .commit = kernel_commit,
     .purge = kernel_purge,
+    .decommit = kernel_decommit,
     .map = kernel_map,
     .unmap = kernel_unmap,
+    .unlock = kernel_unlock,
     .resize = kernel_resize,
     .move = kernel_move,
     .page_size = kernel_page_size,

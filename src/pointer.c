@@ -33,7 +33,7 @@ bool pointer_find(const void *ptr, block_id_t *out)
     }
     if (out->heap && code == CODE_MID) {
         out->kind = KIND_MID;
-        out->usable = mid_of(entry, ptr)->bytes;
+        out->usable = mid_bytes(mid_of(entry, ptr));
         return true;
     }
     out->large = entry ? NULL : large_find(ptr);

@@ -35,6 +35,22 @@ static bool cover_gib(size_t index)
     return covered;
 }
 
+bool registry_unlock(void)
+{
+    enum { IN_PAGE = HAK_PAGE / sizeof registry_top[0] };
+    static _Atomic uint32_t done; /* only one caller matters */
+    if (exchange_acq_rel(&done, 1u)) return false;
+    /* From the first whole page on. */
+    size_t at = (hak_round_up((uintptr_t)registry_top, HAK_PAGE) - (uintptr_t)registry_top) /
+                sizeof registry_top[0];
+    for (; at + IN_PAGE <= REGISTRY_TOP; at += IN_PAGE) {
+        uintptr_t any = 0;
+        for (size_t i = at; i < at + IN_PAGE; i++) any |= load_relaxed(&registry_top[i]);
+        if (!any) (void)os->unlock(&registry_top[at], HAK_PAGE);
+    }
+    return true;
+}
+
 bool registry_cover(const void *base, size_t bytes)
 {
     if (bytes > ((uintptr_t)1 << ADDRESS_BITS) - (uintptr_t)base) return false;
@@ -76,6 +92,13 @@ void registry_set_home(const void *base, size_t granules, unsigned home)
         store_relaxed(&at[i], (load_relaxed(&at[i]) & ~mask) | (entry_t)home << ENTRY_HOME_SHIFT);
 }
 
+void registry_disown(const void *base, size_t granules)
+{
+    _Atomic entry_t *at = entry_at(base);
+    for (size_t i = 0; i < granules; i++)
+        store_relaxed(&at[i], load_relaxed(&at[i]) & (ENTRY_CHECKED - 1));
+}
+
 bool registry_release(const void *start)
 {
     _Atomic entry_t *at = entry_at(start);
@@ -108,4 +131,20 @@ void registry_set_range(const void *base, size_t bytes, struct large *large)
         /* Release: pairs with the acquire in registry_range. */
         store_release(&registry_gib(at)->range[at >> SUPERSLAB_SHIFT & (GIB_SUPERSLABS - 1)],
                       large);
+}
+
+void registry_forget_range(const void *base, size_t bytes)
+{
+    const uintptr_t gib_bytes = (uintptr_t)1 << GIB_SHIFT;
+    uintptr_t at = (uintptr_t)base, end = at + bytes;
+    while (at < end) {
+        bool whole = at % gib_bytes == 0 && end - at >= gib_bytes;
+        gib_t *gib = registry_gib(at);
+        if (whole && os->purge(gib->range, sizeof gib->range)) {
+            at += gib_bytes;
+            continue;
+        }
+        registry_set_range((const void *)at, 1, NULL);
+        at += SUPERSLAB;
+    }
 }

@@ -78,9 +78,12 @@ typedef struct gib {
         [HAK_LINE];
     _Atomic entry_t entry[GIB_GRANULES];
     struct superslab *_Atomic superslab[GIB_SUPERSLABS]; /* NULL: not ours */
-    struct large
-        *_Atomic range[GIB_SUPERSLABS]; /* the large block that covers these 2 MiB; see large.h */
+    /* The large block that covers these 2 MiB; see large.h. A page of its own, which goes back to the
+     * kernel with a block that covered all of the GiB. */
+    struct large *_Atomic range[GIB_SUPERSLABS] __attribute__((aligned(HAK_PAGE)));
 } gib_t;
+
+_Static_assert(sizeof(((gib_t *)0)->range) == HAK_PAGE, "a page is purged with nothing else on it");
 
 /*
  * By code: whether a number n of 16 bytes leads to a block, of d times 16 bytes, that its slab has.
@@ -212,6 +215,10 @@ HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 /* Makes the tables for a range. False where the system refuses memory; what was made stays,
  * harmless. */
 bool registry_cover(const void *base, size_t bytes);
+/* For a process that locks all its memory and may lock little (mlockall, RLIMIT_MEMLOCK): unlocks the
+ * pages of registry_top that have no entry, which is nearly all of its MiB. Once; false: it was done
+ * before. */
+bool registry_unlock(void);
 /* The home's name in an entry, for the index of a CPU; HOME_NONE where there is none. */
 HAK_INLINE unsigned registry_home(int index)
 {
@@ -225,6 +232,9 @@ void registry_set_run(const void *base, size_t granules, const void *heap, unsig
 /* The same for what is added to a run of `had` granules. */
 void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap,
                          unsigned code);
+/* Takes the owner from the entries of a run that was given back; who gave it back is no longer told
+ * by them, and no free of anybody's takes it for its own. */
+void registry_disown(const void *base, size_t granules);
 /* Marks a run of one block as given back; false where it was already. Of two that free it, one
  * succeeds. */
 bool registry_release(const void *start);
@@ -241,5 +251,8 @@ void registry_set_superslab(const void *base, struct superslab *superslab);
 /* The record that covers the 2 MiB of ptr, a tombstone, or NULL. */
 struct large *registry_range(const void *ptr);
 void registry_set_range(const void *base, size_t bytes, struct large *large);
+/* The same with NULL, for what no other block covers yet: the tables of each GiB that is covered
+ * whole are purged, so that a block of a TiB leaves nothing behind. */
+void registry_forget_range(const void *base, size_t bytes);
 
 #endif

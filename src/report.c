@@ -107,7 +107,7 @@ static size_t count_phantoms(hak_heap_t *heap)
     lock_acquire(&heap->lock, RANK_HEAP);
     for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) ss->tally = 0;
     for (mid_t *mid = heap->large.mids; mid; mid = mid->next)
-        tally(heap, mid->start, CODE_MID, (int64_t)mid->bytes);
+        tally(heap, mid->start, CODE_MID, (int64_t)mid_bytes(mid));
     lock_release(&heap->lock, RANK_HEAP);
     /* The twin's areas can be held still for nothing; sections' areas are read as they run. */
     bool still = percpu_mode == PERCPU_LOCKED;

@@ -5,79 +5,86 @@
 #include "os.h"
 #include "registry.h"
 
-/* A reservation's records: mapped beside it, never unmapped. */
-typedef struct records {
-    superslab_t superslab[GIB_SUPERSLABS];
-    char descriptors[GIB_SUPERSLABS][SUPERSLAB_GRANULES * DESCRIPTOR_BYTES]
-        __attribute__((aligned(HAK_PAGE)));
-} records_t;
+reserve_t process_reserve;
 
-static struct {
-    hak_lock_t lock;  /* rank RESERVE; guards all below */
-    char *next, *end; /* the newest reservation's SuperSlabs that nobody has had yet */
-    superslab_t *next_record;
-    char (*next_descriptors)[SUPERSLAB_GRANULES * DESCRIPTOR_BYTES];
-    superslab_t *dirty, *clean; /* lists by `next` */
-    superslab_set_t nursery;
-    size_t dirty_count, clean_count;
-    size_t dirty_pages; /* kept by all that are dirty, those of descriptors too */
-    size_t made;        /* SuperSlabs, ever */
-    size_t more_dirty;  /* may be, beyond RESERVE_DIRTY */
-    size_t reservations, reserved_bytes;
-} reserve;
-
-/* 1 GiB, or as much as the system grants: address space may be limited (RLIMIT_AS, cgroups,
- * overcommit mode 2). */
-static bool reserve_more(void)
+void reserve_init(reserve_t *reserve, const os_table_t *table)
 {
-    size_t least = 2 * (size_t)SUPERSLAB;
-    size_t most = hak_max(os_address_space() / LIMIT_SHARE,
-                          least); /* large blocks need some of a limited space, too */
-    for (size_t bytes = HAK_GIB; bytes >= least; bytes /= 4) {
-        if (bytes > most) continue;
-        size_t count = bytes / SUPERSLAB;
-        size_t record_bytes =
-            offsetof(records_t, descriptors) + count * sizeof(((records_t *)0)->descriptors[0]);
-        char *base = os->reserve(bytes, SUPERSLAB);
-        if (!base) continue;
-        records_t *records = os->map(record_bytes, 0);
-        if (records && registry_cover(base, bytes)) {
-            reserve.next = base;
-            reserve.end = base + bytes;
-            reserve.next_record = records->superslab;
-            reserve.next_descriptors = records->descriptors;
-            reserve.reservations++;
-            reserve.reserved_bytes += bytes;
-            return true;
-        }
-        if (records) os->unmap(records, record_bytes);
-        os->unmap(base, bytes);
+    *reserve = (reserve_t){.os = table, .nursery = {.os = table}};
+}
+
+/* ---- Reservations ---- */
+
+enum { DESCRIPTORS = SUPERSLAB_GRANULES * DESCRIPTOR_BYTES /* bytes, of a SuperSlab */ };
+
+/* A reservation's records: SuperSlabs, then descriptors. Mapped beside it, never unmapped. */
+static size_t record_bytes(size_t count)
+{
+    return hak_round_up(count * sizeof(superslab_t), HAK_PAGE);
+}
+
+static bool reserve_some(reserve_t *reserve, size_t bytes)
+{
+    const os_table_t *table = os_or(reserve->os);
+    size_t count = bytes / SUPERSLAB;
+    size_t mapped = record_bytes(count) + count * DESCRIPTORS;
+    char *base = table->reserve(bytes, SUPERSLAB);
+    if (!base) return false;
+    char *records = table->map(mapped, 0);
+    if (records && registry_cover(base, bytes)) {
+        reserve->next = base;
+        reserve->end = base + bytes;
+        reserve->next_record = (superslab_t *)(void *)records;
+        reserve->next_descriptors = records + record_bytes(count);
+        reserve->reservations++;
+        reserve->reserved_bytes += bytes;
+        return true;
     }
+    if (records) table->unmap(records, mapped);
+    table->unmap(base, bytes);
     return false;
 }
 
-/* The next SuperSlab that nobody has had yet. */
-static superslab_t *fresh_superslab(uint32_t *refused)
+/* 1 GiB, or as much as the system grants, down to one SuperSlab: address space may be limited
+ * (RLIMIT_AS, cgroups, overcommit mode 2), and may count as locked memory (mlockall). */
+static bool reserve_any(reserve_t *reserve)
 {
-    if (reserve.next == reserve.end && !reserve_more()) {
+    /* Large blocks need some of a limited space, too. */
+    size_t most = hak_max(os_address_space() / LIMIT_SHARE, 2 * (size_t)SUPERSLAB);
+    for (size_t bytes = HAK_GIB; bytes >= SUPERSLAB; bytes /= bytes > 4 * HAK_MIB ? 4 : 2)
+        if (bytes <= most && reserve_some(reserve, bytes)) return true;
+    return false;
+}
+
+static bool reserve_more(reserve_t *reserve)
+{
+    return reserve_any(reserve) || (registry_unlock() && reserve_any(reserve));
+}
+
+/* The next SuperSlab that nobody has had yet. */
+static superslab_t *fresh_superslab(reserve_t *reserve, uint32_t *refused)
+{
+    if (reserve->next == reserve->end && !reserve_more(reserve)) {
         *refused = HAK_ERROR_RESERVE;
         return NULL;
     }
-    if (!os->commit(reserve.next, SUPERSLAB)) {
+    if (!os_or(reserve->os)->commit(reserve->next, SUPERSLAB)) {
         *refused = HAK_ERROR_COMMIT;
         return NULL;
     }
-    superslab_t *ss = reserve.next_record++;
-    superslab_init(ss, reserve.next, *reserve.next_descriptors++);
-    reserve.next += SUPERSLAB;
-    reserve.made++;
+    superslab_t *ss = reserve->next_record++;
+    superslab_init(ss, reserve->next, reserve->next_descriptors);
+    ss->committed = true;
+    reserve->next += SUPERSLAB;
+    reserve->next_descriptors += DESCRIPTORS;
     registry_set_superslab(ss->base, ss);
     return ss;
 }
 
-/* What a SuperSlab that is not purged keeps: its pages, and those of its descriptors. */
+/* ---- The two lists; lock: RESERVE ---- */
+
+/* What a SuperSlab that is committed keeps: its pages, and those of its descriptors. */
 enum {
-    DESCRIPTOR_PAGES = SUPERSLAB_GRANULES * DESCRIPTOR_BYTES / HAK_PAGE,
+    DESCRIPTOR_PAGES = DESCRIPTORS / HAK_PAGE,
     MOST_PAGES = SUPERSLAB / HAK_PAGE + DESCRIPTOR_PAGES
 };
 static size_t kept_pages(const superslab_t *ss)
@@ -86,110 +93,185 @@ static size_t kept_pages(const superslab_t *ss)
 }
 
 /* Takes what a link of the dirty list names off it. */
-static superslab_t *unlist_dirty(superslab_t **at)
+static superslab_t *unlist_dirty(reserve_t *reserve, superslab_t **at)
 {
     superslab_t *ss = *at;
     *at = ss->next;
-    reserve.dirty_count--;
-    reserve.dirty_pages -= kept_pages(ss);
+    reserve->dirty_count--;
+    reserve->dirty_pages -= kept_pages(ss);
     return ss;
 }
 
-static superslab_t *take_locked(bool shared, uint32_t *refused)
+static void enlist(reserve_t *reserve, superslab_t *ss)
 {
-    superslab_t *ss = NULL;
-    if (reserve.dirty) {
-        ss = unlist_dirty(&reserve.dirty);
-    } else if ((ss = reserve.clean) != NULL) {
-        reserve.clean = ss->next;
-        reserve.clean_count--;
-        size_t in_use = reserve.made - reserve.clean_count;
-        if (RESERVE_DIRTY + reserve.more_dirty < in_use / RESERVE_DIRTY_SHARE) reserve.more_dirty++;
-    } else if (!(ss = fresh_superslab(refused))) {
-        return NULL;
-    }
-    ss->shared = shared;
-    return ss;
-}
-
-superslab_t *reserve_take(bool shared, uint32_t *refused)
-{
-    lock_acquire(&reserve.lock, RANK_RESERVE);
-    superslab_t *ss = take_locked(shared, refused);
-    lock_release(&reserve.lock, RANK_RESERVE);
-    return ss;
-}
-
-/* Purges an empty SuperSlab that is in no set, its descriptors too. Returns pages. */
-static size_t purge_empty(superslab_t *ss)
-{
-    superslab_set_t alone = {.free_touched = ss->free_touched};
-    size_t pages = superslab_purge(&alone, ss, SIZE_MAX);
-    /* Refused: they stay, unused. */
-    ss->far = !os_purge(ss->descriptors, DESCRIPTOR_PAGES * (size_t)HAK_PAGE);
-    return pages;
-}
-
-/* By whether it has pages. */
-static void enlist(superslab_t *ss)
-{
-    superslab_t **head = ss->free_touched ? &reserve.dirty : &reserve.clean;
+    superslab_t **head = ss->committed ? &reserve->dirty : &reserve->clean;
     ss->next = *head;
     *head = ss;
-    if (ss->free_touched) {
-        reserve.dirty_count++;
-        reserve.dirty_pages += kept_pages(ss);
+    if (ss->committed) {
+        reserve->dirty_count++;
+        reserve->dirty_pages += kept_pages(ss);
     } else {
-        reserve.clean_count++;
+        reserve->clean_count++;
     }
 }
 
-static void put_locked(superslab_t *ss)
+/* What the kernel was offered. What it refused is on the dirty list from here on. */
+static void enlist_arrived(reserve_t *reserve)
 {
-    hak_assert(superslab_is_empty(ss));
-    /* A SuperSlab that comes back without touched pages needs no descriptors either. */
-    size_t most = (RESERVE_DIRTY + reserve.more_dirty) * MOST_PAGES;
-    if (!ss->free_touched || reserve.dirty_pages + kept_pages(ss) > most) purge_empty(ss);
-    enlist(ss);
+    if (HAK_LIKELY(!load_relaxed(&reserve->arrived))) return;
+    /* Acquire: pairs with the release in arrive(). */
+    for (superslab_t *ss = exchange_acquire(&reserve->arrived, NULL), *next; ss; ss = next) {
+        next = ss->next;
+        enlist(reserve, ss);
+        if (ss->free_touched) reserve->dirty_again = reserve_again(reserve->dirty_pages);
+    }
 }
 
-bool reserve_put(superslab_t *ss, const void *giver, bool may_wait)
+static void hold(reserve_t *reserve)
 {
-    if (!lock_enter(&reserve.lock, RANK_RESERVE, may_wait)) return false;
-    ss->giver = giver;
-    put_locked(ss);
-    lock_release(&reserve.lock, RANK_RESERVE);
+    lock_acquire(&reserve->lock, RANK_RESERVE);
+    enlist_arrived(reserve);
+}
+
+static bool hold_where(reserve_t *reserve, bool may_wait)
+{
+    if (!lock_enter(&reserve->lock, RANK_RESERVE, may_wait)) return false;
+    enlist_arrived(reserve);
     return true;
 }
 
-run_t nursery_take(unsigned granules, uint32_t *refused)
-{
-    lock_acquire(&reserve.lock, RANK_RESERVE);
-    run_t run = superslab_take(&reserve.nursery, granules, 1);
-    if (!run.ss) {
-        superslab_t *ss = take_locked(true, refused);
-        if (ss) {
-            superslab_set_add(&reserve.nursery, ss);
-            run = superslab_take(&reserve.nursery, granules, 1);
-        }
-    }
-    lock_release(&reserve.lock, RANK_RESERVE);
-    return run;
-}
+static void release(reserve_t *reserve) { lock_release(&reserve->lock, RANK_RESERVE); }
 
-static size_t purge_nursery(void)
+/* ---- Without the lock: the kernel takes long, and nobody waits for it ---- */
+
+/* Gives the memory of an empty SuperSlab that is on no list to the kernel, its descriptors' too.
+ * Returns pages. */
+static size_t give_back(const reserve_t *reserve, superslab_t *ss)
 {
-    size_t pages = 0;
-    for (superslab_t *ss = reserve.nursery.all; ss; ss = ss->set_next) {
-        if (ss->free_touched) pages += superslab_purge(&reserve.nursery, ss, SIZE_MAX);
-        superslab_purge_far(ss);
-    }
+    superslab_set_t alone = {.free_touched = ss->free_touched, .os = reserve->os};
+    size_t pages;
+    registry_disown(ss->base, SUPERSLAB_GRANULES);
+    ss->committed = !os_or(reserve->os)->decommit(ss->base, SUPERSLAB);
+    if (ss->committed) pages = superslab_purge(&alone, ss, SIZE_MAX);
+    else pages = superslab_forget_all(ss);
+    /* Refused: they stay, unused. */
+    ss->far = !os_purge_by(reserve->os, ss->descriptors, DESCRIPTORS);
     return pages;
 }
 
-bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
+/* For whoever next holds the lock: to wait for it, who may be in a free, would be wrong. */
+static void arrive(reserve_t *reserve, superslab_t *ss)
 {
-    if (!lock_enter(&reserve.lock, RANK_RESERVE, may_wait)) return false;
+    superslab_t *head = load_relaxed(&reserve->arrived);
+    do ss->next = head;
+    /* Release: pairs with the acquire in enlist_arrived. */
+    while (!cas_release(&reserve->arrived, &head, ss));
+}
+
+/* ---- Take and put ---- */
+
+static superslab_t *take_clean(reserve_t *reserve, uint32_t *refused)
+{
+    superslab_t *ss = reserve->clean;
+    if (!os_or(reserve->os)->commit(ss->base, SUPERSLAB)) {
+        *refused = HAK_ERROR_COMMIT;
+        return NULL;
+    }
+    ss->committed = true;
+    reserve->clean = ss->next;
+    reserve->clean_count--;
+    return ss;
+}
+
+static superslab_t *take_locked(reserve_t *reserve, bool shared, uint32_t *refused)
+{
+    superslab_t *ss;
+    if (reserve->dirty) ss = unlist_dirty(reserve, &reserve->dirty);
+    else if (reserve->clean) ss = take_clean(reserve, refused);
+    else ss = fresh_superslab(reserve, refused);
+    if (ss) ss->shared = shared;
+    return ss;
+}
+
+superslab_t *reserve_take(reserve_t *reserve, bool shared, uint32_t *refused)
+{
+    hold(reserve);
+    superslab_t *ss = take_locked(reserve, shared, refused);
+    release(reserve);
+    return ss;
+}
+
+/* Keeps an empty SuperSlab with its pages where there is room for it; false: it is the kernel's. */
+static bool keep_locked(reserve_t *reserve, superslab_t *ss, const void *giver)
+{
+    hak_assert(superslab_is_empty(ss));
+    ss->giver = giver;
+    size_t pages = reserve->dirty_pages + kept_pages(ss);
+    /* A SuperSlab that comes back without touched pages needs no descriptors either. */
+    if (!ss->free_touched ||
+        reserve_is_due(pages, RESERVE_DIRTY * MOST_PAGES, reserve->dirty_again))
+        return false;
+    enlist(reserve, ss);
+    return true;
+}
+
+bool reserve_put(reserve_t *reserve, superslab_t *ss, const void *giver, bool may_wait,
+                 size_t *returned)
+{
+    if (!hold_where(reserve, may_wait)) return false;
+    bool kept = keep_locked(reserve, ss, giver);
+    release(reserve);
+    if (kept) return true;
+    *returned += give_back(reserve, ss) * HAK_PAGE;
+    arrive(reserve, ss);
+    return true;
+}
+
+/* ---- Nursery ---- */
+
+run_t nursery_take(reserve_t *reserve, unsigned granules, uint32_t *refused)
+{
+    hold(reserve);
+    run_t run = superslab_take(&reserve->nursery, granules, 1);
+    if (!run.ss) {
+        superslab_t *ss = take_locked(reserve, true, refused);
+        if (ss) {
+            superslab_set_add(&reserve->nursery, ss);
+            run = superslab_take(&reserve->nursery, granules, 1);
+        }
+    }
+    release(reserve);
+    return run;
+}
+
+/* Returns pages. */
+static size_t purge_nursery(reserve_t *reserve)
+{
+    size_t pages = 0;
+    for (superslab_t *ss = reserve->nursery.all; ss; ss = ss->set_next) {
+        if (ss->free_touched) pages += superslab_purge(&reserve->nursery, ss, SIZE_MAX);
+        superslab_purge_far(&reserve->nursery, ss);
+    }
+    reserve->nursery_again = reserve_again(reserve->nursery.free_touched);
+    return pages;
+}
+
+/* Gives a list of SuperSlabs to the kernel. Returns bytes. */
+static size_t give_back_all(reserve_t *reserve, superslab_t *list)
+{
+    size_t pages = 0;
+    for (superslab_t *ss; (ss = list) != NULL;) {
+        list = ss->next;
+        pages += give_back(reserve, ss);
+        arrive(reserve, ss);
+    }
+    return pages * HAK_PAGE;
+}
+
+/* Puts runs back. Returns a list of what left the nursery and found no room in the reserve. */
+static superslab_t *put_runs(reserve_t *reserve, const nursery_run_t *runs, size_t count)
+{
+    superslab_t *out = NULL;
     for (const nursery_run_t *at = runs, *end = runs + count; at < end;) {
         /* Neighbours go back as one. */
         run_t run = at->run;
@@ -198,70 +280,91 @@ bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait)
             superslab_note(at->run, at->granules, at->pages);
             granules += at->granules;
         }
-        superslab_put(&reserve.nursery, run, granules, 0);
-        if (!superslab_is_empty(run.ss) || reserve.nursery.empty <= 1) continue;
-        superslab_set_remove(&reserve.nursery, run.ss);
-        run.ss->giver = &reserve.nursery;
-        put_locked(run.ss);
+        superslab_put(&reserve->nursery, run, granules, 0);
+        if (!superslab_is_empty(run.ss) || reserve->nursery.empty <= 1) continue;
+        superslab_set_remove(&reserve->nursery, run.ss);
+        if (keep_locked(reserve, run.ss, &reserve->nursery)) continue;
+        run.ss->next = out;
+        out = run.ss;
     }
-    if (reserve.nursery.free_touched > NURSERY_TOUCHED) purge_nursery();
-    lock_release(&reserve.lock, RANK_RESERVE);
+    return out;
+}
+
+bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bool may_wait,
+                 size_t *returned)
+{
+    if (!hold_where(reserve, may_wait)) return false;
+    superslab_t *out = put_runs(reserve, runs, count);
+    size_t held = reserve->nursery.free_touched;
+    if (reserve_is_due(held, NURSERY_TOUCHED, reserve->nursery_again))
+        *returned += purge_nursery(reserve) * HAK_PAGE;
+    release(reserve);
+    *returned += give_back_all(reserve, out);
     return true;
 }
 
+/* ---- Trim ---- */
+
 /* Takes what a giver left, or all, off the dirty list. */
-static superslab_t *take_dirty_of(const void *giver)
+static superslab_t *take_dirty_of(reserve_t *reserve, const void *giver)
 {
     superslab_t *taken = NULL;
-    for (superslab_t **at = &reserve.dirty; *at;) {
+    for (superslab_t **at = &reserve->dirty; *at;) {
         if (giver && (*at)->giver != giver) {
             at = &(*at)->next;
             continue;
         }
-        superslab_t *ss = unlist_dirty(at);
+        superslab_t *ss = unlist_dirty(reserve, at);
         ss->next = taken;
         taken = ss;
     }
     return taken;
 }
 
-/* Purges without the lock: they are on no list meanwhile, and nobody waits for the kernel. */
-size_t reserve_trim(const void *giver)
+size_t reserve_trim(reserve_t *reserve, const void *giver)
 {
-    lock_acquire(&reserve.lock, RANK_RESERVE);
-    reserve.more_dirty = 0;
-    superslab_t *list = take_dirty_of(giver);
-    lock_release(&reserve.lock, RANK_RESERVE);
-    size_t pages = 0;
-    for (superslab_t *ss; (ss = list) != NULL;) {
-        list = ss->next;
-        pages += purge_empty(ss);
-        lock_acquire(&reserve.lock, RANK_RESERVE);
-        enlist(ss);
-        lock_release(&reserve.lock, RANK_RESERVE);
+    hold(reserve);
+    superslab_t *list = take_dirty_of(reserve, giver);
+    release(reserve);
+    return give_back_all(reserve, list);
+}
+
+/* Takes the empty SuperSlabs out of the nursery. Returns a list of them. */
+static superslab_t *take_empty(reserve_t *reserve)
+{
+    superslab_set_t *nursery = &reserve->nursery;
+    superslab_t *taken = NULL;
+    for (superslab_t *ss = nursery->all, *next; ss; ss = next) {
+        next = ss->set_next;
+        if (!superslab_is_empty(ss)) continue;
+        superslab_set_remove(nursery, ss);
+        ss->giver = nursery;
+        ss->next = taken;
+        taken = ss;
     }
-    return pages * HAK_PAGE;
+    return taken;
 }
 
-size_t nursery_trim(void)
+size_t nursery_trim(reserve_t *reserve)
 {
-    lock_acquire(&reserve.lock, RANK_RESERVE);
-    size_t pages = purge_nursery();
-    lock_release(&reserve.lock, RANK_RESERVE);
-    return pages * HAK_PAGE + reserve_trim(&reserve.nursery);
+    hold(reserve);
+    superslab_t *list = take_empty(reserve);
+    size_t bytes = purge_nursery(reserve) * HAK_PAGE;
+    release(reserve);
+    return bytes + give_back_all(reserve, list) + reserve_trim(reserve, &reserve->nursery);
 }
 
-reserve_stats_t reserve_stats(void)
+reserve_stats_t reserve_stats(reserve_t *reserve)
 {
-    lock_acquire(&reserve.lock, RANK_RESERVE);
+    hold(reserve);
     reserve_stats_t stats = {
-        .reservations = reserve.reservations,
-        .reserved_bytes = reserve.reserved_bytes,
-        .dirty_superslabs = reserve.dirty_count,
-        .clean_superslabs = reserve.clean_count,
-        .nursery_superslabs = reserve.nursery.count,
-        .nursery_touched_bytes = reserve.nursery.free_touched * HAK_PAGE,
+        .reservations = reserve->reservations,
+        .reserved_bytes = reserve->reserved_bytes,
+        .dirty_superslabs = reserve->dirty_count,
+        .clean_superslabs = reserve->clean_count,
+        .nursery_superslabs = reserve->nursery.count,
+        .nursery_touched_bytes = reserve->nursery.free_touched * HAK_PAGE,
     };
-    lock_release(&reserve.lock, RANK_RESERVE);
+    release(reserve);
     return stats;
 }

@@ -5,35 +5,64 @@
 #include "superslab.h"
 
 /*
- * Role: where SuperSlabs come from and go to. Callers: meta, ladders. Thread-safe; one process-wide
- * lock of rank RESERVE.
+ * Role: where SuperSlabs come from and go to. Callers: meta, ladders. Thread-safe; one lock of rank
+ * RESERVE for each reserve. The process has one; tests make their own.
  *
  *   kernel --reserve()--> reservation (PROT_NONE, up to 1 GiB) --commit--> SuperSlab --> a heap's set
- *                                                                  ^          |  |
- *                                        dirty (bounded) or clean reserve <---+  +--> nursery, metadata
+ *                                        |                         ^          |  |
+ *                                        |       committed: dirty <-----------+  +--> nursery, metadata
+ *                                        +----------> clean <---- decommit, or again with a commit
  *
  * A reservation is never unmapped, so a lookup can never fault on what was once ours. The reserve
- * keeps SuperSlabs that heaps gave back: at first with as many pages as RESERVE_DIRTY of them have,
- * the others purged. Each SuperSlab that was purged and is taken again lets one more keep its
- * pages, up to a quarter of those in use: what was saved is paid for twice, in faults. A trim
- * starts anew.
+ * keeps SuperSlabs that heaps gave back. As many pages as RESERVE_DIRTY SuperSlabs have stay with
+ * them; what comes back beyond that is decommitted: its pages are gone, and the system counts it as
+ * nobody's (overcommit mode 2, RLIMIT_DATA). What is decommitted is unreadable, so its entries in
+ * the registry lose their owner first: a stale pointer is judged by the entry alone, and no free
+ * takes it for a block. Where the kernel refuses, the pages are purged; where it refuses that too,
+ * they stay, and are dirty.
  *
  * The nursery is a set of SuperSlabs that many small heaps share, granule by granule: a heap with
  * one block costs one page and its share of a page-table page, not a SuperSlab.
+ *
+ * A refusal is remembered: what the kernel did not take (locked pages) is not offered again on the
+ * way until twice as much has gathered. A trim always asks.
  */
 enum {
-    LIMIT_SHARE = 8,         /* a reservation takes at most this part of a limited address space */
-    RESERVE_DIRTY = 8,       /* SuperSlabs whose pages are kept: 16 MiB, */
-    RESERVE_DIRTY_SHARE = 4, /* or up to this part of those in use */
+    LIMIT_SHARE = 8,   /* a reservation takes at most this part of a limited address space */
+    RESERVE_DIRTY = 8, /* SuperSlabs whose pages are kept: 16 MiB */
     NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB */
 };
 
+typedef struct reserve {
+    const os_table_t *os; /* const: what this reserve asks the kernel by; NULL: the process's */
+    superslab_t *_Atomic arrived; /* atomic: were given to the kernel without the lock, and are on
+                                   * no list yet; any thread pushes, who holds the lock takes all */
+    hak_lock_t lock;              /* rank RESERVE; guards all below */
+    char *next, *end;             /* the newest reservation's SuperSlabs that nobody has had yet */
+    superslab_t *next_record;
+    char *next_descriptors;
+    superslab_t *dirty; /* committed, with what pages they have; lists by `next` */
+    superslab_t *clean; /* decommitted */
+    superslab_set_t nursery;
+    size_t dirty_count, clean_count;
+    size_t dirty_pages;   /* kept by all that are dirty, those of descriptors too */
+    size_t dirty_again;   /* so many dirty pages are worth another call; 0: the bound */
+    size_t nursery_again; /* the same of free touched pages of the nursery */
+    size_t reservations, reserved_bytes;
+} reserve_t;
+
+extern reserve_t process_reserve;
+
+/* A reserve of its own; `table` NULL: the process's. What it reserves is never unmapped. */
+void reserve_init(reserve_t *reserve, const os_table_t *table);
+
 /* A SuperSlab of the caller's own, all granules free, registered; NULL where the system refuses.
  * Sets *refused. */
-superslab_t *reserve_take(bool shared, uint32_t *refused);
-/* Gives an empty SuperSlab back; `giver` may later trim what it gave. False: may not wait, and the
- * lock is busy. */
-bool reserve_put(superslab_t *ss, const void *giver, bool may_wait);
+superslab_t *reserve_take(reserve_t *reserve, bool shared, uint32_t *refused);
+/* Gives an empty SuperSlab back; `giver` may later trim what it gave. Adds the bytes that went to
+ * the kernel to *returned. False: may not wait, and the lock is busy. */
+bool reserve_put(reserve_t *reserve, superslab_t *ss, const void *giver, bool may_wait,
+                 size_t *returned);
 
 typedef struct nursery_run {
     run_t run;
@@ -41,15 +70,25 @@ typedef struct nursery_run {
     pages_t pages; /* that may have been written */
 } nursery_run_t;
 
-/* Runs of the nursery. Put as superslab_put, with the registry's entries written before; false as
- * reserve_put. */
-run_t nursery_take(unsigned granules, uint32_t *refused);
-bool nursery_put(const nursery_run_t *runs, size_t count, bool may_wait);
+/* Runs of the nursery. Put as superslab_put, with the registry's entries written before; `returned`
+ * and false as reserve_put. */
+run_t nursery_take(reserve_t *reserve, unsigned granules, uint32_t *refused);
+bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bool may_wait,
+                 size_t *returned);
 
-/* Purges what `giver` left in the reserve; NULL: all of it. Returns bytes. */
-size_t reserve_trim(const void *giver);
-/* Purges what the nursery holds free, and what it left in the reserve. Returns bytes. */
-size_t nursery_trim(void);
+/* Decommits what `giver` left in the reserve; NULL: all of it. Returns bytes. */
+size_t reserve_trim(reserve_t *reserve, const void *giver);
+/* Purges what the nursery holds free, and decommits what it left in the reserve. Returns bytes. */
+size_t nursery_trim(reserve_t *reserve);
+
+/* Whether so many free pages are worth an automatic purge; `again` is what reserve_again said after
+ * the last one. */
+HAK_INLINE bool reserve_is_due(size_t pages, size_t bound, size_t again)
+{
+    return pages > bound && pages >= again;
+}
+/* After a purge that left so many pages. */
+HAK_INLINE size_t reserve_again(size_t left) { return 2 * left; }
 
 typedef struct reserve_stats {
     size_t reservations;
@@ -59,6 +98,6 @@ typedef struct reserve_stats {
     size_t nursery_superslabs;
     size_t nursery_touched_bytes;
 } reserve_stats_t;
-reserve_stats_t reserve_stats(void);
+reserve_stats_t reserve_stats(reserve_t *reserve);
 
 #endif

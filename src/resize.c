@@ -1,8 +1,10 @@
-/* hakheap level 13: resize - the ladder of a block that grows or shrinks */
+/* hakheap level 14: resize - the ladder of a block that grows or shrinks */
 #include "resize.h"
 
 #include "gate.h"
 #include "runs.h"
+#include "tls.h"
+#include "trim.h"
 
 /* Of what the block has, so much that a copy would save nothing to speak of. */
 static bool holds(const block_id_t *id, size_t size)
@@ -28,13 +30,8 @@ static void *resize_mid(const block_id_t *id, void *ptr, size_t size)
     return done ? ptr : NULL;
 }
 
-/* A large block, by its pages. */
-static void *resize_large(const block_id_t *id, size_t size)
+static bool remap(hak_heap_t *heap, large_t *large, size_t bytes)
 {
-    hak_heap_t *heap = id->heap;
-    if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
-    size_t bytes = hak_round_up(size, HAK_PAGE);
-    large_t *large = id->large;
     lock_acquire(&heap->lock, RANK_HEAP);
     size_t held = large_bytes(large);
     bool done =
@@ -42,8 +39,21 @@ static void *resize_large(const block_id_t *id, size_t size)
     if (done && bytes > held) heap_charge(heap, bytes - held);
     if (done && bytes < held) heap_uncharge(heap, held - bytes);
     lock_release(&heap->lock, RANK_HEAP);
+    return done;
+}
+
+/* A large block, by its pages. */
+static void *resize_large(const block_id_t *id, size_t size)
+{
+    hak_heap_t *heap = id->heap;
+    if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
+    size_t bytes = hak_round_up(size, HAK_PAGE);
+    uint32_t before = hak_tls.last_error;
+    bool done =
+        remap(heap, id->large, bytes) || (trim_make_room(heap) && remap(heap, id->large, bytes));
+    hak_tls.last_error = before;
     gate_leave();
-    return done ? large_base(large) : NULL;
+    return done ? large_base(id->large) : NULL;
 }
 
 void *resize_block(const block_id_t *id, void *ptr, size_t size)

@@ -1,4 +1,4 @@
-/* hakheap level 13: resize - the ladder of a block that grows or shrinks */
+/* hakheap level 14: resize - the ladder of a block that grows or shrinks */
 #ifndef HAK_RESIZE_H
 #define HAK_RESIZE_H
 

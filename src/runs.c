@@ -12,7 +12,7 @@ static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
     if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS ||
         granules > NURSERY_GRANULES)
         return (run_t){0};
-    run_t run = nursery_take(granules, &hak_tls.last_error);
+    run_t run = nursery_take(&process_reserve, granules, &hak_tls.last_error);
     if (!run.ss) return run;
     heap->nursery[heap->nursery_count] = superslab_granule(run.ss, run.first);
     heap->nursery_granules[heap->nursery_count++] = (uint16_t)granules;
@@ -41,7 +41,7 @@ static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned 
 {
     run_t run = superslab_take(&heap->superslabs, granules, alignment);
     if (run.ss) return run;
-    superslab_t *ss = reserve_take(false, &hak_tls.last_error);
+    superslab_t *ss = reserve_take(&process_reserve, false, &hak_tls.last_error);
     if (!ss) return run;
     counter_add(&heap->counters, refill_fresh_superslab, 1);
     superslab_set_add(&heap->superslabs, ss);
@@ -67,7 +67,7 @@ bool runs_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
     superslab_set_remove(&heap->superslabs, ss);
     /* The entries first: once in the reserve, the SuperSlab may be another heap's at once. */
     registry_set_run(ss->base, SUPERSLAB_GRANULES, heap, CODE_RELEASED);
-    if (!reserve_put(ss, heap, may_wait)) {
+    if (!reserve_put(&process_reserve, ss, heap, may_wait, &heap->returned)) {
         superslab_set_add(&heap->superslabs, ss);
         return false;
     }
@@ -86,7 +86,8 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
     bool pending = code == CODE_RELEASED;
     if (pending) code = CODE_MID;
     registry_set_run(start, granules, heap, CODE_RELEASED);
-    if (!nursery_put(&(nursery_run_t){run, granules, pages}, 1, may_wait)) {
+    nursery_run_t given = {run, granules, pages};
+    if (!nursery_put(&process_reserve, &given, 1, may_wait, &heap->returned)) {
         registry_set_run(start, granules, heap, runs_code(heap, code));
         registry_set_home(start, granules, entry_home(entry));
         if (pending) registry_release(start);
@@ -146,7 +147,8 @@ static void empty_nursery(hak_heap_t *heap)
         granules += runs[i].granules;
         registry_set_run(start, runs[i].granules, NULL, CODE_DEAD);
     }
-    if (granules) (void)nursery_put(runs, heap->nursery_count, true);
+    if (granules)
+        (void)nursery_put(&process_reserve, runs, heap->nursery_count, true, &heap->returned);
     heap->nursery_count = 0;
     uncharge_nursery(heap, granules);
 }
@@ -167,7 +169,7 @@ static void empty_superslabs(hak_heap_t *heap)
         registry_set_run(ss->base, SUPERSLAB_GRANULES, NULL, CODE_DEAD);
         heap_uncharge(heap, SUPERSLAB);
         heap_uncharge_records(heap, superslab_records);
-        reserve_put(ss, NULL, true);
+        reserve_put(&process_reserve, ss, NULL, true, &heap->returned);
     }
 }
 

@@ -1,8 +1,6 @@
 /* hakheap level 3: superslab - bitmaps of granules and bins of SuperSlabs */
 #include "superslab.h"
 
-#include "os.h"
-
 _Static_assert(DESCRIPTORS_NEAR == 64 && SUPERSLAB_GRANULES == 128,
                "a word of `used` for each page of descriptors");
 
@@ -89,7 +87,7 @@ bool superslab_is_valid(const superslab_t *ss)
     uint64_t used[2] = {0, 0};
     for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) {
         bool is_free = superslab_is_free(ss, g);
-        unsigned slot = ss->slot[g] % SUPERSLAB_GRANULES;
+        unsigned slot = superslab_slot(ss, g) % SUPERSLAB_GRANULES;
         if (is_free) pages += page_count(touched(ss, g));
         if (!get_bit(ss->begins, g)) continue;
         if (is_free || get_bit(used, slot)) return false;
@@ -168,7 +166,7 @@ void superslab_set_remove(superslab_set_t *set, superslab_t *ss)
 static void take_slot(superslab_t *ss, unsigned first)
 {
     unsigned slot = first_clear(ss->used);
-    ss->slot[first] = (uint8_t)slot;
+    store_relaxed(&ss->slot[first], (uint8_t)slot);
     flip_bit(ss->used, slot);
     flip_bit(ss->begins, first);
     if (slot >= DESCRIPTORS_NEAR) ss->far = true;
@@ -180,7 +178,7 @@ static void put_slots(superslab_t *ss, unsigned first, unsigned granules)
     for (unsigned g = first; g < first + granules; g++) {
         if (!get_bit(ss->begins, g)) continue;
         flip_bit(ss->begins, g);
-        flip_bit(ss->used, ss->slot[g]);
+        flip_bit(ss->used, superslab_slot(ss, g));
     }
 }
 
@@ -315,9 +313,9 @@ void superslab_forget(run_t run, unsigned granules, pages_t pages)
 
 /* ---- Purge ---- */
 
-static bool purge_range(superslab_t *ss, size_t first, size_t last)
+static bool purge_range(const os_table_t *own, superslab_t *ss, size_t first, size_t last)
 {
-    if (!os_purge(ss->base + first * HAK_PAGE, (last - first) * HAK_PAGE)) return false;
+    if (!os_purge_by(own, ss->base + first * HAK_PAGE, (last - first) * HAK_PAGE)) return false;
     for (unsigned at = (unsigned)first; at < last; at++)
         set_touched(ss, at / GRANULE_PAGES,
                     touched(ss, at / GRANULE_PAGES) & ~(1u << at % GRANULE_PAGES));
@@ -335,7 +333,8 @@ static bool page_is_touched(const superslab_t *ss, size_t page)
  * program has locked some of them, or of those between: then half by half, until `refusals` are
  * spent. Returns pages.
  */
-static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most, unsigned *refusals)
+static size_t purge_pages(const os_table_t *own, superslab_t *ss, size_t page, size_t end,
+                          size_t most, unsigned *refusals)
 {
     size_t first = end, last = end, found = 0;
     for (; page < end && found < most; page++) {
@@ -344,12 +343,12 @@ static size_t purge_pages(superslab_t *ss, size_t page, size_t end, size_t most,
         last = page + 1;
     }
     if (!found) return 0;
-    if (purge_range(ss, first, last)) return found;
+    if (purge_range(own, ss, first, last)) return found;
     if (last - first == 1 || !*refusals) return 0;
     --*refusals;
     size_t middle = first + (last - first) / 2;
-    return purge_pages(ss, first, middle, SIZE_MAX, refusals) +
-           purge_pages(ss, middle, last, SIZE_MAX, refusals);
+    return purge_pages(own, ss, first, middle, SIZE_MAX, refusals) +
+           purge_pages(own, ss, middle, last, SIZE_MAX, refusals);
 }
 
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
@@ -361,12 +360,21 @@ size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages)
     size_t purged = 0;
     for (unsigned g = 0, end; g < SUPERSLAB_GRANULES && purged < pages; g = end + 1) {
         for (end = g; end < SUPERSLAB_GRANULES && superslab_is_free(ss, end);) end++;
-        purged +=
-            purge_pages(ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged, &refusals);
+        purged += purge_pages(set->os, ss, g * GRANULE_PAGES, end * GRANULE_PAGES, pages - purged,
+                              &refusals);
     }
     ss->free_touched -= (uint32_t)purged;
     set->free_touched -= purged;
     return purged;
+}
+
+size_t superslab_forget_all(superslab_t *ss)
+{
+    hak_assert(superslab_is_empty(ss));
+    for (unsigned g = 0; g < SUPERSLAB_GRANULES; g++) set_touched(ss, g, 0);
+    size_t pages = ss->free_touched;
+    ss->free_touched = 0;
+    return pages;
 }
 
 void superslab_clear(superslab_t *ss)
@@ -385,14 +393,14 @@ void *superslab_move_near(run_t run)
     superslab_t *ss = run.ss;
     if (!~ss->used[0]) return NULL;
     unsigned slot = first_clear(ss->used);
-    flip_bit(ss->used, ss->slot[run.first]);
+    flip_bit(ss->used, superslab_slot(ss, run.first));
     flip_bit(ss->used, slot);
-    ss->slot[run.first] = (uint8_t)slot;
+    store_relaxed(&ss->slot[run.first], (uint8_t)slot);
     return superslab_descriptor(ss, run.first);
 }
 
-void superslab_purge_far(superslab_t *ss)
+void superslab_purge_far(const superslab_set_t *set, superslab_t *ss)
 {
     if (!ss->far || ss->used[1]) return;
-    ss->far = !os_purge(ss->descriptors + HAK_PAGE, HAK_PAGE);
+    ss->far = !os_purge_by(set->os, ss->descriptors + HAK_PAGE, HAK_PAGE);
 }

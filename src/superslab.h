@@ -2,6 +2,7 @@
 #ifndef HAK_SUPERSLAB_H
 #define HAK_SUPERSLAB_H
 
+#include "os.h"
 #include "sizeclass.h"
 
 /*
@@ -51,23 +52,26 @@ typedef struct superslab {
     uint32_t free_touched;  /* lock: the set's; pages */
     uint8_t bin;            /* lock: the set's */
     bool shared;            /* lock: the set's; the nursery's or metadata, in no heap's set */
-    bool far;          /* lock: the set's; the second page of descriptors may have been written */
+    bool far; /* lock: the set's; the second page of descriptors may have been written */
+    bool
+        committed; /* lock: RESERVE; false: nobody may read or write it. Of what is in a set: true */
     const void *giver; /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
     int64_t tally;     /* lock: the heap's; scratch of statistics */
     /* Page bits; of free granules: lock: the set's; else written by the run's owner. Relaxed: read
      * by any free. */
     _Atomic uint8_t touched[SUPERSLAB_GRANULES];
-    /* The descriptor of the run that begins at a granule; lock: the set's, and read by the run's
-     * owner. */
-    uint8_t slot[SUPERSLAB_GRANULES];
+    /* The descriptor of the run that begins at a granule; written under the set's lock, read by the
+     * run's owner. Relaxed: read for any value that claims to be a block, too. */
+    _Atomic uint8_t slot[SUPERSLAB_GRANULES];
 } superslab_t;
 
 typedef struct superslab_set {
     superslab_t *bin[SUPERSLAB_BINS];
     superslab_t *all, *last;
-    size_t count;
-    size_t empty;        /* SuperSlabs with all granules free */
-    size_t free_touched; /* pages, over the set */
+    uint32_t count;
+    uint32_t empty;       /* SuperSlabs with all granules free */
+    size_t free_touched;  /* pages, over the set */
+    const os_table_t *os; /* const: what purges them; NULL: the process's */
 } superslab_set_t;
 
 HAK_INLINE bool superslab_is_empty(const superslab_t *ss)
@@ -105,9 +109,13 @@ HAK_INLINE void superslab_touch(superslab_t *ss, const char *from, size_t bytes)
     }
 }
 /* Of the run in use that begins there. */
+HAK_INLINE unsigned superslab_slot(const superslab_t *ss, unsigned granule)
+{
+    return load_relaxed(&((superslab_t *)(uintptr_t)ss)->slot[granule]);
+}
 HAK_INLINE void *superslab_descriptor(const superslab_t *ss, unsigned granule)
 {
-    return ss->descriptors + (size_t)ss->slot[granule] * DESCRIPTOR_BYTES;
+    return ss->descriptors + (size_t)superslab_slot(ss, granule) * DESCRIPTOR_BYTES;
 }
 
 /* Makes a record of an empty SuperSlab whose pages nobody has touched. */
@@ -149,11 +157,17 @@ bool superslab_run_is_clean(run_t run, unsigned granules);
  * `pages` are gone. Returns pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
 
-HAK_INLINE bool superslab_is_far(run_t run) { return run.ss->slot[run.first] >= DESCRIPTORS_NEAR; }
+/* Notes that no page of an empty SuperSlab, which is in no set, is there any more. Returns pages. */
+size_t superslab_forget_all(superslab_t *ss);
+
+HAK_INLINE bool superslab_is_far(run_t run)
+{
+    return superslab_slot(run.ss, run.first) >= DESCRIPTORS_NEAR;
+}
 /* Gives a run whose descriptor is far a near one, and returns that; NULL where there is none. The
  * owner copies what it says. */
 void *superslab_move_near(run_t run);
 /* Purges the second page of descriptors where no run has one there. */
-void superslab_purge_far(superslab_t *ss);
+void superslab_purge_far(const superslab_set_t *set, superslab_t *ss);
 
 #endif

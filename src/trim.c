@@ -275,16 +275,29 @@ static size_t excess(const hak_heap_t *heap, size_t keep)
     return held > keep ? held - keep : 0;
 }
 
-/* The oldest cached mapping, where that is more than stays. Returns bytes; lock: HEAP. */
+/* The oldest cached mapping, where that is more than stays. Returns bytes. The kernel takes long over
+ * a mapping that was used: meanwhile no lock is held, and the heap does not count it. */
 static size_t drop_oldest(hak_heap_t *heap, size_t keep)
 {
     large_set_t *set = &heap->large;
+    lock_acquire(&heap->lock, RANK_HEAP);
     large_t *large = excess(heap, keep) ? large_evict(set, set->cached_bytes - 1) : NULL;
+    size_t bytes = large ? large_bytes(large) : 0;
+    heap_uncharge(heap, bytes);
+    lock_release(&heap->lock, RANK_HEAP);
     if (!large) return 0;
-    size_t bytes = large_bytes(large);
-    if (mapping_drop(heap, large, LARGE_RELEASED)) return bytes;
-    large_cache(set, large);
-    return 0;
+    bool gone = large_unmap(large_base(large), bytes, LARGE_RELEASED);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    if (gone) {
+        large->next = set->unused;
+        set->unused = large;
+    } else {
+        hak_tls.last_error = HAK_ERROR_PURGE;
+        heap_charge(heap, bytes);
+        large_cache(set, large);
+    }
+    lock_pass(&heap->lock, RANK_HEAP);
+    return gone ? bytes : 0;
 }
 
 /* A step is over: lets a fork go first that waits. It would wait for a trim that waits for this
@@ -297,20 +310,31 @@ static void pass(hak_heap_t *heap)
     lock_acquire(&heap->trim_lock, RANK_TRIM);
 }
 
+static size_t count_cached(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t count = heap->large.cached_blocks;
+    lock_release(&heap->lock, RANK_HEAP);
+    return count;
+}
+
 /* No more than were cached at the start: what others free meanwhile is theirs to use again. */
 static size_t trim_large(hak_heap_t *heap, size_t keep)
 {
-    lock_acquire(&heap->lock, RANK_HEAP);
-    size_t left = heap->large.cached_blocks;
-    lock_release(&heap->lock, RANK_HEAP);
-    size_t returned = 0;
-    for (size_t bytes = 1; left && bytes; left--, returned += bytes) {
-        lock_acquire(&heap->lock, RANK_HEAP);
+    size_t returned = 0, bytes = 1;
+    for (size_t left = count_cached(heap); left && bytes; left--, returned += bytes) {
         bytes = drop_oldest(heap, keep);
-        lock_pass(&heap->lock, RANK_HEAP);
         pass(heap);
     }
     return returned;
+}
+
+bool trim_make_room(hak_heap_t *heap)
+{
+    size_t returned = 0, bytes = 1;
+    for (size_t left = count_cached(heap); left && bytes; left--, returned += bytes)
+        bytes = drop_oldest(heap, 0);
+    return returned + reserve_trim(&process_reserve, NULL) > 0;
 }
 
 static size_t count_superslabs(hak_heap_t *heap)
@@ -354,7 +378,7 @@ static void purge_far_descriptors(hak_heap_t *heap)
     for (size_t left = count_superslabs(heap); left; left--) {
         lock_acquire(&heap->lock, RANK_HEAP);
         superslab_t *ss = superslab_set_turn(&heap->superslabs);
-        if (ss) superslab_purge_far(ss);
+        if (ss) superslab_purge_far(&heap->superslabs, ss);
         lock_pass(&heap->lock, RANK_HEAP);
         pass(heap);
     }
@@ -370,10 +394,21 @@ static bool has_given_nursery(hak_heap_t *heap)
     return given;
 }
 
+/* What went to the kernel on the way to the reserve, since the last time. */
+static size_t take_returned(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t bytes = heap->returned;
+    heap->returned = 0;
+    lock_release(&heap->lock, RANK_HEAP);
+    return bytes;
+}
+
 /* Lock: TRIM. */
 static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
 {
     size_t flushed = 0;
+    (void)take_returned(heap);
     if (!flush(heap, 0, CLASS_COUNT, true, &flushed)) return false;
     retire_empty_slabs(heap, 0, CLASS_COUNT);
     size_t returned = trim_large(heap, keep);
@@ -385,9 +420,9 @@ static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
     returned += release_nursery(heap, &stay) * HAK_PAGE + trim_superslabs(heap, keep, &stay);
     purge_far_descriptors(heap);
     /* What the heap gave to the process before is still resident, and its to return. */
-    if (keep == 0) returned += reserve_trim(heap);
-    if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim();
-    *bytes = returned;
+    if (keep == 0) returned += reserve_trim(&process_reserve, heap);
+    if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim(&process_reserve);
+    *bytes = returned + take_returned(heap);
     return true;
 }
 

@@ -203,7 +203,7 @@ static void check_big(walk_t *walk)
     size_t mids = 0, live = 0, cached = 0;
     for (mid_t *mid = set->mids; mid; mid = mid->next, mids++) {
         check_run(walk, mid->start, mid->granules, CODE_MID, HOME_NONE);
-        walk->live_bytes += mid->bytes;
+        walk->live_bytes += mid_bytes(mid);
         if (mids > set->mid_blocks) break;
     }
     for (large_t *large = set->live; large && live <= set->live_blocks; large = large->next, live++)

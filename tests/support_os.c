@@ -38,6 +38,13 @@ static bool fake_purge(void *at, size_t bytes)
     return os_kernel.purge(at, bytes);
 }
 
+static bool fake_decommit(void *at, size_t bytes)
+{
+    if (!granted(FAKE_DECOMMIT, bytes)) return false;
+    if (purge_watch && !purge_watch(at, bytes)) return true;
+    return os_kernel.decommit(at, bytes);
+}
+
 static void *fake_map(size_t bytes, size_t alignment)
 {
     return granted(FAKE_MAP, bytes) ? os_kernel.map(bytes, alignment) : NULL;
@@ -46,6 +53,11 @@ static void *fake_map(size_t bytes, size_t alignment)
 static bool fake_unmap(void *at, size_t bytes)
 {
     return granted(FAKE_UNMAP, bytes) && os_kernel.unmap(at, bytes);
+}
+
+static bool fake_unlock(void *at, size_t bytes)
+{
+    return granted(FAKE_UNLOCK, bytes) && os_kernel.unlock(at, bytes);
 }
 
 static bool fake_resize(void *at, size_t bytes, size_t wanted)
@@ -84,8 +96,10 @@ void fake_os_use(void)
     table.reserve = fake_reserve;
     table.commit = fake_commit;
     table.purge = fake_purge;
+    table.decommit = fake_decommit;
     table.map = fake_map;
     table.unmap = fake_unmap;
+    table.unlock = fake_unlock;
     table.resize = fake_resize;
     table.move = fake_move;
     table.page_size = fake_page_size;

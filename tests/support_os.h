@@ -12,8 +12,10 @@ typedef enum fake_call {
     FAKE_RESERVE,
     FAKE_COMMIT,
     FAKE_PURGE,
+    FAKE_DECOMMIT,
     FAKE_MAP,
     FAKE_UNMAP,
+    FAKE_UNLOCK,
     FAKE_RESIZE,
     FAKE_MOVE,
     FAKE_PAGE_SIZE, /* refused: the answer is 64 KiB */
@@ -40,8 +42,8 @@ long fake_os_calls(fake_call_t call);
 /* The most bytes that one call of a kind since fake_os_use was granted. */
 size_t fake_os_largest(fake_call_t call);
 
-/* Sees each purge before it happens; NULL: nobody. Where it returns false, the kernel is not asked,
- * and purge succeeds. */
+/* Sees each purge and decommit before it happens; NULL: nobody. Where it returns false, the kernel
+ * is not asked, and the call succeeds. */
 void fake_os_watch_purge(bool (*watch)(void *at, size_t bytes));
 
 #endif

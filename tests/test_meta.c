@@ -141,7 +141,7 @@ Test(meta, random_pages_belong_to_one_at_a_time)
     }
     for (unsigned i = 0; i < HELD; i++)
         if (held[i].at) give_back(&held[i]);
-    cr_assert(reserve_stats().reserved_bytes == HAK_GIB);
+    cr_assert(reserve_stats(&process_reserve).reserved_bytes == HAK_GIB);
 }
 
 /* ---- The bound on what is kept ---- */
@@ -164,7 +164,7 @@ Test(meta, more_free_pages_than_the_bound_are_purged)
  * and no others counted. */
 Test(meta, a_used_superslab_remembers_its_pages)
 {
-    superslab_t *ss = reserve_take(false, &refused);
+    superslab_t *ss = reserve_take(&process_reserve, false, &refused);
     superslab_set_t set = {0};
     superslab_set_add(&set, ss);
     run_t run = superslab_take(&set, 2, 1);
@@ -172,10 +172,11 @@ Test(meta, a_used_superslab_remembers_its_pages)
     memset(superslab_granule(ss, run.first) + 6 * HAK_PAGE, 9, HAK_PAGE);
     superslab_put(&set, run, 2, 1u << 1 | 1u << 6);
     superslab_set_remove(&set, ss);
-    cr_assert(reserve_put(ss, NULL, true));
-    cr_assert(reserve_stats().dirty_superslabs == 1);
+    size_t returned = 0;
+    cr_assert(reserve_put(&process_reserve, ss, NULL, true, &returned) && returned == 0);
+    cr_assert(reserve_stats(&process_reserve).dirty_superslabs == 1);
     cr_assert(take(1) == ss->base);
-    cr_assert(reserve_stats().dirty_superslabs == 0);
+    cr_assert(reserve_stats(&process_reserve).dirty_superslabs == 0);
     cr_assert(meta_trim() == 2 * HAK_PAGE);
     cr_assert(!memory_is_resident(ss->base + HAK_PAGE) &&
               !memory_is_resident(ss->base + 6 * HAK_PAGE));

@@ -380,3 +380,34 @@ Test(registry, of_several_that_cover_one_makes_each_table)
     cr_assert(fake_os_calls(FAKE_MAP) == 4, "%ld tables", fake_os_calls(FAKE_MAP));
     fake_os_restore();
 }
+
+/* The top table of a process that locks everything is a MiB; all of it but where an entry is may be
+ * paged, and once is enough. */
+Test(registry, the_top_table_is_unlocked_where_it_is_empty)
+{
+    enum { PAGES = sizeof registry_top / HAK_PAGE };
+    cr_assert(registry_cover((void *)(size_t)HAK_GIB, HAK_PAGE));
+    fake_os_use();
+    cr_assert(registry_unlock());
+    long calls = fake_os_calls(FAKE_UNLOCK);
+    cr_assert(calls >= PAGES - 3 && calls < PAGES, "%ld of %d pages", calls, PAGES);
+    cr_assert(!registry_unlock() && fake_os_calls(FAKE_UNLOCK) == calls);
+    fake_os_restore();
+}
+
+/* Owners go, and all else stays: what is left of a pointer is that it was somebody's. */
+Test(registry, a_run_is_disowned)
+{
+    char *base = (char *)(size_t)(5 * HAK_GIB);
+    cr_assert(registry_cover(base, SUPERSLAB));
+    registry_set_run(base, 3, (void *)(size_t)(64 * 12345), CODE_RELEASED | CODE_CHECKED);
+    registry_set_run(base + 3 * GRANULE, 2, NULL, CODE_DEAD);
+    registry_disown(base, 4);
+    for (unsigned g = 0; g < 5; g++) {
+        entry_t entry = registry_lookup(base + g * GRANULE);
+        cr_assert(entry_heap(entry) == NULL &&
+                  entry_code(entry) == (g < 3 ? CODE_RELEASED : CODE_DEAD));
+        cr_assert(entry_back(entry) == (g < 3 ? g : g - 3));
+        cr_assert(!entry_is_owned(entry ^ entry_owner_bits((void *)(size_t)(64 * 12345))));
+    }
+}

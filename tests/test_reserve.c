@@ -13,13 +13,25 @@
 TestSuite(reserve, .timeout = 600);
 
 static uint32_t refused;
+static reserve_t reserve; /* the tests' own, by the table of the process */
+static size_t returned;   /* by puts, since somebody cleared it */
 
 static superslab_t *take(void)
 {
     refused = HAK_ERROR_NONE;
-    superslab_t *ss = reserve_take(false, &refused);
+    superslab_t *ss = reserve_take(&reserve, false, &refused);
     cr_assert(ss != NULL, "refused: %u", refused);
     return ss;
+}
+
+static bool put(superslab_t *ss, const void *giver, bool may_wait)
+{
+    return reserve_put(&reserve, ss, giver, may_wait, &returned);
+}
+
+static bool put_run(run_t run, unsigned granules, pages_t pages, bool may_wait)
+{
+    return nursery_put(&reserve, &(nursery_run_t){run, granules, pages}, 1, may_wait, &returned);
 }
 
 /* Writes the first page of so many granules, as an owner would, and gives all back. */
@@ -68,7 +80,7 @@ Test(reserve, superslabs_are_aligned_registered_and_empty)
         cr_assert(taken[i]->descriptors[0] == (char)i &&
                       taken[i]->descriptors[SUPERSLAB_GRANULES * DESCRIPTOR_BYTES - 1] == (char)i,
                   "descriptors overlap");
-    reserve_stats_t stats = reserve_stats();
+    reserve_stats_t stats = reserve_stats(&reserve);
     cr_assert(stats.reservations == 1 && stats.reserved_bytes == HAK_GIB);
     cr_assert(stats.dirty_superslabs == 0 && stats.clean_superslabs == 0 &&
               stats.nursery_superslabs == 0);
@@ -81,8 +93,8 @@ Test(reserve, dirty_superslabs_are_bounded)
     superslab_t *taken[COUNT];
     for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
     for (unsigned i = 0; i < COUNT; i++) {
-        cr_assert(reserve_put(taken[i], NULL, true));
-        reserve_stats_t stats = reserve_stats();
+        cr_assert(put(taken[i], NULL, true));
+        reserve_stats_t stats = reserve_stats(&reserve);
         cr_assert(stats.dirty_superslabs == hak_min(i + 1, RESERVE_DIRTY), "%zu dirty",
                   stats.dirty_superslabs);
         cr_assert(stats.clean_superslabs == i + 1 - stats.dirty_superslabs, "%zu clean",
@@ -109,26 +121,8 @@ Test(reserve, dirty_superslabs_are_bounded)
         cr_assert(memory_is_zero(ss->base, GRANULE) == (i >= RESERVE_DIRTY), "take %u", i);
         cr_assert(superslab_is_empty(ss) && superslab_is_valid(ss));
     }
-    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 0);
-}
-
-/* A SuperSlab that is wanted after it was purged lets one more stay dirty, up to a share of those
- * in use, until a trim. */
-Test(reserve, what_was_purged_in_vain_stays_the_next_time)
-{
-    enum { COUNT = 64, WANTED = COUNT / RESERVE_DIRTY_SHARE };
-    superslab_t *taken[COUNT];
-    for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
-    for (unsigned round = 0; round < 6; round++) {
-        for (unsigned i = 0; i < COUNT / 2; i++) cr_assert(reserve_put(taken[i], NULL, true));
-        size_t dirty = reserve_stats().dirty_superslabs;
-        cr_assert(round ? dirty > RESERVE_DIRTY && dirty <= WANTED : dirty == RESERVE_DIRTY,
-                  "round %u: %zu", round, dirty);
-        for (unsigned i = 0; i < COUNT / 2; i++) fill(taken[i] = take());
-    }
-    cr_assert(reserve_trim(NULL) == 0);
-    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
-    cr_assert(reserve_stats().dirty_superslabs == RESERVE_DIRTY);
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 0 &&
+              reserve_stats(&reserve).clean_superslabs == 0);
 }
 
 /* What counts is pages, not SuperSlabs. */
@@ -137,28 +131,31 @@ Test(reserve, superslabs_with_few_pages_keep_them)
     enum { COUNT = 4 * RESERVE_DIRTY, EACH = SUPERSLAB_GRANULES - 1 /* and one of descriptors */ };
     superslab_t *taken[COUNT + 1];
     for (unsigned i = 0; i < COUNT + 1; i++) soil(taken[i] = take(), EACH);
-    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
-    cr_assert(reserve_stats().dirty_superslabs == COUNT && reserve_stats().clean_superslabs == 0);
-    cr_assert(reserve_put(taken[COUNT], NULL, true));
-    cr_assert(reserve_stats().dirty_superslabs == COUNT && reserve_stats().clean_superslabs == 1,
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(put(taken[i], NULL, true));
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == COUNT &&
+              reserve_stats(&reserve).clean_superslabs == 0);
+    cr_assert(put(taken[COUNT], NULL, true));
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == COUNT &&
+                  reserve_stats(&reserve).clean_superslabs == 1,
               "one too many");
     superslab_t *again = take();
     cr_assert(again->free_touched == EACH);
     soil(again, 1);
-    cr_assert(reserve_put(again, NULL, true) && reserve_stats().dirty_superslabs == COUNT,
+    cr_assert(put(again, NULL, true) && reserve_stats(&reserve).dirty_superslabs == COUNT,
               "room for it again");
-    cr_assert(reserve_trim(NULL) == COUNT * EACH * HAK_PAGE);
+    cr_assert(reserve_trim(&reserve, NULL) == COUNT * EACH * HAK_PAGE);
     for (unsigned i = 0; i < COUNT; i++) soil(taken[i] = take(), EACH);
-    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(taken[i], NULL, true));
-    cr_assert(reserve_stats().dirty_superslabs == COUNT, "a trim forgets what was dirty");
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(put(taken[i], NULL, true));
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == COUNT, "a trim forgets what was dirty");
 }
 
 Test(reserve, an_untouched_superslab_comes_back_clean)
 {
     superslab_t *ss = take();
     memset(ss->descriptors, 1, HAK_PAGE);
-    cr_assert(reserve_put(ss, NULL, true));
-    cr_assert(reserve_stats().clean_superslabs == 1 && reserve_stats().dirty_superslabs == 0);
+    cr_assert(put(ss, NULL, true));
+    cr_assert(reserve_stats(&reserve).clean_superslabs == 1 &&
+              reserve_stats(&reserve).dirty_superslabs == 0);
     cr_assert(memory_is_zero(ss->descriptors, HAK_PAGE), "the descriptors' pages went too");
     cr_assert(take() == ss);
 }
@@ -172,8 +169,8 @@ static void give_three_each(superslab_t *of_a[3], superslab_t *of_b[3])
     for (unsigned i = 0; i < 3; i++) soil(of_a[i] = take(), i + 1);
     for (unsigned i = 0; i < 3; i++) soil(of_b[i] = take(), 10);
     for (unsigned i = 0; i < 3; i++) {
-        cr_assert(reserve_put(of_a[i], &giver_a, true));
-        cr_assert(reserve_put(of_b[i], &giver_b, true));
+        cr_assert(put(of_a[i], &giver_a, true));
+        cr_assert(put(of_b[i], &giver_b, true));
     }
 }
 
@@ -181,19 +178,19 @@ Test(reserve, a_giver_trims_what_it_gave)
 {
     superslab_t *of_a[3], *of_b[3];
     give_three_each(of_a, of_b);
-    cr_assert(reserve_trim(&giver_a) == 6 * HAK_PAGE);
+    cr_assert(reserve_trim(&reserve, &giver_a) == 6 * HAK_PAGE);
     for (unsigned i = 0; i < 3; i++) {
         cr_assert(!memory_is_resident(of_a[i]->base) && of_a[i]->free_touched == 0);
         cr_assert(memory_is_resident(of_b[i]->base) && of_b[i]->base[0] == 0x77 &&
                   of_b[i]->free_touched == 10);
     }
-    reserve_stats_t stats = reserve_stats();
+    reserve_stats_t stats = reserve_stats(&reserve);
     cr_assert(stats.dirty_superslabs == 3 && stats.clean_superslabs == 3);
-    cr_assert(reserve_trim(&giver_a) == 0);
-    cr_assert(reserve_trim(NULL) == 30 * HAK_PAGE);
-    stats = reserve_stats();
+    cr_assert(reserve_trim(&reserve, &giver_a) == 0);
+    cr_assert(reserve_trim(&reserve, NULL) == 30 * HAK_PAGE);
+    stats = reserve_stats(&reserve);
     cr_assert(stats.dirty_superslabs == 0 && stats.clean_superslabs == 6);
-    cr_assert(reserve_trim(NULL) == 0);
+    cr_assert(reserve_trim(&reserve, NULL) == 0);
 }
 
 /* Who takes a SuperSlab and gives it on is its giver from then on. */
@@ -201,11 +198,11 @@ Test(reserve, the_last_giver_counts)
 {
     superslab_t *ss = take();
     soil(ss, 2);
-    cr_assert(reserve_put(ss, &giver_a, true));
+    cr_assert(put(ss, &giver_a, true));
     cr_assert(take() == ss);
-    cr_assert(reserve_put(ss, &giver_b, true));
-    cr_assert(reserve_trim(&giver_a) == 0);
-    cr_assert(reserve_trim(&giver_b) == 2 * HAK_PAGE);
+    cr_assert(put(ss, &giver_b, true));
+    cr_assert(reserve_trim(&reserve, &giver_a) == 0);
+    cr_assert(reserve_trim(&reserve, &giver_b) == 2 * HAK_PAGE);
 }
 
 Test(reserve, a_refused_purge_stays_dirty)
@@ -214,21 +211,140 @@ Test(reserve, a_refused_purge_stays_dirty)
     give_three_each(of_a, of_b);
     fake_os_use();
     fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
-    cr_assert(reserve_trim(NULL) == 0);
-    cr_assert(reserve_stats().dirty_superslabs == 6 && reserve_stats().clean_superslabs == 0);
+    fake_os_refuse(FAKE_DECOMMIT, 1, FAKE_FOREVER);
+    cr_assert(reserve_trim(&reserve, NULL) == 0);
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 6 &&
+              reserve_stats(&reserve).clean_superslabs == 0);
     for (unsigned i = 0; i < 3; i++)
         cr_assert(superslab_is_valid(of_a[i]) && of_a[i]->free_touched == i + 1);
     fake_os_allow(FAKE_PURGE);
-    cr_assert(reserve_trim(NULL) == 36 * HAK_PAGE);
-    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 6);
+    fake_os_allow(FAKE_DECOMMIT);
+    cr_assert(reserve_trim(&reserve, NULL) == 36 * HAK_PAGE);
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 0 &&
+              reserve_stats(&reserve).clean_superslabs == 6);
     fake_os_restore();
+}
+
+/* What left the reserve's bound is nobody's: no one can read it, until it is taken again. */
+Test(reserve, what_is_clean_is_decommitted)
+{
+    superslab_t *ss = take();
+    fill(ss);
+    registry_set_run(ss->base, SUPERSLAB_GRANULES, &giver_a, CODE_RELEASED);
+    cr_assert(put(ss, &giver_a, true) && memory_is_readable(ss->base), "there is room for it");
+    entry_t before = registry_lookup(ss->base + GRANULE);
+    cr_assert(reserve_trim(&reserve, NULL) == SUPERSLAB);
+    cr_assert(!memory_is_readable(ss->base) && !memory_is_readable(ss->base + SUPERSLAB - 1));
+    entry_t after = registry_lookup(ss->base + GRANULE);
+    cr_assert(entry_heap(before) && !entry_heap(after), "no free may take it for its own");
+    cr_assert(entry_code(after) == CODE_RELEASED && entry_back(after) == entry_back(before));
+    cr_assert(take() == ss && superslab_is_valid(ss) && memory_is_zero(ss->base, SUPERSLAB));
+}
+
+/* Where there are too many mappings the pages go all the same, and the next trim asks again. */
+Test(reserve, a_refused_decommit_purges)
+{
+    superslab_t *ss = take();
+    fill(ss);
+    fake_os_use();
+    fake_os_refuse(FAKE_DECOMMIT, 1, 1);
+    cr_assert(put(ss, &giver_a, true) && reserve_trim(&reserve, &giver_a) == SUPERSLAB);
+    cr_assert(!memory_is_resident(ss->base));
+    cr_assert(superslab_is_valid(ss) && !ss->free_touched && memory_is_readable(ss->base));
+    long commits = fake_os_calls(FAKE_COMMIT);
+    cr_assert(take() == ss && fake_os_calls(FAKE_COMMIT) == commits, "it is committed");
+    soil(ss, 1);
+    cr_assert(put(ss, &giver_a, true) && reserve_trim(&reserve, &giver_a) == HAK_PAGE);
+    cr_assert(!memory_is_readable(ss->base));
+    fake_os_restore();
+}
+
+/* Pages that did go are no reason to keep more of them. */
+Test(reserve, a_refused_decommit_is_no_refused_purge)
+{
+    enum { COUNT = 4 * RESERVE_DIRTY };
+    superslab_t *taken[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
+    fake_os_use();
+    fake_os_refuse(FAKE_DECOMMIT, 1, FAKE_FOREVER);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(put(taken[i], NULL, true));
+    unsigned resident = 0;
+    for (unsigned i = 0; i < COUNT; i++) resident += memory_is_resident(taken[i]->base);
+    cr_assert(resident <= RESERVE_DIRTY, "%u SuperSlabs", resident);
+    fake_os_restore();
+}
+
+/* Refused where it is taken again: nothing is lost, and the next call tries again. */
+Test(reserve, a_refused_commit_leaves_it_clean)
+{
+    superslab_t *ss = take();
+    soil(ss, 1);
+    cr_assert(put(ss, NULL, true) && reserve_trim(&reserve, NULL) == HAK_PAGE);
+    fake_os_use();
+    fake_os_refuse(FAKE_COMMIT, 1, 2);
+    cr_assert(!reserve_take(&reserve, false, &refused) && refused == HAK_ERROR_COMMIT);
+    cr_assert(!nursery_take(&reserve, 1, &refused).ss);
+    cr_assert(reserve_stats(&reserve).clean_superslabs == 1);
+    cr_assert(take() == ss);
+    fake_os_restore();
+}
+
+/* Two reserves share nothing, and each asks by its own table. */
+static long own_commits;
+static bool own_commit(void *at, size_t bytes)
+{
+    own_commits++;
+    return os_kernel.commit(at, bytes);
+}
+
+Test(reserve, each_reserve_has_its_table)
+{
+    os_table_t table = os_kernel;
+    table.commit = own_commit;
+    reserve_t other;
+    reserve_init(&other, &table);
+    superslab_t *mine = take(), *ss = reserve_take(&other, false, &refused);
+    cr_assert(ss && own_commits == 1);
+    cr_assert(reserve_stats(&other).reservations == 1 && reserve_stats(&reserve).reservations == 1);
+    cr_assert(reserve_put(&other, ss, NULL, true, &returned) && put(mine, NULL, true));
+    cr_assert(take() == mine && own_commits == 1);
+    cr_assert(reserve_take(&other, false, &refused) == ss && own_commits == 2);
+}
+
+/* A locked SuperSlab costs a few calls, once: those that come after it are kept without a call, until
+ * there are twice as many. */
+Test(reserve, a_refusal_is_remembered)
+{
+    enum { COUNT = 20 * RESERVE_DIRTY };
+    static superslab_t *taken[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
+    fake_os_use();
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_DECOMMIT, 1, FAKE_FOREVER);
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(put(taken[i], NULL, true));
+    /* At 8, 16, 32, 64 and 128. */
+    cr_assert(fake_os_calls(FAKE_DECOMMIT) == 5, "%ld calls", fake_os_calls(FAKE_DECOMMIT));
+    cr_assert(returned == 0 && reserve_stats(&reserve).dirty_superslabs == COUNT);
+    cr_assert(reserve_trim(&reserve, NULL) == 0, "which always asks");
+    cr_assert(fake_os_calls(FAKE_DECOMMIT) == 5 + COUNT);
+    fake_os_restore();
+    cr_assert(reserve_trim(&reserve, NULL) == COUNT * (size_t)SUPERSLAB);
+}
+
+Test(reserve, what_goes_to_the_kernel_is_told)
+{
+    enum { COUNT = RESERVE_DIRTY + 3 };
+    superslab_t *taken[COUNT];
+    for (unsigned i = 0; i < COUNT; i++) fill(taken[i] = take());
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(put(taken[i], NULL, true));
+    cr_assert(returned == 3 * (size_t)SUPERSLAB, "%zu bytes", returned);
 }
 
 /* ---- Nursery ---- */
 
 static run_t take_nursery(unsigned granules)
 {
-    run_t run = nursery_take(granules, &refused);
+    run_t run = nursery_take(&reserve, granules, &refused);
     cr_assert(run.ss != NULL, "refused: %u", refused);
     cr_assert(run.ss->shared);
     return run;
@@ -245,22 +361,21 @@ Test(reserve, the_nursery_shares_superslabs)
                       "runs %u and %u", k, i);
         memset(superslab_granule(runs[i].ss, runs[i].first), 1, HAK_PAGE);
     }
-    cr_assert(reserve_stats().nursery_superslabs == 1);
+    cr_assert(reserve_stats(&reserve).nursery_superslabs == 1);
     run_t next = take_nursery(1);
     cr_assert(next.ss != runs[0].ss);
-    cr_assert(reserve_stats().nursery_superslabs == 2);
+    cr_assert(reserve_stats(&reserve).nursery_superslabs == 2);
 
-    for (unsigned i = 0; i < 32; i++)
-        cr_assert(nursery_put(&(nursery_run_t){runs[i], 4, 1}, 1, true));
-    cr_assert(reserve_stats().nursery_touched_bytes == 32 * HAK_PAGE);
-    cr_assert(nursery_trim() == 32 * HAK_PAGE);
-    cr_assert(reserve_stats().nursery_touched_bytes == 0);
+    for (unsigned i = 0; i < 32; i++) cr_assert(put_run(runs[i], 4, 1, true));
+    cr_assert(reserve_stats(&reserve).nursery_touched_bytes == 32 * HAK_PAGE);
+    cr_assert(nursery_trim(&reserve) == 32 * HAK_PAGE);
+    cr_assert(reserve_stats(&reserve).nursery_touched_bytes == 0);
     cr_assert(!memory_is_resident(superslab_granule(runs[3].ss, runs[3].first)));
-    cr_assert(nursery_trim() == 0);
-    /* The first SuperSlab is empty now and may stay; when the second is too, one of them leaves. */
-    cr_assert(reserve_stats().nursery_superslabs == 2);
-    cr_assert(nursery_put(&(nursery_run_t){next, 1, 0}, 1, true));
-    reserve_stats_t stats = reserve_stats();
+    cr_assert(nursery_trim(&reserve) == 0);
+    /* The first SuperSlab is empty, and leaves the nursery with the trim. */
+    cr_assert(reserve_stats(&reserve).nursery_superslabs == 1);
+    cr_assert(put_run(next, 1, 0, true));
+    reserve_stats_t stats = reserve_stats(&reserve);
     cr_assert(stats.nursery_superslabs == 1 && stats.clean_superslabs == 1,
               "%zu in the nursery, %zu clean", stats.nursery_superslabs, stats.clean_superslabs);
     superslab_t *ss = take();
@@ -278,9 +393,9 @@ Test(reserve, the_nursery_keeps_a_bounded_number_of_pages)
     bool fell = false;
     for (unsigned i = 0; i < RUNS; i++) {
         if (i % 8 == 0) continue;
-        size_t before = reserve_stats().nursery_touched_bytes;
-        cr_assert(nursery_put(&(nursery_run_t){runs[i], 16, PAGES_ALL}, 1, true));
-        size_t after = reserve_stats().nursery_touched_bytes;
+        size_t before = reserve_stats(&reserve).nursery_touched_bytes;
+        cr_assert(put_run(runs[i], 16, PAGES_ALL, true));
+        size_t after = reserve_stats(&reserve).nursery_touched_bytes;
         fell = fell || after < before;
         most = hak_max(most, after);
         cr_assert(after <= (size_t)NURSERY_TOUCHED * HAK_PAGE, "%zu bytes", after);
@@ -299,13 +414,14 @@ Test(reserve, a_nursery_trim_reaches_what_it_gave)
         runs[i] = take_nursery(1);
         *superslab_granule(runs[i].ss, runs[i].first) = 1;
     }
-    for (unsigned i = 0; i < RUNS; i++)
-        cr_assert(nursery_put(&(nursery_run_t){runs[i], 1, 1}, 1, true));
-    cr_assert(reserve_stats().dirty_superslabs == 2 && reserve_stats().nursery_superslabs == 1);
+    for (unsigned i = 0; i < RUNS; i++) cr_assert(put_run(runs[i], 1, 1, true));
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 2 &&
+              reserve_stats(&reserve).nursery_superslabs == 1);
     soil(kept, 1);
-    cr_assert(reserve_put(kept, &giver_a, true));
-    cr_assert(nursery_trim() == RUNS * HAK_PAGE);
-    cr_assert(reserve_stats().dirty_superslabs == 1 && kept->free_touched == 1, "another's stays");
+    cr_assert(put(kept, &giver_a, true));
+    cr_assert(nursery_trim(&reserve) == RUNS * HAK_PAGE);
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 1 && kept->free_touched == 1,
+              "another's stays");
 }
 
 Test(reserve, the_nursery_is_bounded_when_everything_comes_back)
@@ -315,10 +431,11 @@ Test(reserve, the_nursery_is_bounded_when_everything_comes_back)
     for (unsigned i = 0; i < RUNS; i++) runs[i] = take_nursery(16);
     for (unsigned i = 0; i < RUNS; i++) {
         unsigned at = i % 8 * (RUNS / 8) + i / 8; /* across SuperSlabs */
-        cr_assert(nursery_put(&(nursery_run_t){runs[at], 16, PAGES_ALL}, 1, true));
-        cr_assert(reserve_stats().nursery_touched_bytes <= (size_t)NURSERY_TOUCHED * HAK_PAGE);
+        cr_assert(put_run(runs[at], 16, PAGES_ALL, true));
+        cr_assert(reserve_stats(&reserve).nursery_touched_bytes <=
+                  (size_t)NURSERY_TOUCHED * HAK_PAGE);
     }
-    reserve_stats_t stats = reserve_stats();
+    reserve_stats_t stats = reserve_stats(&reserve);
     cr_assert(stats.nursery_superslabs == 1);
     cr_assert(stats.dirty_superslabs <= RESERVE_DIRTY);
     cr_assert(stats.dirty_superslabs + stats.clean_superslabs == RUNS / 8 - 1,
@@ -333,13 +450,14 @@ static unsigned tried;
 
 static superslab_t *taken_meanwhile;
 
+/* Called at each purge and decommit. */
 static bool take_and_put_meanwhile(void *at, size_t bytes)
 {
     (void)at, (void)bytes;
     if (tried++) return true;
-    cr_assert(reserve_put(waiting, &giver_a, false), "the lock is held");
+    cr_assert(put(waiting, &giver_a, false), "the lock is held");
     taken_meanwhile = take();
-    cr_assert(reserve_stats().dirty_superslabs == 0);
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 0);
     return true;
 }
 
@@ -350,13 +468,14 @@ Test(reserve, a_trim_asks_the_kernel_without_the_lock)
     superslab_t *given[COUNT];
     for (unsigned i = 0; i < COUNT; i++) soil(given[i] = take(), 1);
     soil(waiting = take(), 5);
-    for (unsigned i = 0; i < COUNT; i++) cr_assert(reserve_put(given[i], &giver_a, false));
+    for (unsigned i = 0; i < COUNT; i++) cr_assert(put(given[i], &giver_a, false));
     fake_os_use();
     fake_os_watch_purge(take_and_put_meanwhile);
-    cr_assert(reserve_trim(&giver_a) == COUNT * HAK_PAGE);
+    cr_assert(reserve_trim(&reserve, &giver_a) == COUNT * HAK_PAGE);
     fake_os_restore();
     cr_assert(tried > 0 && taken_meanwhile == waiting && waiting->free_touched == 5);
-    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == COUNT);
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 0 &&
+              reserve_stats(&reserve).clean_superslabs == COUNT);
     for (unsigned i = 0; i < COUNT; i++)
         cr_assert(superslab_is_valid(given[i]) && !given[i]->free_touched);
 }
@@ -366,8 +485,8 @@ static bool put_meanwhile(void *at, size_t bytes)
 {
     (void)at, (void)bytes;
     if (tried++) return true;
-    cr_assert(!reserve_put(waiting, NULL, false));
-    cr_assert(!nursery_put(&(nursery_run_t){waiting_run, 2, PAGES_ALL}, 1, false));
+    cr_assert(!put(waiting, NULL, false));
+    cr_assert(!put_run(waiting_run, 2, PAGES_ALL, false));
     return true;
 }
 
@@ -377,20 +496,39 @@ Test(reserve, who_may_not_wait_is_told_and_nothing_changes)
     soil(waiting, 3);
     waiting_run = take_nursery(2);
     run_t given = take_nursery(1);
-    cr_assert(nursery_put(&(nursery_run_t){given, 1, 1}, 1, false), "the lock was free");
+    cr_assert(put_run(given, 1, 1, false), "the lock was free");
     uint32_t nursery_free = waiting_run.ss->free_granules;
     fake_os_use();
     fake_os_watch_purge(put_meanwhile);
-    cr_assert(nursery_trim() == HAK_PAGE);
+    cr_assert(nursery_trim(&reserve) == HAK_PAGE);
     fake_os_restore();
     cr_assert(tried > 0);
-    cr_assert(reserve_stats().dirty_superslabs == 0 && reserve_stats().clean_superslabs == 0);
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 0 &&
+              reserve_stats(&reserve).clean_superslabs == 0);
     cr_assert(waiting->free_touched == 3 && waiting_run.ss->free_granules == nursery_free);
     cr_assert(superslab_is_valid(waiting) && superslab_is_valid(waiting_run.ss));
-    cr_assert(reserve_put(waiting, NULL, false) &&
-              nursery_put(&(nursery_run_t){waiting_run, 2, 1}, 1, false));
-    cr_assert(reserve_stats().dirty_superslabs == 1 &&
-              reserve_stats().nursery_touched_bytes == HAK_PAGE);
+    cr_assert(put(waiting, NULL, false) && put_run(waiting_run, 2, 1, false));
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == 1 &&
+              reserve_stats(&reserve).nursery_touched_bytes == HAK_PAGE);
+}
+
+/* As many calls as heaps, where the kernel takes nothing: each refusal doubles what the next needs. */
+Test(reserve, a_refusing_kernel_is_asked_seldom_for_the_nursery)
+{
+    enum { RUNS = NURSERY_TOUCHED / 64 * 16 };
+    static run_t runs[RUNS];
+    for (unsigned i = 0; i < RUNS; i++) runs[i] = take_nursery(16);
+    fake_os_use();
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    for (unsigned i = 0; i < RUNS; i++)
+        if (i % 8) cr_assert(put_run(runs[i], 16, PAGES_ALL, true));
+    /* Each purge of all asks each SuperSlab some 40 times at most, and each purge knows twice as
+     * many as the one before. */
+    cr_assert(fake_os_calls(FAKE_PURGE) < 2 * 40 * RUNS / 8, "%ld calls for %d runs",
+              fake_os_calls(FAKE_PURGE), RUNS);
+    cr_assert(returned == 0 && nursery_trim(&reserve) == 0);
+    fake_os_restore();
+    cr_assert(nursery_trim(&reserve) == RUNS / 8 * 7 * 64 * (size_t)HAK_PAGE);
 }
 
 /* ---- A system that refuses ---- */
@@ -402,16 +540,17 @@ Test(reserve, reservations_shrink_to_what_is_granted)
     } steps[] = {{300 * HAK_MIB, 256 * HAK_MIB},
                  {256 * HAK_MIB - 1, 64 * HAK_MIB},
                  {17 * HAK_MIB, 16 * HAK_MIB},
-                 {4 * HAK_MIB, 4 * HAK_MIB}};
+                 {4 * HAK_MIB, 4 * HAK_MIB},
+                 {4 * HAK_MIB - 1, 2 * HAK_MIB}};
     fake_os_use();
     size_t reserved = 0;
-    for (unsigned i = 0; i < 4; i++) {
+    for (unsigned i = 0; i < 5; i++) {
         fake_os_bound(FAKE_RESERVE, steps[i].bound);
         /* To the end of the reservation before, and one beyond. */
-        for (size_t used = 0; reserve_stats().reservations == i; used++) (void)take();
+        for (size_t used = 0; reserve_stats(&reserve).reservations == i; used++) (void)take();
         reserved += steps[i].got;
-        cr_assert(reserve_stats().reserved_bytes == reserved, "step %u: %zu bytes", i,
-                  reserve_stats().reserved_bytes);
+        cr_assert(reserve_stats(&reserve).reserved_bytes == reserved, "step %u: %zu bytes", i,
+                  reserve_stats(&reserve).reserved_bytes);
     }
     fake_os_restore();
 }
@@ -430,8 +569,8 @@ Test(reserve, a_limited_address_space_is_shared)
     size_t wanted = HAK_GIB;
     while (wanted > limit.rlim_cur / LIMIT_SHARE) wanted /= 4;
     (void)take();
-    cr_assert(reserve_stats().reserved_bytes == wanted, "%zu bytes, not %zu",
-              reserve_stats().reserved_bytes, wanted);
+    cr_assert(reserve_stats(&reserve).reserved_bytes == wanted, "%zu bytes, not %zu",
+              reserve_stats(&reserve).reserved_bytes, wanted);
 }
 
 Test(reserve, small_reservations_follow_each_other)
@@ -449,7 +588,7 @@ Test(reserve, small_reservations_follow_each_other)
             cr_assert(taken[k] != taken[i] && taken[k]->base != taken[i]->base);
     }
     for (unsigned i = 0; i < COUNT; i++) cr_assert(superslab_is_valid(taken[i]));
-    cr_assert(reserve_stats().reservations == (COUNT + 1) / 2);
+    cr_assert(reserve_stats(&reserve).reservations == (COUNT + 1) / 2);
     fake_os_restore();
 }
 
@@ -457,14 +596,16 @@ Test(reserve, no_address_space_at_all)
 {
     fake_os_use();
     fake_os_refuse(FAKE_RESERVE, 1, FAKE_FOREVER);
-    cr_assert(reserve_take(false, &refused) == NULL && refused == HAK_ERROR_RESERVE);
-    cr_assert(fake_os_calls(FAKE_RESERVE) == 5, "1 GiB, 256, 64, 16 and 4 MiB");
+    cr_assert(reserve_take(&reserve, false, &refused) == NULL && refused == HAK_ERROR_RESERVE);
+    cr_assert(fake_os_calls(FAKE_RESERVE) == 12,
+              "1 GiB, 256, 64, 16, 4 and 2 MiB, and once more unlocked");
     refused = HAK_ERROR_NONE;
-    cr_assert(nursery_take(1, &refused).ss == NULL && refused == HAK_ERROR_RESERVE);
-    cr_assert(reserve_stats().reservations == 0 && reserve_stats().reserved_bytes == 0);
+    cr_assert(nursery_take(&reserve, 1, &refused).ss == NULL && refused == HAK_ERROR_RESERVE);
+    cr_assert(reserve_stats(&reserve).reservations == 0 &&
+              reserve_stats(&reserve).reserved_bytes == 0);
     fake_os_allow(FAKE_RESERVE);
     (void)take();
-    cr_assert(reserve_stats().reserved_bytes == HAK_GIB);
+    cr_assert(reserve_stats(&reserve).reserved_bytes == HAK_GIB);
     fake_os_restore();
 }
 
@@ -475,12 +616,12 @@ Test(reserve, refused_records_leave_nothing_behind)
     size_t before = memory_mapped();
     fake_os_use();
     fake_os_refuse(FAKE_MAP, 1, FAKE_FOREVER);
-    cr_assert(reserve_take(false, &refused) == NULL && refused == HAK_ERROR_RESERVE);
-    cr_assert(fake_os_calls(FAKE_UNMAP) == 5, "%ld ranges unmapped", fake_os_calls(FAKE_UNMAP));
+    cr_assert(reserve_take(&reserve, false, &refused) == NULL && refused == HAK_ERROR_RESERVE);
+    cr_assert(fake_os_calls(FAKE_UNMAP) == 12, "%ld ranges unmapped", fake_os_calls(FAKE_UNMAP));
     cr_assert(memory_mapped() < before + 100 * HAK_MIB);
     fake_os_refuse(FAKE_MAP, 1, 1);
     (void)take();
-    cr_assert(reserve_stats().reserved_bytes == 256 * HAK_MIB);
+    cr_assert(reserve_stats(&reserve).reserved_bytes == 256 * HAK_MIB);
     fake_os_restore();
 }
 
@@ -489,7 +630,7 @@ Test(reserve, refused_tables_leave_nothing_behind)
     fake_os_use();
     fake_os_refuse(FAKE_MAP, 2, 1); /* the records are granted, the registry's table is not */
     (void)take();
-    reserve_stats_t stats = reserve_stats();
+    reserve_stats_t stats = reserve_stats(&reserve);
     cr_assert(stats.reservations == 1 && stats.reserved_bytes == 256 * HAK_MIB);
     cr_assert(fake_os_calls(FAKE_UNMAP) == 2, "the records and the range");
     fake_os_restore();
@@ -502,19 +643,20 @@ Test(reserve, refused_memory_can_be_asked_for_again)
     fake_os_refuse(FAKE_COMMIT, 1, 3);
     for (unsigned i = 0; i < 3; i++) {
         refused = HAK_ERROR_NONE;
-        if (i == 1) cr_assert(nursery_take(2, &refused).ss == NULL);
-        else cr_assert(reserve_take(false, &refused) == NULL);
+        if (i == 1) cr_assert(nursery_take(&reserve, 2, &refused).ss == NULL);
+        else cr_assert(reserve_take(&reserve, false, &refused) == NULL);
         cr_assert(refused == HAK_ERROR_COMMIT);
     }
     cr_assert(registry_superslab(first->base + SUPERSLAB) == NULL);
     superslab_t *next = take();
     cr_assert(next->base == first->base + SUPERSLAB, "no SuperSlab was lost");
     next->base[0] = 1;
-    /* What is in the reserve needs no commit. */
-    cr_assert(reserve_put(next, NULL, true));
+    /* What is dirty needs no commit. */
+    soil(next, 1);
+    cr_assert(put(next, NULL, true));
     fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
     cr_assert(take() == next);
-    cr_assert(reserve_take(false, &refused) == NULL);
+    cr_assert(reserve_take(&reserve, false, &refused) == NULL);
     fake_os_restore();
-    cr_assert(reserve_stats().reservations == 1);
+    cr_assert(reserve_stats(&reserve).reservations == 1);
 }

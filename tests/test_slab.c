@@ -26,7 +26,7 @@ static slab_t *add(unsigned cls)
     run_t run = superslab_take(&owned, granules, 1);
     if (!run.ss) {
         uint32_t refused;
-        superslab_t *ss = reserve_take(false, &refused);
+        superslab_t *ss = reserve_take(&process_reserve, false, &refused);
         cr_assert(ss != NULL);
         superslab_set_add(&owned, ss);
         run = superslab_take(&owned, granules, 1);

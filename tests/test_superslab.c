@@ -383,7 +383,7 @@ Test(superslab, the_checker_can_fail)
     held_t other;
     take(&other, 1, 1);
     cr_assert(superslab_is_valid(ss));
-    ss->slot[other.run.first] = ss->slot[held.run.first];
+    store_relaxed(&ss->slot[other.run.first], (uint8_t)superslab_slot(ss, held.run.first));
     cr_assert(!superslab_is_valid(ss), "two runs with one descriptor");
     put(&other, 0);
     put(&held, 0);
@@ -488,8 +488,8 @@ Test(superslab, the_first_free_descriptor_serves)
     static const unsigned expected[] = {8, 20, 21, 30, 40};
     for (unsigned i = 0; i < sizeof expected / sizeof expected[0]; i++) {
         run_t run = superslab_take(&set, 1, 1);
-        cr_assert(run.ss && run.ss->slot[run.first] == expected[i], "descriptor %u, not %u",
-                  run.ss->slot[run.first], expected[i]);
+        cr_assert(run.ss && superslab_slot(run.ss, run.first) == expected[i],
+                  "descriptor %u, not %u", superslab_slot(run.ss, run.first), expected[i]);
     }
     cr_assert(superslab_is_valid(&slabs[0]));
 }
@@ -509,18 +509,18 @@ Test(superslab, far_descriptors_move_near_and_their_page_goes)
               "there is no room");
     for (unsigned i = 0; i < SUPERSLAB_GRANULES; i++)
         if (i != 100 && i != 5) put(&runs[i], 0);
-    superslab_purge_far(&slabs[0]);
+    superslab_purge_far(&set, &slabs[0]);
     cr_assert(purge_calls == 0, "a run has a descriptor there");
     cr_assert(superslab_move_near(runs[100].run) == descriptors &&
               !superslab_is_far(runs[100].run));
     cr_assert(superslab_is_valid(&slabs[0]));
     fake_os_refuse(FAKE_PURGE, 1, 1);
-    superslab_purge_far(&slabs[0]);
+    superslab_purge_far(&set, &slabs[0]);
     cr_assert(slabs[0].far, "refused: to be tried again");
-    superslab_purge_far(&slabs[0]);
+    superslab_purge_far(&set, &slabs[0]);
     cr_assert(purge_calls >= 1 && !slabs[0].far);
     unsigned calls = purge_calls;
-    superslab_purge_far(&slabs[0]);
+    superslab_purge_far(&set, &slabs[0]);
     cr_assert(purge_calls == calls, "once");
 }
 
