@@ -290,14 +290,39 @@ static superslab_t *put_runs(reserve_t *reserve, const nursery_run_t *runs, size
     return out;
 }
 
+static bool nursery_is_due(const reserve_t *reserve)
+{
+    return reserve_is_due(reserve->nursery.free_touched, NURSERY_TOUCHED, reserve->nursery_again);
+}
+
+/* Purges a few free pages of the SuperSlabs that were looked at longest ago: no more than a free may
+ * spend, and more than it puts back. Returns pages. */
+static size_t purge_step(reserve_t *reserve)
+{
+    enum { LOOKS = 8 };
+    superslab_set_t *nursery = &reserve->nursery;
+    size_t pages = 0;
+    for (unsigned looks = 0; looks < LOOKS && pages < NURSERY_STEP; looks++) {
+        superslab_t *ss = superslab_set_turn(nursery);
+        if (ss && ss->free_touched) pages += superslab_purge(nursery, ss, NURSERY_STEP - pages);
+    }
+    reserve->nursery_again = pages ? 0 : reserve_again(nursery->free_touched);
+    return pages;
+}
+
 bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bool may_wait,
                  size_t *returned)
 {
     if (!hold_where(reserve, may_wait)) return false;
     superslab_t *out = put_runs(reserve, runs, count);
-    size_t held = reserve->nursery.free_touched;
-    if (reserve_is_due(held, NURSERY_TOUCHED, reserve->nursery_again))
-        *returned += purge_nursery(reserve) * HAK_PAGE;
+    /* Who may wait takes as many steps as that needs, and passes the lock on in between. */
+    for (bool more = nursery_is_due(reserve); more;) {
+        *returned += purge_step(reserve) * HAK_PAGE;
+        more = may_wait && nursery_is_due(reserve);
+        if (!more) break;
+        lock_pass(&reserve->lock, RANK_RESERVE);
+        hold(reserve);
+    }
     release(reserve);
     *returned += give_back_all(reserve, out);
     return true;

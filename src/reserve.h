@@ -30,7 +30,8 @@
 enum {
     LIMIT_SHARE = 8,   /* a reservation takes at most this part of a limited address space */
     RESERVE_DIRTY = 8, /* SuperSlabs whose pages are kept: 16 MiB */
-    NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB */
+    NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB; */
+    NURSERY_STEP = 128,         /* of more than that a put purges so many at a time */
 };
 
 typedef struct reserve {
