@@ -71,15 +71,20 @@ void lock_release(hak_lock_t *lock, lock_rank_t rank)
     lock_give(lock);
 }
 
-void lock_pass(hak_lock_t *lock, lock_rank_t rank)
+void lock_rest(void)
 {
     /* About what it takes to wake a thread. Asleep, not in a loop of yields: where both share a CPU
      * each of those costs a whole slice of time. By number: the C library's function is where a
      * thread may be cancelled. */
     static const struct timespec moment = {0, 50000};
-    bool waited = load_relaxed(&lock->word) == 2;
+    syscall(SYS_nanosleep, &moment, NULL);
+}
+
+void lock_pass(hak_lock_t *lock, lock_rank_t rank)
+{
+    bool wanted = lock_is_wanted(lock);
     lock_release(lock, rank);
-    if (HAK_UNLIKELY(waited)) syscall(SYS_nanosleep, &moment, NULL);
+    if (HAK_UNLIKELY(wanted)) lock_rest();
 }
 
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank)

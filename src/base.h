@@ -123,6 +123,10 @@ void lock_release(hak_lock_t *lock, lock_rank_t rank);
 /* Releases, and where somebody waits sleeps a moment, so that he gets it: the lock is not fair, and
  * who takes it again at once keeps it. May change errno. */
 void lock_pass(hak_lock_t *lock, lock_rank_t rank);
+/* Whether somebody waits for a lock that the caller holds, and that moment, for who releases
+ * several. */
+HAK_INLINE bool lock_is_wanted(hak_lock_t *lock) { return load_relaxed(&lock->word) == 2; }
+void lock_rest(void);
 /* Waits only where the caller may; false: the lock is busy. */
 HAK_INLINE bool lock_enter(hak_lock_t *lock, lock_rank_t rank, bool may_wait)
 {

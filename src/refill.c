@@ -34,7 +34,7 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
 static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bool idle)
 {
     const slab_set_t *mine = home_set(state, home);
-    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set)) {
+    FOR_SETS (set, state) {
         slab_t *slab = set == mine ? NULL : slab_find(set, idle ? BIN_HIGH : BIN_LOW);
         if (!slab) continue;
         if (idle && slab->home < state->homes && !home_is_idle(heap, state, slab->home)) continue;

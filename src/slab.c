@@ -100,9 +100,11 @@ slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls)
     char *start = superslab_granule(run.ss, run.first);
     *slab = (slab_t){
         .start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .home = HOME_NONE};
+    slab->pages = (uint8_t)superslab_touched_count(run, size_classes[cls].granules);
     choose_bin(slab);
     bin_insert(set, slab);
     set->slabs++;
+    set->pages += slab->pages;
     return slab;
 }
 
@@ -110,6 +112,7 @@ void slab_restore(slab_set_t *set, slab_t *slab)
 {
     bin_insert(set, slab);
     set->slabs++;
+    set->pages += slab->pages;
     set->carved += slab_touched(slab);
 }
 
@@ -117,6 +120,7 @@ void slab_remove(slab_set_t *set, slab_t *slab)
 {
     bin_remove(set, slab);
     set->slabs--;
+    set->pages -= slab->pages;
     set->carved -= slab_touched(slab);
 }
 
@@ -161,13 +165,21 @@ static size_t carvable(const slab_t *slab, size_t index, size_t want)
     return hak_min(hak_min(want, in_page), left);
 }
 
+/* Notes that blocks may be written from now on. */
+static void touch(slab_set_t *set, slab_t *slab, const char *from, size_t bytes)
+{
+    uint32_t fresh = superslab_touch(registry_superslab(slab->start), from, bytes);
+    slab->pages = (uint8_t)(slab->pages + fresh);
+    set->pages += fresh;
+}
+
 /* Lowest address on top, so that a program walks memory upwards. */
 static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, uint64_t key)
 {
     size_t index = next_index(slab);
     size_t count = carvable(slab, index, want);
     size_t bytes = size_classes[slab->cls].bytes;
-    superslab_touch(registry_superslab(slab->start), slab->start + index * bytes, count * bytes);
+    touch(set, slab, slab->start + index * bytes, count * bytes);
     for (size_t i = count; i-- > 0;)
         chain = block_push(chain, slab->start + (index + i) * bytes, key);
     slab->carved = (uint16_t)(slab->carved + count);
@@ -198,7 +210,7 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     size_t page = (size_t)__builtin_ctzll(released);
     size_t first = page * HAK_PAGE / bytes;
     size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, sizes->blocks);
-    superslab_touch(registry_superslab(slab->start), slab->start + page * HAK_PAGE, HAK_PAGE);
+    touch(set, slab, slab->start + page * HAK_PAGE, HAK_PAGE);
     for (size_t i = end; i-- > first;) {
         if (!is_carved(slab, i)) continue;
         char *block = slab->start + i * bytes;
@@ -381,14 +393,17 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     /* What the kernel refuses may be gone in part, up to a page that the program has locked. So the
      * freelist is written anew. */
     pages_t gone = purge_runs(slab, wanted, purge);
+    uint32_t count = (uint32_t)__builtin_popcountll(gone);
     superslab_forget(slab_run(slab), granules, gone);
+    slab->pages = (uint8_t)(slab->pages - count);
+    set->pages -= count;
     set->carved -= slab_touched(slab);
     pages_t released = carved_pages(slab) & ~touched_pages(slab);
     rebuild(slab, &is_free, released, guard->key);
     if (gone != wanted && guard->key) reseal(slab, released, guard->key);
     set->carved += slab_touched(slab);
     slab_tell_home(slab);
-    return (size_t)__builtin_popcountll(gone);
+    return count;
 }
 
 slab_t *slab_move_near(slab_set_t *set, slab_t *slab)
