@@ -104,7 +104,7 @@ void hak_complain(const hak_fault_t *fault); /* the line alone */
 /* The one order in which locks nest: a thread takes only ranks above those it holds. */
 typedef enum lock_rank {
     RANK_GATE_CLOSE = 1, /* one closer of the fork gate at a time */
-    RANK_TRIM,           /* one trim of a heap at a time */
+    RANK_TRIM,           /* one trim or check of a heap at a time */
     RANK_AREAS,          /* a heap's areas: from stop to restart */
     RANK_CLASS,          /* one size class of one heap */
     RANK_HEAP,           /* a heap's SuperSlabs, large blocks and metadata pages */

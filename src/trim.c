@@ -7,6 +7,7 @@
 #include "os.h"
 #include "runs.h"
 #include "tls.h"
+#include "walk.h"
 
 /* ---- Areas: halt, one fence, take the words, restart, and only then return the blocks ---- */
 
@@ -174,9 +175,10 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
 /* What was there when this began, a chain or a few blocks at a time. */
 static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 {
-    size_t waiting = remote_blocks(&state->remote);
-    for (bool more = true; more;) {
+    size_t waiting = 0;
+    for (bool more = true, first = true; more; first = false) {
         lock_acquire(&state->lock, RANK_CLASS);
+        if (first) waiting = walk_waiting(heap, state);
         more = drain_oldest(heap, state, bytes);
         size_t moved = drain_waiting(heap, state, DRAIN_AT_ONCE);
         *bytes += moved * size_classes[state->cls].bytes;

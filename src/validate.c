@@ -309,16 +309,17 @@ static int walk_halted(hak_heap_t *heap, hak_fault_t *fault)
     int error = walk_all(heap, fault);
     bool wanted = release_all(heap, held);
     percpu_restart_all(&heap->percpu);
-    /* AREAS is still held, so that the next check does not come before the threads that waited for
-     * this one: a lock is not fair. */
     if (wanted) lock_rest();
     return error;
 }
 
+/* Locks are not fair. So one check at a time asks for them, by TRIM, and the next one not before the
+ * threads that waited for this one have had a moment to go on. */
 int validate_heap(hak_heap_t *heap, hak_fault_t *fault)
 {
     int error = EAGAIN;
     *fault = (hak_fault_t){.code = NULL};
+    lock_acquire(&heap->trim_lock, RANK_TRIM);
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     percpu_halt(&heap->percpu);
     if (percpu_fence()) {
@@ -328,5 +329,6 @@ int validate_heap(hak_heap_t *heap, hak_fault_t *fault)
         hak_tls.last_error = HAK_ERROR_FENCE;
     }
     lock_pass(&heap->areas_lock, RANK_AREAS);
+    lock_release(&heap->trim_lock, RANK_TRIM);
     return error;
 }

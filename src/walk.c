@@ -28,6 +28,15 @@ static size_t blocks_of_list(chain_t list, uint64_t key)
     return blocks;
 }
 
+size_t walk_waiting(const hak_heap_t *heap, const class_state_t *state)
+{
+    hak_assert(lock_is_held((hak_lock_t *)(uintptr_t)&state->lock));
+    remote_t *remote = (remote_t *)(uintptr_t)&state->remote;
+    /* Acquire: as in walk_chains. */
+    return blocks_of_list(load_acquire(&remote->head), heap->key) +
+           blocks_of_list(load_relaxed(&remote->taken), heap->key);
+}
+
 static void count_chain(void *ctx, walk_place_t place, chain_t chain)
 {
     count_t *count = ctx;

@@ -8,7 +8,7 @@
  * Role: leads stats, reports and the check to every chain and every sum of a class. The parts of a
  * visit stand beside what they visit: FOR_AREAS and FOR_WORDS (percpu.h), FOR_SETS (home.h),
  * FOR_SLABS (slab.h), FOR_CLASSES (percpu.h); flush, trim and reset use those. Memory: none.
- * Locks: AREAS and the class's, around every call.
+ * Locks: AREAS and the class's, around every call but where it says less.
  */
 typedef enum walk_place {
     WALK_HOT = AREA_HOT,
@@ -29,10 +29,14 @@ void walk_chains(const hak_heap_t *heap, const class_state_t *state, walk_fn vis
  * is too long for its word. */
 void walk_count(const hak_heap_t *heap, const class_state_t *state, size_t blocks[WALK_PLACES]);
 
+/* Blocks on the remote list of a class; exact where no free is under way. Lock: the class's. */
+size_t walk_waiting(const hak_heap_t *heap, const class_state_t *state);
+
 /* What the sets of a class have together. */
 typedef struct walk_sums {
     size_t slabs, pages, outside, carved; /* as slab_set_t */
 } walk_sums_t;
+/* Lock: the class's. */
 walk_sums_t walk_sums(class_state_t *state);
 
 #endif
