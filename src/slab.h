@@ -57,6 +57,7 @@ typedef struct slab {
     uint8_t pages;            /* of its run that may have been written */
     uint16_t released_blocks; /* carved blocks that overlap released pages */
     uint16_t least, most;     /* blocks outside with which it stays in its bin */
+    pages_t used_before;      /* pages that may have been written before the run was this slab */
 } slab_t;
 
 _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
