@@ -114,8 +114,8 @@ static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, si
 static block_t *split(const hak_heap_t *heap, unsigned cls, chain_t chain, chain_t *rest)
 {
     block_t *block = chain_block(chain);
-    *rest = block_next(chain, &heap->guard, "malloc", size_classes[cls].bytes);
-    if (heap->policy.sealed) block_unseal(block);
+    *rest = block_link(block, heap->key);
+    block_hand_out(block, *rest, &heap->guard, size_classes[cls].bytes);
     return block;
 }
 
@@ -153,10 +153,7 @@ static block_t *pop_again(hak_heap_t *heap, unsigned cls)
     block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), heap->key, &link);
     if (!block) return NULL;
     counter_add(&heap->counters, refill_hot, 1);
-    if (!heap->policy.sealed) return block;
-    if (!block_is_sealed(block, link, heap->key))
-        block_corrupt(&heap->guard, "malloc", block, size_classes[cls].bytes);
-    block_unseal(block);
+    block_hand_out(block, link, &heap->guard, size_classes[cls].bytes);
     return block;
 }
 
