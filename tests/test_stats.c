@@ -509,6 +509,36 @@ static void free_big_while_busy(bool reset)
 Test(stats, mid_and_large_blocks_freed_while_the_lock_is_busy) { free_big_while_busy(false); }
 Test(stats, a_reset_forgets_blocks_noted_as_free) { free_big_while_busy(true); }
 
+/* What waits serves again before the heap takes memory for more. */
+Test(stats, a_miss_takes_waiting_blocks_before_memory)
+{
+    enum { BLOCKS = 600, BYTES = 512 };
+    static void *blocks[BLOCKS];
+    int cpu;
+    if (contract_cpus(&cpu, 1)) (void)contract_move_to(cpu);
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "waiting");
+        unsigned cls = hak_size_class_of(BYTES);
+        /* All of its slabs are full: nothing is cached, and nothing free. */
+        size_t count = 0;
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        do {
+            cr_assert(count < BLOCKS && (blocks[count++] = hak_heap_malloc(heap, BYTES)) != NULL);
+            cr_assert(hak_heap_class_stats(heap, cls, &row) == 0);
+        } while (row.slabs < 4 || row.live_blocks < row.slabs * size_classes[cls].blocks);
+        size_t slabs = row.slabs;
+        for (size_t i = 0; i < count; i++)
+            drain_remote(heap, cls, block_push(0, blocks[i], heap->key));
+        for (size_t i = 0; i < count; i++) {
+            cr_assert((blocks[i] = hak_heap_malloc(heap, BYTES)) != NULL);
+            cr_assert(hak_heap_class_stats(heap, cls, &row) == 0);
+            cr_assert(row.slabs <= slabs, "block %zu of %zu: %zu slabs, not %zu", i, count,
+                      row.slabs, slabs);
+        }
+        cr_assert(contract_unsound(heap, count) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* A remote list that is longer than its word can count. */
 Test(stats, many_blocks_freed_while_the_lock_is_busy)
 {
@@ -1007,11 +1037,12 @@ Test(stats, a_check_may_be_cancelled_where_it_writes, .timeout = 30)
 }
 
 static _Atomic size_t checks;
+static _Atomic bool unsound;
 
 static void *check_on_and_on(void *arg)
 {
-    while (!stop)
-        if (hak_heap_check(arg) == 0) checks++;
+    for (; !stop; checks++)
+        if (hak_heap_check(arg) != 0) unsound = stop = true;
     return NULL;
 }
 
@@ -1047,7 +1078,7 @@ Test(stats, checks_let_others_go_first)
     for (int i = 0; i < CHECKERS; i++)
         cr_assert(pthread_create(&threads[i], NULL, check_on_and_on, heap) == 0);
     size_t worst = 0, pairs = 0;
-    for (; checks < CHECKS; pairs++) {
+    for (; checks < CHECKS && !unsound; pairs++) {
         void **block = &blocks[random_below(&randoms, SLOTS_IN_USE)];
         hak_heap_free(heap, *block);
         size_t before = checks;
@@ -1057,6 +1088,7 @@ Test(stats, checks_let_others_go_first)
     }
     stop = true;
     for (int i = 0; i < CHECKERS; i++) pthread_join(threads[i], NULL);
+    cr_assert(!unsound);
     cr_log_info("%zu pairs beside %d checks, %zu checks during one of them", pairs, CHECKS, worst);
     cr_assert(worst <= MOST_CHECKS, "%zu checks came to an end during one allocation", worst);
     cr_assert(contract_unsound(heap, live + SLOTS_IN_USE) == 0 && hak_heap_destroy(heap) == 0);
