@@ -7,6 +7,7 @@
 #   make -f bench/bench.mk adapters       print all adapters that can be built, with those of single workloads
 #   make -f bench/bench.mk compiler       print the compiler and its flags
 #   make -f bench/bench.mk simulated      build build/bench/simulated, which is hakheap's alone
+#   make -f bench/bench.mk statscost      build build/bench/statscost, likewise
 #   make -f bench/bench.mk build/bench/larson-system
 #
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
@@ -54,7 +55,7 @@ installed = $(shell echo 'int main(void) { return 0; }' | \
 PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 
 .DELETE_ON_ERROR:
-.PHONY: bench-programs peers adapters compiler bench-always simulated $(WORKLOADS)
+.PHONY: bench-programs peers adapters compiler bench-always simulated statscost $(WORKLOADS)
 bench-programs: larson
 
 # The programs of one workload, for every allocator that is installed.
@@ -95,3 +96,9 @@ simulated: $(BENCH)/simulated
 $(BENCH)/simulated: bench/simulated.c $(wildcard bench/*.h src/*.[ch] include/*.h) $(BENCH)/command
 	@mkdir -p $(@D)
 	$(BENCH_COMPILE) -Isrc bench/simulated.c $(wildcard src/*.c) -o $@ -ldl
+
+statscost: $(BENCH)/statscost
+
+$(BENCH)/statscost: bench/statscost.c build/libhakheap.so $(BENCH)/command
+	@mkdir -p $(@D)
+	$(BENCH_COMPILE) -MMD -MP -MF $@.d -MT $@ bench/statscost.c -o $@ $(libs_hakheap) -ldl

@@ -24,8 +24,8 @@ int main(void)
     hak_heap_free(heap, scratch);
     hak_heap_stats_t stats = {.struct_size = sizeof stats};
     if (hak_heap_stats(heap, &stats) != 0) return 1;
-    printf("%zu blocks of %zu bytes live, %zu bytes committed\n", stats.live_blocks,
-           stats.live_bytes, stats.committed_bytes);
+    printf("%zu blocks of %zu bytes live, %zu bytes resident\n", stats.live_blocks,
+           stats.live_bytes, stats.resident_bytes);
 
     /* One call gives back all that is left, longer and numbers too. */
     return hak_heap_destroy(heap);

@@ -137,8 +137,8 @@ static void trim_and_tell(hak_heap_t *heap, const char *name)
     if (hak_heap_stats(heap, &before) != 0) die(name);
     size_t returned = hak_heap_trim(heap, 0);
     if (hak_heap_stats(heap, &after) != 0) die(name);
-    printf("%-10s %12zu %12zu %12zu %12zu\n", name, after.live_bytes, before.committed_bytes,
-           after.committed_bytes, returned);
+    printf("%-10s %12zu %12zu %12zu %12zu\n", name, after.live_bytes, before.resident_bytes,
+           after.resident_bytes, returned);
 }
 
 int main(void)
@@ -148,7 +148,7 @@ int main(void)
 
     serve(session_heap, cache_heap);
     fall_idle(session_heap, cache_heap);
-    printf("idle: %5s %12s %12s %12s %12s\n", "", "live", "committed", "after trim", "given back");
+    printf("idle: %5s %12s %12s %12s %12s\n", "", "live", "resident", "after trim", "given back");
     trim_and_tell(session_heap, "sessions");
     trim_and_tell(cache_heap, "cache");
     /* The queries' heaps are gone; what the process keeps of them for the next heap goes back

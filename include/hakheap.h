@@ -281,8 +281,9 @@ HAK_API size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes);
 HAK_API size_t hak_reserve_trim(void);
 
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
- * part, and no sum of
- *  parts, is above `committed_bytes`. */
+ *  part, and no sum of parts, is above `committed_bytes`. At any time `large_bytes` is at most
+ *  `live_bytes`, `phantom_superslabs` at most `superslabs`, and `resident_bytes` and
+ *  `committed_bytes` at most `peak_bytes` and `mapped_bytes`. */
 typedef struct hak_stats {
     /** Size of this struct in bytes; set by the caller, and no more than that is written. */
     size_t struct_size;
@@ -314,16 +315,24 @@ typedef struct hak_stats {
     size_t mapped_bytes;
     /** SuperSlabs the heap owns. */
     size_t superslabs;
-    /** SuperSlabs kept in use only by cached blocks; zero after a flush. */
+    /** SuperSlabs that are in use, but hold no live block for certain, so that a flush gives them
+     *  back: as many as are more than what the live blocks could lie in, if they lay as far from
+     *  each other as they can. There may be more. Zero after a flush. */
     size_t phantom_superslabs;
     /** Live large blocks. */
     size_t large_blocks;
     /** Their bytes, part of `live_bytes`. */
     size_t large_bytes;
+    /** Part of `committed_bytes`: what has been written, or handed out to be, and not been given
+     *  back to the system. Of slabs and of free memory each page is known. Blocks of more than
+     *  32 KiB, and cached mappings, count whole, whether or not the program has written all of
+     *  them; so do the allocator's records. hak_heap_trim() lowers it by what it returns. */
+    size_t resident_bytes;
 } hak_heap_stats_t;
 
 /**
- * Measures a heap. Walks slabs and cached chains without stopping other threads.
+ * Measures a heap, without stopping other threads. Cheap enough to be called often: it reads sums,
+ * whose number follows size classes in use and CPUs, and not blocks or memory.
  * @param heap the heap.
  * @param out receives the figures; `out->struct_size` must be set.
  * @return 0; EINVAL (NULL, destroyed heap, or a struct size smaller than its first field).

@@ -536,8 +536,11 @@ int hak_heap_check(const hak_heap_t *heap)
     int error = control_enter(heap);
     if (!error) {
         drain_settle(writable(heap));
-        error = validate_heap(writable(heap));
+        hak_fault_t fault;
+        error = validate_heap(writable(heap), &fault);
         gate_leave();
+        /* By now no lock is held and the gate is left: a write may take any time. */
+        if (error == EFAULT) hak_complain(&fault);
     }
     errno = before;
     return error;

@@ -23,7 +23,7 @@ static void futex(_Atomic uint32_t *word, int operation, uint32_t value)
 enum { SPINS = 64 };
 
 /* By number, as everywhere here: the C library's functions are where a thread may be cancelled. */
-static void sleep_a_moment(void)
+void lock_rest(void)
 {
     /* About what it takes to wake a thread. Asleep, not in a loop of yields: where both share a CPU
      * each of those costs a whole slice of time. */
@@ -34,7 +34,7 @@ static void sleep_a_moment(void)
 void hak_wait(unsigned turn)
 {
     if (turn < SPINS) hak_pause();
-    else sleep_a_moment();
+    else lock_rest();
 }
 
 uint32_t lock_ranks(void) { return HAK_DEBUG ? *hak_tls.ranks : 0; }
@@ -92,9 +92,9 @@ void lock_release(hak_lock_t *lock, lock_rank_t rank)
 
 void lock_pass(hak_lock_t *lock, lock_rank_t rank)
 {
-    bool waited = load_relaxed(&lock->word) == 2;
+    bool wanted = lock_is_wanted(lock);
     lock_release(lock, rank);
-    if (HAK_UNLIKELY(waited)) sleep_a_moment();
+    if (HAK_UNLIKELY(wanted)) lock_rest();
 }
 
 void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank)

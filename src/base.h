@@ -112,7 +112,7 @@ void hak_complain(const hak_fault_t *fault); /* the line alone; no cancellation 
 /* The one order in which locks nest: a thread takes only ranks above those it holds. */
 typedef enum lock_rank {
     RANK_GATE_CLOSE = 1, /* one closer of the fork gate at a time */
-    RANK_TRIM,           /* one trim of a heap at a time */
+    RANK_TRIM,           /* one trim or check of a heap at a time */
     RANK_AREAS,          /* a heap's areas: from stop to restart */
     RANK_CLASS,          /* one size class of one heap */
     RANK_HEAP,           /* a heap's SuperSlabs, large blocks and metadata pages */
@@ -136,6 +136,10 @@ void lock_release(hak_lock_t *lock, lock_rank_t rank);
 /* Releases, and where somebody waits sleeps a moment, so that he gets it: the lock is not fair, and
  * who takes it again at once keeps it. May change errno. */
 void lock_pass(hak_lock_t *lock, lock_rank_t rank);
+/* Whether somebody waits for a lock that the caller holds, and that moment, for who releases
+ * several. */
+HAK_INLINE bool lock_is_wanted(hak_lock_t *lock) { return load_relaxed(&lock->word) == 2; }
+void lock_rest(void);
 /* Waits only where the caller may; false: the lock is busy. */
 HAK_INLINE bool lock_enter(hak_lock_t *lock, lock_rank_t rank, bool may_wait)
 {

@@ -75,10 +75,8 @@ block_t *remote_next(remote_t *remote, const guard_t *guard, size_t bytes)
     if (!taken && load_relaxed(&remote->head)) taken = exchange_acquire(&remote->head, 0);
     if (!taken) return NULL;
     chain_t next = block_next(taken, guard, "free", bytes);
-    /* Of a list that was too long to be counted one is left to count as long as there is an
-     * address. */
-    size_t left = hak_max(chain_count(taken) - 1, 1);
-    store_relaxed(&remote->taken, next ? chain_address(chain_block(next)) | left : 0);
+    size_t left = chain_count(taken) < CHAIN_MAX ? chain_count(taken) - 1 : CHAIN_MAX;
+    store_relaxed(&remote->taken, chain_block(next) ? chain_address(chain_block(next)) | left : 0);
     return chain_block(taken);
 }
 

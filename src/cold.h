@@ -43,8 +43,8 @@ chain_t cold_steal(cold_t *cold);
  * block that comes back meanwhile (ABA) does no harm and nobody has to take more than a few. One
  * word tells address and number of what is on it, so that a fork sees both or neither.
  *
- * Invariant: chain_count(head) + chain_count(taken) == blocks on the list, where these are fewer
- * than CHAIN_MAX; a longer list counts CHAIN_MAX until it is shorter. Links between the chains it
+ * Invariant: chain_count(head) + chain_count(taken) == blocks on the list, where each of the two is
+ * below CHAIN_MAX; a part that was longer once counts CHAIN_MAX until it is empty. Links between the chains it
  * was made of, and their counts, mean nothing but an address.
  */
 typedef struct remote {
@@ -56,7 +56,7 @@ typedef struct remote {
 void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t bytes);
 /* One block; NULL: there is none. Lock: the owner's. */
 block_t *remote_next(remote_t *remote, const guard_t *guard, size_t bytes);
-/* Blocks that wait. Relaxed: a figure. */
+/* Blocks that wait, as far as they are counted. Relaxed: a figure. */
 HAK_INLINE size_t remote_blocks(const remote_t *remote)
 {
     remote_t *at = (remote_t *)(uintptr_t)remote;

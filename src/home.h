@@ -54,6 +54,8 @@ HAK_INLINE slab_set_t *home_next_set(class_state_t *state, const slab_set_t *set
                       : (size_t)((const home_t *)(const void *)set - state->at_home) + 1;
     return next < state->homes ? &state->at_home[next].slabs : NULL;
 }
+#define FOR_SETS(set, state) \
+    for (slab_set_t *set = &(state)->shared; set; set = home_next_set((state), set))
 HAK_INLINE slab_set_t *home_set(class_state_t *state, unsigned home)
 {
     return home < state->homes ? &state->at_home[home].slabs : &state->shared;

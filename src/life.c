@@ -69,22 +69,20 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
 
 /* ---- Everything at once ---- */
 
-static void empty_area(area_t *area)
+static void empty_area(area_at_t at)
 {
-    magazine_t *outbox = load_relaxed(&area->outbox);
-    memset(area, 0, offsetof(area_t, outbox));
-    if (outbox) memset(outbox, 0, CLASS_COUNT * sizeof *outbox);
+    memset(at.area, 0, offsetof(area_t, outbox));
+    if (at.outbox) memset(at.outbox, 0, CLASS_COUNT * sizeof *at.outbox);
 }
 
 static void empty_caches(hak_heap_t *heap)
 {
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++)
-        if (percpu_area(&heap->percpu, i)) empty_area(percpu_area(&heap->percpu, i));
-    for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next) empty_area(area);
+    FOR_AREAS (at, &heap->percpu) empty_area(at);
+    for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next)
+        empty_area(area_at(area, 0));
     FOR_CLASSES (cls, &heap->made) {
         class_state_t *state = heap_class_made(heap, cls);
-        for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
-            *set = (slab_set_t){0};
+        FOR_SETS (set, state) *set = (slab_set_t){0};
         store_relaxed(&state->outside, 0);
         store_relaxed(&state->remote.head, 0);
         store_relaxed(&state->remote.taken, 0);

@@ -206,15 +206,10 @@ void percpu_retire(percpu_t *percpu, unsigned index)
 bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes, unsigned first,
                      unsigned end)
 {
-    for (uint32_t i = 0; i < load_relaxed(&percpu->slots); i++) {
-        const area_t *area = percpu_areas(percpu)[i];
-        if (!area) continue;
-        const magazine_t *outbox = load_acquire(&area->outbox);
-        FOR_CLASSES_IN (cls, classes, first, end) {
-            if (load_relaxed(&area->hot[cls].word) | load_relaxed(&area->spare[cls])) return false;
-            if (outbox && load_relaxed(&outbox[cls].word)) return false;
-        }
-    }
+    FOR_AREAS (at, percpu)
+        FOR_CLASSES_IN (cls, classes, first, end)
+            FOR_WORDS (kind, at)
+                if (load_relaxed(area_word(at, cls, kind))) return false;
     return true;
 }
 

@@ -211,6 +211,52 @@ void percpu_restart(percpu_t *percpu, unsigned index);
 void percpu_restart_all(percpu_t *percpu);
 /* Takes a halted area from its index, for another to adopt. */
 void percpu_retire(percpu_t *percpu, unsigned index);
+
+/*
+ * Areas that have an index, one after another, and the words that each has of a class, in the order
+ * of the ladder. Whether a chain may be followed is another matter: while an area runs, its chains
+ * belong to its threads, and a link may be the program's data by the time it is read.
+ *     FOR_AREAS (at, percpu)
+ *         FOR_WORDS (kind, at) look(load_relaxed(area_word(at, cls, kind)));
+ */
+typedef struct area_at {
+    area_t *area;       /* NULL: all were visited */
+    magazine_t *outbox; /* NULL: it has none */
+    unsigned index;
+} area_at_t;
+
+/* Acquire: pairs with the release in area_outbox. */
+HAK_INLINE area_at_t area_at(area_t *area, unsigned index)
+{
+    return (area_at_t){area, area ? load_acquire(&area->outbox) : NULL, index};
+}
+/* The first from an index on. */
+HAK_INLINE area_at_t area_at_from(const percpu_t *percpu, unsigned index)
+{
+    area_t *const *areas = percpu_areas(percpu);
+    unsigned slots = load_relaxed(&percpu->slots);
+    while (index < slots && !areas[index]) index++;
+    return area_at(index < slots ? areas[index] : NULL, index);
+}
+#define FOR_AREAS(at, percpu)                                 \
+    for (area_at_t at = area_at_from((percpu), 0); (at).area; \
+         at = area_at_from((percpu), (at).index + 1))
+
+typedef enum area_kind { AREA_HOT, AREA_SPARE, AREA_OUTBOX, AREA_KINDS } area_kind_t;
+#define FOR_WORDS(kind, at) \
+    for (unsigned kind = 0; kind < ((at).outbox ? AREA_KINDS : AREA_OUTBOX); kind++)
+
+HAK_INLINE _Atomic chain_t *area_word(area_at_t at, unsigned cls, unsigned kind)
+{
+    if (kind == AREA_SPARE) return &at.area->spare[cls];
+    return kind == AREA_HOT ? &at.area->hot[cls].word : &at.outbox[cls].word;
+}
+/* The magazine whose limit the word has: the spare word has the hot one's. */
+HAK_INLINE magazine_t *area_magazine(area_at_t at, unsigned cls, unsigned kind)
+{
+    return kind == AREA_OUTBOX ? &at.outbox[cls] : &at.area->hot[cls];
+}
+
 /* Whether every word of these classes from `first` to before `end` in every area reads empty,
  * without stopping anybody. */
 bool percpu_is_empty(const percpu_t *percpu, const class_bits_t *classes, unsigned first,

@@ -103,7 +103,8 @@ block_id_t pointer_prove(hak_heap_t *heap, const void *ptr, const char *operatio
                     "the address is not the start of a block");
     const block_t *block = ptr;
     if (id.kind != KIND_SMALL || !id.heap->policy.sealed) return id;
-    bool look = entry_home(id.entry) == HOME_LOOK;
+    /* A page that is the kernel's, or never was the program's, reads as zero. */
+    bool look = entry_home(id.entry) == HOME_LOOK || !(block->word[0] | block->word[1]);
     if (block_is_sealed(block, block_link(block, id.heap->key), id.heap->key) ||
         (look && slab_forgot(ptr)))
         double_free(id.heap, ptr, id.usable, operation);

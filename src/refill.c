@@ -34,7 +34,7 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
 static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bool idle)
 {
     const slab_set_t *mine = home_set(state, home);
-    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set)) {
+    FOR_SETS (set, state) {
         slab_t *slab = set == mine ? NULL : slab_find(set, idle ? BIN_HIGH : BIN_LOW);
         if (!slab) continue;
         if (idle && slab->home < state->homes && !home_is_idle(heap, state, slab->home)) continue;
@@ -114,8 +114,8 @@ static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, si
 static block_t *split(const hak_heap_t *heap, unsigned cls, chain_t chain, chain_t *rest)
 {
     block_t *block = chain_block(chain);
-    *rest = block_next(chain, &heap->guard, "malloc", size_classes[cls].bytes);
-    if (heap->policy.sealed) block_unseal(block);
+    *rest = block_link(block, heap->key);
+    block_hand_out(block, *rest, &heap->guard, size_classes[cls].bytes);
     return block;
 }
 
@@ -155,10 +155,7 @@ static block_t *pop_again(hak_heap_t *heap, unsigned cls)
     block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), heap->key, &link);
     if (!block) return NULL;
     counter_add(&heap->counters, refill_hot, 1);
-    if (!heap->policy.sealed) return block;
-    if (!block_is_sealed(block, link, heap->key))
-        block_corrupt(&heap->guard, "malloc", block, size_classes[cls].bytes);
-    block_unseal(block);
+    block_hand_out(block, link, &heap->guard, size_classes[cls].bytes);
     return block;
 }
 

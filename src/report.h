@@ -7,8 +7,9 @@
 /*
  * Role: statistics. Inside the gate (report_write enters it itself, because its callback runs
  * outside). Nothing is counted on the fast path: what is live is what left the slabs and is in no
- * cache. Figures are taken without stopping anybody, each class under its lock, so while others run
- * they are each true of some moment, and clamped to make sense.
+ * cache. Figures are taken without stopping any thread, each class under its lock, so while others
+ * run they are each true of some moment, and clamped to make sense. No chain is followed and no
+ * SuperSlab visited: every figure is a sum that is kept. Locks: AREAS once, each class's and HEAP.
  */
 void report_stats(hak_heap_t *heap, hak_heap_stats_t *out);
 void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out);

@@ -34,13 +34,17 @@ static void bin_remove(slab_set_t *set, slab_t *slab)
     if (slab->next) slab->next->prev = slab->prev;
 }
 
-static void rebin(slab_set_t *set, slab_t *slab)
+static void change_bin(slab_set_t *set, slab_t *slab)
 {
-    size_t outside = slab_outside(slab);
-    if (HAK_LIKELY(outside >= slab->least && outside <= slab->most)) return;
     bin_remove(set, slab);
     choose_bin(slab);
     bin_insert(set, slab);
+}
+
+HAK_INLINE void rebin(slab_set_t *set, slab_t *slab)
+{
+    size_t outside = slab_outside(slab);
+    if (HAK_UNLIKELY(outside < slab->least || outside > slab->most)) change_bin(set, slab);
 }
 
 run_t slab_run(const slab_t *slab)
@@ -98,11 +102,16 @@ slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls)
 {
     slab_t *slab = superslab_descriptor(run.ss, run.first);
     char *start = superslab_granule(run.ss, run.first);
-    *slab = (slab_t){
-        .start = start, .origin = origin_of(start, cls), .cls = (uint8_t)cls, .home = HOME_NONE};
+    *slab = (slab_t){.start = start,
+                     .origin = origin_of(start, cls),
+                     .cls = (uint8_t)cls,
+                     .home = HOME_NONE,
+                     .pages = (uint8_t)superslab_touched_count(run, size_classes[cls].granules),
+                     .used_before = superslab_touched(run, size_classes[cls].granules)};
     choose_bin(slab);
     bin_insert(set, slab);
     set->slabs++;
+    set->pages += slab->pages;
     return slab;
 }
 
@@ -110,6 +119,7 @@ void slab_restore(slab_set_t *set, slab_t *slab)
 {
     bin_insert(set, slab);
     set->slabs++;
+    set->pages += slab->pages;
     set->carved += slab_touched(slab);
 }
 
@@ -117,6 +127,7 @@ void slab_remove(slab_set_t *set, slab_t *slab)
 {
     bin_remove(set, slab);
     set->slabs--;
+    set->pages -= slab->pages;
     set->carved -= slab_touched(slab);
 }
 
@@ -161,13 +172,63 @@ static size_t carvable(const slab_t *slab, size_t index, size_t want)
     return hak_min(hak_min(want, in_page), left);
 }
 
+/* Notes that blocks may be written from now on. */
+static void touch(slab_set_t *set, slab_t *slab, const char *from, size_t bytes)
+{
+    uint32_t fresh = superslab_touch(registry_superslab(slab->start), from, bytes);
+    if (!fresh) return;
+    slab->pages = (uint8_t)(slab->pages + fresh);
+    set->pages += fresh;
+}
+
+/* The line of a block that was never handed out and is not as the kernel gave it. */
+static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const char *first, size_t count,
+                                                const guard_t *guard)
+{
+    size_t bytes = size_classes[slab->cls].bytes;
+    const block_t *block = (const block_t *)(const void *)first;
+    for (size_t i = 1; i < count && !(block->word[0] | block->word[1]); i++)
+        block = (const block_t *)(const void *)(first + i * bytes);
+    bool freed = block_is_sealed(block, block_link(block, guard->key), guard->key);
+    hak_fatal(&(hak_fault_t){.code = freed ? "INTERIOR" : "CORRUPT",
+                             .operation = "malloc",
+                             .ptr = block,
+                             .heap = guard->name,
+                             .class_bytes = bytes,
+                             .words = freed ? "the address was freed and never handed out"
+                                            : "a block was written to, or freed, that was never "
+                                              "handed out"});
+}
+
+/*
+ * Of a CHECKED heap: what is carved was never handed out, so that its words are as the kernel gave
+ * them. Else the program has freed it, and it is in a magazine or was handed out by one; carved, it
+ * would be handed out twice. Pages that were used before say nothing: a free block's seal may be
+ * left there.
+ */
+static void prove_unused(const slab_t *slab, size_t index, size_t count, const guard_t *guard)
+{
+    size_t bytes = size_classes[slab->cls].bytes;
+    const char *first = slab->start + index * bytes;
+    if (slab->used_before & pages_of(slab, index, index + count)) return;
+    uint64_t any = 0;
+    for (const char *at = first; at < first + count * bytes; at += bytes) {
+        const block_t *block = (const block_t *)(const void *)at;
+        any |= block->word[0] | block->word[1];
+    }
+    if (HAK_UNLIKELY(any)) never_handed_out(slab, first, count, guard);
+}
+
 /* Lowest address on top, so that a program walks memory upwards. */
-static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, uint64_t key)
+static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want,
+                     const guard_t *guard)
 {
     size_t index = next_index(slab);
     size_t count = carvable(slab, index, want);
     size_t bytes = size_classes[slab->cls].bytes;
-    superslab_touch(registry_superslab(slab->start), slab->start + index * bytes, count * bytes);
+    uint64_t key = guard->key;
+    if (key) prove_unused(slab, index, count, guard);
+    touch(set, slab, slab->start + index * bytes, count * bytes);
     for (size_t i = count; i-- > 0;)
         chain = block_push(chain, slab->start + (index + i) * bytes, key);
     slab->carved = (uint16_t)(slab->carved + count);
@@ -198,7 +259,7 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     size_t page = (size_t)__builtin_ctzll(released);
     size_t first = page * HAK_PAGE / bytes;
     size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, sizes->blocks);
-    superslab_touch(registry_superslab(slab->start), slab->start + page * HAK_PAGE, HAK_PAGE);
+    touch(set, slab, slab->start + page * HAK_PAGE, HAK_PAGE);
     for (size_t i = end; i-- > first;) {
         if (!is_carved(slab, i)) continue;
         char *block = slab->start + i * bytes;
@@ -251,7 +312,7 @@ chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
         chain = listed ? take_listed(slab, chain, want, most, guard)
-                       : carve(set, slab, chain, want - before, guard->key);
+                       : carve(set, slab, chain, want - before, guard);
         set->outside += chain_count(chain) - before;
         rebin(set, slab);
         if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */
@@ -381,14 +442,18 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     /* What the kernel refuses may be gone in part, up to a page that the program has locked. So the
      * freelist is written anew. */
     pages_t gone = purge_runs(slab, wanted, purge);
+    uint32_t count = (uint32_t)__builtin_popcountll(gone);
     superslab_forget(slab_run(slab), granules, gone);
+    slab->pages = (uint8_t)(slab->pages - count);
+    slab->used_before &= ~gone;
+    set->pages -= count;
     set->carved -= slab_touched(slab);
     pages_t released = carved_pages(slab) & ~touched_pages(slab);
     rebuild(slab, &is_free, released, guard->key);
     if (gone != wanted && guard->key) reseal(slab, released, guard->key);
     set->carved += slab_touched(slab);
     slab_tell_home(slab);
-    return (size_t)__builtin_popcountll(gone);
+    return count;
 }
 
 slab_t *slab_move_near(slab_set_t *set, slab_t *slab)

@@ -30,7 +30,8 @@
  * such a page leave the freelist and count as never touched again; the page's bit in the
  * SuperSlab's record remembers it, and a take asks for one after another.
  *
- * Invariant: carved == blocks outside (live or cached) + chain_count(free) + released_blocks.
+ * Invariant: carved == blocks outside (live or cached) + chain_count(free) + released_blocks; pages
+ * == bits in touched[g] (superslab.h) over the run.
  */
 enum {
     BIN_FULL, /* nothing to take */
@@ -53,8 +54,10 @@ typedef struct slab {
     uint8_t bin;
     uint8_t cls;              /* const while the slab lives */
     uint8_t home;             /* whose set it is in; what the registry's entries say */
+    uint8_t pages;            /* of its run that may have been written */
     uint16_t released_blocks; /* carved blocks that overlap released pages */
     uint16_t least, most;     /* blocks outside with which it stays in its bin */
+    pages_t used_before;      /* pages that may have been written before the run was this slab */
 } slab_t;
 
 _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
@@ -62,10 +65,31 @@ _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
 /* Slabs of one class and one home. */
 typedef struct slab_set {
     slab_t *bin[SLAB_BINS];
-    size_t slabs;
-    size_t outside; /* blocks live or cached, over all slabs */
+    uint32_t slabs;
+    uint32_t pages; /* that may have been written; sums over all slabs, as the next two */
+    size_t outside; /* blocks live or cached */
     size_t carved;  /* blocks, but for released ones */
 } slab_set_t;
+
+/*
+ * The slabs of a set, one after another; lock: the class's. The bin is the one that a slab was found
+ * in, whatever its descriptor says.
+ *     FOR_SLABS (at, set) look(at.slab);
+ */
+typedef struct slab_at {
+    slab_t *slab; /* NULL: all were visited */
+    unsigned bin;
+} slab_at_t;
+
+/* The slab itself where there is one, else the first of the bins that follow. */
+HAK_INLINE slab_at_t slab_at_from(const slab_set_t *set, slab_t *slab, unsigned bin)
+{
+    while (!slab && ++bin < SLAB_BINS) slab = set->bin[bin];
+    return (slab_at_t){slab, bin};
+}
+#define FOR_SLABS(at, set)                                                \
+    for (slab_at_t at = slab_at_from((set), (set)->bin[0], 0); (at).slab; \
+         at = slab_at_from((set), (at).slab->next, (at).bin))
 
 /* Whether a block begins in a page that was given back, or never written, so that no seal says
  * whether it is free: none there is in the program's hands. Any thread, no lock: the bit of a live

@@ -149,6 +149,7 @@ void superslab_set_add(superslab_set_t *set, superslab_t *ss)
     append(set, ss);
     set->count++;
     set->empty += superslab_is_empty(ss);
+    set->free_granules += ss->free_granules;
     set->free_touched += ss->free_touched;
 }
 
@@ -158,6 +159,7 @@ void superslab_set_remove(superslab_set_t *set, superslab_t *ss)
     detach(set, ss);
     set->count--;
     set->empty -= superslab_is_empty(ss);
+    set->free_granules -= ss->free_granules;
     set->free_touched -= ss->free_touched;
 }
 
@@ -185,20 +187,21 @@ static void put_slots(superslab_t *ss, unsigned first, unsigned granules)
 static void mark(superslab_set_t *set, superslab_t *ss, unsigned first, unsigned granules,
                  bool give)
 {
-    uint32_t pages = 0;
-    for (unsigned g = first; g < first + granules; g++) pages += page_count(touched(ss, g));
+    uint32_t pages = superslab_touched_count((run_t){ss, first}, granules);
     set->empty -= superslab_is_empty(ss);
     bits_t run = run_bits(first, granules);
     if (give) {
         hak_assert((free_bits(ss) & run) == 0);
         set_free_bits(ss, free_bits(ss) | run);
         ss->free_granules += granules;
+        set->free_granules += granules;
         ss->free_touched += pages;
         set->free_touched += pages;
     } else {
         hak_assert((free_bits(ss) & run) == run);
         set_free_bits(ss, free_bits(ss) & ~run);
         ss->free_granules -= granules;
+        set->free_granules -= granules;
         ss->free_touched -= pages;
         set->free_touched -= pages;
     }
@@ -300,6 +303,14 @@ pages_t superslab_touched(run_t run, unsigned granules)
     pages_t pages = 0;
     for (unsigned g = 0; g < granules; g++)
         pages |= (pages_t)touched(run.ss, run.first + g) << g * GRANULE_PAGES;
+    return pages;
+}
+
+uint32_t superslab_touched_count(run_t run, unsigned granules)
+{
+    _Atomic uint8_t *at = &run.ss->touched[run.first], *end = at + granules;
+    uint32_t pages = 0;
+    for (; at < end; at++) pages += page_count(load_relaxed(at)); /* relaxed: as `touched` */
     return pages;
 }
 

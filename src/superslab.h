@@ -56,7 +56,7 @@ typedef struct superslab {
     bool
         committed; /* lock: RESERVE; false: nobody may read or write it. Of what is in a set: true */
     const void *giver; /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
-    int64_t tally;     /* lock: the heap's; scratch of statistics */
+    int64_t tally;     /* lock: the heap's; scratch of the check */
     /* Page bits; of free granules: lock: the set's; else written by the run's owner. Relaxed: read
      * by any free. */
     _Atomic uint8_t touched[SUPERSLAB_GRANULES];
@@ -70,7 +70,8 @@ typedef struct superslab_set {
     superslab_t *all, *last;
     uint32_t count;
     uint32_t empty;       /* SuperSlabs with all granules free */
-    size_t free_touched;  /* pages, over the set */
+    size_t free_granules; /* over the set, */
+    size_t free_touched;  /* and their pages that may have been written */
     const os_table_t *os; /* const: what purges them; NULL: the process's */
 } superslab_set_t;
 
@@ -98,15 +99,20 @@ HAK_INLINE bool superslab_is_touched(const superslab_t *ss, const void *ptr)
         load_relaxed(&((superslab_t *)(uintptr_t)ss)->touched[superslab_index(ss, ptr)]);
     return pages >> ((uintptr_t)ptr >> HAK_PAGE_SHIFT) % GRANULE_PAGES & 1;
 }
-/* Notes that the pages of these bytes may have been written; the owner of their run. */
-HAK_INLINE void superslab_touch(superslab_t *ss, const char *from, size_t bytes)
+/* Notes that the pages of these bytes may have been written; the owner of their run. Returns for
+ * how many that is news. */
+HAK_INLINE uint32_t superslab_touch(superslab_t *ss, const char *from, size_t bytes)
 {
+    uint32_t fresh = 0;
     uintptr_t last = (uintptr_t)(from + bytes - 1) >> HAK_PAGE_SHIFT;
     for (uintptr_t page = (uintptr_t)from >> HAK_PAGE_SHIFT; page <= last; page++) {
         _Atomic uint8_t *pages = &ss->touched[page / GRANULE_PAGES % SUPERSLAB_GRANULES];
         uint8_t old = load_relaxed(pages), bit = (uint8_t)(1u << page % GRANULE_PAGES);
-        if (!(old & bit)) store_relaxed(pages, (uint8_t)(old | bit));
+        if (old & bit) continue;
+        store_relaxed(pages, (uint8_t)(old | bit));
+        fresh++;
     }
+    return fresh;
 }
 /* Of the run in use that begins there. */
 HAK_INLINE unsigned superslab_slot(const superslab_t *ss, unsigned granule)
@@ -143,10 +149,11 @@ run_t superslab_take(superslab_set_t *set, unsigned granules, unsigned alignment
 /* Takes the `more` granules behind a run of so many; false: they are not free. */
 bool superslab_extend(superslab_set_t *set, run_t run, unsigned granules, unsigned more);
 /* Of a run, for its owner: notes that pages may have been written, that pages are gone, and says
- * which may have been written. */
+ * which, and how many, may have been written. */
 void superslab_note(run_t run, unsigned granules, pages_t pages);
 void superslab_forget(run_t run, unsigned granules, pages_t pages);
 pages_t superslab_touched(run_t run, unsigned granules);
+uint32_t superslab_touched_count(run_t run, unsigned granules);
 /* Gives a run back, or neighbours as one; notes these pages. */
 void superslab_put(superslab_set_t *set, run_t run, unsigned granules, pages_t pages);
 /* Frees all granules of a SuperSlab that is in no set; what its runs have written is noted. */

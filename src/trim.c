@@ -7,6 +7,7 @@
 #include "os.h"
 #include "runs.h"
 #include "tls.h"
+#include "walk.h"
 
 /* ---- Areas: halt, one fence, take the words, restart, and only then return the blocks ---- */
 
@@ -33,6 +34,12 @@ static void steal_word(stolen_t *stolen, unsigned cls, _Atomic chain_t *word)
     note_stolen(stolen, cls, chain);
 }
 
+static chain_t take_own(percpu_t *percpu, unsigned cls, unsigned kind)
+{
+    if (kind == AREA_OUTBOX) return percpu_take_outbox(percpu, PERCPU_HOT(cls));
+    return percpu_take(percpu, kind == AREA_HOT ? PERCPU_HOT(cls) : PERCPU_SPARE(cls));
+}
+
 /* What the running CPU has is taken as a miss takes it. Where that is all there is, as in a heap
  * that one thread used, nobody has to be halted. A thread that moves to another CPU takes that
  * one's: the area only says what to ask for. */
@@ -42,15 +49,11 @@ static void steal_own(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsign
     int index = percpu_index();
     area_t *area = index < 0 ? NULL : percpu_running(percpu, (unsigned)index);
     if (!area) return;
-    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
-    FOR_CLASSES_IN (cls, &heap->made, first, end) {
-        size_t hot = PERCPU_HOT(cls);
-        if (load_relaxed(&area->hot[cls].word)) note_stolen(stolen, cls, percpu_take(percpu, hot));
-        if (load_relaxed(&area->spare[cls]))
-            note_stolen(stolen, cls, percpu_take(percpu, PERCPU_SPARE(cls)));
-        if (outbox && load_relaxed(&outbox[cls].word))
-            note_stolen(stolen, cls, percpu_take_outbox(percpu, hot));
-    }
+    area_at_t at = area_at(area, (unsigned)index);
+    FOR_CLASSES_IN (cls, &heap->made, first, end)
+        FOR_WORDS (kind, at)
+            if (load_relaxed(area_word(at, cls, kind)))
+                note_stolen(stolen, cls, take_own(percpu, cls, kind));
 }
 
 /* A heap that idled is in no near cache: its lines are asked for at once, in place of one miss
@@ -102,29 +105,50 @@ static void take_limit(hak_heap_t *heap, const area_t *area, magazine_t *magazin
 
 /* Takes a halted area from its CPU and its limits from the budget: an idle area costs nothing but
  * its bytes, and begins anew. */
-static void retire_area(hak_heap_t *heap, unsigned index)
+static void retire_area(hak_heap_t *heap, area_at_t at)
 {
-    area_t *area = percpu_area(&heap->percpu, index);
-    magazine_t *outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
     FOR_CLASSES (cls, &heap->made) {
-        take_limit(heap, area, &area->hot[cls], cls);
-        if (outbox) take_limit(heap, area, &outbox[cls], cls);
+        take_limit(heap, at.area, area_magazine(at, cls, AREA_HOT), cls);
+        if (at.outbox) take_limit(heap, at.area, area_magazine(at, cls, AREA_OUTBOX), cls);
     }
-    percpu_retire(&heap->percpu, index);
+    percpu_retire(&heap->percpu, at.index);
 }
 
 static bool has_limits(const hak_heap_t *heap)
 {
-    const percpu_t *percpu = &heap->percpu;
-    for (unsigned index = 0; index < load_relaxed(&percpu->slots); index++) {
-        const area_t *area = percpu_area(percpu, index);
-        const magazine_t *outbox = area ? load_acquire(&area->outbox) : NULL;
-        if (!area) continue;
+    FOR_AREAS (at, &heap->percpu)
         FOR_CLASSES (cls, &heap->made)
-            if (load_relaxed(&area->hot[cls].limit) || (outbox && load_relaxed(&outbox[cls].limit)))
-                return true;
-    }
+            FOR_WORDS (kind, at)
+                if (load_relaxed(&area_magazine(at, cls, kind)->limit)) return true;
     return false;
+}
+
+/* All that a halted area has of these classes; then it runs again, or is retired. */
+static void steal_area(hak_heap_t *heap, stolen_t *stolen, area_at_t at, unsigned first,
+                       unsigned end, bool retire)
+{
+    FOR_CLASSES_IN (cls, &heap->made, first, end)
+        FOR_WORDS (kind, at) steal_word(stolen, cls, area_word(at, cls, kind));
+    if (retire) retire_area(heap, at);
+    else percpu_restart(&heap->percpu, at.index);
+}
+
+/* False: the kernel refused the fence, and the areas run as before. */
+static bool steal_areas(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsigned end,
+                        bool retire, size_t *bytes)
+{
+    percpu_halt(&heap->percpu);
+    if (!percpu_fence()) {
+        percpu_restart_all(&heap->percpu);
+        return false;
+    }
+    FOR_AREAS (at, &heap->percpu) {
+        /* Many CPUs' words may not fit: then some blocks go back while the last areas still
+         * wait. */
+        if (stolen->count + AREA_KINDS * CLASS_COUNT > STOLEN) return_stolen(heap, stolen, bytes);
+        steal_area(heap, stolen, at, first, end, retire);
+    }
+    return true;
 }
 
 static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool retire, size_t *bytes)
@@ -138,26 +162,8 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
     if (!retire && !percpu_is_empty(percpu, &heap->made, first, end))
         steal_own(heap, &stolen, first, end);
     bool fenced = true;
-    if (!percpu_is_empty(percpu, &heap->made, first, end) || (retire && has_limits(heap))) {
-        percpu_halt(percpu);
-        fenced = percpu_fence();
-        if (!fenced) percpu_restart_all(percpu);
-        for (unsigned index = 0; fenced && index < load_relaxed(&percpu->slots); index++) {
-            area_t *area = percpu_area(percpu, index);
-            if (!area) continue;
-            /* Many CPUs' words may not fit: then some blocks go back while the last areas still
-             * wait. */
-            if (stolen.count + 3 * CLASS_COUNT > STOLEN) return_stolen(heap, &stolen, bytes);
-            magazine_t *outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
-            FOR_CLASSES_IN (cls, &heap->made, first, end) {
-                steal_word(&stolen, cls, &area->hot[cls].word);
-                steal_word(&stolen, cls, &area->spare[cls]);
-                if (outbox) steal_word(&stolen, cls, &outbox[cls].word);
-            }
-            if (retire) retire_area(heap, index);
-            else percpu_restart(percpu, index);
-        }
-    }
+    if (!percpu_is_empty(percpu, &heap->made, first, end) || (retire && has_limits(heap)))
+        fenced = steal_areas(heap, &stolen, first, end, retire, bytes);
     lock_release(&heap->areas_lock, RANK_AREAS);
     return_stolen(heap, &stolen, bytes);
     if (!fenced) hak_tls.last_error = HAK_ERROR_FENCE;
@@ -169,10 +175,10 @@ static bool flush_areas(hak_heap_t *heap, unsigned first, unsigned end, bool ret
 /* What was there when this began, a chain or a few blocks at a time. */
 static void flush_class(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 {
-    size_t waiting = remote_blocks(&state->remote);
-    if (waiting >= CHAIN_MAX) waiting = SIZE_MAX; /* the list does not count further */
-    for (bool more = true; more;) {
+    size_t waiting = 0;
+    for (bool more = true, first = true; more; first = false) {
         lock_acquire(&state->lock, RANK_CLASS);
+        if (first) waiting = walk_waiting(heap, state);
         more = drain_oldest(heap, state, bytes);
         size_t moved = drain_waiting(heap, state, DRAIN_AT_ONCE);
         *bytes += moved * size_classes[state->cls].bytes;
@@ -197,7 +203,7 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
 static size_t retire_some(hak_heap_t *heap, class_state_t *state, size_t most)
 {
     size_t count = 0;
-    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
+    FOR_SETS (set, state)
         for (slab_t *slab; count < most && (slab = slab_empty(set)) != NULL; count++)
             drain_retire(heap, state, slab, true);
     return count;

@@ -3,9 +3,9 @@
 
 #include <errno.h>
 
-#include "home.h"
 #include "os.h"
 #include "tls.h"
+#include "walk.h"
 
 /* ---- The whole heap. Halted, with every lock of it held, in the order of the ranks. ---- */
 
@@ -14,19 +14,18 @@ typedef struct walk {
     uint64_t *bits; /* a bit for each block of each slab: found free */
     size_t live_bytes, cached_bytes, free_bytes, untouched_bytes;
     size_t shared_granules;
-    int error;
+    hak_fault_t *fault; /* the first; code NULL: nothing is wrong */
 } walk_t;
 
 static void wrong(walk_t *walk, const void *ptr, size_t bytes, const char *words)
 {
-    if (!walk->error)
-        hak_complain(&(hak_fault_t){.code = "CORRUPT",
-                                    .operation = "check",
-                                    .ptr = ptr,
-                                    .heap = walk->heap->guard.name,
-                                    .class_bytes = bytes,
-                                    .words = words});
-    walk->error = EFAULT;
+    if (walk->fault->code) return;
+    *walk->fault = (hak_fault_t){.code = "CORRUPT",
+                                 .operation = "check",
+                                 .ptr = ptr,
+                                 .heap = walk->heap->guard.name,
+                                 .class_bytes = bytes,
+                                 .words = words};
 }
 
 /* Words of bits for a slab. */
@@ -110,13 +109,15 @@ static void check_run(walk_t *walk, const char *start, unsigned granules, unsign
 static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, slab_set_t *sum)
 {
     const size_class_t *sizes = &size_classes[cls];
+    uint32_t pages = superslab_touched_count(slab_run(slab), sizes->granules);
     if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks ||
-        slab->released_blocks > slab->carved)
+        slab->released_blocks > slab->carved || slab->pages != pages)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
     bool look = walk->heap->policy.sealed && slab_has_released(slab);
     check_run(walk, slab->start, sizes->granules, cls, look ? HOME_LOOK : slab->home);
     size_t free_blocks = walk_chain(walk, cls, slab->free, true);
     sum->slabs++;
+    sum->pages += pages;
     sum->carved += slab_touched(slab);
     sum->outside += slab_touched(slab) - free_blocks;
     walk->free_bytes += free_blocks * sizes->bytes;
@@ -133,53 +134,48 @@ static size_t unfound(const walk_t *walk, const slab_t *slab)
     return slab_touched(slab) - found;
 }
 
-/* Returns the blocks outside. */
-static size_t check_set(walk_t *walk, class_state_t *state, const slab_set_t *set)
+static void check_set(walk_t *walk, class_state_t *state, const slab_set_t *set)
 {
     slab_set_t sum = {.slabs = 0};
-    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
-        for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) {
-            if (home_set(state, slab->home) != set)
-                wrong(walk, slab->start, 0, "a slab is not where its home says");
-            check_slab(walk, slab, state->cls, bin, &sum);
-        }
-    if (sum.slabs != set->slabs || sum.carved != set->carved || sum.outside != set->outside)
+    FOR_SLABS (at, set) {
+        if (home_set(state, at.slab->home) != set)
+            wrong(walk, at.slab->start, 0, "a slab is not where its home says");
+        check_slab(walk, at.slab, state->cls, at.bin, &sum);
+    }
+    if (sum.slabs != set->slabs || sum.pages != set->pages || sum.carved != set->carved ||
+        sum.outside != set->outside)
         wrong(walk, state, size_classes[state->cls].bytes,
               "a class's counts disagree with its slabs");
-    return sum.outside;
+}
+
+typedef struct cached {
+    walk_t *walk;
+    unsigned cls;
+    size_t blocks;
+} cached_t;
+
+static void check_cached(void *ctx, walk_place_t place, chain_t chain)
+{
+    cached_t *cached = ctx;
+    cached->blocks += place == WALK_REMOTE ? walk_list(cached->walk, cached->cls, chain)
+                                           : walk_chain(cached->walk, cached->cls, chain, true);
 }
 
 static void check_class(walk_t *walk, class_state_t *state)
 {
-    hak_heap_t *heap = walk->heap;
-    unsigned cls = state->cls;
-    size_t bytes = size_classes[cls].bytes;
-    size_t outside = 0;
-    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
-        outside += check_set(walk, state, set);
+    size_t bytes = size_classes[state->cls].bytes;
+    FOR_SETS (set, state) check_set(walk, state, set);
+    size_t outside = walk_sums(state).outside;
     if (outside != load_relaxed(&state->outside))
         wrong(walk, state, bytes, "a class's counts disagree with its slabs");
-    size_t cached = 0;
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++) {
-        area_t *area = percpu_area(&heap->percpu, i);
-        if (!area) continue;
-        cached += walk_chain(walk, cls, load_relaxed(&area->hot[cls].word), true);
-        cached += walk_chain(walk, cls, load_relaxed(&area->spare[cls]), true);
-        const magazine_t *outbox = load_relaxed(&area->outbox);
-        if (outbox) cached += walk_chain(walk, cls, load_relaxed(&outbox[cls].word), true);
-    }
-    for (uint32_t i = 0; state->cold && i < state->cold->count; i++)
-        cached += walk_chain(walk, cls, state->cold->chain[i], true);
-    /* Acquire: pairs with the release in remote_push. */
-    cached += walk_list(walk, cls, load_acquire(&state->remote.head));
-    cached += walk_list(walk, cls, load_relaxed(&state->remote.taken));
+    cached_t cached = {walk, state->cls, 0};
+    walk_chains(walk->heap, state, check_cached, &cached);
     size_t live = 0;
-    for (slab_set_t *set = &state->shared; set; set = home_next_set(state, set))
-        for (unsigned bin = 0; bin < SLAB_BINS; bin++)
-            for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) live += unfound(walk, slab);
-    if (live + cached != outside)
+    FOR_SETS (set, state)
+        FOR_SLABS (at, set) live += unfound(walk, at.slab);
+    if (live + cached.blocks != outside)
         wrong(walk, state, bytes, "cached blocks and live blocks are not all blocks");
-    walk->cached_bytes += cached * bytes;
+    walk->cached_bytes += cached.blocks * bytes;
     walk->live_bytes += live * bytes;
 }
 
@@ -218,60 +214,52 @@ static void check_big(walk_t *walk)
 static void check_superslabs(walk_t *walk)
 {
     hak_heap_t *heap = walk->heap;
-    size_t count = 0, shared = 0;
-    for (superslab_t *ss = heap->superslabs.all; ss && count <= heap->superslabs.count;
-         ss = ss->set_next, count++) {
+    const superslab_set_t *set = &heap->superslabs;
+    size_t count = 0, granules = 0, pages = 0, shared = 0;
+    for (superslab_t *ss = set->all; ss && count <= set->count; ss = ss->set_next, count++) {
         if (!superslab_is_valid(ss) || ss->shared)
             wrong(walk, ss->base, 0, "a SuperSlab's record is damaged");
         if (ss->tally != SUPERSLAB_GRANULES - (int64_t)ss->free_granules)
             wrong(walk, ss->base, 0, "granules in use are in no slab");
-        walk->free_bytes += (size_t)ss->free_touched * HAK_PAGE;
-        walk->untouched_bytes +=
-            (size_t)ss->free_granules * GRANULE - (size_t)ss->free_touched * HAK_PAGE;
+        granules += ss->free_granules;
+        pages += ss->free_touched;
     }
-    if (count != heap->superslabs.count)
-        wrong(walk, heap, 0, "SuperSlabs are not as many as counted");
+    walk->free_bytes += pages * HAK_PAGE;
+    walk->untouched_bytes += granules * GRANULE - pages * HAK_PAGE;
+    if (count != set->count || granules != set->free_granules || pages != set->free_touched)
+        wrong(walk, heap, 0, "SuperSlabs, or what is free in them, are not as many as counted");
     for (uint32_t i = 0; i < heap->nursery_count; i++) shared += heap->nursery_granules[i];
     if (shared != walk->shared_granules)
         wrong(walk, heap, 0, "granules of the nursery are in no slab");
 }
 
-/* Gives each slab of a set its bits, from `words` on. Returns where the next begin. */
-static size_t number_slabs(const slab_set_t *set, size_t words)
-{
-    for (unsigned bin = 0; bin < SLAB_BINS; bin++)
-        for (slab_t *slab = set->bin[bin]; slab; slab = slab->next) {
-            slab->scratch = (uint32_t)words;
-            words += bit_words(slab->cls);
-        }
-    return words;
-}
-
-static size_t number_all_slabs(hak_heap_t *heap)
+/* Gives each slab its bits. Returns how many words these are. */
+static size_t number_slabs(hak_heap_t *heap)
 {
     size_t words = 0;
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+    FOR_CLASSES (cls, &heap->made) {
         class_state_t *state = heap_class_made(heap, cls);
-        for (slab_set_t *set = state ? &state->shared : NULL; set; set = home_next_set(state, set))
-            words = number_slabs(set, words);
+        FOR_SETS (set, state)
+            FOR_SLABS (at, set) {
+                at.slab->scratch = (uint32_t)words;
+                words += bit_words(at.slab->cls);
+            }
     }
     return words;
 }
 
-static int walk_all(hak_heap_t *heap)
+/* 0, EFAULT or ENOMEM. */
+static int walk_all(hak_heap_t *heap, hak_fault_t *fault)
 {
-    walk_t walk = {.heap = heap};
-    size_t bytes = hak_round_up((number_all_slabs(heap) + 1) * sizeof *walk.bits, HAK_PAGE);
+    walk_t walk = {.heap = heap, .fault = fault};
+    size_t bytes = hak_round_up((number_slabs(heap) + 1) * sizeof *walk.bits, HAK_PAGE);
     walk.bits = os->map(bytes, 0);
     if (!walk.bits) {
         hak_tls.last_error = HAK_ERROR_COMMIT;
         return ENOMEM;
     }
     for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) ss->tally = 0;
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
-        class_state_t *state = heap_class_made(heap, cls);
-        if (state) check_class(&walk, state);
-    }
+    FOR_CLASSES (cls, &heap->made) check_class(&walk, heap_class_made(heap, cls));
     check_big(&walk);
     check_superslabs(&walk);
     size_t sum = walk.live_bytes + walk.cached_bytes + walk.free_bytes + walk.untouched_bytes +
@@ -280,16 +268,22 @@ static int walk_all(hak_heap_t *heap)
         wrong(&walk, heap, 0,
               "live + cached + free + untouched + metadata is not what is committed");
     os->unmap(walk.bits, bytes);
-    return walk.error;
+    return fault->code ? EFAULT : 0;
 }
 
 typedef class_state_t *classes_t[CLASS_COUNT];
 
-static void release_all(hak_heap_t *heap, classes_t held)
+/* True: somebody waits for one of them. */
+static bool release_all(hak_heap_t *heap, classes_t held)
 {
+    bool wanted = lock_is_wanted(&heap->lock);
     lock_release(&heap->lock, RANK_HEAP);
-    for (unsigned cls = CLASS_COUNT; cls-- > 0;)
-        if (held[cls]) lock_release_next(&held[cls]->lock);
+    for (unsigned cls = CLASS_COUNT; cls-- > 0;) {
+        if (!held[cls]) continue;
+        wanted |= lock_is_wanted(&held[cls]->lock);
+        lock_release_next(&held[cls]->lock);
+    }
+    return wanted;
 }
 
 /* Every class lock, and HEAP, under which no class is made. False: one was made meanwhile; nothing
@@ -302,25 +296,39 @@ static bool hold_all(hak_heap_t *heap, classes_t held)
     lock_acquire(&heap->lock, RANK_HEAP);
     bool all = true;
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) all &= held[cls] == heap_class_made(heap, cls);
-    if (!all) release_all(heap, held);
+    if (!all) (void)release_all(heap, held);
     return all;
 }
 
-int validate_heap(hak_heap_t *heap)
+/* The areas are halted. */
+static int walk_halted(hak_heap_t *heap, hak_fault_t *fault)
 {
+    classes_t held;
+    while (!hold_all(heap, held)) {
+    }
+    int error = walk_all(heap, fault);
+    bool wanted = release_all(heap, held);
+    percpu_restart_all(&heap->percpu);
+    if (wanted) lock_rest();
+    return error;
+}
+
+/* Locks are not fair. So one check at a time asks for them, by TRIM, and the next one not before the
+ * threads that waited for this one have had a moment to go on. */
+int validate_heap(hak_heap_t *heap, hak_fault_t *fault)
+{
+    int error = EAGAIN;
+    *fault = (hak_fault_t){.code = NULL};
+    lock_acquire(&heap->trim_lock, RANK_TRIM);
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     percpu_halt(&heap->percpu);
-    int error = percpu_fence() ? 0 : EAGAIN;
-    if (error) {
-        hak_tls.last_error = HAK_ERROR_FENCE;
+    if (percpu_fence()) {
+        error = walk_halted(heap, fault);
     } else {
-        classes_t held;
-        while (!hold_all(heap, held)) {
-        }
-        error = walk_all(heap);
-        release_all(heap, held);
+        percpu_restart_all(&heap->percpu);
+        hak_tls.last_error = HAK_ERROR_FENCE;
     }
-    percpu_restart_all(&heap->percpu);
-    lock_release(&heap->areas_lock, RANK_AREAS);
+    lock_pass(&heap->areas_lock, RANK_AREAS);
+    lock_release(&heap->trim_lock, RANK_TRIM);
     return error;
 }

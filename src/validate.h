@@ -5,10 +5,12 @@
 #include "heap.h"
 
 /*
- * Role: hak_heap_check. Callers: api, inside the gate. Holds every lock of the heap while it walks.
+ * Role: hak_heap_check. Callers: api, inside the gate. Holds every lock of the heap while it walks,
+ * and passes them on: a malloc that misses waits for one check, whatever number goes on.
  */
 
-/* The whole-heap check: 0, EFAULT after a line, ENOMEM, EAGAIN. */
-int validate_heap(hak_heap_t *heap);
+/* The whole-heap check: 0, ENOMEM, EAGAIN; EFAULT: *fault says what is wrong first of all. The
+ * caller prints it, outside of the gate: a write may take any time. */
+int validate_heap(hak_heap_t *heap, hak_fault_t *fault);
 
 #endif

@@ -40,9 +40,12 @@ hak_heap_stats_t contract_stats(const hak_heap_t *heap);
 size_t contract_sum(const hak_heap_stats_t *stats);
 /* Free bytes in magazines. */
 size_t contract_cached(const hak_heap_stats_t *stats);
+/* Of a heap that no thread uses now: whether its cache budget has been charged for exactly what its
+ * caches hold and may hold. */
+bool contract_is_charged(const hak_heap_t *heap);
 /*
  * Looks at a heap that no thread uses now: 0 where hak_heap_check() finds nothing, the balance is
- * exact, and as many blocks live as given; else the source line of what is wrong.
+ * exact, the budget too, and as many blocks live as given; else the source line of what is wrong.
  */
 int contract_unsound(const hak_heap_t *heap, size_t live_blocks);
 

@@ -158,6 +158,7 @@ void stress_prove_empty(hak_heap_t *heap, const char *name)
         stress_fail("%s: %zu bytes cached after the flush", name, contract_cached(&stats));
     if (stats.phantom_superslabs)
         stress_fail("%s: %zu phantoms after the flush", name, stats.phantom_superslabs);
+    if (!contract_is_charged(heap)) stress_fail("%s: the budget is charged wrongly", name);
     if (contract_sum(&stats) != stats.committed_bytes)
         stress_fail("%s: %zu bytes by the balance, %zu committed", name, contract_sum(&stats),
                     stats.committed_bytes);

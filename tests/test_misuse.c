@@ -977,3 +977,64 @@ Test(misuse, whatever_a_program_leaves_in_a_block_it_may_free_it)
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
+
+/* ---- A block's start that was never handed out ---- */
+
+/* In the slab of a block, so far behind it, or before. */
+static char *place_near(const hak_heap_t *heap, char *first, size_t distance)
+{
+    return hak_heap_of(first + distance) == heap ? first + distance : first - distance;
+}
+
+/* In a heap of its own process, so that its pages are the kernel's: up to two pages on from the
+ * first block. The free may go unnoticed; the address is not handed out twice. */
+static void free_what_was_never_handed_out(void *arg)
+{
+    enum { TIMES = 4000 };
+    size_t distance = *(const size_t *)arg;
+    hak_heap_t *heap = contract_heap(1, "mine");
+    char *first = heap ? hak_heap_malloc(heap, 16) : NULL;
+    if (!first) _exit(99);
+    char *place = place_near(heap, first, distance);
+    hak_heap_free(heap, place);
+    if (hak_heap_check(heap) != EFAULT) _exit(98);
+    size_t times = 0;
+    for (int i = 0; i < TIMES; i++) {
+        char *block = hak_heap_malloc(heap, 16);
+        if (!block) _exit(97);
+        times += block == place;
+    }
+    _exit(times > 1 ? 96 : 95);
+}
+
+Test(misuse, what_was_never_handed_out_is_not_handed_out_twice)
+{
+    for (size_t distance = 256; distance <= 2 * HAK_PAGE; distance += 720) {
+        child_result_t result;
+        child_run(&result, free_what_was_never_handed_out, &distance);
+        /* The check's line comes first, where the free was not named at once. */
+        const char *line = strstr(result.text, "hakheap: CORRUPT: check");
+        const char *last = line ? strchr(line, '\n') + 1 : result.text;
+        cr_assert(result.signal == SIGABRT, "distance %zu: status %d: %s", distance, result.status,
+                  result.text);
+        cr_assert(strstr(last, "hakheap: INTERIOR: malloc") || strstr(last, "CORRUPT: malloc") ||
+                      strstr(last, "hakheap: DOUBLE_FREE: free"),
+                  "distance %zu: %s", distance, result.text);
+    }
+}
+
+static void free_sized_what_was_never_handed_out(void *arg)
+{
+    (void)arg;
+    hak_heap_t *heap = contract_heap(1, "mine");
+    char *first = heap ? hak_heap_malloc(heap, 16) : NULL;
+    if (first) hak_heap_free_sized(heap, place_near(heap, first, HAK_PAGE), 16);
+}
+
+/* Where a free takes the slow way it looks at the page. */
+Test(misuse, what_was_never_handed_out_is_known_by_its_page)
+{
+    child_result_t result;
+    child_run(&result, free_sized_what_was_never_handed_out, NULL);
+    cr_assert(child_aborted(&result, "DOUBLE_FREE", "free_sized"), "%s", result.text);
+}

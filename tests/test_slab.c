@@ -45,7 +45,7 @@ static pages_t slab_pages(const slab_t *slab)
 /* The bins are what the counts of each slab say, and the set's counts their sums. */
 static void must_add_up(void)
 {
-    size_t slabs = 0, outside = 0, carved = 0;
+    size_t slabs = 0, outside = 0, carved = 0, pages = 0;
     for (unsigned bin = 0; bin < SLAB_BINS; bin++) {
         const slab_t *before = NULL;
         for (const slab_t *slab = set.bin[bin]; slab; before = slab, slab = slab->next) {
@@ -65,9 +65,12 @@ static void must_add_up(void)
             slabs++;
             outside += out;
             carved += slab_touched(slab);
+            pages += slab->pages;
+            cr_assert(slab->pages == __builtin_popcountll(slab_pages(slab)));
         }
     }
     cr_assert(set.slabs == slabs && outside_of(&set) == outside && set.carved == carved);
+    cr_assert(set.pages == pages);
 }
 
 /* Takes a chain apart. Returns how many. */
@@ -518,8 +521,9 @@ Test(slab, pages_of_an_earlier_life_go_too)
     slab_t *slab = add(CLASS);
     for (size_t page = 0; page < GRANULE_PAGES; page++) slab->start[page * HAK_PAGE + 100] = 1;
     run_t run = slab_run(slab);
-    for (unsigned g = 0; g < size_classes[CLASS].granules; g++)
-        run.ss->touched[run.first + g] = ALL_TOUCHED;
+    slab_remove(&set, slab);
+    superslab_note(run, size_classes[CLASS].granules, PAGES_ALL);
+    slab = slab_add(&set, run, CLASS);
     cr_assert(take(CLASS, 1, &fast, blocks) == 1);
     pages_t live = pages_of_block(slab, blocks[0]);
     size_t keep = 0, pages = GRANULE_PAGES - (size_t)__builtin_popcountll(live);
@@ -780,4 +784,61 @@ Test(slab, random_takes_and_puts)
         random_blocks(classes[i], &checked, i);
         random_blocks(classes[i], &fast, i + 100);
     }
+}
+
+/* ---- Places that were never handed out ---- */
+
+static void carve_all(void *arg)
+{
+    (void)arg;
+    while (slab_take(&set, 7, 32, 64, &checked)) {
+    }
+}
+
+/* What is carved has words of zero, where the kernel's page was not used before. */
+Test(slab, a_place_that_was_freed_before_it_was_handed_out_aborts)
+{
+    for (int sealed = 0; sealed < 2; sealed++)
+        for (size_t distance = 1; distance < 40; distance += 6) {
+            slab_t *slab = add(7);
+            cr_assert(slab->used_before == 0, "the pages are the kernel's: nothing is tested");
+            size_t count = take(7, 4, &checked, blocks);
+            size_t next = (size_t)slab->origin + count + distance, all = size_classes[7].blocks;
+            char *place = slab->start + next % all * size_classes[7].bytes;
+            if (sealed) (void)block_push(0, place, checked.key);
+            else place[9] = 1;
+            child_run(&child, carve_all, NULL);
+            cr_assert(child_aborted(&child, sealed ? "INTERIOR" : "CORRUPT", "malloc"),
+                      "distance %zu: signal %d: %s", distance, child.signal, child.text);
+            char wanted[32];
+            snprintf(wanted, sizeof wanted, "ptr=0x%zx ", (size_t)(uintptr_t)place);
+            cr_assert(strstr(child.text, wanted), "%s", child.text);
+            memset(place, 0, 16);
+            child_run(&child, carve_all, NULL);
+            cr_assert(child.status == 0 && child.signal == 0, "%s", child.text);
+            carve_all(NULL);
+            slab_remove(&set, slab);
+            set.outside = 0;
+        }
+}
+
+/* Pages with an earlier life may hold anything, seals too; once a trim has given them back they are
+ * the kernel's. */
+Test(slab, a_place_in_a_page_that_was_used_before_proves_nothing)
+{
+    slab_t *slab = add(7);
+    run_t run = slab_run(slab);
+    memset(slab->start, 0x5a, GRANULE);
+    slab_remove(&set, slab);
+    superslab_note(run, 1, PAGES_ALL);
+    slab = slab_add(&set, run, 7);
+    cr_assert(slab->pages == GRANULE_PAGES && set.pages == GRANULE_PAGES);
+    size_t count = take(7, 4, &checked, blocks), none = 0;
+    cr_assert(count > 0);
+    for (size_t i = 0; i < count; i++) slab_put(&set, slab, blocks[i], &checked);
+    cr_assert(slab_release(&set, slab, &checked, &none, os->purge) == GRANULE_PAGES);
+    cr_assert(slab->pages == 0 && set.pages == 0 && slab->used_before == 0);
+    carve_all(NULL);
+    cr_assert(slab->pages == GRANULE_PAGES && slab->bin == BIN_FULL);
+    must_add_up();
 }

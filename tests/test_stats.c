@@ -5,17 +5,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "drain.h"
 #include "hakheap.h"
 #include "heap.h"
 #include "home.h"
 #include "support_contract.h"
+#include "support_memory.h"
 #include "support_random.h"
+#include "support_run.h"
 
 TestSuite(stats, .timeout = 600);
 
@@ -80,6 +86,11 @@ static void must_agree(const hak_heap_t *heap, const shadow_t *shadow, size_t st
               stats.committed_bytes);
     cr_assert(stats.peak_bytes >= stats.committed_bytes &&
               stats.mapped_bytes >= stats.committed_bytes);
+    size_t used = stats.live_bytes + contract_cached(&stats) + stats.large_cached_bytes;
+    cr_assert(stats.resident_bytes <= stats.committed_bytes &&
+                  stats.resident_bytes >= used + stats.metadata_bytes,
+              "step %zu: %zu bytes resident, %zu committed", step, stats.resident_bytes,
+              stats.committed_bytes);
 
     size_t hot = 0, spare = 0, cold = 0, remote = 0;
     for (unsigned class = 0; class < hak_size_class_count(); class ++) {
@@ -207,6 +218,236 @@ Test(stats, in_order_while_threads_run)
     cr_assert(hak_heap_destroy(common) == 0);
 }
 
+/* What the header promises of figures at any time. Returns the source line of what is broken. */
+static int promise_broken(const hak_heap_stats_t *s)
+{
+    size_t whole = s->committed_bytes;
+    if (contract_sum(s) > whole) return __LINE__;
+    if (s->live_bytes > whole || s->large_cached_bytes > whole || s->free_bytes > whole)
+        return __LINE__;
+    if (s->untouched_bytes > whole || s->metadata_bytes > whole) return __LINE__;
+    if (s->large_bytes > s->live_bytes || s->large_blocks > s->live_blocks) return __LINE__;
+    if (s->large_blocks > s->large_bytes || (s->large_bytes && !s->large_blocks)) return __LINE__;
+    if (s->resident_bytes > whole) return __LINE__;
+    if (s->peak_bytes < whole || s->mapped_bytes < whole) return __LINE__;
+    if (s->phantom_superslabs > s->superslabs) return __LINE__;
+    if (s->superslabs * SUPERSLAB > whole) return __LINE__;
+    return 0;
+}
+
+/* A few blocks of one kind, allocated and freed together; `arg`: bytes of each. */
+static void *take_and_free(void *arg)
+{
+    enum { BLOCKS = 8 };
+    size_t bytes = (size_t)(uintptr_t)arg;
+    while (!stop) {
+        void *blocks[BLOCKS];
+        for (int i = 0; i < BLOCKS; i++) blocks[i] = hak_heap_malloc(common, bytes);
+        for (int i = 0; i < BLOCKS; i++) hak_heap_free(common, blocks[i]);
+    }
+    return NULL;
+}
+
+Test(stats, promises_hold_while_threads_free)
+{
+    enum { THREADS = 4 };
+    const uintptr_t bytes[THREADS] = {3 * HAK_MIB, 2 * HAK_MIB + 4096, 200000, 3000};
+    pthread_t threads[THREADS];
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.large_cache_bytes = 1; /* a mapping that is freed leaves what is committed at once */
+    common = hak_heap_create(&config);
+    for (int i = 0; i < THREADS; i++)
+        cr_assert(pthread_create(&threads[i], NULL, take_and_free, (void *)bytes[i]) == 0);
+    size_t samples = 0, peak = 0;
+    int broken = 0;
+    for (time_t end = time(NULL) + run_seconds(); time(NULL) < end && !broken; samples++) {
+        hak_heap_stats_t stats = contract_stats(common);
+        broken = promise_broken(&stats);
+        if (stats.peak_bytes < peak) broken = __LINE__;
+        peak = stats.peak_bytes;
+    }
+    stop = true;
+    for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    cr_assert(broken == 0, "sample %zu: line %d is broken", samples, broken);
+    cr_assert(contract_unsound(common, 0) == 0);
+    cr_assert(hak_heap_destroy(common) == 0);
+}
+
+/* ---- Links that are a program's data ---- */
+
+static int swallow(void *ctx, const char *at, size_t length)
+{
+    (void)ctx, (void)at, (void)length;
+    return 0;
+}
+
+/* The last block of a SuperSlab, behind which nothing can be read. */
+static char *last_readable(hak_heap_t *heap)
+{
+    for (size_t i = 0; i < 200000; i++) {
+        char *block = hak_heap_malloc(heap, 64);
+        if (!block) return NULL;
+        if (((uintptr_t)block + 64) % SUPERSLAB == 0 && !hak_heap_of(block + 64)) return block;
+    }
+    return NULL;
+}
+
+/* A thread may pop a magazine's block and write to it while another reads the magazine's word. So
+ * what looks like a link may be anything, here an address whose 8 bytes end where nothing is
+ * readable. */
+Test(stats, no_reader_follows_a_link)
+{
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "linked");
+        char *top = last_readable(heap), *block = hak_heap_malloc(heap, 64);
+        cr_assert(top && block);
+        for (int i = 0; i < 8; i++)
+            ((uint64_t *)(void *)block)[i] = (uint64_t)(uintptr_t)(top + 60) << CHAIN_SHIFT | 7;
+        unsigned cls = hak_size_class_of(64);
+        area_t *area = percpu_running(&heap->percpu, (unsigned)percpu_index());
+        cr_assert(area != NULL);
+        chain_t before = load_relaxed(&area->hot[cls].word);
+        store_relaxed(&area->hot[cls].word, chain_address(block) | 8);
+        hak_heap_stats_t stats = contract_stats(heap);
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        int error = hak_heap_class_stats(heap, cls, &row);
+        int reported = hak_heap_report(heap, swallow, NULL);
+        store_relaxed(&area->hot[cls].word, before);
+        cr_assert(stats.hot_bytes == 8 * 64 && row.hot_blocks == 8 && error == 0 && reported == 0);
+        cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- What is resident ---- */
+
+/* The heap's SuperSlabs by what the kernel says of each page; what the nursery and record pages
+ * hold is not the heap's alone. */
+static size_t resident_in_superslabs(const hak_heap_t *heap)
+{
+    size_t pages = 0;
+    for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next)
+        for (size_t at = 0; at < SUPERSLAB; at += HAK_PAGE)
+            pages += memory_is_resident(ss->base + at);
+    return pages * HAK_PAGE;
+}
+
+enum { MANY = 20000 };
+static char *many[MANY];
+
+/* Every size, every byte written; most of them freed again, so that caches, freelists, emptied
+ * slabs and holes all have their part. */
+static size_t fill_and_thin(hak_heap_t *heap, randoms_t *randoms, unsigned one_in)
+{
+    size_t left = 0;
+    for (int i = 0; i < MANY; i++) {
+        size_t bytes = 16 + random_below(randoms, i % 50 ? 3000 : 200000);
+        cr_assert((many[i] = hak_heap_malloc(heap, bytes)) != NULL);
+        memset(many[i], 1, hak_usable_size(many[i]));
+    }
+    for (int i = 0; i < MANY; i++) {
+        if (random_below(randoms, one_in) == 0 && ++left) continue;
+        hak_heap_free(heap, many[i]);
+        many[i] = NULL;
+    }
+    return left;
+}
+
+static void must_be_resident(hak_heap_t *heap, const char *when)
+{
+    size_t told = contract_stats(heap).resident_bytes,
+           records = contract_stats(heap).metadata_bytes;
+    size_t seen = resident_in_superslabs(heap) + records;
+    /* Pages of live blocks in the nursery, where the heap began. */
+    size_t nursery = 0;
+    for (uint32_t i = 0; i < heap->nursery_count; i++)
+        nursery += heap->nursery_granules[i] * (size_t)GRANULE;
+    cr_assert(told >= seen - seen / 100 && told <= seen + nursery + seen / 100,
+              "%s: %zu bytes resident, %zu by the kernel, of the nursery at most %zu", when, told,
+              seen, nursery);
+}
+
+Test(stats, resident_agrees_with_the_kernel)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("instruments hold memory of their own");
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "resident");
+        randoms_t randoms = {11};
+        size_t live = fill_and_thin(heap, &randoms, 4);
+        must_be_resident(heap, "filled and thinned");
+        cr_assert(contract_unsound(heap, live) == 0);
+        (void)hak_heap_flush(heap);
+        must_be_resident(heap, "flushed");
+        (void)hak_heap_trim(heap, 2 * HAK_MIB);
+        must_be_resident(heap, "trimmed to 2 MiB");
+        (void)hak_heap_trim(heap, 0);
+        must_be_resident(heap, "trimmed");
+        size_t more = fill_and_thin(heap, &randoms, 2);
+        must_be_resident(heap, "filled again");
+        cr_assert(contract_unsound(heap, live + more) == 0);
+        cr_assert(hak_heap_reset(heap) == 0);
+        cr_assert(contract_stats(heap).resident_bytes == contract_stats(heap).metadata_bytes);
+        cr_assert(contract_unsound(heap, 0) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* What a trim returns, and what the figures and the kernel have less of then, is the same. */
+Test(stats, a_trim_lowers_resident_by_what_it_returns)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("instruments hold memory of their own");
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        (void)hak_reserve_trim();
+        hak_heap_t *heap = contract_heap(level, "trimmed");
+        randoms_t randoms = {5};
+        size_t live = fill_and_thin(heap, &randoms, 30);
+        hak_heap_stats_t before = contract_stats(heap);
+        size_t seen = contract_resident();
+        size_t returned = hak_heap_trim(heap, 0);
+        seen -= contract_resident();
+        hak_heap_stats_t after = contract_stats(heap);
+        /* Records of SuperSlabs go with them, and stay with the process. */
+        size_t records = before.metadata_bytes - after.metadata_bytes;
+        size_t told = before.resident_bytes - after.resident_bytes - records;
+        cr_assert(told >= returned - returned / 100 && told <= returned + returned / 100,
+                  "%zu bytes less by the figures, %zu returned, %zu by the kernel", told, returned,
+                  seen);
+        cr_assert(seen >= told - told / 100 - HAK_MIB && seen <= told + told / 100 + HAK_MIB,
+                  "%zu bytes less by the figures, %zu by the kernel", told, seen);
+        cr_assert(contract_unsound(heap, live) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Pages that were never handed out are committed and not resident; a run that comes with the pages
+ * of an earlier life brings them. */
+Test(stats, resident_counts_pages)
+{
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    (void)hak_reserve_trim();
+    hak_heap_t *heap = contract_heap(0, "pages");
+    void *mid = hak_heap_malloc(heap, 600000); /* from here on it has a SuperSlab of its own */
+    size_t before = contract_stats(heap).resident_bytes;
+    void *small = hak_heap_malloc(heap, 64);
+    cr_assert(mid && small);
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.resident_bytes == before + HAK_PAGE, "%zu bytes for a block of 64",
+              stats.resident_bytes - before);
+    cr_assert(stats.committed_bytes >= stats.resident_bytes + HAK_MIB);
+    hak_heap_free(heap, mid);
+    cr_assert(contract_stats(heap).resident_bytes == stats.resident_bytes, "it is still there");
+    void *again = hak_heap_malloc(heap, 2000); /* a slab where the mid block was */
+    cr_assert(again && contract_stats(heap).resident_bytes == stats.resident_bytes);
+    void *large = hak_heap_malloc(heap, 3 * HAK_MIB);
+    cr_assert(large && contract_stats(heap).resident_bytes == stats.resident_bytes + 3 * HAK_MIB);
+    hak_heap_free(heap, large);
+    cr_assert(contract_stats(heap).resident_bytes == stats.resident_bytes + 3 * HAK_MIB);
+    cr_assert(hak_heap_trim(heap, 0) >= 3 * HAK_MIB);
+    stats = contract_stats(heap);
+    cr_assert(stats.resident_bytes <= before && stats.large_cached_bytes == 0);
+    cr_assert(contract_unsound(heap, 2) == 0 && hak_heap_destroy(heap) == 0);
+}
+
 /* ---- Frees that found a lock busy ---- */
 
 static pthread_barrier_t is_held, may_go;
@@ -267,6 +508,58 @@ static void free_big_while_busy(bool reset)
 
 Test(stats, mid_and_large_blocks_freed_while_the_lock_is_busy) { free_big_while_busy(false); }
 Test(stats, a_reset_forgets_blocks_noted_as_free) { free_big_while_busy(true); }
+
+/* What waits serves again before the heap takes memory for more. */
+Test(stats, a_miss_takes_waiting_blocks_before_memory)
+{
+    enum { BLOCKS = 600, BYTES = 512 };
+    static void *blocks[BLOCKS];
+    int cpu;
+    if (contract_cpus(&cpu, 1)) (void)contract_move_to(cpu);
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "waiting");
+        unsigned cls = hak_size_class_of(BYTES);
+        /* All of its slabs are full: nothing is cached, and nothing free. */
+        size_t count = 0;
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        do {
+            cr_assert(count < BLOCKS && (blocks[count++] = hak_heap_malloc(heap, BYTES)) != NULL);
+            cr_assert(hak_heap_class_stats(heap, cls, &row) == 0);
+        } while (row.slabs < 4 || row.live_blocks < row.slabs * size_classes[cls].blocks);
+        size_t slabs = row.slabs;
+        for (size_t i = 0; i < count; i++)
+            drain_remote(heap, cls, block_push(0, blocks[i], heap->key));
+        for (size_t i = 0; i < count; i++) {
+            cr_assert((blocks[i] = hak_heap_malloc(heap, BYTES)) != NULL);
+            cr_assert(hak_heap_class_stats(heap, cls, &row) == 0);
+            cr_assert(row.slabs <= slabs, "block %zu of %zu: %zu slabs, not %zu", i, count,
+                      row.slabs, slabs);
+        }
+        cr_assert(contract_unsound(heap, count) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A remote list that is longer than its word can count. */
+Test(stats, many_blocks_freed_while_the_lock_is_busy)
+{
+    enum { BLOCKS = 3 * CHAIN_MAX / 2 };
+    static void *blocks[BLOCKS];
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "busy");
+        for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 16)) != NULL);
+        for (int i = 0; i < BLOCKS; i++)
+            drain_remote(heap, hak_size_class_of(16), block_push(0, blocks[i], heap->key));
+        cr_assert(contract_stats(heap).live_blocks == 0, "%zu blocks live",
+                  contract_stats(heap).live_blocks);
+        cr_assert(contract_stats(heap).remote_bytes == BLOCKS * 16);
+        cr_assert(contract_unsound(heap, 0) == 0);
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(hak_heap_flush(heap) == contract_cached(&stats));
+        stats = contract_stats(heap);
+        cr_assert(contract_cached(&stats) == 0, "%zu bytes stay", contract_cached(&stats));
+        cr_assert(contract_unsound(heap, 0) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
 
 static void free_small_while_busy(bool reset)
 {
@@ -371,6 +664,7 @@ Test(stats, the_report_has_every_row)
         SAYS(phantom_superslabs)
         SAYS(large_blocks)
         SAYS(large_bytes)
+        SAYS(resident_bytes)
 #undef SAYS
         /* One line for each class in use: block bytes, slabs, live blocks. */
         for (unsigned class = 0; class < hak_size_class_count(); class ++) {
@@ -391,6 +685,33 @@ Test(stats, the_report_has_every_row)
         cr_assert(text.text[text.used - 1] == '\n' && strlen(text.text) == text.used);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+static hak_heap_t *noted_in;
+static void *noted;
+
+/* Runs with the gate closed, so that the free only notes its block. */
+static void free_noted(void)
+{
+    if (noted) hak_heap_free(noted_in, noted);
+    noted = NULL;
+}
+
+Test(stats, the_report_settles_what_was_freed)
+{
+    cr_assert(pthread_atfork(free_noted, NULL, NULL) == 0); /* before the library's own handler */
+    noted_in = contract_heap(0, "noted");
+    noted = hak_heap_malloc(noted_in, 200000);
+    cr_assert(noted != NULL);
+    pid_t child = fork();
+    if (child == 0) _exit(0);
+    cr_assert(child > 0 && waitpid(child, NULL, 0) == child && noted == NULL);
+    cr_assert(remote_blocks(&noted_in->deferred) == 1, "the free was not noted: nothing is tested");
+    memset(&text, 0, sizeof text);
+    cr_assert(hak_heap_report(noted_in, gather, &text) == 0);
+    must_say("live_blocks", 0);
+    must_say("live_bytes", 0);
+    cr_assert(contract_unsound(noted_in, 0) == 0 && hak_heap_destroy(noted_in) == 0);
 }
 
 Test(stats, a_writer_may_end_the_report)
@@ -615,6 +936,11 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
         p->slab->free = damaged ? before + ((chain_t)16 << CHAIN_SHIFT) : before;
         return true;
     }
+    case 24: p->slab->pages = (uint8_t)(p->slab->pages + one); return true;
+    case 25: home_set(p->state, p->slab->home)->pages += (uint32_t)one; return true;
+    case 26: p->heap->superslabs.free_granules += (size_t)one; return true;
+    case 27: p->heap->superslabs.free_touched += (size_t)one; return true;
+    case 28: home_set(p->state, p->slab->home)->outside += (size_t)one; return true;
     default: return false;
     }
 }
@@ -671,4 +997,99 @@ Test(stats, check_can_fail)
     close(quiet);
     close(stderr_before);
     cr_assert(how > 20 && missed == 0, "%u of %u kinds of damage were not found", missed, how);
+}
+
+/* ---- The check beside other threads ---- */
+
+static void *check_while_cancelled(void *arg)
+{
+    pthread_cancel(pthread_self()); /* pending until the next place where a thread may end */
+    (void)hak_heap_check(arg);
+    return NULL;
+}
+
+/* A thread that ends where the check writes its line must not take the heap's locks, or its place
+ * in the gate, along. */
+Test(stats, a_check_may_be_cancelled_where_it_writes, .timeout = 30)
+{
+    hak_heap_t *heap = contract_heap(1, "cancelled");
+    char *freed = hak_heap_malloc(heap, 64);
+    cr_assert(freed != NULL);
+    hak_heap_free(heap, freed);
+    block_t before = *(block_t *)(void *)freed;
+    memset(freed, 0x5a, 16); /* for the check to find */
+    int quiet = open("/dev/null", O_WRONLY | O_CLOEXEC), stderr_before = dup(STDERR_FILENO);
+    dup2(quiet, STDERR_FILENO);
+    pthread_t checker;
+    cr_assert(pthread_create(&checker, NULL, check_while_cancelled, heap) == 0);
+    pthread_join(checker, NULL);
+    dup2(stderr_before, STDERR_FILENO);
+    close(quiet);
+    close(stderr_before);
+    cr_assert(strstr(hak_fatal_line, "CORRUPT: check") != NULL, "nothing was written");
+    *(block_t *)(void *)freed = before;
+    for (int i = 0; i < 100; i++) cr_assert(hak_heap_malloc(heap, 20000) != NULL);
+    pid_t child = fork();
+    if (child == 0) _exit(hak_heap_check(heap));
+    int status = -1;
+    cr_assert(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    cr_assert(contract_unsound(heap, 100) == 0 && hak_heap_destroy(heap) == 0);
+}
+
+static _Atomic size_t checks;
+static _Atomic bool unsound;
+
+static void *check_on_and_on(void *arg)
+{
+    for (; !stop; checks++)
+        if (hak_heap_check(arg) != 0) unsound = stop = true;
+    return NULL;
+}
+
+/* A heap of little memory whose check takes long: it visits every free block of its slabs. */
+static hak_heap_t *heap_of_many_free_blocks(void)
+{
+    enum { BLOCKS = 600000, LIVE_ONE_IN = 512 };
+    hak_heap_t *heap = contract_heap(0, "checked on and on");
+    void **blocks = malloc(BLOCKS * sizeof *blocks);
+    cr_assert(heap && blocks);
+    for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 16)) != NULL);
+    for (int i = 0; i < BLOCKS; i++)
+        if (i % LIVE_ONE_IN) hak_heap_free(heap, blocks[i]);
+    free(blocks);
+    cr_assert(hak_heap_flush(heap) > 0);
+    return heap;
+}
+
+/*
+ * An allocation that misses waits for a check at each lock that it asks for, and not for as long as
+ * others follow. Counted in checks that come to an end during one allocation, because time depends
+ * on the machine; and a check takes longer than a thread waits for a CPU.
+ */
+Test(stats, checks_let_others_go_first)
+{
+    enum { CHECKERS = 12, SLOTS_IN_USE = 5000, CHECKS = 60, MOST_CHECKS = 8 };
+    static void *blocks[SLOTS_IN_USE];
+    hak_heap_t *heap = heap_of_many_free_blocks();
+    size_t live = contract_stats(heap).live_blocks;
+    randoms_t randoms = {3};
+    for (int i = 0; i < SLOTS_IN_USE; i++) blocks[i] = hak_heap_malloc(heap, 100);
+    pthread_t threads[CHECKERS];
+    for (int i = 0; i < CHECKERS; i++)
+        cr_assert(pthread_create(&threads[i], NULL, check_on_and_on, heap) == 0);
+    size_t worst = 0, pairs = 0;
+    for (; checks < CHECKS && !unsound; pairs++) {
+        void **block = &blocks[random_below(&randoms, SLOTS_IN_USE)];
+        hak_heap_free(heap, *block);
+        size_t before = checks;
+        cr_assert((*block = hak_heap_malloc(heap, 16 + random_below(&randoms, 3000))) != NULL);
+        size_t waited = checks - before;
+        if (waited > worst) worst = waited;
+    }
+    stop = true;
+    for (int i = 0; i < CHECKERS; i++) pthread_join(threads[i], NULL);
+    cr_assert(!unsound);
+    cr_log_info("%zu pairs beside %d checks, %zu checks during one of them", pairs, CHECKS, worst);
+    cr_assert(worst <= MOST_CHECKS, "%zu checks came to an end during one allocation", worst);
+    cr_assert(contract_unsound(heap, live + SLOTS_IN_USE) == 0 && hak_heap_destroy(heap) == 0);
 }
