@@ -185,7 +185,7 @@ HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alig
 
 /**
  * Frees a block. Preserves `errno`. Where another thread works on the same size class, the block is
- * left to it; only where as many blocks wait as `cache_bytes` allows does the call wait, for a step
+ * left to it; only where as many blocks wait as `cache_bytes` allows, or 65,535 of the class, does the call wait, for a step
  * of the other thread (some hundred blocks). In a signal handler that interrupted this library, and
  * during a fork, it never waits.
  * @param heap the heap that the block came from; NULL, with a block, aborts with code HEAP.

@@ -82,6 +82,7 @@ static void close_gate(void)
     hak_tls.closer = 1;
     atomic_signal_fence(memory_order_seq_cst);
     lock_acquire(&gate.lock, RANK_GATE_CLOSE);
+    hak_tls.holds_gate = 1;
     store_ordered(&gate.closed, 1u);
     uint32_t first = first_place(load_relaxed(&gate.epoch));
     for (uint32_t at = 0; at < SHARDS; at++)
@@ -92,6 +93,7 @@ static void open_gate(void)
 {
     if (hak_tls.closing == 1 && hak_tls.closer) {
         store_ordered(&gate.closed, 0u);
+        hak_tls.holds_gate = 0;
         lock_release(&gate.lock, RANK_GATE_CLOSE);
         hak_tls.closer = 0;
         atomic_signal_fence(memory_order_seq_cst);
@@ -105,7 +107,7 @@ static void open_in_child(void)
     uint32_t epoch = load_relaxed(&gate.epoch) + 1;
     for (uint32_t at = 0; at < SHARDS; at++) store_relaxed(counter(first_place(epoch) + at), 0u);
     store_relaxed(&gate.epoch, epoch);
-    if (!hak_tls.closer) {
+    if (!hak_tls.holds_gate) {
         store_relaxed(&gate.closed, 0u);
         store_relaxed(&gate.lock.word, 0u);
     }

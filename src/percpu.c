@@ -79,6 +79,13 @@ static ptrdiff_t unregistered_offset(void)
     return (char *)&hak_tls - thread_pointer();
 }
 
+/* Before the process starts, too: what is handed to malloc may be no heap, and a section arms itself
+ * before it finds out. */
+static __attribute__((constructor)) void point_at_no_registration(void)
+{
+    if (PERCPU_SECTIONS) percpu_rseq_offset = unregistered_offset();
+}
+
 /* One for each CPU that the machine has, rounded up. */
 static uint32_t count_slots(void)
 {

@@ -45,8 +45,9 @@ static int set_up(void)
 
 static int set_up_or_wait(void)
 {
-    uint32_t mine = os_process();
     for (unsigned turn = 0;; turn++) {
+        /* Each time: a handler may have forked, and this be the child. */
+        uint32_t mine = os_process();
         /* Acquire: pairs with the release below. */
         uint32_t state = load_acquire(&process.state);
         if (state == READY) return 0;

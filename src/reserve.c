@@ -123,7 +123,7 @@ static void enlist_arrived(reserve_t *reserve)
     for (superslab_t *ss = exchange_acquire(&reserve->arrived, NULL), *next; ss; ss = next) {
         next = ss->next;
         enlist(reserve, ss);
-        if (ss->free_touched) reserve->dirty_again = reserve_again(reserve->dirty_pages);
+        reserve->dirty_again = ss->free_touched ? reserve_again(reserve->dirty_pages) : 0;
     }
 }
 
@@ -185,10 +185,11 @@ static superslab_t *take_clean(reserve_t *reserve, uint32_t *refused)
 
 static superslab_t *take_locked(reserve_t *reserve, bool shared, uint32_t *refused)
 {
-    superslab_t *ss;
-    if (reserve->dirty) ss = unlist_dirty(reserve, &reserve->dirty);
-    else if (reserve->clean) ss = take_clean(reserve, refused);
-    else ss = fresh_superslab(reserve, refused);
+    superslab_t *ss = reserve->dirty ? unlist_dirty(reserve, &reserve->dirty) : NULL;
+    if (!ss && reserve->clean) ss = take_clean(reserve, refused);
+    /* Near the limit of mappings the kernel refuses what has to split one, but not what lengthens
+     * one. */
+    if (!ss) ss = fresh_superslab(reserve, refused);
     if (ss) ss->shared = shared;
     return ss;
 }

@@ -327,3 +327,55 @@ Test(gate, a_fork_lets_lower_threads_run)
     if (took < 0) cr_skip_test("no real-time priority here");
     cr_assert(took < 0.4, "%.3f s of CPU time", took);
 }
+
+/* ---- A handler that forks in a fork that waits for another ---- */
+
+static pid_t parent;
+static _Atomic pid_t handlers_child;
+static _Atomic bool holder_closed, let_go;
+
+/* In the holder's fork, after it has closed the gate: this handler was registered before. */
+static void hold_the_gate(void)
+{
+    if (getpid() != parent || holder_closed) return;
+    holder_closed = true;
+    while (!let_go) usleep(1000);
+}
+
+static void fork_in_handler(int number)
+{
+    (void)number;
+    pid_t pid = fork();
+    if (pid) handlers_child = pid;
+    else alarm(60); /* a child that hangs */
+}
+
+static void *fork_alone(void *arg)
+{
+    (void)arg;
+    pid_t pid = fork();
+    if (pid == 0) _exit(getpid() == parent);
+    (void)waitpid(pid, NULL, 0);
+    if (getpid() != parent) _exit(can_enter());
+    return NULL;
+}
+
+Test(gate, a_child_of_a_fork_that_waits_is_not_held_by_another)
+{
+    pthread_t holder, waiter;
+    parent = getpid();
+    cr_assert(pthread_atfork(hold_the_gate, NULL, NULL) == 0);
+    start();
+    signal(SIGUSR1, fork_in_handler);
+    cr_assert(pthread_create(&holder, NULL, fork_alone, NULL) == 0);
+    while (!holder_closed) usleep(1000);
+    cr_assert(pthread_create(&waiter, NULL, fork_alone, NULL) == 0);
+    usleep(100000);
+    cr_assert(pthread_kill(waiter, SIGUSR1) == 0);
+    while (!handlers_child) usleep(1000);
+    int status = -1;
+    cr_assert(waitpid(handlers_child, &status, 0) == handlers_child && status == 0, "%x", status);
+    let_go = true;
+    pthread_join(holder, NULL);
+    pthread_join(waiter, NULL);
+}

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "os.h"
+#include "percpu.h"
 #include "support_os.h"
 
 TestSuite(process, .timeout = 60);
@@ -141,6 +142,58 @@ Test(process, a_child_does_not_wait_for_a_vanished_thread)
     void *heap;
     pthread_join(thread, &heap);
     cr_assert(heap != NULL && hak_heap_destroy(heap) == 0);
+}
+
+static _Atomic pid_t forked;
+static pid_t parent;
+
+static void fork_in_handler(int number)
+{
+    (void)number;
+    pid_t child = fork();
+    if (child) forked = child;
+}
+
+static void *create_or_end(void *arg)
+{
+    void *heap = create_in_thread(arg);
+    if (getpid() != parent) _exit(heap ? 0 : 1);
+    return heap;
+}
+
+/* The one that waits may itself be the only thread of a child, by a handler. */
+Test(process, a_child_of_a_thread_that_waits_begins_again)
+{
+    pthread_t starter, waiter;
+    void *heap;
+    parent = getpid();
+    signal(SIGUSR1, fork_in_handler);
+    interrupt_with(stay);
+    cr_assert(pthread_create(&starter, NULL, create_in_thread, NULL) == 0);
+    while (!set_ups) usleep(1000);
+    waits = false;
+    cr_assert(pthread_create(&waiter, NULL, create_or_end, NULL) == 0);
+    while (!waits) usleep(1000);
+    usleep(50000);
+    meanwhile = NULL; /* of the child */
+    cr_assert(pthread_kill(waiter, SIGUSR1) == 0);
+    while (!forked) usleep(1000);
+    cr_assert(exit_status(forked) == 0);
+    go_on = true;
+    pthread_join(starter, &heap);
+    cr_assert(heap != NULL);
+    pthread_join(waiter, &heap);
+    cr_assert(heap != NULL);
+}
+
+/* A pointer that is no heap is refused, and nothing of the thread is written. */
+Test(process, what_is_no_heap_harms_nothing_before_the_first)
+{
+    static char none[64 * 1024] __attribute__((aligned(4096)));
+    cr_assert(!PERCPU_SECTIONS || percpu_rseq_offset != 0);
+    errno = 0;
+    cr_assert(hak_heap_malloc((hak_heap_t *)(void *)none, 100) == NULL && errno == EINVAL);
+    for (size_t i = 0; i < sizeof none; i++) cr_assert(none[i] == 0);
 }
 
 /* ---- Refused ---- */

@@ -281,12 +281,37 @@ Test(reserve, a_refused_commit_leaves_it_clean)
     soil(ss, 1);
     cr_assert(put(ss, NULL, true) && reserve_trim(&reserve, NULL) == HAK_PAGE);
     fake_os_use();
-    fake_os_refuse(FAKE_COMMIT, 1, 2);
+    fake_os_refuse(FAKE_COMMIT, 1, 4); /* the clean one, and a fresh one */
     cr_assert(!reserve_take(&reserve, false, &refused) && refused == HAK_ERROR_COMMIT);
     cr_assert(!nursery_take(&reserve, 1, &refused).ss);
     cr_assert(reserve_stats(&reserve).clean_superslabs == 1);
+    /* Where the kernel refuses to split a mapping it may well lengthen one. */
+    fake_os_refuse(FAKE_COMMIT, 1, 1);
+    superslab_t *fresh = take();
+    cr_assert(fresh != ss && reserve_stats(&reserve).clean_superslabs == 1);
     cr_assert(take() == ss);
     fake_os_restore();
+}
+
+/* What was refused once is not held against the kernel for ever. */
+Test(reserve, the_bound_holds_again_once_the_kernel_takes_again)
+{
+    enum { MANY = 8 * RESERVE_DIRTY };
+    static superslab_t *all[2 * MANY];
+    for (unsigned i = 0; i < 2 * MANY; i++) {
+        all[i] = take();
+        fill(all[i]);
+    }
+    fake_os_use();
+    fake_os_refuse(FAKE_DECOMMIT, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    for (unsigned i = 0; i < MANY; i++) cr_assert(put(all[i], NULL, true));
+    cr_assert(reserve_stats(&reserve).dirty_superslabs == MANY);
+    fake_os_restore();
+    cr_assert(reserve_trim(&reserve, NULL) == MANY * (size_t)SUPERSLAB);
+    for (unsigned i = MANY; i < 2 * MANY; i++) cr_assert(put(all[i], NULL, true));
+    cr_assert(reserve_stats(&reserve).dirty_superslabs <= RESERVE_DIRTY, "%zu",
+              reserve_stats(&reserve).dirty_superslabs);
 }
 
 /* Two reserves share nothing, and each asks by its own table. */
