@@ -265,10 +265,11 @@ static void drain_away(hak_heap_t *heap, class_state_t *state, area_t *area, int
 /* Cold chains that no allocation took in the period. */
 static void return_old(hak_heap_t *heap, class_state_t *state, int index)
 {
-    if (!state->cold || !lock_try(&state->lock, RANK_CLASS)) return;
-    for (chain_t chain; (chain = cold_take_old(state->cold, (unsigned)index)) != 0;)
+    if (!lock_try(&state->lock, RANK_CLASS)) return;
+    cold_t *cold = state->cold;
+    for (chain_t chain; cold && (chain = cold_take_old(cold, (unsigned)index)) != 0;)
         (void)drain_cold(heap, state, chain);
-    cold_age(state->cold, (unsigned)index);
+    if (cold) cold_age(cold, (unsigned)index);
     drain_leave(heap, state);
 }
 
