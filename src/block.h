@@ -63,10 +63,9 @@ HAK_INLINE bool block_is_sealed(const block_t *block, uint64_t link, uint64_t ke
 /* Marks a block as handed out. */
 HAK_INLINE void block_unseal(block_t *block) { block->word[0] = 0; }
 
-/* The same after proof of the seal that goes with the link; nothing in a FAST heap. */
+/* The same after proof of the seal that goes with the link. */
 HAK_INLINE void block_hand_out(block_t *block, chain_t link, const guard_t *guard, size_t bytes)
 {
-    if (!guard->key) return;
     if (HAK_UNLIKELY(!block_is_sealed(block, link, guard->key)))
         block_corrupt(guard, "malloc", block, bytes);
     block_unseal(block);

@@ -115,7 +115,7 @@ static block_t *split(const hak_heap_t *heap, unsigned cls, chain_t chain, chain
 {
     block_t *block = chain_block(chain);
     *rest = block_link(block, heap->key);
-    block_hand_out(block, *rest, &heap->guard, size_classes[cls].bytes);
+    if (heap->policy.sealed) block_hand_out(block, *rest, &heap->guard, size_classes[cls].bytes);
     return block;
 }
 
@@ -155,7 +155,7 @@ static block_t *pop_again(hak_heap_t *heap, unsigned cls)
     block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), heap->key, &link);
     if (!block) return NULL;
     counter_add(&heap->counters, refill_hot, 1);
-    block_hand_out(block, link, &heap->guard, size_classes[cls].bytes);
+    if (heap->policy.sealed) block_hand_out(block, link, &heap->guard, size_classes[cls].bytes);
     return block;
 }
 
