@@ -143,15 +143,12 @@ static void halve(hak_heap_t *heap, const area_t *area, magazine_t *magazine, un
         budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit - less));
 }
 
-/* Whether any magazine of the area may be of use to others: see the head of adapt.h. */
-bool adapt_begin(hak_heap_t *heap, area_t *area, adapt_period_t *period)
+void adapt_begin(hak_heap_t *heap, area_t *area, adapt_period_t *period)
 {
-    if (HAK_LIKELY(load_relaxed(&area->misses) < ADAPT_PERIOD)) return false;
     store_relaxed(&area->misses, 0u);
     period->outbox = load_acquire(&area->outbox); /* pairs with area_outbox */
     bool scarce = load_relaxed(&heap->budget.room) < (int64_t)(heap->settings.cache_bytes / SCARCE);
     period->all = scarce ? share_of_all(area, period->outbox) : (adapt_share_t){0, 0};
-    return true;
 }
 
 static bool end_hot(hak_heap_t *heap, area_t *area, unsigned cls, adapt_share_t all)

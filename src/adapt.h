@@ -68,8 +68,12 @@ typedef struct adapt_unused {
     bool outbox;        /* the caller empties it */
 } adapt_unused_t;
 
-/* Whether a period of the area is over; if so, adapt_end follows for each class. */
-bool adapt_begin(hak_heap_t *heap, area_t *area, adapt_period_t *period);
+/* Whether a period of the area is over; if so, adapt_begin follows, then adapt_end for each class. */
+HAK_INLINE bool adapt_is_over(const area_t *area)
+{
+    return load_relaxed(&((area_t *)(uintptr_t)area)->misses) >= ADAPT_PERIOD;
+}
+void adapt_begin(hak_heap_t *heap, area_t *area, adapt_period_t *period);
 /* Lowers the limits of a class that the period did not use. */
 adapt_unused_t adapt_end(hak_heap_t *heap, area_t *area, const adapt_period_t *period,
                          unsigned cls);

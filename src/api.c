@@ -32,7 +32,7 @@ HAK_INLINE bool too_large(size_t size)
     return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB;
 }
 
-static void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
     if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX)
         return refill_block(heap, heap_class_of(heap, size));
@@ -40,18 +40,24 @@ static void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool
     return refill_large(heap, size, alignment, zeroed);
 }
 
-/* Refused: what is cached may be all that is in the way. */
-static void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+/* Refused: what is cached may be all that is in the way. `before`: the error that a call which
+ * succeeds leaves. */
+static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed,
+                                     uint32_t before)
 {
-    uint32_t before = hak_tls.last_error;
-    void *ptr = allocate_once(heap, size, alignment, zeroed);
-    if (HAK_LIKELY(ptr)) return ptr;
     uint32_t why = hak_tls.last_error;
     bool room = trim_make_room(heap);
     hak_tls.last_error = why;
-    if (room) ptr = allocate_once(heap, size, alignment, zeroed);
+    void *ptr = room ? allocate_once(heap, size, alignment, zeroed) : NULL;
     if (ptr) hak_tls.last_error = before;
     return ptr;
+}
+
+HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+{
+    uint32_t before = hak_tls.last_error;
+    void *ptr = allocate_once(heap, size, alignment, zeroed);
+    return HAK_LIKELY(ptr) ? ptr : allocate_again(heap, size, alignment, zeroed, before);
 }
 
 /* Everything but the pop. */

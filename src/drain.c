@@ -280,10 +280,10 @@ static void return_old(hak_heap_t *heap, class_state_t *state, int index)
     drain_leave(heap, state);
 }
 
-void drain_period(hak_heap_t *heap, area_t *area, int index)
+void drain_ended_period(hak_heap_t *heap, area_t *area, int index)
 {
     adapt_period_t period;
-    if (HAK_LIKELY(!adapt_begin(heap, area, &period))) return;
+    adapt_begin(heap, area, &period);
     FOR_CLASSES (cls, &heap->made) {
         class_state_t *state = heap_class_made(heap, cls);
         adapt_unused_t unused = adapt_end(heap, area, &period, cls);

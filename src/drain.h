@@ -47,7 +47,11 @@ HAK_INLINE void drain_settle(hak_heap_t *heap)
     if (HAK_UNLIKELY(remote_blocks(&heap->deferred))) drain_all_deferred(heap);
 }
 /* At a period's end (adapt.h): returns what the period did not use. */
-void drain_period(hak_heap_t *heap, area_t *area, int index);
+void drain_ended_period(hak_heap_t *heap, area_t *area, int index);
+HAK_INLINE void drain_period(hak_heap_t *heap, area_t *area, int index)
+{
+    if (HAK_UNLIKELY(adapt_is_over(area))) drain_ended_period(heap, area, index);
+}
 
 /* A chain to the cold level, or further down. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);

@@ -14,9 +14,9 @@
 enum { BEGIN = 0, READY = UINT32_MAX }; /* no process has such an id */
 
 static struct {
-    _Atomic uint32_t state;  /* see process.h */
-    _Atomic uint32_t pinned; /* and the module stays mapped */
+    _Atomic uint32_t state; /* see process.h */
 } process;
+_Atomic uint32_t process_ready; /* and the module stays mapped */
 
 static int refuse(hak_error_t why, int error)
 {
@@ -72,7 +72,7 @@ static int start(void)
     int error = set_up_or_wait();
     /* After, not while others wait: the loader's lock may be held by a thread that waits for this
      * one in a plugin's constructor. Release: pairs with the acquire in process_start. */
-    if (!error && !exchange_acq_rel(&process.pinned, 1u)) {
+    if (!error && !exchange_acq_rel(&process_ready, 1u)) {
         os_pin_module(&process);
         options_tell_unknown();
     }
@@ -83,8 +83,7 @@ static int start(void)
     return error;
 }
 
-int process_start(void)
+int process_set_up(void)
 {
-    if (HAK_LIKELY(load_acquire(&process.pinned))) return 0;
     return hak_tls.starting ? refuse(HAK_ERROR_REENTERED, EDEADLK) : start();
 }

@@ -22,6 +22,11 @@
  * this call in the same thread), ENOTSUP (the system's pages have another size), ENOMEM (the C
  * library refuses the fork handlers). Thread-safe. No cancellation point. Leaves errno as it was.
  */
-int process_start(void);
+int process_set_up(void);
+extern _Atomic uint32_t process_ready; /* release pairs with the acquire below */
+HAK_INLINE int process_start(void)
+{
+    return HAK_LIKELY(load_acquire(&process_ready)) ? 0 : process_set_up();
+}
 
 #endif

@@ -72,11 +72,11 @@ static bool take_from_others(hak_heap_t *heap, class_state_t *state, int index, 
 }
 
 /* Some of the blocks that found the lock busy when they were freed. */
-static size_t take_waiting(hak_heap_t *heap, class_state_t *state)
+HAK_INLINE size_t take_waiting(hak_heap_t *heap, class_state_t *state)
 {
-    size_t blocks = drain_waiting(heap, state, DRAIN_AT_ONCE);
-    if (blocks) counter_add(&heap->counters, refill_remote, 1);
-    return blocks;
+    if (HAK_LIKELY(!remote_blocks(&state->remote))) return 0;
+    counter_add(&heap->counters, refill_remote, 1);
+    return drain_waiting(heap, state, DRAIN_AT_ONCE);
 }
 
 static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want,

@@ -6,12 +6,6 @@
 #include "tls.h"
 #include "trim.h"
 
-/* Of what the block has, so much that a copy would save nothing to speak of. */
-static bool holds(const block_id_t *id, size_t size)
-{
-    return size <= id->usable && size >= id->usable / 2;
-}
-
 /* A mid block where it is. */
 static void *resize_mid(const block_id_t *id, void *ptr, size_t size)
 {
@@ -56,9 +50,9 @@ static void *resize_large(const block_id_t *id, size_t size)
     return done ? large_base(id->large) : NULL;
 }
 
-void *resize_block(const block_id_t *id, void *ptr, size_t size)
+void *resize_big(const block_id_t *id, void *ptr, size_t size)
 {
-    void *at = holds(id, size) ? ptr : NULL;
+    void *at = resize_holds(id, size) ? ptr : NULL;
     if (!at && id->kind == KIND_MID) at = resize_mid(id, ptr, size);
     if (!at && id->kind == KIND_LARGE) at = resize_large(id, size);
     asked_t *asked = at ? pointer_asked(id, at) : NULL;

@@ -12,7 +12,18 @@
  * Callers: api, outside the gate. Lock: HEAP, taken inside.
  */
 
+/* Whether the block has so much, and so little more, that a copy would save nothing to speak of. */
+HAK_INLINE bool resize_holds(const block_id_t *id, size_t size)
+{
+    return size <= id->usable && size >= id->usable / 2;
+}
+/* Of a mid or large block. */
+void *resize_big(const block_id_t *id, void *ptr, size_t size);
 /* The block, which may lie elsewhere by then; NULL: nothing has changed, and the caller copies. */
-void *resize_block(const block_id_t *id, void *ptr, size_t size);
+HAK_INLINE void *resize_block(const block_id_t *id, void *ptr, size_t size)
+{
+    if (id->kind != KIND_SMALL) return resize_big(id, ptr, size);
+    return resize_holds(id, size) ? ptr : NULL;
+}
 
 #endif

@@ -173,7 +173,7 @@ static size_t carvable(const slab_t *slab, size_t index, size_t want)
 }
 
 /* Notes that blocks may be written from now on. */
-static void touch(slab_set_t *set, slab_t *slab, const char *from, size_t bytes)
+HAK_INLINE void touch(slab_set_t *set, slab_t *slab, const char *from, size_t bytes)
 {
     uint32_t fresh = superslab_touch(registry_superslab(slab->start), from, bytes);
     if (!fresh) return;
