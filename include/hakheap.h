@@ -17,7 +17,7 @@
  * **Thread-safety.** Every function may be called from every thread at any time unless its
  * description says otherwise. In a signal handler that interrupted this library, in the same
  * thread, control calls return EDEADLK, and flush and trim 0 (hak_last_error() is
- * HAK_ERROR_REENTERED). The one rule is that whoever destroys or resets a heap does so after every
+ * HAK_ERROR_REENTERED). The one rule is that a program destroys or resets a heap only after every
  * other call that names the heap or frees one of its blocks.
  *
  * **Copies.** Each module that links the static library has a copy of its own, whose blocks no
@@ -185,9 +185,9 @@ HAK_API HAK_NODISCARD void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alig
 
 /**
  * Frees a block. Preserves `errno`. Where another thread works on the same size class, the block is
- * left to it; only where as many blocks wait as `cache_bytes` allows, or 65,535 of the class, does the call wait, for a step
- * of the other thread (some hundred blocks). In a signal handler that interrupted this library, and
- * during a fork, it never waits.
+ * left to it; only where as many blocks wait as `cache_bytes` allows, or 65,535 of the class, does
+ * the call wait, for a step of the other thread (some hundred blocks). In a signal handler that
+ * interrupted this library, and during a fork, it never waits.
  * @param heap the heap that the block came from; NULL, with a block, aborts with code HEAP.
  * @param ptr the block, or NULL. What is no block of this heap aborts with code WRONG_HEAP,
  *         FOREIGN, INTERIOR, DOUBLE_FREE, DESTROYED or CORRUPT, as far as the heap's level catches
@@ -303,7 +303,7 @@ typedef struct hak_stats {
     size_t large_cached_bytes;
     /** Free memory in slabs and SuperSlabs that has been used before. */
     size_t free_bytes;
-    /** Memory in slabs and SuperSlabs that nobody has written since it came from the system. */
+    /** Memory in slabs and SuperSlabs that was not written since it came from the system. */
     size_t untouched_bytes;
     /** The allocator's own records for this heap. */
     size_t metadata_bytes;
@@ -359,7 +359,7 @@ typedef struct hak_class_stats {
     size_t remote_blocks;
     /** Free blocks in slabs that have been used before. */
     size_t free_blocks;
-    /** Blocks in slabs that nobody has written since the slab was made. */
+    /** Blocks in slabs that was not written since the slab was made. */
     size_t untouched_blocks;
 } hak_class_stats_t;
 

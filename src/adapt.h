@@ -7,7 +7,7 @@
 /*
  * Role: sets the limits of magazines and outboxes, inside the heap's budget. Callers: the ladders,
  * inside the gate. No lock, no memory; limits are atomic words. What a lowered limit leaves over is
- * returned to the caller, who places it: nothing here reaches a slab.
+ * returned to the caller, which places it: nothing here reaches a slab.
  *
  * A magazine may first hold FEW_BLOCKS, and twice as many after each miss that reached a lock, up
  * to MOST_BYTES, MOST_BLOCKS or half of the class's blocks outside, as long as the heap's budget
@@ -68,7 +68,8 @@ typedef struct adapt_unused {
     bool outbox;        /* the caller empties it */
 } adapt_unused_t;
 
-/* Whether a period of the area is over; if so, adapt_begin follows, then adapt_end for each class. */
+/* Whether a period of the area is over; if so, adapt_begin follows, then adapt_end for each
+ * class. */
 HAK_INLINE bool adapt_is_over(const area_t *area)
 {
     return load_relaxed(&((area_t *)(uintptr_t)area)->misses) >= ADAPT_PERIOD;

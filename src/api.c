@@ -122,7 +122,7 @@ HAK_INLINE void *pop_slot(hak_heap_t *heap, size_t slot)
     return HAK_UNLIKELY(slot & SLOT_MARK) ? pop_marked(heap, slot) : pop(heap, slot);
 }
 
-/* The same by the class's slot, so that nobody has to keep the size. */
+/* The same by the class's slot, so that the size need not be kept. */
 static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
 {
     return malloc_missed(heap, size_classes[slot >> ENTRY_CODE_SHIFT].bytes);
@@ -274,7 +274,7 @@ static HAK_COLD void free_without_heap(const void *ptr)
             .code = "HEAP", .operation = "free", .ptr = ptr, .words = "the heap is NULL"});
 }
 
-/* After the push: done, or on to whoever can tell why not. */
+/* After the push: done, or on to the code that can tell why not. */
 HAK_INLINE void free_end(hak_heap_t *heap, void *ptr, entry_t mine, push_t result)
 {
     if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);

@@ -11,7 +11,7 @@
 
 /*
  * The lock is Drepper's third mutex ("Futexes Are Tricky", 2011): four bytes, one compare-and-swap
- * to take and one exchange to give back while nobody waits. pthread_mutex_t would be 40 bytes in
+ * to take and one exchange to give back while no thread waits. pthread_mutex_t would be 40 bytes in
  * each size class of each heap.
  */
 

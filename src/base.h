@@ -122,7 +122,7 @@ typedef enum lock_rank {
 } lock_rank_t;
 
 typedef struct hak_lock {
-    _Atomic uint32_t word; /* 0 free, 1 held, 2 held and somebody waits */
+    _Atomic uint32_t word; /* 0 free, 1 held, 2 held and a thread waits */
 } hak_lock_t;
 
 /* Waits for another thread to take a step, where no lock says whose turn it is: `turn` counts the
@@ -133,11 +133,11 @@ void hak_wait(unsigned turn);
 bool lock_try(hak_lock_t *lock, lock_rank_t rank);
 void lock_acquire(hak_lock_t *lock, lock_rank_t rank);
 void lock_release(hak_lock_t *lock, lock_rank_t rank);
-/* Releases, and where somebody waits sleeps a moment, so that he gets it: the lock is not fair, and
- * who takes it again at once keeps it. May change errno. */
+/* Releases, and where a thread waits sleeps a moment, so that the other gets it: the lock is not
+ * fair, and a thread that takes it again at once keeps it. May change errno. */
 void lock_pass(hak_lock_t *lock, lock_rank_t rank);
-/* Whether somebody waits for a lock that the caller holds, and that moment, for who releases
- * several. */
+/* Whether a thread waits for a lock that the caller holds, and that moment, for a caller that
+ * releases several. */
 HAK_INLINE bool lock_is_wanted(hak_lock_t *lock) { return load_relaxed(&lock->word) == 2; }
 void lock_rest(void);
 /* Waits only where the caller may; false: the lock is busy. */

@@ -6,7 +6,7 @@
 
 /*
  * Role: every touch of a free block's own memory that is not an rseq section. Callers: percpu,
- * cold, slab, ladders. No memory of its own, no lock: whoever holds a chain owns its blocks.
+ * cold, slab, ladders. No memory of its own, no lock: the holder of a chain owns its blocks.
  *
  *   chain word   63                                16 15        0
  *               +------------------------------------+-----------+
@@ -51,8 +51,15 @@ HAK_INLINE size_t chain_count(chain_t chain) { return chain & CHAIN_MAX; }
 _Noreturn void block_corrupt(const guard_t *guard, const char *operation, const void *block,
                              size_t bytes);
 
+/* Whether blocks of a heap with this key carry seals: the one place that knows how a FAST heap says
+ * that they do not. */
+HAK_INLINE bool key_seals(uint64_t key) { return key != 0; }
+
 /* The link of a free block. `key`: 0 in a FAST heap. */
-HAK_INLINE chain_t block_link(const block_t *block, uint64_t key) { return block->word[key != 0]; }
+HAK_INLINE chain_t block_link(const block_t *block, uint64_t key)
+{
+    return block->word[key_seals(key)];
+}
 
 /* Of a CHECKED heap's block: whether it carries the seal that goes with the link. */
 HAK_INLINE bool block_is_sealed(const block_t *block, uint64_t link, uint64_t key)
@@ -74,8 +81,8 @@ HAK_INLINE void block_hand_out(block_t *block, chain_t link, const guard_t *guar
 /* Gives a free block its link, and its seal where the heap has seals. */
 HAK_INLINE void block_set_link(block_t *block, chain_t link, uint64_t key)
 {
-    block->word[key != 0] = link;
-    if (key) block->word[0] = link ^ key ^ (uintptr_t)block;
+    block->word[key_seals(key)] = link;
+    if (key_seals(key)) block->word[0] = link ^ key ^ (uintptr_t)block;
 }
 
 HAK_INLINE chain_t block_push(chain_t chain, void *ptr, uint64_t key)
@@ -91,16 +98,16 @@ HAK_INLINE chain_t block_next(chain_t chain, const guard_t *guard, const char *o
 {
     block_t *block = chain_block(chain);
     chain_t link = block_link(block, guard->key);
-    if (guard->key && HAK_UNLIKELY(!block_is_sealed(block, link, guard->key)))
+    if (key_seals(guard->key) && HAK_UNLIKELY(!block_is_sealed(block, link, guard->key)))
         block_corrupt(guard, operation, block, bytes);
     return link;
 }
 
-/* Asks for the block that a chain hands out next, while nobody waits for its link (as a pop of
+/* Asks for the block that a chain hands out next, while no call waits for its link (as a pop of
  * tcmalloc's per-CPU caches does). */
 HAK_INLINE void block_fetch(chain_t chain) { __builtin_prefetch(chain_block(chain), 1); }
 
-/* A key of a heap: never 0, different for each serial, unknown to who does not know the process
+/* A key of a heap: never 0, different for each serial, unknown without the process
  * key. */
 uint64_t block_key(uint64_t process_key, uint64_t serial);
 /* Says what all keys of the process follow from; before the first heap. */

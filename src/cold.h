@@ -39,13 +39,13 @@ chain_t cold_steal(cold_t *cold);
 
 /*
  * A remote list: blocks whose lock was busy when they were freed. Push by compare-and-swap, from
- * anywhere; taken whole by exchange and then handed on one by one by who holds the lock, so that a
- * block that comes back meanwhile (ABA) does no harm and nobody has to take more than a few. One
- * word tells address and number of what is on it, so that a fork sees both or neither.
+ * anywhere; taken whole by exchange and then handed on one by one by the holder of the lock, so
+ * that a block that comes back meanwhile (ABA) does no harm and no call has to take more than a
+ * few. One word tells address and number of what is on it, so that a fork sees both or neither.
  *
  * Invariant: chain_count(head) + chain_count(taken) == blocks on the list, where each of the two is
- * below CHAIN_MAX; a part that was longer once counts CHAIN_MAX until it is empty. Links between the chains it
- * was made of, and their counts, mean nothing but an address.
+ * below CHAIN_MAX; a part that was longer once counts CHAIN_MAX until it is empty. Links between
+ * the chains it was made of, and their counts, mean nothing but an address.
  */
 typedef struct remote {
     _Atomic chain_t head; /* what was pushed; release pairs with the exchange in remote_next */

@@ -315,7 +315,7 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     chain_t full = section_take(percpu, hot);
     if (!full) return false;
     if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
-        /* The thread has moved, or a flush has come: nobody's magazine is owed these blocks. */
+        /* The thread has moved, or a flush has come: no magazine is owed these blocks. */
         drain_remote(heap, cls, full);
     }
     if (!percpu_push(percpu, hot, ptr, heap->key)) return false;

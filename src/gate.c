@@ -14,11 +14,12 @@ typedef struct shard {
 
 static struct {
     /* Two sets: a child goes on with the other one, zeroed, so that a count that its only thread
-     * was just making or taking back when a signal handler forked hits a set that nobody reads. */
+     * was just making or taking back when a signal handler forked hits a set that is not read. */
     shard_t shard[SETS * SHARDS];
     _Atomic uint32_t epoch; /* its lowest bit chooses the set */
     _Atomic uint32_t closed;
-    /* rank GATE_CLOSE: held while closed, so that who may wait has something to wait on */
+    /* rank GATE_CLOSE: held while closed, so that a thread that may wait has something to wait
+     * on */
     hak_lock_t lock;
     void (*in_child)(void);
 } gate;

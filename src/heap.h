@@ -54,7 +54,7 @@ typedef struct class_state {
     uint32_t cls;    /* const */
     remote_t remote; /* atomic */
     _Atomic size_t
-        /* blocks live or cached; written under the lock, read by who sizes magazines; relaxed */
+        /* blocks live or cached; written under the lock, read by what sizes magazines; relaxed */
         outside;
     slab_set_t shared; /* lock: this; slabs without a home */
     home_t *at_home;   /* lock: this; made when the class is divided */

@@ -17,7 +17,8 @@
  * Freed mappings are kept for reuse, oldest out first, within a number and a budget; mremap moves
  * pages, not bytes.
  */
-/* What a big block was last asked for with; written by who holds the block, read by free_sized. */
+/* What a big block was last asked for with; written by the owner of the block, read by
+ * free_sized. */
 typedef struct asked {
     size_t size, alignment;
 } asked_t;
@@ -43,8 +44,9 @@ typedef struct large {
     char *_Atomic base;
     _Atomic size_t bytes; /* mapped and usable */
     asked_t asked;
-    uint32_t cached_at;     /* lock: HEAP; the set's `frees` then */
-    _Atomic uint32_t state; /* large_state_t; LIVE -> FREED by compare-and-swap of who frees it */
+    uint32_t cached_at; /* lock: HEAP; the set's `frees` then */
+    /* large_state_t; LIVE -> FREED by compare-and-swap of the thread that frees it */
+    _Atomic uint32_t state;
 } large_t;
 
 HAK_INLINE size_t mid_bytes(const mid_t *mid)
@@ -78,8 +80,8 @@ HAK_INLINE bool large_is_record(const large_t *large)
     return large && large != LARGE_RELEASED && large != LARGE_DEAD;
 }
 
-/* A cached mapping is worth keeping while the heap takes such mappings: one that nobody took in so
- * many frees goes. */
+/* A cached mapping is worth keeping while the heap takes such mappings: one that was not taken in
+ * so many frees goes. */
 enum { LARGE_CACHED = 32, LARGE_SLACK = 4, LARGE_IDLE = 1024 };
 
 typedef struct large_set {

@@ -32,7 +32,7 @@ void options_start_process(void);
 /* While the process starts: a variable's value is not known. Nothing is written yet. */
 void options_unknown(const char *name, const char *value, const char *taken_for, const char *known);
 /* Names each such variable on standard error, in a line each, once a process. With no lock held:
- * who reads standard error may be slow. */
+ * the reader of standard error may be slow. */
 void options_tell_unknown(void);
 /* 0, EINVAL or ENOTSUP. `config` may be NULL. */
 int options_read(const hak_heap_config_t *config, settings_t *out);

@@ -22,14 +22,16 @@ typedef struct os_table {
     bool (*commit)(void *at, size_t bytes);
     /* Gives pages back to the kernel and keeps the range: it reads as zero afterwards. */
     bool (*purge)(void *at, size_t bytes);
-    /* Makes committed pages what reserve() made them: gone, unreadable, and charged to nobody. */
+    /* Makes committed pages what reserve() made them: gone, unreadable, and charged to no
+     * process. */
     bool (*decommit)(void *at, size_t bytes);
     /* Maps zeroed memory, aligned (0: to a page); NULL where refused. */
     void *(*map)(size_t bytes, size_t alignment);
     /* Unmaps. False where the kernel refuses, for instance because the process has too many
      * mappings. */
     bool (*unmap)(void *at, size_t bytes);
-    /* Lets pages go that the process has locked (mlockall): they stay, and count as locked no more. */
+    /* Lets pages go that the process has locked (mlockall): they stay, and count as locked no
+     * more. */
     bool (*unlock)(void *at, size_t bytes);
     /* Grows or shrinks a mapping where it is. */
     bool (*resize)(void *at, size_t bytes, size_t wanted);
@@ -47,7 +49,7 @@ typedef struct os_table {
 extern const os_table_t os_kernel;
 extern const os_table_t *os; /* written by tests only, before any other thread runs */
 
-/* A table of somebody's own, or where that is NULL the process's. */
+/* The given table, or where that is NULL the process's. */
 HAK_INLINE const os_table_t *os_or(const os_table_t *own) { return own ? own : os; }
 
 /* purge of such a table; a refusal is told by hak_last_error(). */

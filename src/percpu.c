@@ -79,8 +79,8 @@ static ptrdiff_t unregistered_offset(void)
     return (char *)&hak_tls - thread_pointer();
 }
 
-/* Before the process starts, too: what is handed to malloc may be no heap, and a section arms itself
- * before it finds out. */
+/* Before the process starts, too: what is handed to malloc may be no heap, and a section arms
+ * itself before it finds out. */
 static __attribute__((constructor)) void point_at_no_registration(void)
 {
     if (PERCPU_SECTIONS) percpu_rseq_offset = unregistered_offset();
@@ -321,13 +321,14 @@ static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t ch
 block_t *percpu_pop(percpu_t *percpu, size_t hot, uint64_t key, chain_t *link)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_pop(percpu, hot, key, link);
-    return key ? section_pop_marked(percpu, hot | SLOT_MARK, link) : section_pop(percpu, hot, link);
+    return key_seals(key) ? section_pop_marked(percpu, hot | SLOT_MARK, link)
+                          : section_pop(percpu, hot, link);
 }
 
 bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_push(percpu, hot, ptr, key);
-    if (!key) return section_push(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
+    if (!key_seals(key)) return section_push(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
     return section_push_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) ==
            PUSH_DONE;
 }
@@ -335,7 +336,7 @@ bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 bool percpu_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key)
 {
     if (percpu_mode == PERCPU_LOCKED) return locked_post(percpu, hot, ptr, key);
-    if (!key) return section_post(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
+    if (!key_seals(key)) return section_post(percpu, hot, ptr, chain_address(ptr), 0) == PUSH_DONE;
     return section_post_sealed(percpu, hot, ptr, chain_address(ptr), 0, key ^ (uintptr_t)ptr) ==
            PUSH_DONE;
 }

@@ -40,7 +40,7 @@
  * Where the thread has no rseq (cpu_id < 0) or its index is beyond the table (of a CPU that was
  * added to the machine while the process ran), every operation misses.
  */
-/* Which classes a heap has used: no magazine of another holds anything, and nobody needs to
+/* Which classes a heap has used: no magazine of another holds anything, and no walk needs to
  * look. */
 typedef struct class_bits {
     _Atomic uint64_t word[2];
@@ -64,7 +64,7 @@ HAK_INLINE unsigned class_bits_next(const class_bits_t *bits, unsigned cls)
          cls = class_bits_next((bits), cls + 1))
 #define FOR_CLASSES(cls, bits) FOR_CLASSES_IN (cls, bits, 0, CLASS_COUNT)
 
-/* Lock: whoever writes the bits. */
+/* Lock: the writer of the bits has one. */
 HAK_INLINE void class_bits_add(class_bits_t *bits, unsigned cls)
 {
     _Atomic uint64_t *word = &bits->word[cls / 64];

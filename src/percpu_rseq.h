@@ -100,7 +100,7 @@ enum { RSEQ_CPU_ID = 4, RSEQ_CS = 8, RSEQ_MM_CID = 24, RSEQ_BYTES = 32 };
  * does not know, so nothing is armed, and the count is 0.
  *
  * The upper half of cpu_id is or-ed into the index. Where the thread has no rseq, cpu_id is
- * negative (mm_cid reads 0 then, a valid index of somebody else), and the lower 16 bits become
+ * negative (mm_cid reads 0 then, a valid index of another thread), and the lower 16 bits become
  * 0xffff, which is no index: no kernel has 2^15 CPUs. Else that half is 0.
  */
 #define RSEQ_BEGIN                                                                                 \

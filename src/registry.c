@@ -15,7 +15,7 @@ const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32
                                                  {0, UINT32_MAX}};
 
 _Atomic uintptr_t registry_top[REGISTRY_TOP];
-static hak_lock_t registry_lock; /* rank REGISTRY: who makes a table */
+static hak_lock_t registry_lock; /* rank REGISTRY: held while a table is made */
 
 /* From a table's first entry to where the entry of address 0 would lie. */
 static size_t bias(size_t index) { return index * GIB_GRANULES * sizeof(entry_t); }

@@ -31,10 +31,10 @@
  *   back to. The tag says all that a push has to know; the magazine that takes such blocks carries
  *   the same.
  *
- * Thread-safety: entries are written by who holds the run (from taking it until giving it back) and
- * read by anyone. A reader that races with a writer holds a pointer into a run that is being given
- * back: a bug of the caller, which is named by whichever entry is read. Only the home changes under
- * a live run: it says where a free is cheapest, and a stale one is as correct.
+ * Thread-safety: entries are written by the holder of the run (from taking it until giving it back)
+ * and read by anyone. A reader that races with a writer holds a pointer into a run that is being
+ * given back: a bug of the caller, which is named by whichever entry is read. Only the home changes
+ * under a live run: it says where a free is cheapest, and a stale one is as correct.
  */
 enum {
     GIB_SHIFT = 30,
@@ -78,8 +78,8 @@ typedef struct gib {
         [HAK_LINE];
     _Atomic entry_t entry[GIB_GRANULES];
     struct superslab *_Atomic superslab[GIB_SUPERSLABS]; /* NULL: not ours */
-    /* The large block that covers these 2 MiB; see large.h. A page of its own, which goes back to the
-     * kernel with a block that covered all of the GiB. */
+    /* The large block that covers these 2 MiB; see large.h. A page of its own, which goes back to
+     * the kernel with a block that covered all of the GiB. */
     struct large *_Atomic range[GIB_SUPERSLABS] __attribute__((aligned(HAK_PAGE)));
 } gib_t;
 
@@ -139,8 +139,8 @@ HAK_INLINE entry_t registry_entry(uint64_t rotated)
      * linked. */
     uintptr_t origin = load_acquire(&registry_top[top]);
     if (HAK_UNLIKELY(!origin)) return 0;
-    /* Relaxed: the pointer itself came from who wrote the entry, through whatever handed the block
-     * over. */
+    /* Relaxed: the pointer itself came from the thread that wrote the entry, through whatever
+     * handed the block over. */
     return load_relaxed(
         (_Atomic entry_t *)(origin + (rotated >> (GRANULE_SHIFT - 4)) * sizeof(entry_t)));
 }
@@ -215,9 +215,9 @@ HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 /* Makes the tables for a range. False where the system refuses memory; what was made stays,
  * harmless. */
 bool registry_cover(const void *base, size_t bytes);
-/* For a process that locks all its memory and may lock little (mlockall, RLIMIT_MEMLOCK): unlocks the
- * pages of registry_top that have no entry, which is nearly all of its MiB. Once; false: it was done
- * before. */
+/* For a process that locks all its memory and may lock little (mlockall, RLIMIT_MEMLOCK): unlocks
+ * the pages of registry_top that have no entry, which is nearly all of its MiB. Once; false: it was
+ * done before. */
 bool registry_unlock(void);
 /* The home's name in an entry, for the index of a CPU; HOME_NONE where there is none. */
 HAK_INLINE unsigned registry_home(int index)
@@ -232,8 +232,8 @@ void registry_set_run(const void *base, size_t granules, const void *heap, unsig
 /* The same for what is added to a run of `had` granules. */
 void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap,
                          unsigned code);
-/* Takes the owner from the entries of a run that was given back; who gave it back is no longer told
- * by them, and no free of anybody's takes it for its own. */
+/* Takes the owner from the entries of a run that was given back; they name no
+ * heap then, and no heap's free takes the run for its own. */
 void registry_disown(const void *base, size_t granules);
 /* Marks a run of one block as given back; false where it was already. Of two that free it, one
  * succeeds. */

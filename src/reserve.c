@@ -60,7 +60,7 @@ static bool reserve_more(reserve_t *reserve)
     return reserve_any(reserve) || (registry_unlock() && reserve_any(reserve));
 }
 
-/* The next SuperSlab that nobody has had yet. */
+/* The next SuperSlab that was never handed out. */
 static superslab_t *fresh_superslab(reserve_t *reserve, uint32_t *refused)
 {
     if (reserve->next == reserve->end && !reserve_more(reserve)) {
@@ -142,7 +142,7 @@ static bool hold_where(reserve_t *reserve, bool may_wait)
 
 static void release(reserve_t *reserve) { lock_release(&reserve->lock, RANK_RESERVE); }
 
-/* ---- Without the lock: the kernel takes long, and nobody waits for it ---- */
+/* ---- Without the lock: the kernel takes long, and no thread waits for it ---- */
 
 /* Gives the memory of an empty SuperSlab that is on no list to the kernel, its descriptors' too.
  * Returns pages. */
@@ -159,7 +159,7 @@ static size_t give_back(const reserve_t *reserve, superslab_t *ss)
     return pages;
 }
 
-/* For whoever next holds the lock: to wait for it, who may be in a free, would be wrong. */
+/* For the next holder of the lock: this thread may be in a free, which does not wait for it. */
 static void arrive(reserve_t *reserve, superslab_t *ss)
 {
     superslab_t *head = load_relaxed(&reserve->arrived);
@@ -296,8 +296,8 @@ static bool nursery_is_due(const reserve_t *reserve)
     return reserve_is_due(reserve->nursery.free_touched, NURSERY_TOUCHED, reserve->nursery_again);
 }
 
-/* Purges a few free pages of the SuperSlabs that were looked at longest ago: no more than a free may
- * spend, and more than it puts back. Returns pages. */
+/* Purges a few free pages of the SuperSlabs that were looked at longest ago: no more than a free
+ * may spend, and more than it puts back. Returns pages. */
 static size_t purge_step(reserve_t *reserve)
 {
     enum { LOOKS = 8 };
@@ -316,7 +316,8 @@ bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bo
 {
     if (!hold_where(reserve, may_wait)) return false;
     superslab_t *out = put_runs(reserve, runs, count);
-    /* Who may wait takes as many steps as that needs, and passes the lock on in between. */
+    /* A caller that may wait takes as many steps as that needs, and passes the lock on in
+     * between. */
     for (bool more = nursery_is_due(reserve); more;) {
         *returned += purge_step(reserve) * HAK_PAGE;
         more = may_wait && nursery_is_due(reserve);

@@ -16,10 +16,10 @@
  * A reservation is never unmapped, so a lookup can never fault on what was once ours. The reserve
  * keeps SuperSlabs that heaps gave back. As many pages as RESERVE_DIRTY SuperSlabs have stay with
  * them; what comes back beyond that is decommitted: its pages are gone, and the system counts it as
- * nobody's (overcommit mode 2, RLIMIT_DATA). What is decommitted is unreadable, so its entries in
- * the registry lose their owner first: a stale pointer is judged by the entry alone, and no free
- * takes it for a block. Where the kernel refuses, the pages are purged; where it refuses that too,
- * they stay, and are dirty.
+ * free for others (overcommit mode 2, RLIMIT_DATA). What is decommitted is unreadable, so its
+ * entries in the registry lose their owner first: a stale pointer is judged by the entry alone, and
+ * no free takes it for a block. Where the kernel refuses, the pages are purged; where it refuses
+ * that too, they stay, and are dirty.
  *
  * The nursery is a set of SuperSlabs that many small heaps share, granule by granule: a heap with
  * one block costs one page and its share of a page-table page, not a SuperSlab.
@@ -37,9 +37,10 @@ enum {
 typedef struct reserve {
     const os_table_t *os; /* const: what this reserve asks the kernel by; NULL: the process's */
     superslab_t *_Atomic arrived; /* atomic: were given to the kernel without the lock, and are on
-                                   * no list yet; any thread pushes, who holds the lock takes all */
+                                   * no list yet; any thread pushes, the holder of the lock takes all */
     hak_lock_t lock;              /* rank RESERVE; guards all below */
-    char *next, *end;             /* the newest reservation's SuperSlabs that nobody has had yet */
+    /* the newest reservation's SuperSlabs that were never handed out */
+    char *next, *end;
     superslab_t *next_record;
     char *next_descriptors;
     superslab_t *dirty; /* committed, with what pages they have; lists by `next` */

@@ -129,7 +129,7 @@ bool runs_resize(hak_heap_t *heap, run_t run, unsigned granules, unsigned wanted
     return true;
 }
 /* Of a granule in use: slabs note their pages as they carve; those of a mid block, or of one whose
- * free is under way, nobody. */
+ * free is under way, are not noted. */
 static bool is_noted(const char *granule)
 {
     return entry_code(registry_lookup(granule)) < CLASS_COUNT;

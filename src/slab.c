@@ -227,7 +227,7 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want,
     size_t count = carvable(slab, index, want);
     size_t bytes = size_classes[slab->cls].bytes;
     uint64_t key = guard->key;
-    if (key) prove_unused(slab, index, count, guard);
+    if (key_seals(key)) prove_unused(slab, index, count, guard);
     touch(set, slab, slab->start + index * bytes, count * bytes);
     for (size_t i = count; i-- > 0;)
         chain = block_push(chain, slab->start + (index + i) * bytes, key);
@@ -450,7 +450,7 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
     set->carved -= slab_touched(slab);
     pages_t released = carved_pages(slab) & ~touched_pages(slab);
     rebuild(slab, &is_free, released, guard->key);
-    if (gone != wanted && guard->key) reseal(slab, released, guard->key);
+    if (gone != wanted && key_seals(guard->key)) reseal(slab, released, guard->key);
     set->carved += slab_touched(slab);
     slab_tell_home(slab);
     return count;

@@ -72,8 +72,8 @@ typedef struct slab_set {
 } slab_set_t;
 
 /*
- * The slabs of a set, one after another; lock: the class's. The bin is the one that a slab was found
- * in, whatever its descriptor says.
+ * The slabs of a set, one after another; lock: the class's. The bin is the one that a slab was
+ * found in, whatever its descriptor says.
  *     FOR_SLABS (at, set) look(at.slab);
  */
 typedef struct slab_at {

@@ -8,7 +8,7 @@
 /*
  * Role: finds runs of granules. A set is a heap's SuperSlabs, the nursery, or those that hold
  * metadata. Callers: reserve, meta, heap, ladders. Memory: the records lie out of line, beside the
- * reservation. No lock of its own: who owns a set holds the set's lock around every call.
+ * reservation. No lock of its own: the owner of a set holds the set's lock around every call.
  *
  *   SuperSlab, 2 MiB aligned
  *   +--------+--------+--------+-- --+--------+
@@ -54,7 +54,8 @@ typedef struct superslab {
     bool shared;            /* lock: the set's; the nursery's or metadata, in no heap's set */
     bool far; /* lock: the set's; the second page of descriptors may have been written */
     bool
-        committed; /* lock: RESERVE; false: nobody may read or write it. Of what is in a set: true */
+        /* lock: RESERVE; false: no thread may read or write it. Of what is in a set: true */
+        committed;
     const void *giver; /* lock: RESERVE; the live heap that gave it to the reserve last, or NULL */
     int64_t tally;     /* lock: the heap's; scratch of the check */
     /* Page bits; of free granules: lock: the set's; else written by the run's owner. Relaxed: read
@@ -124,7 +125,7 @@ HAK_INLINE void *superslab_descriptor(const superslab_t *ss, unsigned granule)
     return ss->descriptors + (size_t)superslab_slot(ss, granule) * DESCRIPTOR_BYTES;
 }
 
-/* Makes a record of an empty SuperSlab whose pages nobody has touched. */
+/* Makes a record of an empty SuperSlab whose pages were never touched. */
 void superslab_init(superslab_t *ss, char *base, char *descriptors);
 bool superslab_is_valid(const superslab_t *ss);
 
@@ -164,7 +165,8 @@ bool superslab_run_is_clean(run_t run, unsigned granules);
  * `pages` are gone. Returns pages. */
 size_t superslab_purge(superslab_set_t *set, superslab_t *ss, size_t pages);
 
-/* Notes that no page of an empty SuperSlab, which is in no set, is there any more. Returns pages. */
+/* Notes that no page of an empty SuperSlab, which is in no set, is there any more. Returns
+ * pages. */
 size_t superslab_forget_all(superslab_t *ss);
 
 HAK_INLINE bool superslab_is_far(run_t run)

@@ -41,7 +41,7 @@ static chain_t take_own(percpu_t *percpu, unsigned cls, unsigned kind)
 }
 
 /* What the running CPU has is taken as a miss takes it. Where that is all there is, as in a heap
- * that one thread used, nobody has to be halted. A thread that moves to another CPU takes that
+ * that one thread used, no area has to be halted. A thread that moves to another CPU takes that
  * one's: the area only says what to ask for. */
 static void steal_own(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsigned end)
 {
@@ -267,7 +267,7 @@ static size_t release_nursery(hak_heap_t *heap, size_t *stay)
     return pages;
 }
 
-/* ---- Memory to the kernel, a mapping or a SuperSlab at a time: nobody waits for more, a fork
+/* ---- Memory to the kernel, a mapping or a SuperSlab at a time: no thread waits for more, a fork
  * neither ---- */
 
 /* Bytes that the heap holds free, and of those what is more than `keep`; lock: HEAP. */
@@ -281,8 +281,8 @@ static size_t excess(const hak_heap_t *heap, size_t keep)
     return held > keep ? held - keep : 0;
 }
 
-/* The oldest cached mapping, where that is more than stays. Returns bytes. The kernel takes long over
- * a mapping that was used: meanwhile no lock is held, and the heap does not count it. */
+/* The oldest cached mapping, where that is more than stays. Returns bytes. The kernel takes long
+ * over a mapping that was used: meanwhile no lock is held, and the heap does not count it. */
 static size_t drop_oldest(hak_heap_t *heap, size_t keep)
 {
     large_set_t *set = &heap->large;

@@ -89,8 +89,8 @@ static size_t walk_list(walk_t *walk, unsigned cls, chain_t list)
     return blocks;
 }
 
-/* A mid block whose free is under way carries CODE_RELEASED in its first granule, until who frees
- * it gets the lock. */
+/* A mid block whose free is under way carries CODE_RELEASED in its first granule, until the thread
+ * that frees it gets the lock. */
 static void check_run(walk_t *walk, const char *start, unsigned granules, unsigned code,
                       unsigned home)
 {
@@ -273,7 +273,7 @@ static int walk_all(hak_heap_t *heap, hak_fault_t *fault)
 
 typedef class_state_t *classes_t[CLASS_COUNT];
 
-/* True: somebody waits for one of them. */
+/* True: a thread waits for one of them. */
 static bool release_all(hak_heap_t *heap, classes_t held)
 {
     bool wanted = lock_is_wanted(&heap->lock);
@@ -313,8 +313,8 @@ static int walk_halted(hak_heap_t *heap, hak_fault_t *fault)
     return error;
 }
 
-/* Locks are not fair. So one check at a time asks for them, by TRIM, and the next one not before the
- * threads that waited for this one have had a moment to go on. */
+/* Locks are not fair. So one check at a time asks for them, by TRIM, and the next one not before
+ * the threads that waited for this one have had a moment to go on. */
 int validate_heap(hak_heap_t *heap, hak_fault_t *fault)
 {
     int error = EAGAIN;
