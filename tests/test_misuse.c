@@ -471,10 +471,22 @@ static void write_after_free(const scene_t *scene, int word)
 static void written_word_0(const scene_t *scene) { write_after_free(scene, 0); }
 static void written_word_1(const scene_t *scene) { write_after_free(scene, 1); }
 
+/* Two blocks of which the second begins where the first ends; a slab may end in between. */
+static char *block_with_neighbour(const scene_t *scene)
+{
+    char *before = block(scene);
+    for (;;) {
+        char *next = block(scene);
+        if (next == before + scene->bytes) return before;
+        before = next;
+    }
+}
+
 /* The block's neighbour is free, and the program writes on beyond its own. */
 static void overflow_into_free(const scene_t *scene)
 {
-    char *mine = block_among_others(scene);
+    (void)block_among_others(scene);
+    char *mine = block_with_neighbour(scene);
     char *neighbour = mine + scene->bytes;
     hak_heap_free(scene->heap, neighbour);
     told->ptr = neighbour;
