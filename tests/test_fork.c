@@ -133,11 +133,13 @@ static void in_child(void *arg)
     hak_heap_t *heap = contract_heap((int)(seed & 1), "child's");
     if (!heap) _exit(2);
     fail_in_child(use_heap(heap, seed));
-    /* Threads of the child's own. */
+    /* Threads of the child's own. Not where the sanitizer's malloc, which starting a thread calls, may
+     * be locked by a thread that vanished. */
     pthread_t threads[2];
-    for (int i = 0; i < 2; i++)
+    int count = CONTRACT_SANITIZED ? 0 : 2;
+    for (int i = 0; i < count; i++)
         if (pthread_create(&threads[i], NULL, use_in_thread, heap) != 0) _exit(3);
-    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < count; i++) pthread_join(threads[i], NULL);
     fail_in_child(contract_unsound(heap, 0));
     if (hak_heap_destroy(heap) != 0) _exit(4);
 }
