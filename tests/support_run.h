@@ -2,6 +2,7 @@
 #ifndef HAK_SUPPORT_RUN_H
 #define HAK_SUPPORT_RUN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* HAK_TEST_ROOT, HAK_TEST_BUILD: the tree, and the directory of this build of it. Written by the
@@ -27,6 +28,10 @@ typedef struct run_result {
  * Standard input is empty.
  */
 void run_program(run_result_t *out, unsigned seconds, const char *const argv[]);
+
+/* Whether this build needs a sanitizer's runtime, which programs that a test builds would lack. gcc
+ * says nothing of UndefinedBehaviorSanitizer, but the directory does. */
+bool run_is_instrumented(void);
 
 /* HAK_TEST_SECONDS of the environment, else 2: how long a test that runs for a time should do
  * so. */

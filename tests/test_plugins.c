@@ -51,7 +51,7 @@ static void build(const char *compiler, const char *archive)
 Test(plugins, many_copies_of_the_library_load, .fini = clean)
 {
     enum { COPIES = 64 };
-    if (CONTRACT_SANITIZED) cr_skip_test("a plugin with a sanitizer needs a host with it");
+    if (run_is_instrumented()) cr_skip_test("a plugin with a sanitizer needs a host with it");
     build("gcc", HAK_TEST_BUILD "/libhakheap.a");
     static char copies[COPIES][128];
     const char *argv[COPIES + 3] = {host, "4"};
