@@ -185,12 +185,15 @@ static superslab_t *take_clean(reserve_t *reserve, uint32_t *refused)
 
 static superslab_t *take_locked(reserve_t *reserve, bool shared, uint32_t *refused)
 {
+    uint32_t before = *refused;
     superslab_t *ss = reserve->dirty ? unlist_dirty(reserve, &reserve->dirty) : NULL;
     if (!ss && reserve->clean) ss = take_clean(reserve, refused);
     /* Near the limit of mappings the kernel refuses what has to split one, but not what lengthens
      * one. */
     if (!ss) ss = fresh_superslab(reserve, refused);
-    if (ss) ss->shared = shared;
+    if (!ss) return NULL;
+    *refused = before;
+    ss->shared = shared;
     return ss;
 }
 

@@ -196,10 +196,11 @@ static void check_large(walk_t *walk, const large_t *large, large_state_t state)
 static void check_big(walk_t *walk)
 {
     large_set_t *set = &walk->heap->large;
-    size_t mids = 0, live = 0, cached = 0;
+    size_t mids = 0, live = 0, cached = 0, mid_sum = 0;
+    size_t live_before = walk->live_bytes, cached_before = walk->cached_bytes;
     for (mid_t *mid = set->mids; mid; mid = mid->next, mids++) {
         check_run(walk, mid->start, mid->granules, CODE_MID, HOME_NONE);
-        walk->live_bytes += mid_bytes(mid);
+        mid_sum += mid_bytes(mid);
         if (mids > set->mid_blocks) break;
     }
     for (large_t *large = set->live; large && live <= set->live_blocks; large = large->next, live++)
@@ -209,13 +210,17 @@ static void check_big(walk_t *walk)
         check_large(walk, large, LARGE_FREED);
     if (mids != set->mid_blocks || live != set->live_blocks || cached != set->cached_blocks)
         wrong(walk, set, 0, "mid and large blocks are not as many as counted");
+    if (mid_sum != set->mid_bytes || walk->live_bytes - live_before != set->live_bytes ||
+        walk->cached_bytes - cached_before != set->cached_bytes)
+        wrong(walk, set, 0, "mid and large blocks have not the bytes that are counted");
+    walk->live_bytes += mid_sum;
 }
 
 static void check_superslabs(walk_t *walk)
 {
     hak_heap_t *heap = walk->heap;
     const superslab_set_t *set = &heap->superslabs;
-    size_t count = 0, granules = 0, pages = 0, shared = 0;
+    size_t count = 0, granules = 0, pages = 0, empty = 0, shared = 0;
     for (superslab_t *ss = set->all; ss && count <= set->count; ss = ss->set_next, count++) {
         if (!superslab_is_valid(ss) || ss->shared)
             wrong(walk, ss->base, 0, "a SuperSlab's record is damaged");
@@ -223,10 +228,12 @@ static void check_superslabs(walk_t *walk)
             wrong(walk, ss->base, 0, "granules in use are in no slab");
         granules += ss->free_granules;
         pages += ss->free_touched;
+        empty += superslab_is_empty(ss);
     }
     walk->free_bytes += pages * HAK_PAGE;
     walk->untouched_bytes += granules * GRANULE - pages * HAK_PAGE;
-    if (count != set->count || granules != set->free_granules || pages != set->free_touched)
+    if (count != set->count || granules != set->free_granules || pages != set->free_touched ||
+        empty != set->empty)
         wrong(walk, heap, 0, "SuperSlabs, or what is free in them, are not as many as counted");
     for (uint32_t i = 0; i < heap->nursery_count; i++) shared += heap->nursery_granules[i];
     if (shared != walk->shared_granules)

@@ -287,7 +287,9 @@ Test(reserve, a_refused_commit_leaves_it_clean)
     cr_assert(reserve_stats(&reserve).clean_superslabs == 1);
     /* Where the kernel refuses to split a mapping it may well lengthen one. */
     fake_os_refuse(FAKE_COMMIT, 1, 1);
+    refused = HAK_ERROR_NONE;
     superslab_t *fresh = take();
+    cr_assert(refused == HAK_ERROR_NONE, "what was had in the end was not refused");
     cr_assert(fresh != ss && reserve_stats(&reserve).clean_superslabs == 1);
     cr_assert(take() == ss);
     fake_os_restore();
