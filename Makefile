@@ -53,7 +53,9 @@ STRESS   := $(patsubst tests/%.c,%,$(wildcard tests/stress_*.c))
 # tests/support_*.c: helpers, linked into the Criterion binary and into each stress program.
 SUPPORT  := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/support_*.c))
 TESTS    := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/test_*.c))
-FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] examples/*.[ch] bench/*.[ch])
+# tests/fuzz/: random operations against a model, see docs/reliability.md.
+FUZZ     := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/fuzz/*.c))
+FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] examples/*.[ch] bench/*.[ch])
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -78,8 +80,8 @@ $(V)/obj/%.o: src/%.c $(V)/flags
 # The list of files is part of what is linked: a source that is gone must be gone from the archive and the tests too.
 $(V)/objects: FORCE
 	@mkdir -p $(@D)
-	@printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT)' | cmp -s - $@ || \
-	    printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT)' > $@
+	@printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT) $(FUZZ)' | cmp -s - $@ || \
+	    printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT) $(FUZZ)' > $@
 
 # One object, in which what is hidden is local: a program may have names of its own like those inside the library.
 $(V)/libhakheap.a: $(OBJECTS) $(V)/objects
@@ -109,7 +111,7 @@ $(V)/examples/%: examples/%.c $(V)/libhakheap.a $(V)/flags
 
 # ---- Tests ----
 
-tests: $(V)/tests/run stress $(V)/libhakheap.a $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%)
+tests: $(V)/tests/run $(V)/tests/fuzz stress $(V)/libhakheap.a $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%)
 stress: $(STRESS:%=$(V)/tests/%)
 
 # Where the tests find the tree and their programs, and the list that test_stress.c makes its tests of.
@@ -133,6 +135,9 @@ $(V)/tests/run: $(TESTS) $(SUPPORT) $(OBJECTS) $(V)/objects
 
 $(STRESS:%=$(V)/tests/%): $(V)/tests/%: $(V)/obj/tests/%.o $(SUPPORT) $(OBJECTS)
 	$(CC) $(COMMON) $< $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -o $@
+
+$(V)/tests/fuzz: $(FUZZ) $(SUPPORT) $(OBJECTS) $(V)/objects
+	$(CC) $(COMMON) $(FUZZ) $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -o $@
 
 # ---- Checks: each builds what it runs and closes on a count ----
 
@@ -227,4 +232,4 @@ help:
 	@echo 'SANITIZE=address     or undefined, or thread'
 	@echo 'HAK_TEST_SECONDS=60  environment: how long each stress program of the checks runs (2)'
 
--include $(wildcard $(V)/obj/*.d $(V)/obj/tests/*.d $(V)/examples/*.d)
+-include $(wildcard $(V)/obj/*.d $(V)/obj/tests/*.d $(V)/obj/tests/fuzz/*.d $(V)/examples/*.d)

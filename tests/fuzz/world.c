@@ -1,0 +1,218 @@
+#define _GNU_SOURCE
+#include "world.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "support_contract.h"
+#include "support_os.h"
+
+world_t world;
+fuzz_progress_t *progress;
+
+_Noreturn void fuzz_fail(const char *format, ...)
+{
+    char line[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    /* The first to fail is the one that is heard. */
+    if (progress && !atomic_exchange(&progress->failed, true))
+        memcpy(progress->message, line, sizeof line);
+    fprintf(stderr, "fuzz: %s\n", line);
+    abort();
+}
+
+void world_set_up(void)
+{
+    fake_os_use();
+    /* A reader that comes again and again must not keep a writer out for ever. */
+    pthread_rwlockattr_t fair;
+    pthread_rwlockattr_init(&fair);
+    pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    for (unsigned i = 0; i < FUZZ_MOST_PLACES; i++)
+        pthread_rwlock_init(&world.place[i].lock, &fair);
+    pthread_rwlockattr_destroy(&fair);
+    for (unsigned i = 0; i < WORLD_MAILBOXES; i++) pthread_mutex_init(&world.mailbox[i].lock, NULL);
+}
+
+/* ---- Heaps ---- */
+
+static hak_level_t level_of(unsigned number, unsigned choice)
+{
+    switch (world.header.levels % FUZZ_HEADER_LEVELS) {
+    case 0: return HAK_LEVEL_FAST;
+    case 1: return HAK_LEVEL_CHECKED;
+    default: return (number ^ choice) & 1 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    }
+}
+
+static void create(place_t *place, unsigned number, unsigned choice)
+{
+    static _Atomic uint64_t lineages = 1;
+    static const size_t cache[] = {0, 1, 100, 4096, 65536, 1 << 20, 32 << 20, 1 << 30};
+    static const size_t large[] = {0, 1, 1 << 20, 64 << 20};
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = "fuzz";
+    config.level = level_of(number, choice);
+    if (world.header.budgets) {
+        config.cache_bytes = cache[(number + choice / 2) % 8];
+        config.large_cache_bytes = large[(number + choice / 16) % 4];
+    }
+    unsigned before = atomic_load(&world.refusals);
+    errno = 0;
+    place->heap = hak_heap_create(&config);
+    place->lineage = atomic_fetch_add(&lineages, 1);
+    place->live_blocks = place->live_bytes = 0;
+    if (!place->heap && !(errno == ENOMEM && world_may_refuse(before)))
+        fuzz_fail("no heap, errno %d: %s", errno, hak_error_text(hak_last_error()));
+}
+
+static void destroy(place_t *place)
+{
+    hak_heap_t *heap = place->heap;
+    atomic_fetch_sub(&world.live_bytes, place->live_bytes);
+    place->heap = NULL;
+    place->live_blocks = place->live_bytes = 0;
+    FUZZ_REQUIRE(hak_heap_destroy(heap) == 0);
+    if (!world.shared) FUZZ_REQUIRE(hak_heap_destroy(heap) == EINVAL);
+}
+
+void world_replace(place_t *place, unsigned number, unsigned choice)
+{
+    if (place->heap) destroy(place);
+    create(place, number, choice);
+}
+
+place_t *world_enter(unsigned number)
+{
+    place_t *place = &world.place[number];
+    pthread_rwlock_rdlock(&place->lock);
+    if (place->heap) return place;
+    pthread_rwlock_unlock(&place->lock);
+    pthread_rwlock_wrlock(&place->lock);
+    if (!place->heap) create(place, number, world.header.spare);
+    pthread_rwlock_unlock(&place->lock);
+    pthread_rwlock_rdlock(&place->lock);
+    if (place->heap) return place;
+    pthread_rwlock_unlock(&place->lock);
+    return NULL;
+}
+
+void world_leave(place_t *place) { pthread_rwlock_unlock(&place->lock); }
+
+/* ---- Proofs ---- */
+
+static void prove_figures(const hak_heap_stats_t *stats)
+{
+    size_t committed = stats->committed_bytes;
+    FUZZ_REQUIRE(stats->large_bytes <= stats->live_bytes);
+    FUZZ_REQUIRE(stats->phantom_superslabs <= stats->superslabs);
+    FUZZ_REQUIRE(stats->resident_bytes <= stats->peak_bytes);
+    FUZZ_REQUIRE(stats->resident_bytes <= stats->mapped_bytes);
+    FUZZ_REQUIRE(committed <= stats->peak_bytes && committed <= stats->mapped_bytes);
+    FUZZ_REQUIRE(stats->live_bytes <= committed && contract_sum(stats) <= committed);
+}
+
+void world_sample(place_t *place)
+{
+    hak_heap_stats_t stats = contract_stats(place->heap);
+    prove_figures(&stats);
+    if (world.shared) return;
+    FUZZ_REQUIRE(stats.live_blocks == (size_t)place->live_blocks);
+    FUZZ_REQUIRE(stats.live_bytes == (size_t)place->live_bytes);
+    FUZZ_REQUIRE(contract_sum(&stats) == stats.committed_bytes);
+}
+
+void world_prove(place_t *place)
+{
+    if (atomic_load(&world.refusals) & 1) {
+        int error = hak_heap_check(place->heap);
+        FUZZ_REQUIRE(error == 0 || error == EAGAIN || error == ENOMEM);
+        return;
+    }
+    int line = contract_unsound(place->heap, (size_t)place->live_blocks);
+    if (line) fuzz_fail("a heap is unsound: support_contract.c:%d", line);
+    hak_heap_stats_t stats = contract_stats(place->heap);
+    prove_figures(&stats);
+    FUZZ_REQUIRE(stats.live_bytes == (size_t)place->live_bytes);
+}
+
+/* ---- Refusals ---- */
+
+void world_refuse(const fuzz_operation_t *operation)
+{
+    static const fake_call_t calls[] = {FAKE_RESERVE, FAKE_COMMIT, FAKE_PURGE,  FAKE_DECOMMIT,
+                                        FAKE_MAP,     FAKE_UNMAP,  FAKE_UNLOCK, FAKE_RESIZE,
+                                        FAKE_MOVE,    FAKE_FENCE};
+    if (!(world.header.refuses & 1)) return;
+    unsigned which = operation->choice % (sizeof calls / sizeof *calls);
+    long times = operation->choice & 0x8000 ? FAKE_FOREVER : 1;
+    atomic_fetch_or(&world.refusals, 1);
+    fake_os_refuse(calls[which], 1 + operation->size % 8, times);
+}
+
+void world_allow(void)
+{
+    for (int call = 0; call < FAKE_CALLS; call++) fake_os_allow((fake_call_t)call);
+    unsigned before = atomic_load(&world.refusals);
+    if (before & 1) atomic_compare_exchange_strong(&world.refusals, &before, before + 1);
+}
+
+bool world_may_refuse(unsigned before)
+{
+    return (before & 1) || atomic_load(&world.refusals) != before;
+}
+
+/* ---- Begin and end ---- */
+
+/* What the process holds once it has given back what it can. */
+static void measure(size_t *resident, size_t *mappings)
+{
+    (void)hak_reserve_trim();
+    *resident = contract_resident();
+    *mappings = contract_mappings();
+}
+
+void world_begin(const fuzz_header_t *header, bool shared)
+{
+    world.header = *header;
+    world.places = header->places % FUZZ_MOST_PLACES + 1;
+    world.slots = 16u << header->slots % 10;
+    world.shared = shared;
+    world.live_bytes = 0;
+    world.calls = 0;
+    world_allow();
+    /* What the first heap of a process makes for all after it. */
+    hak_heap_t *first = hak_heap_create(NULL);
+    FUZZ_REQUIRE(first != NULL);
+    hak_heap_free(first, hak_heap_malloc(first, 100));
+    FUZZ_REQUIRE(hak_heap_destroy(first) == 0);
+    measure(&world.resident, &world.mappings);
+}
+
+/* What stays with the process: records of address space, and the stacks of threads. */
+enum { RESIDENT_MORE = 12 << 20, MAPPINGS_MORE = 24, MAPPINGS_A_THREAD = 6 };
+
+void world_end(unsigned threads)
+{
+    world_allow();
+    for (unsigned i = 0; i < world.places; i++) {
+        if (!world.place[i].heap) continue;
+        world_prove(&world.place[i]);
+        destroy(&world.place[i]);
+    }
+    for (unsigned i = 0; i < WORLD_MAILBOXES; i++) world.mailbox[i].block.at = NULL;
+    FUZZ_REQUIRE(world.live_bytes == 0);
+    size_t resident, mappings;
+    measure(&resident, &mappings);
+    if (mappings > world.mappings + MAPPINGS_MORE + MAPPINGS_A_THREAD * threads)
+        fuzz_fail("%zu mappings at the end, %zu before", mappings, world.mappings);
+    if (!CONTRACT_SANITIZED && resident > world.resident + RESIDENT_MORE)
+        fuzz_fail("%zu bytes resident at the end, %zu before", resident, world.resident);
+}
