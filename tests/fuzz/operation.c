@@ -15,6 +15,7 @@ static const verb_t verbs[FUZZ_VERBS] = {
     [FUZZ_FREE] = {"free", 32000},
     [FUZZ_FREE_RUN] = {"free-run", 600},
     [FUZZ_PROVE] = {"prove", 6000},
+    [FUZZ_BAD] = {"bad", 500},
     [FUZZ_HOP] = {"hop", 250},
     [FUZZ_FLUSH] = {"flush", 160},
     [FUZZ_FLUSH_CLASS] = {"flush-class", 200},

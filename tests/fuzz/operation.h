@@ -24,6 +24,7 @@ typedef enum fuzz_verb {
     FUZZ_FREE,     /* by each verb that frees */
     FUZZ_FREE_RUN, /* slots that follow each other, forwards or backwards */
     FUZZ_PROVE,    /* content, owner and usable size, of the block and inside it */
+    FUZZ_BAD,      /* requests that must be refused */
     FUZZ_HOP,      /* to another CPU */
     FUZZ_FLUSH,
     FUZZ_FLUSH_CLASS,

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <semaphore.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -269,6 +270,31 @@ static void do_prove(player_t *player, const fuzz_operation_t *operation)
     world_leave(place);
 }
 
+/* What must be refused changes nothing. */
+static void do_bad(player_t *player, const fuzz_operation_t *operation)
+{
+    static const struct {
+        size_t count, size;
+    } products[] = {{SIZE_MAX, 2}, {(size_t)1 << 32, (size_t)1 << 32}, {3, SIZE_MAX / 3 + 1}};
+    volatile size_t huge = SIZE_MAX - operation->choice; /* unknown to gcc */
+    volatile size_t odd = 3 * (size_t)operation->size;   /* no power of two */
+    unsigned which = operation->choice % 3;
+    place_t *place = world_enter(operation->place % world.places);
+    if (!place) return;
+    block_t *slot = slot_of(player, operation->slot);
+    FUZZ_REQUIRE(hak_heap_malloc(place->heap, huge) == NULL && errno == ENOMEM);
+    FUZZ_REQUIRE(!hak_heap_calloc(place->heap, products[which].count, products[which].size));
+    FUZZ_REQUIRE(errno == ENOMEM);
+    FUZZ_REQUIRE(!hak_heap_aligned_alloc(place->heap, odd, 100) && errno == EINVAL);
+    FUZZ_REQUIRE(!hak_heap_aligned_alloc(place->heap, 1 << (4 + which), huge) && errno == ENOMEM);
+    if (slot->at && slot->place == operation->place % world.places &&
+        slot->lineage == place->lineage) {
+        FUZZ_REQUIRE(!hak_heap_realloc(place->heap, slot->at, huge) && errno == ENOMEM);
+        block_prove(slot, place);
+    }
+    world_leave(place);
+}
+
 static void do_hop(player_t *player, const fuzz_operation_t *operation)
 {
     if (player->cpu_count > 1)
@@ -284,32 +310,40 @@ static int write_nothing(void *ctx, const char *text, size_t length)
     return text[0] == '\0' ? 1 : 0;
 }
 
-/* Flush and trim leave nothing cached where nothing else runs, and the kernel takes part. */
-static void prove_flushed(place_t *place, bool trimmed)
-{
-    if (world.shared || (atomic_load(&world.refusals) & 1)) return;
-    hak_heap_stats_t stats = contract_stats(place->heap);
-    FUZZ_REQUIRE(contract_cached(&stats) == 0);
-    if (trimmed) FUZZ_REQUIRE(stats.large_cached_bytes == 0);
-}
+/* Whether figures are exact: nothing else runs, and the system grants all. */
+static bool is_exact(void) { return !world.shared && !(atomic_load(&world.refusals) & 1); }
 
 static void do_flush(place_t *place, const fuzz_operation_t *operation)
 {
+    hak_heap_stats_t before = contract_stats(place->heap);
+    size_t moved = hak_heap_flush(place->heap);
     (void)operation;
-    (void)hak_heap_flush(place->heap);
-    prove_flushed(place, false);
+    if (!is_exact()) return;
+    hak_heap_stats_t after = contract_stats(place->heap);
+    FUZZ_REQUIRE(contract_cached(&after) == 0 && moved == contract_cached(&before));
+    FUZZ_REQUIRE(after.phantom_superslabs == 0);
 }
 
 static void do_flush_class(place_t *place, const fuzz_operation_t *operation)
 {
-    (void)hak_heap_flush_class(place->heap, operation->choice % (hak_size_class_count() + 1));
+    hak_class_stats_t stats = {.struct_size = sizeof stats};
+    unsigned cls = operation->choice % (hak_size_class_count() + 1);
+    (void)hak_heap_flush_class(place->heap, cls);
+    if (!is_exact() || hak_heap_class_stats(place->heap, cls, &stats) != 0) return;
+    FUZZ_REQUIRE(stats.hot_blocks + stats.spare_blocks + stats.cold_blocks + stats.remote_blocks ==
+                 0);
 }
 
 static void do_trim(place_t *place, const fuzz_operation_t *operation)
 {
     size_t keep = operation->choice & 1 ? 0 : fuzz_size(operation->size);
+    hak_heap_stats_t before = contract_stats(place->heap);
     (void)hak_heap_trim(place->heap, keep);
-    prove_flushed(place, keep == 0);
+    if (!is_exact()) return;
+    hak_heap_stats_t after = contract_stats(place->heap);
+    FUZZ_REQUIRE(contract_cached(&after) == 0);
+    FUZZ_REQUIRE(keep != 0 || after.large_cached_bytes == 0);
+    FUZZ_REQUIRE(after.resident_bytes <= before.resident_bytes);
 }
 
 static void do_stats(place_t *place, const fuzz_operation_t *operation)
@@ -453,6 +487,7 @@ static const act_t acts[FUZZ_VERBS] = {
     [FUZZ_FREE] = {.with_blocks = do_free},
     [FUZZ_FREE_RUN] = {.with_blocks = do_free_run},
     [FUZZ_PROVE] = {.with_blocks = do_prove},
+    [FUZZ_BAD] = {.with_blocks = do_bad},
     [FUZZ_HOP] = {.with_blocks = do_hop},
     [FUZZ_FLUSH] = {.with_heap = do_flush},
     [FUZZ_FLUSH_CLASS] = {.with_heap = do_flush_class},

@@ -64,6 +64,8 @@ static void create(place_t *place, unsigned number, unsigned choice)
         config.cache_bytes = cache[(number + choice / 2) % 8];
         config.large_cache_bytes = large[(number + choice / 16) % 4];
     }
+    place->cache_bytes = config.cache_bytes ? config.cache_bytes : 32 << 20;
+    place->large_cache_bytes = config.large_cache_bytes ? config.large_cache_bytes : 32 << 20;
     unsigned before = atomic_load(&world.refusals);
     errno = 0;
     place->heap = hak_heap_create(&config);
@@ -127,6 +129,13 @@ void world_sample(place_t *place)
     FUZZ_REQUIRE(stats.live_blocks == (size_t)place->live_blocks);
     FUZZ_REQUIRE(stats.live_bytes == (size_t)place->live_bytes);
     FUZZ_REQUIRE(contract_sum(&stats) == stats.committed_bytes);
+    if (contract_cached(&stats) > place->cache_bytes)
+        fuzz_fail("%zu hot, %zu spare, %zu cold, %zu remote bytes, where %zu may be cached",
+                  stats.hot_bytes, stats.spare_bytes, stats.cold_bytes, stats.remote_bytes,
+                  place->cache_bytes);
+    /* What the system has refused to unmap stays cached, whatever the limit. */
+    if (!(world.header.refuses & 1))
+        FUZZ_REQUIRE(stats.large_cached_bytes <= place->large_cache_bytes);
 }
 
 void world_prove(place_t *place)

@@ -34,6 +34,7 @@ typedef struct place {
     pthread_rwlock_t lock;
     hak_heap_t *heap; /* NULL: the system refused it */
     uint64_t lineage;
+    size_t cache_bytes, large_cache_bytes; /* what the heap may keep */
     _Atomic int64_t live_blocks, live_bytes;
 } place_t;
 
