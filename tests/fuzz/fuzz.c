@@ -25,6 +25,7 @@ typedef struct options {
     unsigned seconds, threads;
     uint64_t seed;
     size_t operations; /* of an episode with one thread */
+    unsigned episodes; /* 0: as many as the time allows */
     bool soak, replay, print;
     const char *save; /* the directory for sequences that fail */
 } options_t;
@@ -177,10 +178,15 @@ static void explain(uint64_t seed)
 
 /* ---- The ways to run ---- */
 
+static bool may_go_on(double until)
+{
+    return options.episodes ? passed < options.episodes : now() < until;
+}
+
 static void run_episodes(void)
 {
     double until = now() + options.seconds;
-    for (uint64_t seed = options.seed * 1000000; now() < until; seed++) {
+    for (uint64_t seed = options.seed * 1000000; may_go_on(until); seed++) {
         if (fails(&(task_t){.seed = seed})) {
             failed++;
             explain(seed);
@@ -280,6 +286,7 @@ static const char usage[] =
     "  --seed N         of all random numbers (1)\n"
     "  --threads N      that share the heaps (1)\n"
     "  --operations N   of an episode of one thread (200000)\n"
+    "  --episodes N     so many, however long they take\n"
     "  --save DIR       where sequences that fail are written (.)\n"
     "  --soak           one process for all the time; prints how its memory grows\n"
     "  --replay PATH... runs sequences from files, or all of a directory\n"
@@ -288,15 +295,11 @@ static const char usage[] =
 enum { OPTION_SOAK = 256, OPTION_REPLAY, OPTION_PRINT };
 
 static const struct option long_options[] = {
-    {"seconds", required_argument, NULL, 's'},
-    {"seed", required_argument, NULL, 'e'},
-    {"threads", required_argument, NULL, 't'},
-    {"operations", required_argument, NULL, 'o'},
-    {"save", required_argument, NULL, 'd'},
-    {"soak", no_argument, NULL, OPTION_SOAK},
-    {"replay", no_argument, NULL, OPTION_REPLAY},
-    {"print", no_argument, NULL, OPTION_PRINT},
-    {NULL, 0, NULL, 0},
+    {"seconds", required_argument, NULL, 's'},  {"seed", required_argument, NULL, 'e'},
+    {"threads", required_argument, NULL, 't'},  {"operations", required_argument, NULL, 'o'},
+    {"episodes", required_argument, NULL, 'n'}, {"save", required_argument, NULL, 'd'},
+    {"soak", no_argument, NULL, OPTION_SOAK},   {"replay", no_argument, NULL, OPTION_REPLAY},
+    {"print", no_argument, NULL, OPTION_PRINT}, {NULL, 0, NULL, 0},
 };
 
 static void take_option(int option, const char *text, const char *program)
@@ -307,6 +310,7 @@ static void take_option(int option, const char *text, const char *program)
     case 'e': options.seed = number; break;
     case 't': options.threads = (unsigned)number; break;
     case 'o': options.operations = number; break;
+    case 'n': options.episodes = (unsigned)number; break;
     case 'd': options.save = text; break;
     case OPTION_SOAK: options.soak = true; break;
     case OPTION_REPLAY: options.replay = true; break;

@@ -11,7 +11,7 @@
 
 #include "support_contract.h"
 
-enum { LIVE_MOST = 256 << 20, BURST_BYTES = 4 << 20, CONTENT_WHOLE = 32 << 10, PAGE = 4096 };
+enum { BURST_BYTES = 4 << 20, CONTENT_WHOLE = 32 << 10, PAGE = 4096 };
 
 /* ---- Contents: whole to 32 KiB, beyond that the beginning and a word of each page ---- */
 
@@ -71,12 +71,6 @@ static void account(place_t *place, int64_t blocks, int64_t bytes)
     atomic_fetch_add_explicit(&place->live_blocks, blocks, memory_order_relaxed);
     atomic_fetch_add_explicit(&place->live_bytes, bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&world.live_bytes, bytes, memory_order_relaxed);
-}
-
-static size_t bounded(size_t size)
-{
-    int64_t live = atomic_load_explicit(&world.live_bytes, memory_order_relaxed);
-    return live + (int64_t)size > LIVE_MOST ? size % 1024 : size;
 }
 
 /* What a block may have at most: reliability.md, "Limits". */
@@ -153,17 +147,17 @@ static void do_allocate(player_t *player, const fuzz_operation_t *operation)
 {
     block_t *slot = slot_of(player, operation->slot);
     slot_free(player, slot, operation->choice);
-    allocate(player, operation, slot, bounded(fuzz_size(operation->size)));
+    allocate(player, operation, slot, world_size(operation));
 }
 
 static void do_burst(player_t *player, const fuzz_operation_t *operation)
 {
-    size_t size = fuzz_size(operation->size);
+    size_t size = world_size(operation);
     unsigned count = 1 + operation->choice % 256;
     for (unsigned i = 0; i < count && i < world.slots && i * size < BURST_BYTES; i++) {
         block_t *slot = slot_of(player, operation->slot + i);
         slot_free(player, slot, operation->choice);
-        allocate(player, operation, slot, bounded(size));
+        allocate(player, operation, slot, world_size(operation));
     }
 }
 
@@ -225,7 +219,7 @@ static void do_free_run(player_t *player, const fuzz_operation_t *operation)
 static void do_realloc(player_t *player, const fuzz_operation_t *operation)
 {
     block_t *slot = slot_of(player, operation->slot);
-    size_t size = bounded(fuzz_size(operation->size));
+    size_t size = world_size(operation);
     place_t *place = slot_enter(slot);
     if (!place) return;
     block_prove(slot, place);
