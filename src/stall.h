@@ -8,8 +8,7 @@
  * Role: a race has a moment at which it opens. STALL(name) marks such a moment in the code. A test
  * arms a point with a function, which the thread that reaches the point runs there. So a test opens
  * a race at will, and does not wait for luck. Callers: every level above; tests arm
- * (tests/support_stall.h). In release builds STALL is empty, and no object has
- * any of this.
+ * (tests/support_stall.h). In release builds STALL is empty, and no object has any of this.
  *
  * The function may take its time, and may wait, with a bound, for other threads. It holds what the
  * row of its point says. A lock that stands in parentheses is held on some of the ways that lead
@@ -17,7 +16,8 @@
  *
  *   - the thread itself may do what a signal handler may do that came at this point;
  *   - other threads may call everything. A call that needs a lock of the row, or a fork where the
- *     row says "gate", waits until the function has returned. A free never waits.
+ *     row says "gate", waits until the function has returned. A free does not wait, but for what
+ *     hak_heap_free says.
  *
  * Cost of a point that is not armed: one load.
  *
@@ -25,39 +25,39 @@
  */
 /* clang-format off */
 #define STALL_POINTS(X)                                                                            \
-    X(areas_halted,      "gate AREAS (TRIM)", "areas are halted; not yet the fence")               \
-    X(areas_fenced,      "gate AREAS (TRIM)", "the fence is over; no word is taken yet")           \
-    X(word_read,         "gate AREAS (TRIM)", "a halted word is read; not yet emptied")            \
-    X(area_stolen,       "gate AREAS (TRIM)", "a halted area is empty; it does not yet run again") \
-    X(twin_chosen,       "(gate)",            "locked mode chose an area; not yet its try-lock")   \
-    X(area_made,         "gate AREAS",        "an area is made; no index has it yet")              \
-    X(outbox_made,       "gate HEAP",         "an outbox is made; its area does not have it yet")  \
-    X(class_missed,      "gate",              "a class has no record; not yet HEAP to make it")    \
-    X(remote_linked,     "(gate HEAP)",       "a remote list's head is read; not yet the push")    \
-    X(remote_pushed,     "(gate)",            "blocks are on a remote list; not yet charged")      \
-    X(remote_taken,      "gate (CLASS HEAP)", "a remote list is taken; not yet noted as taken")    \
-    X(free_in_hand,      "",                  "a free holds the hot chain; not yet in the spare")  \
-    X(refill_in_hand,    "gate",              "a refill holds a chain; not yet in the hot")        \
-    X(slab_retiring,     "gate CLASS HEAP",   "an empty slab is in no set; granules not back yet") \
-    X(slab_looked_at,    "gate TRIM",         "a granule's entry is read; not yet its CLASS lock") \
-    X(home_moving,       "gate CLASS",        "a slab has changed its home; entries not yet told") \
-    X(home_taken_over,   "gate CLASS",        "slabs have another home; not yet the cold chains")  \
-    X(limit_charged,     "gate (CLASS)",      "the budget is charged; not yet the limit raised")   \
-    X(limit_read,        "gate",              "a limit is read; not yet lowered")                  \
-    X(limit_halved,      "gate",              "a limit is lowered; the budget does not have it")   \
-    X(deferred_pushed,   "(gate HEAP)",       "a mid or large block is deferred")                  \
-    X(deferred_counted,  "gate HEAP",         "deferred blocks are counted; none is taken yet")    \
-    X(superslab_leaving, "gate HEAP (TRIM)",  "a SuperSlab is in no set; not yet in the reserve")  \
-    X(superslab_left,    "gate HEAP (TRIM)",  "it is in the reserve; the heap is still charged")   \
-    X(superslab_unlisted,"gate HEAP (TRIM)",  "the reserve has no room; not yet the kernel's")     \
-    X(superslab_purged,  "gate TRIM",         "free pages of one SuperSlab are gone; its slabs next") \
-    X(trim_unmapped,     "gate (TRIM)",       "a cached mapping is gone; its record not yet free") \
-    X(large_buried,      "gate (HEAP TRIM)",  "a mapping has its tombstone; it is still mapped")   \
-    X(large_read,        "(gate)",            "a large record is read; not yet looked at again")   \
-    X(gate_counted,      "gate",              "a thread is counted in; not yet whether it is open") \
-    X(gate_waiting,      "",                  "the gate was closed; not yet asleep at its lock")   \
-    X(gate_closed,       "GATE_CLOSE",        "a fork has the gate closed and empty")              \
-    X(gate_opening,      "GATE_CLOSE",        "in the child: all is whole; not yet open")
+    X(areas_halted,       "gate AREAS (TRIM)",      "areas are halted; not yet fenced")            \
+    X(areas_fenced,       "gate AREAS (TRIM)",      "the fence is over; no word is taken yet")     \
+    X(word_read,          "gate AREAS (TRIM)",      "a halted word is read; not yet emptied")      \
+    X(area_stolen,        "gate AREAS (TRIM)",      "a halted area is empty; not yet restarted")   \
+    X(twin_chosen,        "gate (AREAS)",           "an area is chosen; not yet its try-lock")     \
+    X(area_made,          "gate AREAS",             "an area is made; no index has it yet")        \
+    X(outbox_made,        "gate HEAP",              "an outbox is made; no area has it yet")       \
+    X(class_missed,       "gate",                   "a class has no record; not yet HEAP")         \
+    X(remote_linked,      "(gate HEAP)",            "a list's head is read; not yet the push")     \
+    X(remote_pushed,      "(gate)",                 "blocks are on a list; not yet charged")       \
+    X(remote_taken,       "gate (TRIM CLASS HEAP)", "a list is taken; not yet noted as taken")     \
+    X(free_in_hand,       "",                       "a free has the hot chain in hand")            \
+    X(refill_in_hand,     "gate",                   "a refill has a chain in hand")                \
+    X(slab_retiring,      "gate CLASS HEAP (TRIM)", "a slab is in no set; not yet its granules")   \
+    X(slab_looked_at,     "gate TRIM",              "an entry is read; not yet the CLASS lock")    \
+    X(home_moving,        "gate CLASS",             "a slab changed sets; not yet its entries")    \
+    X(home_taken_over,    "gate CLASS",             "slabs have moved; not yet cold chains")       \
+    X(limit_charged,      "gate",                   "the budget is charged; not yet the limit")    \
+    X(limit_read,         "gate",                   "a limit is read; not yet lowered")            \
+    X(limit_halved,       "gate",                   "a limit is lowered; not yet credited")        \
+    X(deferred_pushed,    "(gate HEAP)",            "a mid or large block is deferred")            \
+    X(deferred_counted,   "gate HEAP (TRIM)",       "what is deferred is counted; none is taken")  \
+    X(superslab_leaving,  "gate HEAP (TRIM CLASS)", "in no set; not yet in the reserve")           \
+    X(superslab_left,     "gate HEAP (TRIM CLASS)", "in the reserve; the heap is still charged")   \
+    X(superslab_unlisted, "gate HEAP (TRIM CLASS)", "in no list; not yet the kernel's")            \
+    X(superslab_purged,   "gate TRIM",              "its free pages are gone; not yet slabs'")     \
+    X(trim_unmapped,      "gate (TRIM)",            "a mapping is gone; not yet its record")       \
+    X(large_buried,       "gate (HEAP TRIM)",       "a mapping has its tombstone; still mapped")   \
+    X(large_read,         "(gate)",                 "a record is read; not yet looked at again")   \
+    X(gate_counted,       "gate",                   "a thread is counted in; it has not looked")   \
+    X(gate_waiting,       "",                       "found closed; not yet asleep")                \
+    X(gate_closed,        "GATE_CLOSE",             "a fork has the gate closed and empty")        \
+    X(gate_opening,       "GATE_CLOSE",             "in the child: all is whole; not yet open")
 /* clang-format on */
 
 #define STALL_NUMBER(name, held, words) STALL_##name,

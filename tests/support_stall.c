@@ -44,7 +44,7 @@ const char *stall_what_is_wrong(void) { return load_acquire(&wrong.told) ? wrong
 
 /* ---- A thread that stands ---- */
 
-static void arm(stall_point_t point, stall_t *stall)
+void stall_arm(stall_point_t point, stall_t *stall)
 {
     if (HAK_DEBUG) store_release(&stall_armed[point], stall); /* pairs with the acquire in STALL */
 }
@@ -70,7 +70,7 @@ bool hold_start(hold_t *hold, stall_point_t point, uint32_t nth, void (*run)(voi
 {
     *hold = (hold_t){.point = point, .act = run, .there = there};
     hold->stall = (stall_t){.run = stand, .ctx = hold, .nth = nth};
-    arm(point, &hold->stall);
+    stall_arm(point, &hold->stall);
     if (pthread_create(&hold->thread, NULL, act, hold) != 0) return false;
     for (unsigned step = 0; step < STEPS; step++) {
         if (load_acquire(&hold->stands)) return true;
@@ -85,7 +85,7 @@ bool hold_end(hold_t *hold)
     store_release(&hold->go, true); /* pairs with the acquire in stall_wait */
     if (!stall_wait(&hold->ended)) return false;
     pthread_join(hold->thread, NULL);
-    arm(hold->point, NULL);
+    stall_arm(hold->point, NULL);
     return !load_relaxed(&hold->late);
 }
 
@@ -227,6 +227,15 @@ static void free_all(item_t *items, size_t count)
     for (size_t i = 0; i < count; i++)
         if (items[i].ptr) item_free(scene.heap, &items[i]);
 }
+
+class_state_t *scene_class(void) { return heap_class_made(scene.heap, sizeclass_of(SCENE_SIZE)); }
+
+void scene_make_acts(size_t count, size_t size)
+{
+    for (size_t i = 0; i < count; i++) item_make(scene.heap, &scene.acts[i], size);
+}
+
+void scene_free_acts(void) { free_all(scene.acts, SCENE_ACTS); }
 
 void scene_free_theirs(void) { free_all(scene.theirs, SCENE_THEIRS); }
 

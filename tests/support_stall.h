@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "hakheap.h"
+#include "heap.h"
 #include "stall.h"
 
 /* What every wait here is bounded by: a guard against hangs and no measure. */
@@ -22,6 +23,9 @@ void stall_wrong(const char *file, int line);
 #define STALL_REQUIRE(x) ((x) ? (void)0 : stall_wrong(__FILE__, __LINE__))
 /* "file:line" of the first; NULL: nothing. */
 const char *stall_what_is_wrong(void);
+
+/* Arms a point; NULL: no more. */
+void stall_arm(stall_point_t point, stall_t *stall);
 
 /* ---- A thread that stands at a point ---- */
 
@@ -97,6 +101,11 @@ typedef struct scene {
     item_t acts[SCENE_ACTS];         /* the test's own */
 } scene_t;
 extern scene_t scene;
+/* The record of the class of SCENE_SIZE. */
+class_state_t *scene_class(void);
+/* The first `count` of `acts`; and all that there are. */
+void scene_make_acts(size_t count, size_t size);
+void scene_free_acts(void);
 
 void scene_begin(int level);
 /* Live blocks. */
@@ -137,7 +146,24 @@ typedef struct window {
     bool crew_never_waits; /* but for its fork */
 } window_t;
 
-/* NULL; or what is wrong. The thread that stands is let go in any case. */
+/* NULL; or what is wrong. */
 const char *window_open(const window_t *window);
+
+/* For Criterion tests. */
+#define NEEDS_POINTS() \
+    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1")
+#define WINDOW(...)                                                       \
+    do {                                                                  \
+        NEEDS_POINTS();                                                   \
+        const char *window_wrong = window_open(&(window_t){__VA_ARGS__}); \
+        cr_assert(window_wrong == NULL, "%s", window_wrong);              \
+    } while (0)
+/* The same where a test holds its threads itself. */
+#define SCENE_END()                                                            \
+    do {                                                                       \
+        int scene_line = scene_end();                                          \
+        cr_assert(scene_line == 0, "support_contract.c:%d", scene_line);       \
+        cr_assert(stall_what_is_wrong() == NULL, "%s", stall_what_is_wrong()); \
+    } while (0)
 
 #endif

@@ -13,27 +13,6 @@
 
 TestSuite(windows, .timeout = 900);
 
-static void open_window(const window_t *window)
-{
-    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1");
-    const char *wrong = window_open(window);
-    cr_assert(wrong == NULL, "%s", wrong);
-}
-#define WINDOW(...) open_window(&(window_t){__VA_ARGS__})
-
-static class_state_t *state(void) { return heap_class_made(scene.heap, sizeclass_of(SCENE_SIZE)); }
-
-static void make_acts(size_t count, size_t size)
-{
-    for (size_t i = 0; i < count; i++) item_make(scene.heap, &scene.acts[i], size);
-}
-
-static void free_acts(void)
-{
-    for (size_t i = 0; i < SCENE_ACTS; i++)
-        if (scene.acts[i].ptr) item_free(scene.heap, &scene.acts[i]);
-}
-
 static void hop(void)
 {
     int cpus[2];
@@ -54,7 +33,7 @@ static void never_reached(stall_point_t point, void (*prepare)(void), void (*act
     prepare();
     cr_assert(!hold_start(&hold, point, 1, act, NULL));
     cr_assert(hold_end(&hold) && hold_visits(&hold) == 0, "mode %s", hak_percpu_mode());
-    cr_assert(scene_end() == 0);
+    SCENE_END();
 }
 
 /* Threads that begin after this run where this one does. */
@@ -94,7 +73,7 @@ static void move_area_away(void)
 static void fill_magazines(void)
 {
     stay_on_one_cpu();
-    make_acts(60, SCENE_SIZE);
+    scene_make_acts(60, SCENE_SIZE);
     for (size_t i = 0; i < 20; i++) item_free(scene.heap, &scene.acts[i]);
 }
 
@@ -148,7 +127,7 @@ static void retire_and_adopt(void)
 
 Test(windows, twin_chosen)
 {
-    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1");
+    NEEDS_POINTS();
     if (!contract_is_locked()) {
         never_reached(STALL_twin_chosen, fill_magazines, scene_allocate);
         return;
@@ -176,12 +155,12 @@ Test(windows, area_made)
 static void prepare_many(void)
 {
     stay_on_one_cpu();
-    make_acts(2000, SCENE_SIZE);
+    scene_make_acts(2000, SCENE_SIZE);
 }
 
 Test(windows, outbox_made)
 {
-    WINDOW(.point = STALL_outbox_made, .prepare = prepare_many, .act = free_acts,
+    WINDOW(.point = STALL_outbox_made, .prepare = prepare_many, .act = scene_free_acts,
            .there = scene_signal, .danger = scene_free_theirs);
 }
 
@@ -211,7 +190,7 @@ Test(windows, class_missed)
 static void leave(item_t *item)
 {
     STALL_REQUIRE(item_holds(item));
-    drain_remote(scene.heap, state()->cls, block_push(0, item->ptr, scene.heap->key));
+    drain_remote(scene.heap, scene_class()->cls, block_push(0, item->ptr, scene.heap->key));
     item->ptr = NULL;
 }
 static void leave_some(size_t first, size_t end)
@@ -221,7 +200,7 @@ static void leave_some(size_t first, size_t end)
 
 static void leave_ten(void)
 {
-    make_acts(60, SCENE_SIZE);
+    scene_make_acts(60, SCENE_SIZE);
     leave_some(0, 10);
 }
 static void leave_one(void) { leave(&scene.acts[10]); }
@@ -237,11 +216,11 @@ Test(windows, remote_linked)
            .there = scene_signal, .danger = leave_more, .crew_never_waits = true);
 }
 
-static void leave_none(void) { make_acts(60, SCENE_SIZE); }
+static void leave_none(void) { scene_make_acts(60, SCENE_SIZE); }
 static unsigned char *again; /* the block that was the list's head */
 static void leave_the_head(void)
 {
-    make_acts(60, SCENE_SIZE);
+    scene_make_acts(60, SCENE_SIZE);
     again = scene.acts[0].ptr;
     leave(&scene.acts[0]);
 }
@@ -249,14 +228,14 @@ static void leave_the_head(void)
 /* The head goes to its slab, is allocated, and is left once more: the same word (ABA). */
 static void bring_the_head_back(void)
 {
-    chain_t before = load_relaxed(&state()->remote.head);
+    chain_t before = load_relaxed(&scene_class()->remote.head);
     (void)hak_heap_flush(scene.heap);
-    STALL_REQUIRE(load_relaxed(&state()->remote.head) == 0);
+    STALL_REQUIRE(load_relaxed(&scene_class()->remote.head) == 0);
     size_t at = 100;
     do item_make(scene.heap, &scene.acts[at], SCENE_SIZE);
     while (scene.acts[at].ptr != again && ++at < SCENE_ACTS - 1);
     leave(&scene.acts[at]);
-    STALL_REQUIRE(load_relaxed(&state()->remote.head) == before);
+    STALL_REQUIRE(load_relaxed(&scene_class()->remote.head) == before);
 }
 
 Test(windows, remote_linked_and_the_head_comes_back)
@@ -308,13 +287,22 @@ static void trim_and_check(void)
 
 Test(windows, free_in_hand)
 {
-    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1");
+    NEEDS_POINTS();
     if (contract_is_locked()) {
-        never_reached(STALL_free_in_hand, prepare_many, free_acts);
+        never_reached(STALL_free_in_hand, prepare_many, scene_free_acts);
         return;
     }
-    WINDOW(.point = STALL_free_in_hand, .prepare = prepare_many, .act = free_acts,
+    WINDOW(.point = STALL_free_in_hand, .prepare = prepare_many, .act = scene_free_acts,
            .there = hop_and_signal, .danger = trim_and_check, .crew_never_waits = true);
+}
+
+/* The area goes, and nothing makes another: the chain finds no magazine. */
+Test(windows, free_in_hand_and_the_area_goes)
+{
+    NEEDS_POINTS();
+    if (contract_is_locked()) cr_skip_test("the twin has no such rung");
+    WINDOW(.point = STALL_free_in_hand, .prepare = prepare_many, .act = scene_free_acts,
+           .danger = trim_and_check, .quiet = true);
 }
 
 static void check_and_trim(void)
@@ -330,13 +318,19 @@ Test(windows, refill_in_hand)
            .there = hop_and_signal, .danger = check_and_trim, .crew_never_waits = true);
 }
 
+Test(windows, refill_in_hand_and_the_area_goes)
+{
+    WINDOW(.point = STALL_refill_in_hand, .prepare = retire_areas, .act = take_one,
+           .danger = check_and_trim, .quiet = true);
+}
+
 /* ---- Limits and the budget ---- */
 
 /* As if each area had missed as much as ends a period, and nothing in this class. */
 static void end_periods(void)
 {
     FOR_AREAS (at, &scene.heap->percpu) {
-        store_relaxed(&at.area->hot[state()->cls].misses, (uint16_t)0);
+        store_relaxed(&at.area->hot[scene_class()->cls].misses, (uint16_t)0);
         store_relaxed(&at.area->misses, (uint32_t)ADAPT_PERIOD);
     }
     for (size_t i = 1000; i < 2000; i++) item_make(scene.heap, &scene.acts[i], SCENE_OTHER);

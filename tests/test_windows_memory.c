@@ -1,5 +1,5 @@
 /* Windows of races in memory that changes hands, each held open: slabs, homes, SuperSlabs, large
- * blocks, and the fork gate. See stall.h; the suite is that of test_windows.c. */
+ * blocks. See stall.h; the suite is that of test_windows.c. */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
 #include <sys/mman.h>
@@ -14,27 +14,6 @@
 #include "tls.h"
 #include "trim.h"
 
-static void open_window(const window_t *window)
-{
-    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1");
-    const char *wrong = window_open(window);
-    cr_assert(wrong == NULL, "%s", wrong);
-}
-#define WINDOW(...) open_window(&(window_t){__VA_ARGS__})
-
-static class_state_t *state(void) { return heap_class_made(scene.heap, sizeclass_of(SCENE_SIZE)); }
-
-static void make_acts(size_t count, size_t size)
-{
-    for (size_t i = 0; i < count; i++) item_make(scene.heap, &scene.acts[i], size);
-}
-
-static void free_acts(void)
-{
-    for (size_t i = 0; i < SCENE_ACTS; i++)
-        if (scene.acts[i].ptr) item_free(scene.heap, &scene.acts[i]);
-}
-
 /* As a handler of this thread that interrupted the library: what needs HEAP is deferred. */
 static void free_as_a_handler(item_t *item)
 {
@@ -45,7 +24,7 @@ static void free_as_a_handler(item_t *item)
 
 /* ---- A second heap, which takes what the first gives up ---- */
 
-enum { OTHERS = 600 };
+enum { OTHERS = 600, FOREIGN = 2000 /* a size of blocks of the other heap */ };
 static hak_heap_t *other;
 static item_t others[OTHERS];
 
@@ -90,12 +69,12 @@ static unsigned char *stale; /* a block that is free by now */
 
 static void make_slabs(void)
 {
-    make_acts(1500, SCENE_SIZE);
+    scene_make_acts(1500, SCENE_SIZE);
     stale = scene.acts[700].ptr;
 }
 static void free_and_trim(void)
 {
-    free_acts();
+    scene_free_acts();
     scene_trim();
 }
 static void free_theirs_and_look(void)
@@ -139,22 +118,21 @@ static void refund_budget(void) { budget_put(&scene.heap->budget, (size_t)room);
 /* A free that finds RESERVE busy keeps the slab, and does not wait. */
 Test(windows, slab_retiring_and_the_reserve_is_busy)
 {
-    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1");
+    NEEDS_POINTS();
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         scene_begin(level);
         make_slabs();
         spend_budget();
         reserve_is_held = reserve_may_go = false;
-        cr_assert(hold_start(&reserve_holder, STALL_slab_retiring, 1, free_acts, scene_signal));
+        cr_assert(
+            hold_start(&reserve_holder, STALL_slab_retiring, 1, scene_free_acts, scene_signal));
         cr_assert(pthread_create(&reserve_thread, NULL, hold_reserve, NULL) == 0);
         cr_assert(stall_wait(&reserve_is_held));
         cr_assert(hold_end(&reserve_holder), "a free waits for RESERVE");
         reserve_may_go = true;
         pthread_join(reserve_thread, NULL);
         refund_budget();
-        int line = scene_end();
-        cr_assert(line == 0, "support_contract.c:%d", line);
-        cr_assert(stall_what_is_wrong() == NULL, "%s", stall_what_is_wrong());
+        SCENE_END();
     }
 }
 
@@ -166,16 +144,16 @@ static void only_one_slab(void)
     for (size_t i = 0; i < SCENE_HANDLERS; i++) item_free(scene.heap, &scene.handlers[i]);
     scene_free_theirs();
     (void)hak_heap_trim(scene.heap, 0);
-    make_acts(100, SCENE_SIZE);
+    scene_make_acts(100, SCENE_SIZE);
     stale = scene.acts[0].ptr;
 }
 /* The granule becomes the other heap's. */
 static void granule_changes_hands(void)
 {
-    free_acts();
+    scene_free_acts();
     (void)hak_heap_flush(scene.heap);
     STALL_REQUIRE(hak_heap_of(stale) != scene.heap);
-    other_takes(stale, 2000);
+    other_takes(stale, FOREIGN);
 }
 
 Test(windows, slab_looked_at)
@@ -196,19 +174,19 @@ static unsigned home, next_home;
 
 static void divide(void)
 {
-    make_acts(3500, SCENE_SIZE);
+    scene_make_acts(3500, SCENE_SIZE);
     (void)hak_heap_trim(scene.heap, 0);
     STALL_REQUIRE(home_is_divided(scene.heap));
     home = entry_home(registry_lookup(scene.acts[3400].ptr));
     next_home = home == 0;
-    STALL_REQUIRE(home < state()->homes && next_home < state()->homes);
+    STALL_REQUIRE(home < scene_class()->homes && next_home < scene_class()->homes);
 }
 static void take_over(void)
 {
     STALL_REQUIRE(gate_enter(true) == GATE_IN);
-    lock_acquire(&state()->lock, RANK_CLASS);
-    home_take_over(state(), home, next_home);
-    lock_release(&state()->lock, RANK_CLASS);
+    lock_acquire(&scene_class()->lock, RANK_CLASS);
+    home_take_over(scene_class(), home, next_home);
+    lock_release(&scene_class()->lock, RANK_CLASS);
     gate_leave();
 }
 /* Whatever the homes of the blocks are said to be. */
@@ -235,7 +213,7 @@ Test(windows, home_taken_over)
 
 /* ---- Deferred blocks ---- */
 
-static void make_mids(void) { make_acts(20, SCENE_MID); }
+static void make_mids(void) { scene_make_acts(20, SCENE_MID); }
 static void make_mids_and_hold(void)
 {
     make_mids();
@@ -289,11 +267,9 @@ enum { BIGS = 12 };
 static void make_bigs(void)
 {
     make_other();
-    make_acts(BIGS, SCENE_BIG);
+    scene_make_acts(BIGS, SCENE_BIG);
     stale = scene.acts[0].ptr;
 }
-static void free_bigs(void) { free_acts(); }
-
 static void leaving_is_nobodys(void)
 {
     scene_free_theirs();
@@ -304,7 +280,7 @@ static void leaving_is_nobodys(void)
 
 Test(windows, superslab_leaving)
 {
-    WINDOW(.point = STALL_superslab_leaving, .prepare = make_bigs, .act = free_bigs,
+    WINDOW(.point = STALL_superslab_leaving, .prepare = make_bigs, .act = scene_free_acts,
            .there = scene_signal, .danger = leaving_is_nobodys, .after = other_is_whole);
 }
 
@@ -321,7 +297,7 @@ static void other_takes_superslabs(void)
 
 Test(windows, superslab_left)
 {
-    WINDOW(.point = STALL_superslab_left, .prepare = make_bigs, .act = free_bigs,
+    WINDOW(.point = STALL_superslab_left, .prepare = make_bigs, .act = scene_free_acts,
            .there = scene_signal, .danger = other_takes_superslabs, .after = other_is_whole);
 }
 
@@ -345,7 +321,7 @@ static void other_uses_reserve(void)
 
 Test(windows, superslab_unlisted)
 {
-    WINDOW(.point = STALL_superslab_unlisted, .prepare = fill_reserve, .act = free_bigs,
+    WINDOW(.point = STALL_superslab_unlisted, .prepare = fill_reserve, .act = scene_free_acts,
            .there = scene_signal, .danger = other_uses_reserve, .after = other_is_whole);
 }
 
@@ -357,18 +333,19 @@ static void superslab_of_slabs(void)
     for (size_t i = 0; i < SCENE_HANDLERS; i++) item_free(scene.heap, &scene.handlers[i]);
     scene_free_theirs();
     (void)hak_heap_trim(scene.heap, 0);
-    make_acts(6, SCENE_BIG);
+    scene_make_acts(6, SCENE_BIG);
+    item_make(scene.heap, &scene.acts[6], FOREIGN); /* so that this heap knows the class, too */
     stale = scene.acts[0].ptr;
 }
 /* It leaves, and the other heap has slabs in it when the first goes on to look for its own. */
 static void superslab_changes_hands(void)
 {
-    free_acts();
+    scene_free_acts();
     item_make(other, &others[0], SCENE_BIG);
     item_make(other, &others[1], SCENE_BIG);
     item_make(other, &others[2], SCENE_BIG);
     (void)hak_heap_of(stale);
-    for (size_t i = 3; i < OTHERS; i++) item_make(other, &others[i], 2000);
+    for (size_t i = 3; i < OTHERS; i++) item_make(other, &others[i], FOREIGN);
     for (size_t i = 3; i < OTHERS; i++)
         if (i % 8) item_free(other, &others[i]);
     (void)hak_heap_flush(other);
@@ -390,9 +367,9 @@ Test(windows, superslab_purged_and_all_is_used)
 
 static void cache_larges(void)
 {
-    make_acts(3, SCENE_LARGE);
+    scene_make_acts(3, SCENE_LARGE);
     stale = scene.acts[0].ptr;
-    free_acts();
+    scene_free_acts();
 }
 /* As an allocation that was refused: TRIM is not held. */
 static void make_room(void)
@@ -462,94 +439,4 @@ Test(windows, large_read)
     WINDOW(.point = STALL_large_read, .prepare = make_large, .act = ask_usable,
            .there = scene_signal, .danger = record_serves_again, .after = nothing_was_said,
            .crew_never_waits = true);
-}
-
-/* ---- The fork gate ---- */
-
-/* Frees come to an end while it is closed. */
-Test(windows, gate_closed)
-{
-    WINDOW(.point = STALL_gate_closed, .prepare = make_slabs, .act = scene_fork,
-           .there = scene_signal, .danger = free_theirs_and_look);
-}
-
-static void retire_and_take(void)
-{
-    scene_trim();
-    item_make(scene.heap, &scene.acts[0], SCENE_SIZE);
-}
-static crew_t forker;
-
-/* A fork waits for a thread that has counted itself in, whatever that knows yet. */
-static void fork_waits(void)
-{
-    crew_start(&forker, scene_fork);
-    crew_settle(&forker);
-    STALL_REQUIRE(!crew_is_done(&forker));
-    scene_free_theirs();
-}
-static void forker_ends(void) { STALL_REQUIRE(crew_finish(&forker)); }
-
-Test(windows, gate_counted)
-{
-    WINDOW(.point = STALL_gate_counted, .act = retire_and_take, .there = scene_signal,
-           .danger = fork_waits, .after = forker_ends);
-}
-
-/* A thread that found it closed is not counted: it may take its time, and forks go on. */
-static void forks_go_on(void)
-{
-    scene_fork();
-    scene_allocate();
-    scene_fork();
-    scene_free_theirs();
-}
-
-Test(windows, gate_waiting)
-{
-    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1");
-    static hold_t fork, waiter;
-    for (int level = 0; level < CONTRACT_LEVELS; level++) {
-        scene_begin(level);
-        scene_trim();
-        cr_assert(hold_start(&fork, STALL_gate_closed, 1, scene_fork, scene_signal));
-        cr_assert(hold_start(&waiter, STALL_gate_waiting, 1, retire_and_take, scene_signal));
-        cr_assert(hold_end(&fork), "the fork waits for a thread that is not inside");
-        forks_go_on();
-        cr_assert(hold_end(&waiter));
-        int line = scene_end();
-        cr_assert(line == 0, "support_contract.c:%d", line);
-        cr_assert(stall_what_is_wrong() == NULL, "%s", stall_what_is_wrong());
-    }
-}
-
-static _Atomic bool opening;
-static void before_it_opens(void *unused)
-{
-    (void)unused;
-    scene_signal();
-    opening = true;
-}
-static void it_was_closed(void *unused)
-{
-    if (!opening) _exit(9);
-    scene_child(unused);
-}
-
-/* In the child the point is the only thread's. */
-Test(windows, gate_opening)
-{
-    if (!HAK_DEBUG) cr_skip_test("points are in builds with DEBUG=1");
-    for (int level = 0; level < CONTRACT_LEVELS; level++) {
-        scene_begin(level);
-        stall_t stall = {.run = before_it_opens, .nth = 1};
-        store_release(&stall_armed[STALL_gate_opening], &stall); /* pairs with STALL */
-        child_result_t child;
-        child_run(&child, it_was_closed, NULL);
-        store_release(&stall_armed[STALL_gate_opening], NULL);
-        cr_assert(child.status == 0 && child.signal == 0, "status %d, signal %d: %s", child.status,
-                  child.signal, child.text);
-        cr_assert(!opening, "the parent is no child");
-        cr_assert(scene_end() == 0);
-    }
 }
