@@ -366,11 +366,13 @@ void scene_fork(void)
     if (child.text[0]) fprintf(stderr, "%s", child.text);
 }
 
-void scene_disturb(crew_t *crew)
+void scene_disturb(crew_t *crew, bool never_waits)
 {
     static void (*const works[])(void) = {scene_allocate, scene_allocate, scene_flush, scene_trim,
                                           scene_check,    scene_figures,  scene_check, scene_trim};
     for (size_t i = 0; i < sizeof works / sizeof *works; i++) crew_start(crew, works[i]);
+    for (size_t i = 0; never_waits && i < crew->count; i++)
+        STALL_REQUIRE(stall_wait(&crew->mates[i].done));
     crew_settle(crew);
     crew_start(crew, scene_fork);
     crew_settle(crew);
@@ -408,10 +410,7 @@ static const char *open_at(const window_t *window, int level)
     if (!hold_start(&hold, window->point, nth, window->act, window->there))
         return tell(window, level, "the point was not reached", 0);
     call(window->danger);
-    if (!window->quiet) scene_disturb(&crew);
-    /* All but the fork, which is the last. */
-    for (size_t i = 0; window->crew_never_waits && i + 1 < crew.count; i++)
-        STALL_REQUIRE(load_acquire(&crew.mates[i].done));
+    if (!window->quiet) scene_disturb(&crew, window->crew_never_waits);
     if (!hold_end(&hold)) return tell(window, level, "it stood too long, or does not end", 0);
     if (!crew_finish(&crew)) return tell(window, level, "the crew does not end", 0);
     call(window->after);

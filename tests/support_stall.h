@@ -129,8 +129,9 @@ void scene_trim(void);
 void scene_check(void);
 void scene_figures(void);
 void scene_fork(void);
-/* Starts them all, the fork last, and lets them settle. */
-void scene_disturb(crew_t *crew);
+/* Starts them all, the fork last, and lets them settle. `never_waits`: all but the fork must come to
+ * their end. */
+void scene_disturb(crew_t *crew, bool never_waits);
 
 /* ---- A window: all of the above, once at each level ---- */
 
