@@ -142,14 +142,6 @@ void crew_settle(const crew_t *crew)
     }
 }
 
-bool crew_is_done(const crew_t *crew)
-{
-    bool done = true;
-    for (size_t i = 0; i < crew->count; i++)
-        done &= load_acquire(&((crew_t *)(uintptr_t)crew)->mates[i].done);
-    return done;
-}
-
 bool crew_finish(crew_t *crew)
 {
     for (size_t i = 0; i < crew->count; i++) {

@@ -63,7 +63,6 @@ typedef struct crew {
 void crew_start(crew_t *crew, void (*work)(void));
 /* Until each has done its work or sleeps, in a lock or in the gate. */
 void crew_settle(const crew_t *crew);
-bool crew_is_done(const crew_t *crew);
 /* Until all have done their work; false: not in time. */
 bool crew_finish(crew_t *crew);
 

@@ -1,6 +1,7 @@
 /* Windows of races at the fork gate, each held open. See stall.h; the suite is that of
  * test_windows.c. */
 #include <criterion/criterion.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "support_child.h"
@@ -21,13 +22,24 @@ static void retire_and_take(void)
     item_make(scene.heap, &scene.acts[0], SCENE_SIZE);
 }
 static crew_t forker;
+static _Atomic bool forked;
+
+static void fork_and_tell(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) scene_child(NULL);
+    forked = true;
+    int status = -1;
+    STALL_REQUIRE(waitpid(pid, &status, 0) == pid && status == 0);
+}
 
 /* A fork waits for a thread that has counted itself in, whatever that knows yet. */
 static void fork_waits(void)
 {
-    crew_start(&forker, scene_fork);
+    forked = false;
+    crew_start(&forker, fork_and_tell);
     crew_settle(&forker);
-    STALL_REQUIRE(!crew_is_done(&forker));
+    STALL_REQUIRE(!forked);
     scene_free_theirs();
 }
 static void forker_ends(void) { STALL_REQUIRE(crew_finish(&forker)); }

@@ -24,7 +24,7 @@ static void free_as_a_handler(item_t *item)
 
 /* ---- A second heap, which takes what the first gives up ---- */
 
-enum { OTHERS = 600, FOREIGN = 2000 /* a size of blocks of the other heap */ };
+enum { OTHERS = 3000, FOREIGN = 2000 /* a size of blocks of the other heap */ };
 static hak_heap_t *other;
 static item_t others[OTHERS];
 
@@ -337,16 +337,28 @@ static void superslab_of_slabs(void)
     item_make(scene.heap, &scene.acts[6], FOREIGN); /* so that this heap knows the class, too */
     stale = scene.acts[0].ptr;
 }
+/* Whether the other heap has slabs in the SuperSlab that the trim has just left. */
+static bool other_has_slabs_there(void)
+{
+    const char *base = registry_superslab(stale)->base;
+    for (size_t g = 0; g < SUPERSLAB_GRANULES; g++) {
+        entry_t entry = registry_lookup(base + g * GRANULE);
+        if (entry_heap(entry) == other && entry_code(entry) < CLASS_COUNT) return true;
+    }
+    return false;
+}
+
 /* It leaves, and the other heap has slabs in it when the first goes on to look for its own. */
 static void superslab_changes_hands(void)
 {
-    scene_free_acts();
-    item_make(other, &others[0], SCENE_BIG);
-    item_make(other, &others[1], SCENE_BIG);
-    item_make(other, &others[2], SCENE_BIG);
-    (void)hak_heap_of(stale);
-    for (size_t i = 3; i < OTHERS; i++) item_make(other, &others[i], FOREIGN);
-    for (size_t i = 3; i < OTHERS; i++)
+    stale = (unsigned char *)scene.heap->superslabs.last->base; /* its turn was the last */
+    for (size_t i = BIGS; i-- > 0;) /* the one that is empty first stays */
+        if (scene.acts[i].ptr) item_free(scene.heap, &scene.acts[i]);
+    size_t at = 0;
+    item_make(other, &others[at++], SCENE_BIG); /* too long for the nursery */
+    while (!other_has_slabs_there() && at < OTHERS - 1) item_make(other, &others[at++], FOREIGN);
+    STALL_REQUIRE(other_has_slabs_there());
+    for (size_t i = 1; i < at; i++)
         if (i % 8) item_free(other, &others[i]);
     (void)hak_heap_flush(other);
 }
