@@ -4,10 +4,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "gate.h"
 #include "support_child.h"
 #include "support_contract.h"
 #include "support_run.h"
 #include "support_stall.h"
+#include "tls.h"
 
 /* Frees come to an end while it is closed. */
 Test(windows, gate_closed)
@@ -79,6 +81,7 @@ static _Atomic bool opening;
 static void before_it_opens(void *unused)
 {
     (void)unused;
+    STALL_REQUIRE(gate_is_closed() && hak_tls.closing);
     scene_signal();
     opening = true;
 }
