@@ -111,7 +111,7 @@ static void spend_budget(void)
 {
     (void)hak_heap_trim(scene.heap, 0);
     room = load_relaxed(&scene.heap->budget.room);
-    budget_force(&scene.heap->budget, (size_t)room);
+    cr_assert(budget_take(&scene.heap->budget, (size_t)room));
 }
 static void refund_budget(void) { budget_put(&scene.heap->budget, (size_t)room); }
 
