@@ -60,7 +60,7 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] exa
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
-        format format-check clean \
+        format format-check clean mutants planted \
         install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
@@ -174,6 +174,19 @@ check-optimised: $(OPTIMISATIONS:%=optimised-%)
 optimised-%:
 	$(MAKE) CC='gcc -O$*' CFLAGS='-g -Wno-maybe-uninitialized' DEBUG=1 COUNTERS=1 SANITIZE= tests
 
+# ---- Mutants: what tests notice, see scripts/mutants.py ----
+
+JOBS    ?= 2
+ONLY    ?= *
+SECONDS ?= 60
+
+# Takes hours; goes on where it was stopped.
+mutants:
+	scripts/mutants.py run --jobs $(JOBS) --only '$(ONLY)' --seconds $(SECONDS)
+
+planted:
+	scripts/mutants.py planted
+
 # ---- The rest ----
 
 docs:
@@ -218,6 +231,8 @@ help:
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
 	@echo 'make check-valgrind  the tests under valgrind'
 	@echo 'make check-optimised the tests of sections at gcc -O0, -O1, -Og and -O3'
+	@echo 'make mutants         kills small changes of src/ by the tests; JOBS=2 ONLY="<pattern>" SECONDS=60 of the fuzzer'
+	@echo 'make planted         how soon the fuzzer alone finds each planted bug'
 	@echo 'make bench           bench/suite.py: every benchmark on every allocator, as a page; BENCH=quick: few rounds'
 	@echo 'make bench-guard     bench/guard.sh, counts of instructions against bench/guard.csv'
 	@echo 'make docs            build/docs/html, by Doxygen'
