@@ -22,6 +22,7 @@ fuzzer must find; survives, a sentence that says why no test can see the change.
 import argparse
 import collections
 import concurrent.futures
+import fcntl
 import fnmatch
 import functools
 import hashlib
@@ -59,6 +60,13 @@ FIELDS = {"name", "file", "kind", "old", "new"}
 OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
 SLOW_SUITES = "programs|fault|stress|debugger|plugins|examples"
+# The suite that knows most of a module without a suite of its name.
+SUITES = {"area": "home", "drain": "home", "refill": "home", "trim": "flush_trim",
+          "runs": "giveback", "mapping": "large", "record": "meta", "life": "api",
+          "resize": "api", "pointer": "misuse", "heap": "api", "walk": "stats",
+          "validate": "stats", "report": "stats", "os_linux": "os", "percpu_rseq": "percpu"}
+# How far a run goes with a mutant; what survives to an early end is not noted.
+ENDS = ["own", "quick", "all"]
 # These kinds are races where they are anything: ThreadSanitizer looks at them, too.
 RACES = {"order relaxed", "race"}
 
@@ -294,8 +302,14 @@ def why_to_end(mark, end, turn, log):
 # ---- A worker: a built copy of the tree, from which each mutant gets its own ----
 
 class Worker:
-    def __init__(self, number, jobs, threads):
-        self.home = WORK / str(number)
+    def __init__(self, name, jobs, threads):
+        self.home = WORK / name
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.hold = (self.home / "lock").open("w")
+        try:
+            fcntl.flock(self.hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"mutants: another run uses {self.home.relative_to(ROOT)}")
         self.tree, self.pristine = self.home / "tree", self.home / "pristine"
         self.make = BUILD + [f"-j{max(1, (os.cpu_count() or 1) // jobs)}"]
         self.threads = threads  # whether a build under ThreadSanitizer is wanted
@@ -312,8 +326,11 @@ class Worker:
         wanted = digest_of_files(*(ROOT / name for name in BUILT)) + str(self.threads)
         if stamp.exists() and stamp.read_text() == wanted:
             return
-        shutil.rmtree(self.home, ignore_errors=True)
-        self.tree.mkdir(parents=True)
+        stamp.unlink(missing_ok=True)
+        for old in (self.tree, self.pristine):
+            if old.exists():
+                shutil.rmtree(old)
+        self.tree.mkdir()
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
             copy(ROOT / name, self.tree / name)
@@ -326,7 +343,6 @@ class Worker:
             if status != 0:
                 sys.exit(f"mutants: the tree itself does not build:\n{text[-3000:]}")
         # The copy is put back under the same name for each mutant: the tests have it built in.
-        shutil.rmtree(self.pristine, ignore_errors=True)
         self.tree.rename(self.pristine)
         stamp.write_text(wanted)
 
@@ -358,17 +374,19 @@ class Worker:
         if self.fuzz:
             yield self.fuzzer("fuzz tsan", THREADS, FUZZ_FIRST, 3, options)
 
-    def steps(self, row, seconds, quick):
+    def steps(self, row, seconds, until):
         """From the cheapest to the dearest: goals to build, or a step to run."""
         yield CHECKED, ["tests/run"]
         own = row["file"].partition(".")[0]
-        if (ROOT / f"tests/test_{own}.c").is_file():
-            yield self.suite(f"suite {own}", f"{own}/*", 60)
+        own = SUITES.get(own, own)
+        yield self.suite(f"suite {own}", f"{own}/*", 120)
+        if until == "own":
+            return
         if self.fuzz:
             yield CHECKED, ["tests/fuzz"]
             yield self.fuzzer("fuzz", CHECKED, FUZZ_FIRST, 1)
         yield self.suite("quick suites", f"!(tree|{SLOW_SUITES})/*", 120)
-        if quick:
+        if until == "quick":
             return
         yield CHECKED, ["tests"]
         yield self.suite("slow suites", f"@({SLOW_SUITES})/*", 300)
@@ -380,9 +398,9 @@ class Worker:
         if self.fuzz and seconds > FUZZ_FIRST:
             yield self.fuzzer("fuzz, longer", CHECKED, seconds - FUZZ_FIRST, 2)
 
-    def kill(self, row, seconds, quick):
+    def kill(self, row, seconds, until):
         """Returns (outcome, step, by)."""
-        for step in self.steps(row, seconds, quick):
+        for step in self.steps(row, seconds, until):
             if len(step) == 2:
                 status, text = self.build(step[0], *step[1])
                 if status != 0:
@@ -442,28 +460,27 @@ def in_parallel(workers, rows, work):
             raise
 
 
-def prove_sound(worker, results, seconds, quick):
+def prove_sound(worker, results, seconds, until):
     """The tree itself must survive, or every mutant would be killed by what is wrong with it."""
     row = {"name": "(the tree itself)", "file": "base.h", "old": "", "new": worker.home.name,
            "kind": "race" if worker.threads else "none"}
     sources = digest_of_files(ROOT / "src", ROOT / "include")
-    row["after"] = sources + str(quick)
+    row["after"] = sources + until
     if results.known(row):
         return
     worker.fresh()
     began = time.monotonic()
-    outcome, step, by = worker.kill(row, seconds, quick)
+    outcome, step, by = worker.kill(row, seconds, until)
     if outcome != "survived":
         sys.exit(f"mutants: the tree itself fails, without any change: {step}: {by}")
     results.add(row, outcome, step, by, time.monotonic() - began)
 
 
-def prepared(jobs, rows, force_threads=None):
-    threads = any(row["kind"] in RACES for row in rows) if force_threads is None else force_threads
-    workers = [Worker(number, jobs, threads) for number in range(jobs)]
+def prepared(names, threads):
+    workers = [Worker(name, len(names), threads) for name in names]
     if not workers[0].fuzz:
         print("mutants: tests/fuzz is not there: the suites work alone", flush=True)
-    in_parallel(workers, range(jobs), lambda worker, _: worker.prepare())
+    in_parallel(workers, names, lambda worker, _: worker.prepare())
     return workers
 
 
@@ -473,17 +490,17 @@ def run(rows, arguments):
     todo = [row for row in rows if not results.known(row)]
     todo.sort(key=lambda row: digest(row["name"]))
     if todo:
-        WORK.mkdir(parents=True, exist_ok=True)
-        workers = prepared(min(arguments.jobs, len(todo)), todo)
-        prove_sound(workers[0], results, arguments.seconds, arguments.quick)
+        names = [str(number) for number in range(min(arguments.jobs, len(todo)))]
+        threads = arguments.until == "all" and any(row["kind"] in RACES for row in todo)
+        workers = prepared(names, threads)
+        prove_sound(workers[0], results, arguments.seconds, arguments.until)
 
         def work(worker, row):
             began = time.monotonic()
             worker.fresh(row)
-            outcome, step, by = worker.kill(row, arguments.seconds, arguments.quick)
+            outcome, step, by = worker.kill(row, arguments.seconds, arguments.until)
             took = time.monotonic() - began
-            # A survivor of the quick suites has not survived yet.
-            if not (arguments.quick and outcome == "survived"):
+            if outcome != "survived" or arguments.until == "all":
                 results.add(row, outcome, step, by, took)
             print(f"{outcome:8} {row['name']}: {step}: {by} ({took:.0f} s)", flush=True)
 
@@ -542,7 +559,7 @@ def planted(rows, arguments):
         print("mutants: tests/fuzz is not there: nothing can be planted for it")
         print("0 passed, 1 failed")
         return 1
-    worker, = prepared(1, rows, force_threads=False)
+    worker, = prepared(["planted"], threads=False)
     passed = 0
     print(f"{'bug':36} {'seconds':>8}  found by")
     for row in [None, *(row for row in rows if "planted" in row)]:
@@ -571,8 +588,9 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (2)")
     parser.add_argument("--only", default="*", help="names, files or kinds that match this pattern")
     parser.add_argument("--seconds", type=int, default=60, help="of fuzzing for each mutant (60)")
-    parser.add_argument("--quick", action="store_true",
-                        help="the quick suites only; what survives them is not noted")
+    parser.add_argument("--until", choices=ENDS, default="all",
+                        help="the module's own suite only, or the quick ones: what survives those "
+                             "is not noted")
     arguments = parser.parse_args()
     rows = read_table()
     if arguments.what == "self-test":
