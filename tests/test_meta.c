@@ -105,6 +105,21 @@ Test(meta, a_refused_purge_stays_to_be_done)
     cr_assert(meta_trim() == 4 * HAK_PAGE);
 }
 
+/* What the kernel refused is not asked for again before twice as much has gathered. */
+Test(meta, a_refused_purge_is_not_asked_for_at_every_put)
+{
+    enum { PAGES = META_TOUCHED + 200 };
+    static char *at[PAGES];
+    for (size_t i = 0; i < PAGES; i++) memset(at[i] = take(1), 7, HAK_PAGE);
+    fake_os_use();
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    for (size_t i = 0; i < PAGES; i++) meta_put(at[i], 1);
+    long calls = fake_os_calls(FAKE_PURGE);
+    cr_assert(calls > 0 && calls < 100, "%ld calls", calls);
+    fake_os_restore();
+    cr_assert(meta_trim() >= PAGES * HAK_PAGE);
+}
+
 Test(meta, whole_superslabs_and_nothing_larger)
 {
     enum { ALL = SUPERSLAB / HAK_PAGE };

@@ -939,6 +939,50 @@ static bool operate(bool damaged, const patient_t *p, unsigned how)
     case 26: p->heap->superslabs.free_granules += (size_t)one; return true;
     case 27: p->heap->superslabs.free_touched += (size_t)one; return true;
     case 28: home_set(p->state, p->slab->home)->outside += (size_t)one; return true;
+    case 29: {
+        /* A link in a magazine that counts a block too many. */
+        block_t *block = p->cached;
+        chain_t link = block_link(block, p->heap->key);
+        block_set_link(block, link + (chain_t)one, p->heap->key);
+        return true;
+    }
+    case 30: p->heap->large.mid_bytes += (size_t)(one * 16); return true;
+    case 31: p->heap->large.live_bytes += (size_t)(one * 16); return true;
+    case 32: p->heap->superslabs.empty += (uint32_t)one; return true;
+    case 33: {
+        /* A run of the nursery in which no slab lies. */
+        p->heap->nursery_granules[p->heap->nursery_count] = 1;
+        p->heap->nursery_count = (uint16_t)(p->heap->nursery_count + one);
+        return true;
+    }
+    case 34: {
+        /* A slab whose entries say another home than it has. */
+        registry_set_home(p->slab->start, 1, damaged ? 3 : p->slab->home);
+        return true;
+    }
+    case 35: {
+        /* Granules in use in which no slab lies. */
+        static run_t run;
+        if (damaged) run = superslab_take(&p->heap->superslabs, 1, 1);
+        else superslab_put(&p->heap->superslabs, run, 1, 0);
+        return true;
+    }
+    case 36:
+        registry_set_range((char *)p->large + SUPERSLAB, SUPERSLAB,
+                           damaged ? NULL : p->heap->large.live);
+        return true;
+    case 37: {
+        /* A remote list that counts a block too many. */
+        static block_t held_by_program;
+        if (damaged) {
+            held_by_program = *(block_t *)p->live;
+            store_relaxed(&p->state->remote.head, block_push(0, p->live, p->heap->key) + 1);
+        } else {
+            store_relaxed(&p->state->remote.head, 0);
+            *(block_t *)p->live = held_by_program;
+        }
+        return true;
+    }
     default: return false;
     }
 }

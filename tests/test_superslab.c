@@ -248,6 +248,7 @@ Test(superslab, every_alignment_of_the_longest_run)
         held_t one, two, all;
         take(&all, SUPERSLAB_GRANULES, alignment);
         cr_assert(all.run.ss == &slabs[0] && all.run.first == 0);
+        set_must_match(1);
         put(&all, 0);
         take(&one, 1, 1);
         take(&two, 1, alignment);
