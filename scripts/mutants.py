@@ -191,7 +191,7 @@ class Results:
 
     @staticmethod
     def key(row):
-        return digest((ROOT / "src" / row["file"]).read_bytes(), row["old"], row["new"],
+        return digest(digest_of_files(ROOT / "src" / row["file"]), row["old"], row["new"],
                       row.get("after", ""))
 
     @staticmethod
@@ -605,6 +605,9 @@ def main():
 
 
 if __name__ == "__main__":
+    # Also where a shell that started this in the background has it ignored.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
