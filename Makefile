@@ -54,13 +54,13 @@ STRESS   := $(patsubst tests/%.c,%,$(wildcard tests/stress_*.c))
 SUPPORT  := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/support_*.c))
 TESTS    := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/test_*.c))
 # tests/fuzz/: random operations against a model, see docs/reliability.md.
-FUZZ     := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/fuzz/*.c))
+FUZZ     := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(filter-out %/target.c,$(wildcard tests/fuzz/*.c)))
 FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] examples/*.[ch] bench/*.[ch])
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
-        format format-check clean mutants planted \
+        fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted format format-check clean \
         install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
@@ -139,6 +139,10 @@ $(STRESS:%=$(V)/tests/%): $(V)/tests/%: $(V)/obj/tests/%.o $(SUPPORT) $(OBJECTS)
 $(V)/tests/fuzz: $(FUZZ) $(SUPPORT) $(OBJECTS) $(V)/objects
 	$(CC) $(COMMON) $(FUZZ) $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -o $@
 
+# libFuzzer brings the main of its own.
+$(V)/tests/fuzz_target: $(filter-out %/fuzz.o,$(FUZZ)) $(V)/obj/tests/fuzz/target.o $(SUPPORT) $(OBJECTS)
+	$(CC) $(COMMON) -fsanitize=fuzzer $^ $(LDFLAGS) -o $@
+
 # ---- Checks: each builds what it runs and closes on a count ----
 
 checked := $(call variant,1,1,)
@@ -174,13 +178,50 @@ check-optimised: $(OPTIMISATIONS:%=optimised-%)
 optimised-%:
 	$(MAKE) CC='gcc -O$*' CFLAGS='-g -Wno-maybe-uninitialized' DEBUG=1 COUNTERS=1 SANITIZE= tests
 
+# ---- Random operations against a model: see docs/reliability.md ----
+
+# Seconds, seed and threads of a run, and how magazines are reached: mm_cid, cpu_id or locked.
+SECONDS := 60
+SEED    := 1
+THREADS := 1
+MODE    := mm_cid
+fuzz_mode = $(or $(patsubst %,HAKHEAP_RSEQ=%,$(patsubst mm_cid,,$(patsubst cpu_id,cpu,$(patsubst locked,0,$(MODE))))),-u HAKHEAP_RSEQ)
+fuzz_run = env $(fuzz_mode) $(V)/tests/fuzz --seconds $(SECONDS) --seed $(SEED) --threads $(THREADS)
+
+fuzz: $(V)/tests/fuzz
+	$(fuzz_run) --save $(V)
+
+soak: $(V)/tests/fuzz
+	$(fuzz_run) --soak
+
+check-fuzz:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= $(checked)/tests/fuzz
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= $(release)/tests/fuzz
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=address $(call variant,1,1,address)/tests/fuzz
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=thread $(call variant,1,1,thread)/tests/fuzz
+	scripts/run_fuzz.sh $(checked) $(release) $(call variant,1,1,address) $(call variant,1,1,thread)
+
+# Finds sequences that reach code that those of the corpus do not, and keeps them there.
+libfuzzer := CC=clang SANITIZE=fuzzer-no-link,address DEBUG=1 COUNTERS=1
+libfuzzer_dir := build/clang-debug-counters-fuzzer-no-link,address
+fuzz-libfuzzer:
+	$(MAKE) $(libfuzzer) '$(libfuzzer_dir)/tests/fuzz_target'
+	@mkdir -p build/corpus
+	env $(fuzz_mode) $(libfuzzer_dir)/tests/fuzz_target -max_total_time=$(SECONDS) -max_len=2048 -len_control=0 \
+	    build/corpus tests/fuzz/corpus
+
+# Takes the fewest of them into the corpus that reach all that is reached.
+fuzz-minimise:
+	$(MAKE) $(libfuzzer) '$(libfuzzer_dir)/tests/fuzz_target'
+	@mkdir -p build/corpus-least
+	env $(fuzz_mode) $(libfuzzer_dir)/tests/fuzz_target -merge=1 -use_counters=0 build/corpus-least tests/fuzz/corpus build/corpus
+
 # ---- Mutants: what tests notice, see scripts/mutants.py ----
 
-JOBS    ?= 2
-ONLY    ?= *
-SECONDS ?= 60
+JOBS ?= 2
+ONLY ?= *
 
-# Takes hours; goes on where it was stopped.
+# Takes hours; goes on where it was stopped. SECONDS: of the fuzzer, for each.
 mutants:
 	scripts/mutants.py run --jobs $(JOBS) --only '$(ONLY)' --seconds $(SECONDS)
 
@@ -231,6 +272,10 @@ help:
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
 	@echo 'make check-valgrind  the tests under valgrind'
 	@echo 'make check-optimised the tests of sections at gcc -O0, -O1, -Og and -O3'
+	@echo 'make fuzz            random operations against a model; SECONDS=60 SEED=1 THREADS=1 MODE=mm_cid, cpu_id or locked'
+	@echo 'make soak            the same in one process, with the slope of its memory; SECONDS=36000'
+	@echo 'make check-fuzz      the same for two minutes, over builds, modes and threads'
+	@echo 'make fuzz-libfuzzer  finds sequences for the corpus; fuzz-minimise takes them into build/corpus-least'
 	@echo 'make mutants         kills small changes of src/ by the tests; JOBS=2 ONLY="<pattern>" SECONDS=60 of the fuzzer'
 	@echo 'make planted         how soon the fuzzer alone finds each planted bug'
 	@echo 'make bench           bench/suite.py: every benchmark on every allocator, as a page; BENCH=quick: few rounds'

@@ -59,7 +59,7 @@ PLANTED = ["lost refund of a budget", "double hand-out", "missed zero", "wrong u
 FIELDS = {"name", "file", "kind", "old", "new"}
 OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
-SLOW_SUITES = "programs|fault|stress|debugger|plugins|examples"
+SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suite that knows most of a module without a suite of its name.
 SUITES = {"area": "home", "drain": "home", "refill": "home", "trim": "flush_trim",
           "runs": "giveback", "mapping": "large", "record": "meta", "life": "api",
@@ -587,7 +587,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["check", "self-test", "run", "planted"])
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (2)")
-    parser.add_argument("--only", default="*", help="names, files or kinds that match this pattern")
+    parser.add_argument("--only", default="*", help="names, files or kinds that match one of these patterns, "
+                             "with commas between them")
     parser.add_argument("--seconds", type=int, default=60, help="of fuzzing for each mutant (60)")
     parser.add_argument("--until", choices=ENDS, default="all",
                         help="the module's own suite only, or the quick ones: what survives those "
@@ -599,7 +600,8 @@ def main():
     bad = check(rows, say=arguments.what == "check")
     if bad or arguments.what == "check":
         return bad
-    rows = [row for row in rows if any(fnmatch.fnmatch(row[field], arguments.only)
+    rows = [row for row in rows if any(fnmatch.fnmatch(row[field], pattern)
+                                       for pattern in arguments.only.split(",")
                                        for field in ("name", "file", "kind"))]
     return (run if arguments.what == "run" else planted)(rows, arguments)
 

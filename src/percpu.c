@@ -310,7 +310,7 @@ static bool locked_install(percpu_t *percpu, size_t hot, size_t word, chain_t ch
 {
     area_t *area = locked_enter(percpu);
     if (!area) return false;
-    bool room = !load_relaxed(word_at(area, word)) && limit_at(area, hot);
+    bool room = !load_relaxed(word_at(area, word)) && chain_count(chain) <= limit_at(area, hot);
     if (room) store_relaxed(word_at(area, word), chain);
     busy_leave(area);
     return room;

@@ -170,8 +170,8 @@ bool percpu_push(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 bool percpu_post(percpu_t *percpu, size_t hot, void *ptr, uint64_t key);
 chain_t percpu_take(percpu_t *percpu, size_t word);
 chain_t percpu_take_outbox(percpu_t *percpu, size_t hot);
-/* A chain into an empty magazine; false where it is not empty, or its area is stopped or
- * missing. */
+/* A chain into an empty magazine; false where it is not empty, the chain has more blocks than the
+ * limit allows, or the area is stopped or missing. */
 bool percpu_install(percpu_t *percpu, unsigned cls, size_t word, chain_t chain);
 
 /* Says which blocks a hot magazine takes without a look at their home. */

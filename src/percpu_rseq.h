@@ -312,7 +312,8 @@ HAK_INLINE chain_t section_take(percpu_t *percpu, size_t word) { SECTION_TAKE(RS
 HAK_INLINE chain_t section_take_outbox(percpu_t *percpu, size_t word) { SECTION_TAKE(RSEQ_OUTBOX); }
 #undef SECTION_TAKE
 
-/* A chain into a magazine that is empty and runs: its class's hot limit is not 0. */
+/* A chain into a magazine that is empty, and whose class's hot limit, which is 0 in a stopped area,
+ * it does not exceed. */
 HAK_INLINE bool section_install(percpu_t *percpu, size_t hot, size_t word, chain_t chain)
 {
     uint64_t result, area;
@@ -321,8 +322,8 @@ HAK_INLINE bool section_install(percpu_t *percpu, size_t hot, size_t word, chain
         RSEQ_HERE
         "cmpq $0, (%[area],%[word],8)\n"
         "jne %l[miss]\n"                                    /* not empty */
-        "cmpl $0, %c[limit_at](%[area],%[hot],8)\n"
-        "je %l[miss]\n"                                     /* stopped, or without a limit */
+        "cmpw %w[chain], %c[limit_at](%[area],%[hot],8)\n"
+        "jb %l[miss]\n"                                     /* more blocks than it may hold */
         "movq %[chain], (%[area],%[word],8)\n"              /* commits */
         RSEQ_END
         : [result] "=&r"(result), [area] "=&r"(area)

@@ -277,7 +277,7 @@ Test(percpu, chains_are_taken_and_installed_whole)
 {
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
-        area_t *area = open_one(2);
+        area_t *area = open_one(7);
         chain_t chain = 0;
         for (unsigned i = 0; i < 7; i++) chain = block_push(chain, &blocks[i], 0);
         chain_t another = block_push(0, &blocks[9], 0);
@@ -289,10 +289,12 @@ Test(percpu, chains_are_taken_and_installed_whole)
                       name());
             cr_assert(SOON(percpu_take(percpu, places[p]) == chain), "%s", name());
             cr_assert(percpu_take(percpu, places[p]) == 0, "%s: taken twice", name());
-            /* A class without a limit does not run: neither of its magazines takes a chain. */
+            /* More than the limit allows, which is 0 where the class does not run. */
+            store_relaxed(&area->hot[CLASS].limit, 6);
+            cr_assert(!percpu_install(percpu, CLASS, places[p], chain), "%s: limit 6", name());
             store_relaxed(&area->hot[CLASS].limit, 0);
             cr_assert(!percpu_install(percpu, CLASS, places[p], chain), "%s: limit 0", name());
-            store_relaxed(&area->hot[CLASS].limit, 2);
+            store_relaxed(&area->hot[CLASS].limit, 7);
         }
         cr_assert(percpu_is_empty(percpu, &all_classes, 0, CLASS_COUNT));
     }

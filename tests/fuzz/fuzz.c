@@ -25,6 +25,7 @@ typedef struct options {
     unsigned seconds, threads;
     uint64_t seed;
     size_t operations; /* of an episode with one thread */
+    unsigned episodes; /* 0: as many as the time allows */
     bool soak, replay, print;
     const char *save; /* the directory for sequences that fail */
 } options_t;
@@ -120,7 +121,8 @@ static void shrink(fuzz_sequence_t *sequence, fuzz_operation_t *operations, doub
 {
     fuzz_operation_t *room = malloc((sequence->count + 1) * sizeof *room);
     if (!room) return;
-    for (size_t part = sequence->count / 2; part >= 1 && now() < until; part /= 2) {
+    size_t before = 0;
+    for (size_t part = sequence->count; part >= 1 && now() < until;) {
         for (size_t from = 0; from + part <= sequence->count && now() < until;) {
             if (!fails_without(sequence, from, part, room)) {
                 from += part;
@@ -130,6 +132,12 @@ static void shrink(fuzz_sequence_t *sequence, fuzz_operation_t *operations, doub
             if (progress->number < sequence->count) sequence->count = progress->number;
             memcpy(operations, room, sequence->count * sizeof *room);
         }
+        /* What could not go alone may go once others have. */
+        if (part == 1 && sequence->count != before) {
+            before = sequence->count;
+            part = sequence->count;
+        }
+        part /= 2;
     }
     free(room);
 }
@@ -177,10 +185,15 @@ static void explain(uint64_t seed)
 
 /* ---- The ways to run ---- */
 
+static bool may_go_on(double until)
+{
+    return options.episodes ? passed < options.episodes : now() < until;
+}
+
 static void run_episodes(void)
 {
     double until = now() + options.seconds;
-    for (uint64_t seed = options.seed * 1000000; now() < until; seed++) {
+    for (uint64_t seed = options.seed * 1000000; may_go_on(until); seed++) {
         if (fails(&(task_t){.seed = seed})) {
             failed++;
             explain(seed);
@@ -280,22 +293,26 @@ static const char usage[] =
     "  --seed N         of all random numbers (1)\n"
     "  --threads N      that share the heaps (1)\n"
     "  --operations N   of an episode of one thread (200000)\n"
+    "  --episodes N     so many, however long they take\n"
     "  --save DIR       where sequences that fail are written (.)\n"
     "  --soak           one process for all the time; prints how its memory grows\n"
     "  --replay PATH... runs sequences from files, or all of a directory\n"
-    "  --print          with --replay: prints them\n";
+    "  --print          with --replay: prints them\n"
+    "  --trap           fails at a trim after a burst, to show how a failure is cut down\n";
 
-enum { OPTION_SOAK = 256, OPTION_REPLAY, OPTION_PRINT };
+enum { OPTION_SOAK = 256, OPTION_REPLAY, OPTION_PRINT, OPTION_TRAP };
 
 static const struct option long_options[] = {
     {"seconds", required_argument, NULL, 's'},
     {"seed", required_argument, NULL, 'e'},
     {"threads", required_argument, NULL, 't'},
     {"operations", required_argument, NULL, 'o'},
+    {"episodes", required_argument, NULL, 'n'},
     {"save", required_argument, NULL, 'd'},
     {"soak", no_argument, NULL, OPTION_SOAK},
     {"replay", no_argument, NULL, OPTION_REPLAY},
     {"print", no_argument, NULL, OPTION_PRINT},
+    {"trap", no_argument, NULL, OPTION_TRAP},
     {NULL, 0, NULL, 0},
 };
 
@@ -307,9 +324,11 @@ static void take_option(int option, const char *text, const char *program)
     case 'e': options.seed = number; break;
     case 't': options.threads = (unsigned)number; break;
     case 'o': options.operations = number; break;
+    case 'n': options.episodes = (unsigned)number; break;
     case 'd': options.save = text; break;
     case OPTION_SOAK: options.soak = true; break;
     case OPTION_REPLAY: options.replay = true; break;
+    case OPTION_TRAP: fuzz_trap = true; break;
     case OPTION_PRINT: options.print = true; break;
     default: fprintf(stderr, "Usage: %s [option...]\n%s", program, usage); exit(2);
     }

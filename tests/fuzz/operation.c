@@ -15,6 +15,7 @@ static const verb_t verbs[FUZZ_VERBS] = {
     [FUZZ_FREE] = {"free", 32000},
     [FUZZ_FREE_RUN] = {"free-run", 600},
     [FUZZ_PROVE] = {"prove", 6000},
+    [FUZZ_BAD] = {"bad", 500},
     [FUZZ_HOP] = {"hop", 250},
     [FUZZ_FLUSH] = {"flush", 160},
     [FUZZ_FLUSH_CLASS] = {"flush-class", 200},
@@ -78,7 +79,8 @@ fuzz_header_t fuzz_random_header(randoms_t *randoms)
                            .budgets = (uint8_t)(random >> 16 & 1),
                            .refuses = (random >> 24) % 4 == 0,
                            .forks = (random >> 32) % 4 == 0,
-                           .slots = slots[(random >> 40) % 8]};
+                           .slots = slots[(random >> 40) % 8],
+                           .sizes = (random >> 48) % 4 ? 0 : 1 + (random >> 50) % 8};
 }
 
 void fuzz_print(FILE *out, size_t number, const fuzz_operation_t *operation)
@@ -91,7 +93,8 @@ void fuzz_print(FILE *out, size_t number, const fuzz_operation_t *operation)
 
 void fuzz_print_header(FILE *out, const fuzz_header_t *header)
 {
-    fprintf(out, "heaps=%u levels=%u budgets=%u refuses=%u forks=%u slots=%u\n",
+    fprintf(out, "heaps=%u levels=%u budgets=%u refuses=%u forks=%u slots=%u sizes=%u\n",
             header->places % FUZZ_MOST_PLACES + 1, header->levels % FUZZ_HEADER_LEVELS,
-            header->budgets, header->refuses & 1, header->forks & 1, 16u << header->slots % 10);
+            header->budgets, header->refuses & 1, header->forks & 1, 16u << header->slots % 10,
+            header->sizes);
 }

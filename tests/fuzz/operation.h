@@ -24,6 +24,7 @@ typedef enum fuzz_verb {
     FUZZ_FREE,     /* by each verb that frees */
     FUZZ_FREE_RUN, /* slots that follow each other, forwards or backwards */
     FUZZ_PROVE,    /* content, owner and usable size, of the block and inside it */
+    FUZZ_BAD,      /* requests that must be refused */
     FUZZ_HOP,      /* to another CPU */
     FUZZ_FLUSH,
     FUZZ_FLUSH_CLASS,
@@ -61,7 +62,8 @@ typedef struct fuzz_header {
     uint8_t refuses; /* whether FUZZ_REFUSE does anything: odd */
     uint8_t forks;   /* whether FUZZ_FORK does anything: odd */
     uint8_t slots;   /* blocks: 16 << modulo 10 */
-    uint16_t spare;  /* 0 */
+    uint8_t sizes;   /* how many sizes there are; 0: all */
+    uint8_t unused;
 } fuzz_header_t;
 
 _Static_assert(sizeof(fuzz_operation_t) == 8 && sizeof(fuzz_header_t) == 8, "read as they are");

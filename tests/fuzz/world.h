@@ -34,10 +34,11 @@ typedef struct place {
     pthread_rwlock_t lock;
     hak_heap_t *heap; /* NULL: the system refused it */
     uint64_t lineage;
+    size_t cache_bytes, large_cache_bytes; /* what the heap may keep */
     _Atomic int64_t live_blocks, live_bytes;
 } place_t;
 
-enum { WORLD_MAILBOXES = 64 };
+enum { WORLD_MAILBOXES = 64, WORLD_LIVE_MOST = 256 << 20 };
 
 typedef struct mailbox {
     pthread_mutex_t lock;
@@ -70,6 +71,8 @@ void world_end(unsigned threads);
  * one. */
 place_t *world_enter(unsigned number);
 void world_leave(place_t *place);
+/* The bytes that an operation asks for: few where much lives already. */
+size_t world_size(const fuzz_operation_t *operation);
 
 /* Destroys and creates, at a place that is locked for writing. */
 void world_replace(place_t *place, unsigned number, unsigned choice);
