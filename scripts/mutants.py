@@ -587,8 +587,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["check", "self-test", "run", "planted"])
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (2)")
-    parser.add_argument("--only", default="*", help="names, files or kinds that match one of these patterns, "
-                             "with commas between them")
+    parser.add_argument("--only", default="*",
+                        help="names, files or kinds that match one of these patterns, with commas "
+                             "between them")
     parser.add_argument("--seconds", type=int, default=60, help="of fuzzing for each mutant (60)")
     parser.add_argument("--until", choices=ENDS, default="all",
                         help="the module's own suite only, or the quick ones: what survives those "
