@@ -4,6 +4,7 @@
 #include "mapping.h"
 #include "os.h"
 #include "runs.h"
+#include "stall.h"
 
 /* ---- Slabs ---- */
 
@@ -13,6 +14,7 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
     run_t run = slab_run(slab);
     slab_set_t *set = home_set(state, slab->home);
     slab_remove(set, slab);
+    STALL(slab_retiring);
     bool gone = runs_put(heap, run, size_classes[state->cls].granules, 0, may_wait);
     if (!gone) slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
@@ -96,6 +98,7 @@ static void push_remote(hak_heap_t *heap, class_state_t *state, chain_t chain)
 void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain)
 {
     push_remote(heap, heap_class_made(heap, cls), chain);
+    STALL(remote_pushed);
     /* After the push: what a fork catches in between has more room in the child, never less. */
     budget_force(&heap->budget, chain_count(chain) * size_classes[cls].bytes);
 }
@@ -314,6 +317,7 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     if (load_relaxed(&area->spare[cls])) return false;
     chain_t full = section_take(percpu, hot);
     if (!full) return false;
+    STALL(free_in_hand);
     if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
         /* The thread has moved, or a flush has come: no magazine is owed these blocks. */
         drain_remote(heap, cls, full);
@@ -370,6 +374,7 @@ static const guard_t plain = {0, "deferred"};
 static void defer(hak_heap_t *heap, void *ptr)
 {
     remote_push(&heap->deferred, block_push(0, ptr, 0), &plain, 0);
+    STALL(deferred_pushed);
 }
 
 /* Where the process's lock is busy, the block is noted again. */
@@ -413,6 +418,7 @@ size_t drain_some_deferred(hak_heap_t *heap, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
     size_t moved = 0, most = hak_min(remote_blocks(&heap->deferred), DRAIN_BIG_AT_ONCE);
+    STALL(deferred_counted);
     for (; moved < most; moved++) free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait);
     return moved;
 }
