@@ -375,23 +375,24 @@ class Worker:
             yield self.fuzzer("fuzz tsan", THREADS, FUZZ_FIRST, 3, options)
 
     def steps(self, row, seconds, until):
-        """From the cheapest to the dearest: goals to build, or a step to run."""
+        """From the cheapest to the dearest: goals to build, or a step to run. Limits are far above
+        what a step takes, so that a busy machine kills nothing."""
         yield CHECKED, ["tests/run"]
         own = row["file"].partition(".")[0]
         own = SUITES.get(own, own)
-        yield self.suite(f"suite {own}", f"{own}/*", 120)
+        yield self.suite(f"suite {own}", f"{own}/*", 300)
         if until == "own":
             return
         if self.fuzz:
             yield CHECKED, ["tests/fuzz"]
             yield self.fuzzer("fuzz", CHECKED, FUZZ_FIRST, 1)
-        yield self.suite("quick suites", f"!(tree|{SLOW_SUITES})/*", 120)
+        yield self.suite("quick suites", f"!(tree|{SLOW_SUITES})/*", 600)
         if until == "quick":
             return
         yield CHECKED, ["tests"]
-        yield self.suite("slow suites", f"@({SLOW_SUITES})/*", 300)
-        yield self.suite("locked", f"!(tree|{SLOW_SUITES})/*", 200, {"HAKHEAP_RSEQ": "0"})
-        yield self.suite("locked, slow", "@(fault|stress)/*", 300, {"HAKHEAP_RSEQ": "0"})
+        yield self.suite("slow suites", f"@({SLOW_SUITES})/*", 900)
+        yield self.suite("locked", f"!(tree|{SLOW_SUITES})/*", 600, {"HAKHEAP_RSEQ": "0"})
+        yield self.suite("locked, slow", "@(fault|stress)/*", 900, {"HAKHEAP_RSEQ": "0"})
         if row["kind"] in RACES:
             yield THREADS, ["stress"] + (["tests/fuzz"] if self.fuzz else [])
             yield from self.threaded()
