@@ -394,6 +394,128 @@ Test(reserve, each_reserve_has_its_table)
     cr_assert(reserve_take(&other, false, &refused) == ss && own_commits == 2);
 }
 
+/* ---- What a put does, by a table of the reserve's own ---- */
+
+static reserve_t own;
+static struct {
+    long decommits, purges;
+    bool refuses_decommit, refuses_purge;
+} asked;
+
+static bool own_decommit(void *at, size_t bytes)
+{
+    asked.decommits++;
+    return !asked.refuses_decommit && os_kernel.decommit(at, bytes);
+}
+
+static bool own_purge(void *at, size_t bytes)
+{
+    asked.purges++;
+    return !asked.refuses_purge && os_kernel.purge(at, bytes);
+}
+
+static void make_own(void)
+{
+    static os_table_t table;
+    table = os_kernel;
+    table.decommit = own_decommit;
+    table.purge = own_purge;
+    reserve_init(&own, &table);
+}
+
+static superslab_t *own_take(void)
+{
+    superslab_t *ss = reserve_take(&own, false, &refused);
+    cr_assert(ss != NULL, "refused: %u", refused);
+    return ss;
+}
+
+static void own_put(superslab_t *ss)
+{
+    returned = 0;
+    cr_assert(reserve_put(&own, ss, &giver_a, true, &returned));
+}
+
+/* To the bound, and not a page more. Who arrives beyond it goes to the kernel; what is there stays
+ * and serves again, the newest first. */
+Test(reserve, who_finds_the_reserve_full_goes_to_the_kernel)
+{
+    enum {
+        FULL = SUPERSLAB / HAK_PAGE + 1 /* and one of descriptors */,
+        BITS = SUPERSLAB_GRANULES
+    };
+    const size_t bound = RESERVE_DIRTY * (size_t)(SUPERSLAB / HAK_PAGE + 2);
+    make_own();
+    superslab_t *full[RESERVE_DIRTY], *rest = own_take(), *less = own_take(), *over = own_take();
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) fill(full[i] = own_take());
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) own_put(full[i]);
+    size_t room = bound - RESERVE_DIRTY * (size_t)FULL;
+    cr_assert(room > 1 && room <= BITS);
+    soil(rest, (unsigned)room - 1);
+    own_put(rest);
+    cr_assert(asked.decommits + asked.purges == 0 && returned == 0, "there was room for it");
+    cr_assert(own_take() == rest);
+    soil(less, (unsigned)room - 2);
+    own_put(less);
+    soil(over, 1);
+    own_put(over); /* a page too many */
+    cr_assert(asked.decommits == 1 && asked.purges == 1, "the descriptors' pages go as well");
+    cr_assert(returned == HAK_PAGE && !memory_is_readable(over->base));
+    cr_assert(!memory_is_resident(over->descriptors));
+    cr_assert(own_take() == less);
+    for (unsigned i = RESERVE_DIRTY; i-- > 0;) cr_assert(own_take() == full[i], "number %u", i);
+    cr_assert(own_take() == over && asked.decommits == 1);
+}
+
+/* Where decommit is refused the same table is asked to purge, and a trim tries to decommit
+ * again. */
+Test(reserve, a_put_asks_its_own_table_for_all)
+{
+    make_own();
+    superslab_t *full[RESERVE_DIRTY], *over = own_take();
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) fill(full[i] = own_take());
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) own_put(full[i]);
+    fill(over);
+    memset(over->descriptors, 1, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
+    asked.refuses_decommit = asked.refuses_purge = true;
+    own_put(over);
+    cr_assert(asked.decommits == 1 && asked.purges > 1 && returned == 0);
+    cr_assert(over->committed && over->free_touched == SUPERSLAB / HAK_PAGE && over->far);
+    cr_assert(memory_is_resident(over->base) && memory_is_resident(over->descriptors));
+    reserve_stats_t stats = reserve_stats(&own);
+    cr_assert(stats.dirty_superslabs == RESERVE_DIRTY + 1 && stats.clean_superslabs == 0);
+    cr_assert(own.dirty_pages == RESERVE_DIRTY * (SUPERSLAB / HAK_PAGE + 1) + SUPERSLAB / HAK_PAGE +
+                                     2 /* of descriptors */);
+    asked.refuses_purge = false;
+    cr_assert(reserve_trim(&own, NULL) == (RESERVE_DIRTY + 1) * (size_t)SUPERSLAB);
+    cr_assert(own.dirty_pages == 0 && !memory_is_resident(over->base));
+    asked.refuses_decommit = false;
+    asked.decommits = 0;
+    cr_assert(reserve_trim(&own, NULL) == 0 && asked.decommits == RESERVE_DIRTY + 1);
+    cr_assert(reserve_stats(&own).clean_superslabs == RESERVE_DIRTY + 1);
+}
+
+/* What others take and put meanwhile is not in the way, and each is told what it returned. */
+Test(reserve, many_may_leave_before_the_next_holder_comes)
+{
+    enum { MANY = 5 };
+    make_own();
+    superslab_t *many[MANY];
+    size_t all = 0;
+    for (unsigned i = 0; i < MANY; i++) soil(many[i] = own_take(), i + 1);
+    for (unsigned i = 0; i < MANY; i++) cr_assert(reserve_put(&own, many[i], &giver_a, true, &all));
+    cr_assert(all == 0 && reserve_trim(&own, &giver_b) == 0);
+    cr_assert(reserve_trim(&own, &giver_a) == (1 + 2 + 3 + 4 + 5) * HAK_PAGE);
+    cr_assert(load_relaxed(&own.arrived) != NULL, "they are on no list yet");
+    cr_assert(reserve_stats(&own).clean_superslabs == MANY && !load_relaxed(&own.arrived));
+    bool again[MANY] = {false};
+    for (unsigned i = 0; i < MANY; i++) {
+        superslab_t *ss = own_take();
+        for (unsigned k = 0; k < MANY; k++) again[k] = again[k] || ss == many[k];
+    }
+    for (unsigned k = 0; k < MANY; k++) cr_assert(again[k], "number %u is lost", k);
+}
+
 /* A locked SuperSlab costs a few calls, once: those that come after it are kept without a call, until
  * there are twice as many. */
 Test(reserve, a_refusal_is_remembered)
