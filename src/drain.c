@@ -65,6 +65,16 @@ bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 
 /* ---- Blocks that wait for the class's lock ---- */
 
+/* Blocks have left the list. Which of them the budget was charged for does not matter; only the
+ * holder of the class's lock lowers the number. */
+static void uncharge_remote(hak_heap_t *heap, class_state_t *state, size_t blocks)
+{
+    size_t charged = hak_min(blocks, load_relaxed(&state->remote_charged));
+    if (!charged) return;
+    sub_relaxed(&state->remote_charged, (uint32_t)charged);
+    budget_put(&heap->budget, charged * size_classes[state->cls].bytes);
+}
+
 size_t drain_waiting(hak_heap_t *heap, class_state_t *state, size_t most)
 {
     hak_assert(lock_is_held(&state->lock));
@@ -76,7 +86,7 @@ size_t drain_waiting(hak_heap_t *heap, class_state_t *state, size_t most)
         put_block(heap, state, block);
     }
     if (moved) note_returned(heap, state, moved);
-    budget_put(&heap->budget, moved * bytes);
+    uncharge_remote(heap, state, moved);
     return moved;
 }
 
@@ -87,24 +97,22 @@ void drain_leave(hak_heap_t *heap, class_state_t *state)
     lock_release(&state->lock, RANK_CLASS);
 }
 
-static void push_remote(hak_heap_t *heap, class_state_t *state, chain_t chain)
-{
-    counter_add(&heap->counters, ss_remote, chain_count(chain));
-    remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
-}
-
+/* The budget is not charged: outside of the gate a fork may come between two steps, and the push is
+ * all that its child sees or does not see. */
 void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain)
 {
-    push_remote(heap, heap_class_made(heap, cls), chain);
-    /* After the push: what a fork catches in between has more room in the child, never less. */
-    budget_force(&heap->budget, chain_count(chain) * size_classes[cls].bytes);
+    counter_add(&heap->counters, ss_remote, chain_count(chain));
+    remote_push(&heap_class_made(heap, cls)->remote, chain, &heap->guard, size_classes[cls].bytes);
 }
 
 /* Whether a chain may wait: as far as the list can count it, and the budget has room. */
-static bool may_leave(hak_heap_t *heap, const class_state_t *state, chain_t chain)
+static bool may_leave(hak_heap_t *heap, class_state_t *state, chain_t chain)
 {
-    if (remote_blocks(&state->remote) + chain_count(chain) >= CHAIN_MAX) return false;
-    return budget_take(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
+    size_t blocks = chain_count(chain);
+    if (remote_blocks(&state->remote) + blocks >= CHAIN_MAX) return false;
+    if (!budget_take(&heap->budget, blocks * size_classes[state->cls].bytes)) return false;
+    add_relaxed(&state->remote_charged, (uint32_t)blocks);
+    return true;
 }
 
 /* Takes the class's lock, or leaves the chain to the thread that has it and returns false. What
@@ -117,7 +125,7 @@ static bool lock_or_leave(hak_heap_t *heap, class_state_t *state, chain_t chain,
         lock_acquire(&state->lock, RANK_CLASS);
         return true;
     }
-    push_remote(heap, state, chain);
+    drain_remote(heap, state->cls, chain);
     return false;
 }
 

@@ -48,7 +48,7 @@ gate_entry_t gate_enter(bool may_wait)
         if (!closed) continue; /* this is the child of a handler's fork */
         if (!may_wait) break;
         lock_acquire(&gate.lock, RANK_GATE_CLOSE);
-        lock_release(&gate.lock, RANK_GATE_CLOSE);
+        lock_release_reset(&gate.lock, RANK_GATE_CLOSE); /* as in open_gate */
     }
     hak_tls.depth = 0;
     return GATE_CLOSED;
@@ -70,6 +70,13 @@ void gate_pass(void)
     (void)gate_enter(true);
 }
 
+/* The set is looked up each time: in the child of a handler's fork it is the other one, and what
+ * the first one counts is gone. */
+static bool is_inside(uint32_t at)
+{
+    return load_ordered(counter(first_place(load_relaxed(&gate.epoch)) + at)) != 0;
+}
+
 /*
  * `closing` comes first and goes last: a handler that interrupts these functions finds the library
  * closed to this thread, and never waits for a lock that the thread itself holds. A fork in a
@@ -85,9 +92,8 @@ static void close_gate(void)
     lock_acquire(&gate.lock, RANK_GATE_CLOSE);
     hak_tls.holds_gate = 1;
     store_ordered(&gate.closed, 1u);
-    uint32_t first = first_place(load_relaxed(&gate.epoch));
     for (uint32_t at = 0; at < SHARDS; at++)
-        for (unsigned turn = 0; load_ordered(counter(first + at)); turn++) hak_wait(turn);
+        for (unsigned turn = 0; is_inside(at); turn++) hak_wait(turn);
 }
 
 static void open_gate(void)
@@ -95,14 +101,21 @@ static void open_gate(void)
     if (hak_tls.closing == 1 && hak_tls.closer) {
         store_ordered(&gate.closed, 0u);
         hak_tls.holds_gate = 0;
-        lock_release(&gate.lock, RANK_GATE_CLOSE);
+        lock_release_reset(&gate.lock, RANK_GATE_CLOSE);
         hak_tls.closer = 0;
         atomic_signal_fence(memory_order_seq_cst);
     }
     hak_tls.closing--;
 }
 
-/* Only this thread exists here: what others counted goes, and what they had closed is open. */
+/*
+ * Only this thread exists here: what others counted goes, and what they had closed is open.
+ *
+ * A handler may have forked between an instruction that changes the lock and the one that changes
+ * `holds_gate`. Then the lock is set free although the interrupted code has it, or is about to give
+ * it back. No other thread is there to take it, so that code goes on as if it had it, and gives
+ * back what is free.
+ */
 static void open_in_child(void)
 {
     uint32_t epoch = load_relaxed(&gate.epoch) + 1;

@@ -172,6 +172,19 @@ void large_remove(large_set_t *set, large_t *large)
     set->live_bytes -= large_bytes(large);
 }
 
+void large_put_unused(large_set_t *set, large_t *large)
+{
+    large->next = set->unused;
+    set->unused = large;
+}
+
+large_t *large_take_unused(large_set_t *set)
+{
+    large_t *large = set->unused;
+    if (large) set->unused = large->next;
+    return large;
+}
+
 static void uncache(large_set_t *set, large_t *large)
 {
     if (large->prev) large->prev->next = large->next;

@@ -59,7 +59,7 @@ class_state_t *record_class(hak_heap_t *heap, unsigned cls)
     lock_acquire(&heap->lock, RANK_HEAP);
     state = load_relaxed(&heap->classes[cls]);
     if (!state && (state = record_take(heap, sizeof *state, true)) != NULL) {
-        state->cls = cls;
+        state->cls = (uint16_t)cls;
         /* Release: pairs with the acquire in heap_class_made. */
         store_release(&heap->classes[cls], state);
         class_bits_add(&heap->made, cls);

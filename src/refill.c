@@ -211,10 +211,8 @@ void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 
 static large_t *take_record(hak_heap_t *heap)
 {
-    large_t *large = heap->large.unused;
-    if (large) heap->large.unused = large->next;
-    else large = record_take(heap, sizeof *large, true);
-    return large;
+    large_t *large = large_take_unused(&heap->large);
+    return large ? large : record_take(heap, sizeof *large, true);
 }
 
 void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
@@ -240,8 +238,7 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
         large_add(&heap->large, record, heap, base, bytes);
         heap_charge(heap, bytes);
     } else {
-        record->next = heap->large.unused;
-        heap->large.unused = record;
+        large_put_unused(&heap->large, record);
     }
     lock_release(&heap->lock, RANK_HEAP);
     return base;

@@ -292,13 +292,11 @@ static size_t drop_oldest(hak_heap_t *heap, size_t keep)
     heap_uncharge(heap, bytes);
     lock_release(&heap->lock, RANK_HEAP);
     if (!large) return 0;
-    bool gone = large_unmap(large_base(large), bytes, LARGE_RELEASED);
+    bool gone = mapping_unmap(large, LARGE_RELEASED);
     lock_acquire(&heap->lock, RANK_HEAP);
     if (gone) {
-        large->next = set->unused;
-        set->unused = large;
+        large_put_unused(set, large);
     } else {
-        hak_tls.last_error = HAK_ERROR_PURGE;
         heap_charge(heap, bytes);
         large_cache(set, large);
     }
