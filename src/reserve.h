@@ -26,6 +26,10 @@
  * No thread of ours watches the time: the slow paths of all heaps do (reserve_tick), and each gives
  * back RESERVE_STEP SuperSlabs at most. A process that calls nothing keeps what it has.
  *
+ * A decommitted SuperSlab between committed ones is a hole: it makes three mappings of one, and a
+ * process may have max_map_count of them. So no more than RESERVE_HOLES are decommitted at a time,
+ * wherever they lie; beyond that, SuperSlabs are purged and stay committed.
+ *
  * The nursery is a set of SuperSlabs that many small heaps share, granule by granule: a heap with
  * one block costs one page and its share of a page-table page, not a SuperSlab.
  *
@@ -38,7 +42,9 @@ enum {
     RESERVE_LEAST = 512, /* pages that stay whatever was in use; of the nursery, too */
     RESERVE_STEP = 2,    /* SuperSlabs that a slow path gives back at most */
     NURSERY_STEP = 128,  /* and pages of the nursery */
-    TICK_MS = 1 << 6,    /* how often what was in use is forgotten by a degree */
+    RESERVE_HOLES = 65530 / 4, /* SuperSlabs decommitted, 32 GiB: they make no more mappings than
+                                * half of the default max_map_count */
+    TICK_MS = 1 << 6,          /* how often what was in use is forgotten by a degree */
 };
 
 /* The most pages that were in use in the recent past. */
@@ -65,7 +71,9 @@ typedef struct reserve {
     superslab_t *dirty, *oldest; /* committed, with what pages they have; a list by both links */
     superslab_t *clean;          /* decommitted; a list by `next` */
     superslab_set_t nursery;
-    size_t dirty_count, clean_count;
+    size_t dirty_count;
+    _Atomic size_t holes; /* relaxed; clean ones, and those that are being decommitted without the
+                           * lock; at most RESERVE_HOLES */
     size_t dirty_pages;   /* kept by all that are dirty, those of descriptors too */
     size_t dirty_again;   /* so many dirty pages are worth another call; 0: the bound */
     size_t nursery_again; /* the same of free touched pages of the nursery */
