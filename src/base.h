@@ -13,7 +13,8 @@
  * thread's lock ranks and its depth in the ladders.
  */
 
-/* Build switches: `make DEBUG=1` compiles asserts in, `make COUNTERS=1` counters. */
+/* Build switches: `make DEBUG=1` compiles asserts and stall points in, `make COUNTERS=1`
+ * counters. */
 #ifndef HAK_DEBUG
 #define HAK_DEBUG 0
 #endif

@@ -4,6 +4,7 @@
 #include "mapping.h"
 #include "os.h"
 #include "runs.h"
+#include "stall.h"
 
 /* ---- Slabs ---- */
 
@@ -13,6 +14,7 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
     run_t run = slab_run(slab);
     slab_set_t *set = home_set(state, slab->home);
     slab_remove(set, slab);
+    STALL(slab_retiring);
     bool gone = runs_put(heap, run, size_classes[state->cls].granules, 0, may_wait);
     if (!gone) slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
@@ -103,6 +105,7 @@ void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain)
 {
     counter_add(&heap->counters, ss_remote, chain_count(chain));
     remote_push(&heap_class_made(heap, cls)->remote, chain, &heap->guard, size_classes[cls].bytes);
+    STALL(remote_pushed);
 }
 
 /* Whether a chain may wait: as far as the list can count it, and the budget has room. */
@@ -322,6 +325,7 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     if (load_relaxed(&area->spare[cls])) return false;
     chain_t full = section_take(percpu, hot);
     if (!full) return false;
+    STALL(free_in_hand);
     if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
         /* The thread has moved, or a flush has come: no magazine is owed these blocks. */
         drain_remote(heap, cls, full);
@@ -378,6 +382,7 @@ static const guard_t plain = {0, "deferred"};
 static void defer(hak_heap_t *heap, void *ptr)
 {
     remote_push(&heap->deferred, block_push(0, ptr, 0), &plain, 0);
+    STALL(deferred_pushed);
 }
 
 /* Where the process's lock is busy, the block is noted again. */
@@ -421,6 +426,7 @@ size_t drain_some_deferred(hak_heap_t *heap, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
     size_t moved = 0, most = hak_min(remote_blocks(&heap->deferred), DRAIN_BIG_AT_ONCE);
+    STALL(deferred_counted);
     for (; moved < most; moved++) free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait);
     return moved;
 }

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "os.h"
+#include "stall.h"
 #include "tls.h"
 
 enum { SHARDS = 64, SETS = 2 };
@@ -42,11 +43,13 @@ gate_entry_t gate_enter(bool may_wait)
         hak_tls.gate_place = (uint8_t)place;
         /* Ordered: either the closer sees this count, or this thread sees the gate closed. */
         add_ordered(counter(place), 1u);
+        STALL(gate_counted);
         bool closed = load_ordered(&gate.closed);
         if (HAK_LIKELY(!closed && load_relaxed(&gate.epoch) == epoch)) return GATE_IN;
         sub_release(counter(place), 1u);
         if (!closed) continue; /* this is the child of a handler's fork */
         if (!may_wait) break;
+        STALL(gate_waiting);
         lock_acquire(&gate.lock, RANK_GATE_CLOSE);
         lock_release_reset(&gate.lock, RANK_GATE_CLOSE); /* as in open_gate */
     }
@@ -94,6 +97,7 @@ static void close_gate(void)
     store_ordered(&gate.closed, 1u);
     for (uint32_t at = 0; at < SHARDS; at++)
         for (unsigned turn = 0; is_inside(at); turn++) hak_wait(turn);
+    STALL(gate_closed);
 }
 
 static void open_gate(void)
@@ -126,6 +130,7 @@ static void open_in_child(void)
         store_relaxed(&gate.lock.word, 0u);
     }
     gate.in_child();
+    STALL(gate_opening);
     open_gate();
 }
 

@@ -1,11 +1,13 @@
 /* hakheap level 9: home - whose slabs are whose, and how a home changes */
 #include "home.h"
 
+#include "stall.h"
 void home_move(class_state_t *state, slab_t *slab, unsigned home)
 {
     hak_assert(lock_is_held(&state->lock));
     slab_move(home_set(state, slab->home), home_set(state, home), slab);
     slab->home = (uint8_t)home;
+    STALL(home_moving);
     slab_tell_home(slab);
 }
 
@@ -33,6 +35,7 @@ void home_take_over(class_state_t *state, unsigned from, unsigned to)
     size_t left = HOME_AT_ONCE;
     for (unsigned bin = SLAB_BINS; bin-- > 0;)
         for (; set->bin[bin] && left; left--) home_move(state, set->bin[bin], to);
+    STALL(home_taken_over);
     if (state->cold) cold_move(state->cold, from, to);
 }
 

@@ -3,6 +3,7 @@
 
 #include "drain.h"
 #include "runs.h"
+#include "stall.h"
 #include "tls.h"
 
 /* ---- Small blocks ---- */
@@ -125,6 +126,7 @@ static void *hand_out(hak_heap_t *heap, class_state_t *state, chain_t chain, int
     unsigned cls = state->cls;
     chain_t rest;
     block_t *block = split(heap, cls, chain, &rest);
+    STALL(refill_in_hand);
     if (rest && !percpu_install(&heap->percpu, cls, PERCPU_HOT(cls), rest) &&
         !percpu_install(&heap->percpu, cls, PERCPU_SPARE(cls), rest))
         drain_chain(heap, state, rest, index, true);

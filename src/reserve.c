@@ -4,6 +4,7 @@
 #include "hakheap.h"
 #include "os.h"
 #include "registry.h"
+#include "stall.h"
 
 reserve_t process_reserve;
 
@@ -309,6 +310,7 @@ bool reserve_put(reserve_t *reserve, superslab_t *ss, const void *giver, bool ma
     bool kept = keep_locked(reserve, ss, giver);
     release(reserve);
     if (kept) return true;
+    STALL(superslab_unlisted);
     *returned += give_back(reserve, ss) * HAK_PAGE;
     arrive(reserve, ss);
     return true;
