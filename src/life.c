@@ -119,6 +119,5 @@ void life_destroy(hak_heap_t *heap)
         meta_put(page, page->pages);
         page = next;
     }
-    reserve_tick(&process_reserve);
     meta_put((void *)((uintptr_t)heap & ~(uintptr_t)(HAK_PAGE - 1)), heap_pages());
 }

@@ -137,6 +137,8 @@ static uint32_t ticks_now(const reserve_t *reserve)
     return (uint32_t)(os_or(reserve->os)->milliseconds() / TICK_MS);
 }
 
+/* Before something is put back, while it still counts as in use: so what was taken a long time ago
+ * counts as used until now. */
 static void let_time_pass(reserve_t *reserve)
 {
     uint32_t now = ticks_now(reserve), passed = now - load_relaxed(&reserve->tick);
@@ -192,7 +194,6 @@ static void hold(reserve_t *reserve)
 {
     lock_acquire(&reserve->lock, RANK_RESERVE);
     enlist_arrived(reserve);
-    let_time_pass(reserve);
 }
 
 static bool hold_where(reserve_t *reserve, bool may_wait)
