@@ -600,6 +600,7 @@ static void call_flush_null(void) { (void)hak_heap_flush(NULL); }
 static void call_trim(void) { (void)hak_heap_trim(subject, 0); }
 static void call_trim_null(void) { (void)hak_heap_trim(NULL, 0); }
 static void call_reserve_trim(void) { (void)hak_reserve_trim(); }
+static void call_reserve_set_limit(void) { (void)hak_reserve_set_limit(SIZE_MAX); }
 static void call_stats(void) { (void)hak_heap_stats(subject, &some_stats); }
 static void call_stats_null(void) { (void)hak_heap_stats(NULL, &some_stats); }
 static void call_class_stats(void) { (void)hak_heap_class_stats(subject, 3, &some_class_stats); }
@@ -648,6 +649,7 @@ static const struct {
     {"trim", call_trim},
     {"trim of NULL", call_trim_null},
     {"reserve_trim", call_reserve_trim},
+    {"reserve_set_limit", call_reserve_set_limit},
     {"stats", call_stats},
     {"stats of NULL", call_stats_null},
     {"class_stats", call_class_stats},

@@ -208,6 +208,7 @@ Test(meta, more_free_pages_than_the_bound_are_purged)
  * and no others counted. */
 Test(meta, a_used_superslab_remembers_its_pages)
 {
+    reserve_set_limit(&process_reserve, SIZE_MAX);
     superslab_t *ss = reserve_take(&process_reserve, false, &refused);
     superslab_set_t set = {0};
     superslab_set_add(&set, ss);

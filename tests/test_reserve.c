@@ -11,11 +11,26 @@
 #include "support_memory.h"
 #include "support_os.h"
 
-TestSuite(reserve, .timeout = 600);
-
 static uint32_t refused;
 static reserve_t reserve; /* the tests' own, by the table of the process */
 static size_t returned;   /* by puts, since somebody cleared it */
+
+/* How much it keeps, where no time passes: 8 SuperSlabs with their descriptors. */
+enum { RESERVE_DIRTY = 8, DIRTY_PAGES = RESERVE_DIRTY * 514, NURSERY_TOUCHED = 16 * 256 };
+
+static uint64_t now_ms;
+static uint64_t given_time(void) { return now_ms; }
+static os_table_t table;
+
+static void begin(void)
+{
+    table = os_kernel;
+    table.milliseconds = given_time;
+    os = &table;
+    reserve_init(&reserve, NULL);
+    reserve_set_limit(&reserve, (size_t)DIRTY_PAGES * HAK_PAGE);
+}
+TestSuite(reserve, .timeout = 600, .init = begin);
 
 static superslab_t *take(void)
 {
@@ -382,10 +397,10 @@ static bool own_commit(void *at, size_t bytes)
 
 Test(reserve, each_reserve_has_its_table)
 {
-    os_table_t table = os_kernel;
-    table.commit = own_commit;
+    os_table_t own = os_kernel;
+    own.commit = own_commit;
     reserve_t other;
-    reserve_init(&other, &table);
+    reserve_init(&other, &own);
     superslab_t *mine = take(), *ss = reserve_take(&other, false, &refused);
     cr_assert(ss && own_commits == 1);
     cr_assert(reserve_stats(&other).reservations == 1 && reserve_stats(&reserve).reservations == 1);
@@ -866,4 +881,129 @@ Test(reserve, refused_memory_can_be_asked_for_again)
     cr_assert(reserve_take(&reserve, false, &refused) == NULL);
     fake_os_restore();
     cr_assert(reserve_stats(&reserve).reservations == 1);
+}
+
+/* ---- Time: what was in use a short while ago stays ---- */
+
+enum { MANY_USED = 40, SECOND = 1000 };
+
+static superslab_t *many[MANY_USED];
+
+/* So many were in use, and are back. */
+static void use_many(unsigned count)
+{
+    reserve_set_limit(&reserve, SIZE_MAX);
+    for (unsigned i = 0; i < count; i++) fill(many[i] = take());
+    for (unsigned i = 0; i < count; i++) cr_assert(put(many[i], NULL, true));
+}
+
+static size_t kept(void) { return reserve_stats(&reserve).dirty_superslabs; }
+
+/* A tick, and as many calls as have something to do in it. */
+static void pass_time(unsigned ms)
+{
+    for (unsigned passed = 0; passed < ms; passed += TICK_MS) {
+        now_ms += TICK_MS;
+        for (unsigned calls = 0; calls < MANY_USED; calls++) reserve_tick(&reserve);
+    }
+}
+
+Test(reserve, what_was_in_use_stays_for_a_while_and_then_goes)
+{
+    use_many(MANY_USED);
+    cr_assert(kept() == MANY_USED && returned == 0, "a wave finds its pages again: %zu", kept());
+    size_t before = kept();
+    for (unsigned tick = 0; tick < 5; tick++) {
+        pass_time(TICK_MS);
+        size_t now = kept();
+        cr_assert(now < before && now * 4 > before * 2, "by degrees: %zu, then %zu", before, now);
+        before = now;
+    }
+    cr_assert(before > MANY_USED / 4, "a third of a second is not the end: %zu", before);
+    pass_time(2 * SECOND);
+    cr_assert(kept() <= 1, "%zu after two seconds", kept());
+    unsigned resident = 0;
+    for (unsigned i = 0; i < MANY_USED; i++) resident += memory_is_resident(many[i]->base);
+    cr_assert(resident == kept());
+}
+
+Test(reserve, the_oldest_goes_first)
+{
+    use_many(10);
+    pass_time(3 * TICK_MS);
+    size_t left = kept();
+    cr_assert(left > 1 && left < 10, "%zu", left);
+    for (unsigned i = 0; i < 10; i++)
+        cr_assert(memory_is_resident(many[i]->base) == (i >= 10 - left), "SuperSlab %u", i);
+    cr_assert(take() == many[9], "the newest is the first to serve");
+}
+
+/* What is in use is no reason to keep as much again; what a wave used before is. */
+Test(reserve, a_wave_that_comes_again_in_time_takes_what_stayed)
+{
+    use_many(MANY_USED);
+    for (unsigned wave = 0; wave < 5; wave++) {
+        pass_time(TICK_MS);
+        size_t before = kept(), commits = reserve_stats(&reserve).clean_superslabs;
+        for (unsigned i = 0; i < before; i++) many[i] = take();
+        cr_assert(kept() == 0 && reserve_stats(&reserve).clean_superslabs == commits);
+        for (unsigned i = 0; i < before; i++) cr_assert(put(many[i], NULL, true));
+        cr_assert(kept() == before);
+    }
+}
+
+Test(reserve, a_tick_gives_back_a_step_and_waits_for_nothing)
+{
+    use_many(MANY_USED);
+    now_ms += 10 * SECOND;
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    reserve_tick(&reserve);
+    lock_release(&reserve.lock, RANK_RESERVE);
+    cr_assert(kept() == MANY_USED, "the lock was busy");
+    for (unsigned left = MANY_USED; left > 2; left -= RESERVE_STEP) {
+        cr_assert(kept() == left);
+        reserve_tick(&reserve);
+    }
+    fake_os_use();
+    for (unsigned i = 0; i < 10; i++) reserve_tick(&reserve);
+    cr_assert(fake_os_calls(FAKE_DECOMMIT) + fake_os_calls(FAKE_PURGE) <= 4,
+              "nothing is left to do");
+    fake_os_restore();
+}
+
+Test(reserve, a_lower_limit_holds_at_once)
+{
+    use_many(MANY_USED);
+    reserve_set_limit(&reserve, 10 * (size_t)SUPERSLAB);
+    cr_assert(kept() <= 10 && kept() >= 9, "%zu", kept());
+    reserve_set_limit(&reserve, 0);
+    cr_assert(kept() == 0);
+    superslab_t *ss = take();
+    fill(ss);
+    cr_assert(put(ss, NULL, true) && kept() == 0 && !memory_is_readable(ss->base));
+    reserve_set_limit(&reserve, SIZE_MAX);
+    use_many(3);
+    cr_assert(kept() == 3);
+}
+
+/* The nursery's free pages likewise. */
+Test(reserve, nursery_pages_stay_for_a_while_and_then_go)
+{
+    enum { RUNS = 2000 };
+    static run_t runs[RUNS];
+    reserve_set_limit(&reserve, SIZE_MAX);
+    for (unsigned i = 0; i < RUNS; i++) {
+        runs[i] = nursery_take(&reserve, 1, &refused);
+        cr_assert(runs[i].ss);
+        memset(superslab_granule(runs[i].ss, runs[i].first), 1, GRANULE);
+    }
+    size_t all = RUNS * (size_t)GRANULE;
+    for (unsigned i = 0; i < RUNS; i++) cr_assert(put_run(runs[i], 1, PAGES_ALL, true));
+    reserve_stats_t stats = reserve_stats(&reserve);
+    cr_assert(stats.nursery_touched_bytes + stats.dirty_superslabs * SUPERSLAB >= all);
+    pass_time(3 * SECOND);
+    stats = reserve_stats(&reserve);
+    cr_assert(stats.nursery_touched_bytes <= (size_t)RESERVE_LEAST * HAK_PAGE, "%zu",
+              stats.nursery_touched_bytes);
+    cr_assert(stats.dirty_superslabs <= 1, "%zu", stats.dirty_superslabs);
 }
