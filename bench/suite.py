@@ -537,7 +537,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", default=os.environ.get("BENCH") == "quick",
                         help="few rounds; also BENCH=quick")
-    parser.add_argument("--rounds", type=int, help="this many rounds of everything")
+    parser.add_argument("--rounds", type=int, help="this many rounds of everything that runs")
     parser.add_argument("--only", action="append", help="experiments whose name contains this; may be given several times")
     parser.add_argument("--seed", type=int, default=1, help="of the order")
     parser.add_argument("--list", action="store_true", help="print the experiments and run nothing")
@@ -548,7 +548,8 @@ def main():
         return 0 if options.list else 2
 
     def rounds_of(e):
-        return options.rounds or int(e.quick if options.quick else e.rounds)
+        count = int(e.quick if options.quick else e.rounds)
+        return count and (options.rounds or count)
     experiments = [e for e in experiments if rounds_of(e)]
     PAGE.mkdir(parents=True, exist_ok=True)
     rows = build(experiments)
