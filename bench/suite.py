@@ -566,7 +566,7 @@ def main():
         for words in refusals[e.name].values():
             print(f"{e.name}: {words}")
     for cells in verdict_rows(verdicts, False):
-        print("{:28} {:16} {:34} {:26} {:>9} {}".format(*cells))
+        print("{:40} {:16} {:34} {:26} {:>9} {}".format(*cells))
     print(f"{PAGE.relative_to(ROOT)}/index.html")
     return 0
 
