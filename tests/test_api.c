@@ -11,6 +11,7 @@
 #include "hakheap.h"
 #include "sizeclass.h"
 #include "support_contract.h"
+#include "support_os.h"
 
 TestSuite(api, .timeout = 600);
 
@@ -367,6 +368,26 @@ Test(api, a_failed_realloc_leaves_the_block)
             cr_assert(contract_holds(ptr, kinds[k], 3) && hak_heap_of(ptr) == heap);
             hak_heap_free(heap, ptr);
         }
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* The same where the system refuses the memory of the copy. */
+Test(api, a_refused_realloc_leaves_the_block)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "refused");
+        void *ptr = must_have(hak_heap_malloc(heap, 1000), 1000);
+        contract_fill(ptr, 1000, 4);
+        fake_os_use();
+        fake_os_refuse(FAKE_MAP, 1, FAKE_FOREVER);
+        errno = 0;
+        cr_assert(hak_heap_realloc(heap, ptr, 8 << 20) == NULL && errno == ENOMEM);
+        fake_os_restore();
+        must_be_sound(heap, 1);
+        cr_assert(contract_holds(ptr, 1000, 4) && hak_heap_of(ptr) == heap);
+        hak_heap_free(heap, ptr);
         must_be_sound(heap, 0);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
