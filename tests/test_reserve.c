@@ -20,13 +20,13 @@ enum { RESERVE_DIRTY = 8, DIRTY_PAGES = RESERVE_DIRTY * 514, NURSERY_TOUCHED = 1
 
 static uint64_t now_ms;
 static uint64_t given_time(void) { return now_ms; }
-static os_table_t table;
+static os_table_t timed;
 
 static void begin(void)
 {
-    table = os_kernel;
-    table.milliseconds = given_time;
-    os = &table;
+    timed = os_kernel;
+    timed.milliseconds = given_time;
+    os = &timed;
     reserve_init(&reserve, NULL);
     reserve_set_limit(&reserve, (size_t)DIRTY_PAGES * HAK_PAGE);
 }
@@ -432,10 +432,11 @@ static bool own_purge(void *at, size_t bytes)
 static void make_own(void)
 {
     static os_table_t table;
-    table = os_kernel;
+    table = timed;
     table.decommit = own_decommit;
     table.purge = own_purge;
     reserve_init(&own, &table);
+    reserve_set_limit(&own, (size_t)DIRTY_PAGES * HAK_PAGE);
 }
 
 static superslab_t *own_take(void)
