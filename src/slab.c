@@ -331,23 +331,117 @@ bool slab_has(const slab_t *slab, const void *ptr)
     return is_carved(slab, index) && !is_among(slab, index, released_pages(slab));
 }
 
+static _Noreturn HAK_COLD void refuse(const slab_t *slab, const void *ptr, const guard_t *guard,
+                                      const char *code, const char *words)
+{
+    hak_fatal(&(hak_fault_t){.code = code,
+                             .operation = "free",
+                             .ptr = ptr,
+                             .heap = guard->name,
+                             .class_bytes = size_classes[slab->cls].bytes,
+                             .words = words});
+}
+
+/* Ends the process where an address is none that was handed out. */
+static HAK_NOINLINE void prove_handed_out(const slab_t *slab, const void *ptr, const guard_t *guard)
+{
+    if (!slab_has(slab, ptr))
+        refuse(slab, ptr, guard, "INTERIOR",
+               "the address is not the start of a block that was handed out");
+}
+
+static _Noreturn HAK_COLD void refuse_second(const slab_t *slab, const void *ptr,
+                                             const guard_t *guard)
+{
+    refuse(slab, ptr, guard, "DOUBLE_FREE", "every block of its slab is free already");
+}
+
+/* slab_of for a block of a chain: one way down the registry for its entry and its SuperSlab. */
+HAK_INLINE slab_t *slab_of_freed(const block_t *block, const size_class_t *sizes)
+{
+    uintptr_t granule = (uintptr_t)block >> GRANULE_SHIFT;
+    gib_t *gib = registry_gib((uintptr_t)block);
+    if (sizes->granules > 1)
+        granule -= entry_back(load_relaxed(&gib->entry[granule % GIB_GRANULES]));
+    /* Acquire: pairs with the release in registry_set_superslab. */
+    superslab_t *ss = load_acquire(&gib->superslab[granule / SUPERSLAB_GRANULES % GIB_SUPERSLABS]);
+    return superslab_descriptor(ss, granule % SUPERSLAB_GRANULES);
+}
+
+HAK_INLINE bool lies_in(const slab_t *slab, const void *ptr, const size_class_t *sizes)
+{
+    return (size_t)((const char *)ptr - slab->start) < sizes->granules * (size_t)GRANULE;
+}
+
+/* What the blocks of one chain have in common. */
+typedef struct returned {
+    const guard_t *guard;
+    uint64_t key; /* the guard's */
+    const size_class_t *sizes;
+    divisor_t divisor;
+} returned_t;
+
+/* Puts the blocks at a chain's head that lie in one slab on its freelist, no more than `most` and
+ * than are outside. The bin is behind then. */
+HAK_INLINE chain_t put_run(slab_t *slab, chain_t chain, size_t most, returned_t of)
+{
+    const bool whole = slab->carved == of.sizes->blocks && !slab_has_released(slab);
+    chain_t list = slab->free;
+    for (size_t left = hak_min(most, slab_outside(slab)); left; left--) {
+        block_t *block = chain_block(chain);
+        if (!lies_in(slab, block, of.sizes)) break;
+        uint32_t offset = (uint32_t)((char *)block - slab->start) / BLOCK_ALIGN;
+        chain = block_proved_link(block, of.key, of.guard, "free", of.sizes->bytes);
+        if (HAK_UNLIKELY(!whole || !divisor_divides(of.divisor, offset)))
+            prove_handed_out(slab, block, of.guard);
+        list = block_push(list, block, of.key);
+    }
+    slab->free = list;
+    return chain;
+}
+
+HAK_INLINE chain_t put_chain(slab_set_t *set, chain_t chain, size_t most, returned_t of,
+                             slab_t **empty)
+{
+    slab_t *slab = slab_of_freed(chain_block(chain), of.sizes);
+    const uint8_t home = slab->home;
+    do {
+        size_t had = chain_count(slab->free);
+        chain_t rest = put_run(slab, chain, most, of);
+        size_t count = chain_count(slab->free) - had;
+        /* The first block lies in the slab, so none is outside where it was not put. */
+        if (HAK_UNLIKELY(!count)) refuse_second(slab, chain_block(chain), of.guard);
+        chain = rest;
+        set->outside -= count;
+        most -= count;
+        if (HAK_UNLIKELY(slab_outside(slab) < slab->least)) change_bin(set, slab);
+        const block_t *next = chain_block(chain);
+        if (HAK_UNLIKELY(slab->bin == BIN_EMPTY)) {
+            /* The caller gives the slab back: what it would not find there is named here. */
+            if (most && next && lies_in(slab, next, of.sizes)) refuse_second(slab, next, of.guard);
+            *empty = slab;
+            break;
+        }
+        if (!most || !next) break;
+        slab = slab_of_freed(next, of.sizes);
+    } while (slab->home == home);
+    return chain;
+}
+
+chain_t slab_put_chain(slab_set_t *set, chain_t chain, size_t most, unsigned cls,
+                       const guard_t *guard, slab_t **empty)
+{
+    returned_t of = {guard, guard->key, &size_classes[cls], registry_divisors[cls]};
+    *empty = NULL;
+    if (key_seals(of.key)) return put_chain(set, chain, most, of, empty);
+    of.key = 0;
+    return put_chain(set, chain, most, of, empty);
+}
+
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
 {
-    if (HAK_UNLIKELY(!slab_has(slab, ptr)))
-        hak_fatal(
-            &(hak_fault_t){.code = "INTERIOR",
-                           .operation = "free",
-                           .ptr = ptr,
-                           .heap = guard->name,
-                           .class_bytes = size_classes[slab->cls].bytes,
-                           .words = "the address is not the start of a block that was handed out"});
-    if (HAK_UNLIKELY(slab_outside(slab) == 0))
-        hak_fatal(&(hak_fault_t){.code = "DOUBLE_FREE",
-                                 .operation = "free",
-                                 .ptr = ptr,
-                                 .heap = guard->name,
-                                 .class_bytes = size_classes[slab->cls].bytes,
-                                 .words = "every block of its slab is free already"});
+    prove_handed_out(slab, ptr, guard);
+    if (HAK_UNLIKELY(slab_outside(slab) == 0)) refuse_second(slab, ptr, guard);
     slab->free = block_push(slab->free, ptr, guard->key);
     set->outside--;
     rebin(set, slab);

@@ -143,6 +143,15 @@ slab_t *slab_find(const slab_set_t *set, unsigned bin);
 chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
+/*
+ * Returns the blocks of a chain, at most `most`, until one lies in a slab of another home than the
+ * first, or a slab has no block outside any more: that one is *empty then, else NULL. Returns what
+ * is left of the chain. Blocks that follow each other and lie in one slab, as consecutive frees
+ * mostly do, cost one lookup and one look at its counts and bin. Each is proved as slab_put proves
+ * it, and its seal where the heap has seals.
+ */
+chain_t slab_put_chain(slab_set_t *set, chain_t chain, size_t most, unsigned cls,
+                       const guard_t *guard, slab_t **empty);
 /* Gives back pages that no block outside overlaps, also those that were written before the run
  * became this slab; the first `keep` of them stay, and are taken off it. `purge` tells the kernel,
  * and false says that it refused: then they stay too. Returns pages. */
