@@ -272,7 +272,7 @@ help:
 	@echo 'make clean           removes build/'
 	@echo
 	@echo 'COUNTERS=1           compiles the debug counters in'
-	@echo 'DEBUG=1              compiles the asserts in'
+	@echo 'DEBUG=1              compiles the asserts in, and the points where tests hold a thread (src/stall.h)'
 	@echo 'CC=clang             any compiler that takes gcc options'
 	@echo 'CFLAGS="-O2 -flto"   or CC="gcc -flto"; the archive is machine code all the same; clang needs lld'
 	@echo 'SANITIZE=address     or undefined, or thread'

@@ -1,6 +1,7 @@
 /* hakheap level 11: adapt - how much each magazine may hold, from what it missed */
 #include "adapt.h"
 
+#include "stall.h"
 enum {
     MOST_BYTES = 64 * 1024,
     MOST_BLOCKS = 256,
@@ -71,6 +72,7 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
     for (; wanted > limit && wanted >= LEAST_BLOCKS; wanted /= 2) {
         size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
         if (!budget_take(&heap->budget, bytes)) continue;
+        STALL(limit_charged);
         if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
         return;
     }
@@ -139,8 +141,10 @@ static void halve(hak_heap_t *heap, const area_t *area, magazine_t *magazine, un
 {
     uint32_t limit = load_relaxed(&magazine->limit);
     uint32_t less = limit <= LEAST_BLOCKS ? 0 : limit / 2;
-    if (set_limit(magazine, limit, less))
-        budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit - less));
+    STALL(limit_read);
+    if (!set_limit(magazine, limit, less)) return;
+    STALL(limit_halved);
+    budget_put(&heap->budget, percpu_limit_bytes(area, magazine, cls, limit - less));
 }
 
 void adapt_begin(hak_heap_t *heap, area_t *area, adapt_period_t *period)

@@ -30,7 +30,7 @@
  * place of seconds, and the misses of a per-CPU cache that tcmalloc's resizing counts.
  *
  * Invariant: budget.room + limits * block bytes (twice, for hot and spare) + bytes of cold chains
- * == cache_bytes.
+ * + remote_charged * block bytes == cache_bytes.
  */
 
 enum { ADAPT_PERIOD = 512 }; /* misses of an area */

@@ -1,6 +1,7 @@
 /* hakheap level 10: area - finding, making and tagging areas */
 #include "area.h"
 
+#include "stall.h"
 void area_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
     /* While the heap is being divided some of its slabs have no home yet: to free their blocks
@@ -17,6 +18,7 @@ static area_t *make_area(hak_heap_t *heap, unsigned index, bool may_wait)
     if (area) *percpu_idle(percpu) = area->next;
     else area = record_area(heap, may_wait);
     lock_release(&heap->lock, RANK_HEAP);
+    STALL(area_made);
     if (area) percpu_adopt(percpu, index, area);
     return area;
 }
@@ -50,8 +52,10 @@ magazine_t *area_outbox(hak_heap_t *heap, area_t *area)
     magazine_t *outbox = load_acquire(&area->outbox);
     if (outbox || !lock_try(&heap->lock, RANK_HEAP)) return outbox;
     outbox = load_relaxed(&area->outbox);
-    if (!outbox && (outbox = record_take(heap, CLASS_COUNT * sizeof *outbox, false)) != NULL)
+    if (!outbox && (outbox = record_take(heap, CLASS_COUNT * sizeof *outbox, false)) != NULL) {
+        STALL(outbox_made);
         store_release(&area->outbox, outbox);
+    }
     lock_release(&heap->lock, RANK_HEAP);
     return outbox;
 }

@@ -73,7 +73,6 @@ static void lock_take(hak_lock_t *lock)
 
 static void lock_give(hak_lock_t *lock)
 {
-    hak_assert(lock_is_held(lock));
     /* Release: pairs with the acquires above. */
     if (HAK_UNLIKELY(exchange_acq_rel(&lock->word, 0u) == 2)) futex(&lock->word, FUTEX_WAKE, 1);
 }
@@ -84,10 +83,16 @@ void lock_acquire(hak_lock_t *lock, lock_rank_t rank)
     lock_take(lock);
 }
 
-void lock_release(hak_lock_t *lock, lock_rank_t rank)
+void lock_release_reset(hak_lock_t *lock, lock_rank_t rank)
 {
     if (HAK_DEBUG) *hak_tls.ranks &= ~(1u << rank);
     lock_give(lock);
+}
+
+void lock_release(hak_lock_t *lock, lock_rank_t rank)
+{
+    hak_assert(lock_is_held(lock));
+    lock_release_reset(lock, rank);
 }
 
 void lock_pass(hak_lock_t *lock, lock_rank_t rank)
@@ -104,7 +109,11 @@ void lock_acquire_next(hak_lock_t *lock, lock_rank_t rank)
     lock_take(lock);
 }
 
-void lock_release_next(hak_lock_t *lock) { lock_give(lock); }
+void lock_release_next(hak_lock_t *lock)
+{
+    hak_assert(lock_is_held(lock));
+    lock_give(lock);
+}
 
 /* ---- The line ---- */
 

@@ -13,7 +13,8 @@
  * thread's lock ranks and its depth in the ladders.
  */
 
-/* Build switches: `make DEBUG=1` compiles asserts in, `make COUNTERS=1` counters. */
+/* Build switches: `make DEBUG=1` compiles asserts and stall points in, `make COUNTERS=1`
+ * counters. */
 #ifndef HAK_DEBUG
 #define HAK_DEBUG 0
 #endif
@@ -133,6 +134,8 @@ void hak_wait(unsigned turn);
 bool lock_try(hak_lock_t *lock, lock_rank_t rank);
 void lock_acquire(hak_lock_t *lock, lock_rank_t rank);
 void lock_release(hak_lock_t *lock, lock_rank_t rank);
+/* The same of a lock that may be free: something has reset it since this thread took it. */
+void lock_release_reset(hak_lock_t *lock, lock_rank_t rank);
 /* Releases, and where a thread waits sleeps a moment, so that the other gets it: the lock is not
  * fair, and a thread that takes it again at once keeps it. May change errno. */
 void lock_pass(hak_lock_t *lock, lock_rank_t rank);

@@ -1,6 +1,7 @@
 /* hakheap level 5: cold - the array, the list and the budget */
 #include "cold.h"
 
+#include "stall.h"
 static chain_t remove_at(cold_t *cold, uint32_t at)
 {
     chain_t chain = cold->chain[at];
@@ -65,6 +66,7 @@ void remote_push(remote_t *remote, chain_t chain, const guard_t *guard, size_t b
     chain_t head = load_relaxed(&remote->head);
     do {
         block_set_link(tail, head, guard->key);
+        STALL(remote_linked);
         /* Release: pairs with the exchange in remote_next, which then reads these blocks' words. */
     } while (!cas_release(&remote->head, &head, longer(chain, chain_count(head))));
 }
@@ -74,6 +76,7 @@ block_t *remote_next(remote_t *remote, const guard_t *guard, size_t bytes)
     chain_t taken = load_relaxed(&remote->taken);
     if (!taken && load_relaxed(&remote->head)) taken = exchange_acquire(&remote->head, 0);
     if (!taken) return NULL;
+    STALL(remote_taken);
     chain_t next = block_next(taken, guard, "free", bytes);
     size_t left = chain_count(taken) < CHAIN_MAX ? chain_count(taken) - 1 : CHAIN_MAX;
     store_relaxed(&remote->taken, chain_block(next) ? chain_address(chain_block(next)) | left : 0);

@@ -69,11 +69,6 @@ typedef struct budget {
 } budget_t;
 
 bool budget_take(budget_t *budget, size_t bytes);
-/* The same where it must be taken; the room may fall below 0. */
-HAK_INLINE void budget_force(budget_t *budget, size_t bytes)
-{
-    sub_relaxed(&budget->room, (int64_t)bytes);
-}
 HAK_INLINE void budget_put(budget_t *budget, size_t bytes)
 {
     if (bytes) add_relaxed(&budget->room, (int64_t)bytes);

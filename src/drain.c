@@ -4,6 +4,7 @@
 #include "mapping.h"
 #include "os.h"
 #include "runs.h"
+#include "stall.h"
 
 /* ---- Slabs ---- */
 
@@ -13,6 +14,7 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
     run_t run = slab_run(slab);
     slab_set_t *set = home_set(state, slab->home);
     slab_remove(set, slab);
+    STALL(slab_retiring);
     bool gone = runs_put(heap, run, size_classes[state->cls].granules, 0, may_wait);
     if (!gone) slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
@@ -74,6 +76,16 @@ bool drain_oldest(hak_heap_t *heap, class_state_t *state, size_t *bytes)
 
 /* ---- Blocks that wait for the class's lock ---- */
 
+/* Blocks have left the list. Which of them the budget was charged for does not matter; only the
+ * holder of the class's lock lowers the number. */
+static void uncharge_remote(hak_heap_t *heap, class_state_t *state, size_t blocks)
+{
+    size_t charged = hak_min(blocks, load_relaxed(&state->remote_charged));
+    if (!charged) return;
+    sub_relaxed(&state->remote_charged, (uint32_t)charged);
+    budget_put(&heap->budget, charged * size_classes[state->cls].bytes);
+}
+
 size_t drain_waiting(hak_heap_t *heap, class_state_t *state, size_t most)
 {
     hak_assert(lock_is_held(&state->lock));
@@ -85,7 +97,7 @@ size_t drain_waiting(hak_heap_t *heap, class_state_t *state, size_t most)
         put_block(heap, state, block);
     }
     if (moved) note_returned(heap, state, moved);
-    budget_put(&heap->budget, moved * bytes);
+    uncharge_remote(heap, state, moved);
     return moved;
 }
 
@@ -96,24 +108,23 @@ void drain_leave(hak_heap_t *heap, class_state_t *state)
     lock_release(&state->lock, RANK_CLASS);
 }
 
-static void push_remote(hak_heap_t *heap, class_state_t *state, chain_t chain)
-{
-    counter_add(&heap->counters, ss_remote, chain_count(chain));
-    remote_push(&state->remote, chain, &heap->guard, size_classes[state->cls].bytes);
-}
-
+/* The budget is not charged: outside of the gate a fork may come between two steps, and the push is
+ * all that its child sees or does not see. */
 void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain)
 {
-    push_remote(heap, heap_class_made(heap, cls), chain);
-    /* After the push: what a fork catches in between has more room in the child, never less. */
-    budget_force(&heap->budget, chain_count(chain) * size_classes[cls].bytes);
+    counter_add(&heap->counters, ss_remote, chain_count(chain));
+    remote_push(&heap_class_made(heap, cls)->remote, chain, &heap->guard, size_classes[cls].bytes);
+    STALL(remote_pushed);
 }
 
 /* Whether a chain may wait: as far as the list can count it, and the budget has room. */
-static bool may_leave(hak_heap_t *heap, const class_state_t *state, chain_t chain)
+static bool may_leave(hak_heap_t *heap, class_state_t *state, chain_t chain)
 {
-    if (remote_blocks(&state->remote) + chain_count(chain) >= CHAIN_MAX) return false;
-    return budget_take(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
+    size_t blocks = chain_count(chain);
+    if (remote_blocks(&state->remote) + blocks >= CHAIN_MAX) return false;
+    if (!budget_take(&heap->budget, blocks * size_classes[state->cls].bytes)) return false;
+    add_relaxed(&state->remote_charged, (uint32_t)blocks);
+    return true;
 }
 
 /* Takes the class's lock, or leaves the chain to the thread that has it and returns false. What
@@ -126,7 +137,7 @@ static bool lock_or_leave(hak_heap_t *heap, class_state_t *state, chain_t chain,
         lock_acquire(&state->lock, RANK_CLASS);
         return true;
     }
-    push_remote(heap, state, chain);
+    drain_remote(heap, state->cls, chain);
     return false;
 }
 
@@ -323,6 +334,7 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
     if (load_relaxed(&area->spare[cls])) return false;
     chain_t full = section_take(percpu, hot);
     if (!full) return false;
+    STALL(free_in_hand);
     if (!section_install(percpu, hot, PERCPU_SPARE(cls), full)) {
         /* The thread has moved, or a flush has come: no magazine is owed these blocks. */
         drain_remote(heap, cls, full);
@@ -379,6 +391,7 @@ static const guard_t plain = {0, "deferred"};
 static void defer(hak_heap_t *heap, void *ptr)
 {
     remote_push(&heap->deferred, block_push(0, ptr, 0), &plain, 0);
+    STALL(deferred_pushed);
 }
 
 /* Where the process's lock is busy, the block is noted again. */
@@ -422,6 +435,7 @@ size_t drain_some_deferred(hak_heap_t *heap, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
     size_t moved = 0, most = hak_min(remote_blocks(&heap->deferred), DRAIN_BIG_AT_ONCE);
+    STALL(deferred_counted);
     for (; moved < most; moved++) free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait);
     return moved;
 }

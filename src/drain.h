@@ -28,8 +28,8 @@ bool drain_is_away(hak_heap_t *heap, entry_t entry);
 /* The rung that needs no lock and no gate: a full hot magazine becomes the spare one, where that is
  * empty. */
 bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr);
-/* Puts blocks on the class's remote list, whatever the budget says; never waits. From a signal
- * handler, during a fork, and outside of the gate. */
+/* Puts blocks on the class's remote list, without the budget; never waits. From a signal handler,
+ * during a fork, and outside of the gate. */
 void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain);
 /* Mid and large blocks, by now marked as freed. `deferred`: the lock is not even tried. */
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred);

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "os.h"
+#include "stall.h"
 #include "tls.h"
 
 enum { SHARDS = 64, SETS = 2 };
@@ -42,13 +43,15 @@ gate_entry_t gate_enter(bool may_wait)
         hak_tls.gate_place = (uint8_t)place;
         /* Ordered: either the closer sees this count, or this thread sees the gate closed. */
         add_ordered(counter(place), 1u);
+        STALL(gate_counted);
         bool closed = load_ordered(&gate.closed);
         if (HAK_LIKELY(!closed && load_relaxed(&gate.epoch) == epoch)) return GATE_IN;
         sub_release(counter(place), 1u);
         if (!closed) continue; /* this is the child of a handler's fork */
         if (!may_wait) break;
+        STALL(gate_waiting);
         lock_acquire(&gate.lock, RANK_GATE_CLOSE);
-        lock_release(&gate.lock, RANK_GATE_CLOSE);
+        lock_release_reset(&gate.lock, RANK_GATE_CLOSE); /* as in open_gate */
     }
     hak_tls.depth = 0;
     return GATE_CLOSED;
@@ -70,6 +73,13 @@ void gate_pass(void)
     (void)gate_enter(true);
 }
 
+/* The set is looked up each time: in the child of a handler's fork it is the other one, and what
+ * the first one counts is gone. */
+static bool is_inside(uint32_t at)
+{
+    return load_ordered(counter(first_place(load_relaxed(&gate.epoch)) + at)) != 0;
+}
+
 /*
  * `closing` comes first and goes last: a handler that interrupts these functions finds the library
  * closed to this thread, and never waits for a lock that the thread itself holds. A fork in a
@@ -85,9 +95,9 @@ static void close_gate(void)
     lock_acquire(&gate.lock, RANK_GATE_CLOSE);
     hak_tls.holds_gate = 1;
     store_ordered(&gate.closed, 1u);
-    uint32_t first = first_place(load_relaxed(&gate.epoch));
     for (uint32_t at = 0; at < SHARDS; at++)
-        for (unsigned turn = 0; load_ordered(counter(first + at)); turn++) hak_wait(turn);
+        for (unsigned turn = 0; is_inside(at); turn++) hak_wait(turn);
+    STALL(gate_closed);
 }
 
 static void open_gate(void)
@@ -95,14 +105,21 @@ static void open_gate(void)
     if (hak_tls.closing == 1 && hak_tls.closer) {
         store_ordered(&gate.closed, 0u);
         hak_tls.holds_gate = 0;
-        lock_release(&gate.lock, RANK_GATE_CLOSE);
+        lock_release_reset(&gate.lock, RANK_GATE_CLOSE);
         hak_tls.closer = 0;
         atomic_signal_fence(memory_order_seq_cst);
     }
     hak_tls.closing--;
 }
 
-/* Only this thread exists here: what others counted goes, and what they had closed is open. */
+/*
+ * Only this thread exists here: what others counted goes, and what they had closed is open.
+ *
+ * A handler may have forked between an instruction that changes the lock and the one that changes
+ * `holds_gate`. Then the lock is set free although the interrupted code has it, or is about to give
+ * it back. No other thread is there to take it, so that code goes on as if it had it, and gives
+ * back what is free.
+ */
 static void open_in_child(void)
 {
     uint32_t epoch = load_relaxed(&gate.epoch) + 1;
@@ -113,6 +130,7 @@ static void open_in_child(void)
         store_relaxed(&gate.lock.word, 0u);
     }
     gate.in_child();
+    STALL(gate_opening);
     open_gate();
 }
 

@@ -50,9 +50,10 @@ typedef struct home {
 
 /* One size class of one heap; made when the class is first used. */
 typedef struct class_state {
-    hak_lock_t lock; /* rank CLASS; guards slabs and cold */
-    uint32_t cls;    /* const */
-    remote_t remote; /* atomic */
+    hak_lock_t lock;  /* rank CLASS; guards slabs and cold */
+    uint16_t cls;     /* const */
+    uint16_t one_way; /* lock: this; how often in a row `taker` was the same */
+    remote_t remote;  /* atomic */
     _Atomic size_t
         /* blocks live or cached; written under the lock, read by what sizes magazines; relaxed */
         outside;
@@ -61,7 +62,9 @@ typedef struct class_state {
     cold_t *cold;      /* lock: this; made at first use */
     uint16_t homes;    /* lock: this; of at_home */
     int16_t taker;     /* lock: this; the CPU that got the last blocks that another had given up */
-    uint32_t one_way;  /* lock: this; how often in a row that was the same */
+    /* relaxed; of the blocks of `remote`, how many the budget is charged for; raised in the gate,
+     * lowered under the lock */
+    _Atomic uint32_t remote_charged;
 } class_state_t;
 
 _Static_assert(sizeof(class_state_t) <= 2 * HAK_LINE,

@@ -1,11 +1,13 @@
 /* hakheap level 9: home - whose slabs are whose, and how a home changes */
 #include "home.h"
 
+#include "stall.h"
 void home_move(class_state_t *state, slab_t *slab, unsigned home)
 {
     hak_assert(lock_is_held(&state->lock));
     slab_move(home_set(state, slab->home), home_set(state, home), slab);
     slab->home = (uint8_t)home;
+    STALL(home_moving);
     slab_tell_home(slab);
 }
 
@@ -33,6 +35,7 @@ void home_take_over(class_state_t *state, unsigned from, unsigned to)
     size_t left = HOME_AT_ONCE;
     for (unsigned bin = SLAB_BINS; bin-- > 0;)
         for (; set->bin[bin] && left; left--) home_move(state, set->bin[bin], to);
+    STALL(home_taken_over);
     if (state->cold) cold_move(state->cold, from, to);
 }
 
@@ -76,7 +79,8 @@ void home_divide_soon(hak_heap_t *heap)
 void home_note_taker(hak_heap_t *heap, class_state_t *state, int index)
 {
     hak_assert(lock_is_held(&state->lock));
-    state->one_way = state->taker == index ? state->one_way + 1 : 1;
+    size_t before = state->taker == index ? state->one_way : 0;
+    state->one_way = (uint16_t)hak_min(before + 1, DIVIDE_ONE_WAY);
     state->taker = (int16_t)index;
     if (state->one_way >= DIVIDE_ONE_WAY) home_divide_soon(heap);
 }

@@ -2,6 +2,7 @@
 #include "large.h"
 
 #include "os.h"
+#include "stall.h"
 
 large_t *large_find(const void *ptr)
 {
@@ -10,6 +11,7 @@ large_t *large_find(const void *ptr)
     uintptr_t start = (uintptr_t)large_base(large);
     bool inside = (uintptr_t)ptr >= start && (uintptr_t)ptr - start < large_bytes(large);
     bool live = load_relaxed(&large->state) == LARGE_LIVE;
+    STALL(large_read);
     /* A record may be used again while it is read; the slot names it only as long as what was read
      * is true. Acquire: the second look comes after the reads above. */
     atomic_thread_fence(memory_order_acquire);
@@ -79,7 +81,7 @@ bool large_unmap(char *base, size_t bytes, large_t *tombstone)
     /* The tombstone first: once unmapped, the range may be another heap's at once. */
     large_t *before = registry_range(base);
     large_bury(base, bytes, tombstone);
-
+    STALL(large_buried);
     if (os->unmap(base, bytes)) return true;
     registry_set_range(base, bytes, before);
     return false;
@@ -170,6 +172,19 @@ void large_remove(large_set_t *set, large_t *large)
     if (large->next) large->next->prev = large->prev;
     set->live_blocks--;
     set->live_bytes -= large_bytes(large);
+}
+
+void large_put_unused(large_set_t *set, large_t *large)
+{
+    large->next = set->unused;
+    set->unused = large;
+}
+
+large_t *large_take_unused(large_set_t *set)
+{
+    large_t *large = set->unused;
+    if (large) set->unused = large->next;
+    return large;
 }
 
 static void uncache(large_set_t *set, large_t *large)

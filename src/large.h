@@ -118,6 +118,9 @@ bool large_remap(large_set_t *set, large_t *large, size_t bytes);
 /* ---- The set ---- */
 void large_add(large_set_t *set, large_t *large, void *heap, char *base, size_t bytes);
 void large_remove(large_set_t *set, large_t *large);
+/* A record without a block waits for the next block. */
+void large_put_unused(large_set_t *set, large_t *large);
+large_t *large_take_unused(large_set_t *set); /* NULL: there is none */
 /* The cached mapping that wastes least, made live again; NULL where none is at most LARGE_SLACK
  * times the size. */
 large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment);

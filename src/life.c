@@ -86,6 +86,7 @@ static void empty_caches(hak_heap_t *heap)
         store_relaxed(&state->outside, 0);
         store_relaxed(&state->remote.head, 0);
         store_relaxed(&state->remote.taken, 0);
+        store_relaxed(&state->remote_charged, 0u);
         if (state->cold) state->cold->count = state->cold->blocks = 0;
     }
     store_relaxed(&heap->deferred.head, 0);

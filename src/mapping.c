@@ -7,16 +7,19 @@
 static void forget_large(hak_heap_t *heap, large_t *large)
 {
     heap_uncharge(heap, large_bytes(large));
-    large->next = heap->large.unused;
-    heap->large.unused = large;
+    large_put_unused(&heap->large, large);
+}
+
+bool mapping_unmap(const large_t *large, large_t *tombstone)
+{
+    if (large_unmap(large_base(large), large_bytes(large), tombstone)) return true;
+    hak_tls.last_error = HAK_ERROR_PURGE;
+    return false;
 }
 
 bool mapping_drop(hak_heap_t *heap, large_t *large, large_t *tombstone)
 {
-    if (!large_unmap(large_base(large), large_bytes(large), tombstone)) {
-        hak_tls.last_error = HAK_ERROR_PURGE;
-        return false;
-    }
+    if (!mapping_unmap(large, tombstone)) return false;
     forget_large(heap, large);
     return true;
 }

@@ -6,8 +6,12 @@
 
 /*
  * Role: unmaps large blocks and takes them off what the heap has committed. Callers: drain, trim,
- * life. Lock: HEAP.
+ * life. Lock: HEAP, except where a call says so.
  */
+
+/* Unmaps a block that is in no list. False, and hak_last_error(), where the kernel refuses: nothing
+ * has changed. No lock needed: the kernel takes long over a mapping that was used. */
+bool mapping_unmap(const large_t *large, large_t *tombstone);
 
 /* Unmaps a large block that large_evict took out. False, and hak_last_error(), where the kernel
  * refuses: nothing has changed, and it is in no list. */

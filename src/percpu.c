@@ -3,6 +3,7 @@
 
 #include "options.h"
 #include "os.h"
+#include "stall.h"
 #include "tls.h"
 
 #ifdef __GLIBC__
@@ -183,6 +184,7 @@ void percpu_halt(percpu_t *percpu)
         if (percpu_mode != PERCPU_LOCKED || !area) continue;
         for (unsigned turn = 0; !busy_try(area); turn++) hak_wait(turn);
     }
+    STALL(areas_halted);
 }
 
 bool percpu_fence(void) { return percpu_mode == PERCPU_LOCKED || os->fence(); }
@@ -228,6 +230,7 @@ static area_t *locked_enter(percpu_t *percpu)
 {
     unsigned index = os_cpu();
     area_t *area = percpu_running(percpu, index);
+    STALL(twin_chosen);
     if (!area || !busy_try(area)) return NULL;
     /* A halt may have come and gone in between, and the area to another CPU. */
     if (percpu_running(percpu, index) == area) return area;

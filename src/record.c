@@ -1,6 +1,7 @@
 /* hakheap level 8: record - memory for a heap's own records */
 #include "record.h"
 
+#include "stall.h"
 #include "tls.h"
 
 char *record_pages(size_t pages)
@@ -56,10 +57,11 @@ class_state_t *record_class(hak_heap_t *heap, unsigned cls)
 {
     class_state_t *state = heap_class_made(heap, cls);
     if (HAK_LIKELY(state)) return state;
+    STALL(class_missed);
     lock_acquire(&heap->lock, RANK_HEAP);
     state = load_relaxed(&heap->classes[cls]);
     if (!state && (state = record_take(heap, sizeof *state, true)) != NULL) {
-        state->cls = cls;
+        state->cls = (uint16_t)cls;
         /* Release: pairs with the acquire in heap_class_made. */
         store_release(&heap->classes[cls], state);
         class_bits_add(&heap->made, cls);

@@ -3,6 +3,7 @@
 
 #include "drain.h"
 #include "runs.h"
+#include "stall.h"
 #include "tls.h"
 
 /* ---- Small blocks ---- */
@@ -125,6 +126,7 @@ static void *hand_out(hak_heap_t *heap, class_state_t *state, chain_t chain, int
     unsigned cls = state->cls;
     chain_t rest;
     block_t *block = split(heap, cls, chain, &rest);
+    STALL(refill_in_hand);
     if (rest && !percpu_install(&heap->percpu, cls, PERCPU_HOT(cls), rest) &&
         !percpu_install(&heap->percpu, cls, PERCPU_SPARE(cls), rest))
         drain_chain(heap, state, rest, index, true);
@@ -211,10 +213,8 @@ void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 
 static large_t *take_record(hak_heap_t *heap)
 {
-    large_t *large = heap->large.unused;
-    if (large) heap->large.unused = large->next;
-    else large = record_take(heap, sizeof *large, true);
-    return large;
+    large_t *large = large_take_unused(&heap->large);
+    return large ? large : record_take(heap, sizeof *large, true);
 }
 
 void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
@@ -240,8 +240,7 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
         large_add(&heap->large, record, heap, base, bytes);
         heap_charge(heap, bytes);
     } else {
-        record->next = heap->large.unused;
-        heap->large.unused = record;
+        large_put_unused(&heap->large, record);
     }
     lock_release(&heap->lock, RANK_HEAP);
     return base;

@@ -4,6 +4,7 @@
 #include "hakheap.h"
 #include "os.h"
 #include "registry.h"
+#include "stall.h"
 
 reserve_t process_reserve;
 
@@ -82,14 +83,16 @@ static superslab_t *fresh_superslab(reserve_t *reserve, uint32_t *refused)
 
 /* ---- The two lists; lock: RESERVE ---- */
 
-/* What a SuperSlab that is committed keeps: its pages, and those of its descriptors. */
+/* What a SuperSlab that is committed keeps: its pages, and those of its descriptors; nothing where
+ * the kernel has taken all and refused to decommit. */
 enum {
     DESCRIPTOR_PAGES = DESCRIPTORS / HAK_PAGE,
     MOST_PAGES = SUPERSLAB / HAK_PAGE + DESCRIPTOR_PAGES
 };
 static size_t kept_pages(const superslab_t *ss)
 {
-    return ss->free_touched + (ss->far ? DESCRIPTOR_PAGES : 1u);
+    if (ss->far) return ss->free_touched + DESCRIPTOR_PAGES;
+    return ss->free_touched ? ss->free_touched + 1u : 0;
 }
 
 /* Takes what a link of the dirty list names off it. */
@@ -110,8 +113,6 @@ static void enlist(reserve_t *reserve, superslab_t *ss)
     if (ss->committed) {
         reserve->dirty_count++;
         reserve->dirty_pages += kept_pages(ss);
-    } else {
-        reserve->clean_count++;
     }
 }
 
@@ -144,14 +145,32 @@ static void release(reserve_t *reserve) { lock_release(&reserve->lock, RANK_RESE
 
 /* ---- Without the lock: the kernel takes long, and no thread waits for it ---- */
 
+/* Whether one more SuperSlab may be decommitted; if so, it is counted. */
+static bool take_hole(reserve_t *reserve)
+{
+    size_t holes = load_relaxed(&reserve->holes);
+    do {
+        if (holes >= RESERVE_HOLES) return false;
+    } while (!cas_relaxed(&reserve->holes, &holes, holes + 1));
+    return true;
+}
+
+static bool decommit(reserve_t *reserve, superslab_t *ss)
+{
+    if (!take_hole(reserve)) return false;
+    if (os_or(reserve->os)->decommit(ss->base, SUPERSLAB)) return true;
+    sub_relaxed(&reserve->holes, 1u);
+    return false;
+}
+
 /* Gives the memory of an empty SuperSlab that is on no list to the kernel, its descriptors' too.
  * Returns pages. */
-static size_t give_back(const reserve_t *reserve, superslab_t *ss)
+static size_t give_back(reserve_t *reserve, superslab_t *ss)
 {
     superslab_set_t alone = {.free_touched = ss->free_touched, .os = reserve->os};
     size_t pages;
     registry_disown(ss->base, SUPERSLAB_GRANULES);
-    ss->committed = !os_or(reserve->os)->decommit(ss->base, SUPERSLAB);
+    ss->committed = !decommit(reserve, ss);
     if (ss->committed) pages = superslab_purge(&alone, ss, SIZE_MAX);
     else pages = superslab_forget_all(ss);
     /* Refused: they stay, unused. */
@@ -179,7 +198,7 @@ static superslab_t *take_clean(reserve_t *reserve, uint32_t *refused)
     }
     ss->committed = true;
     reserve->clean = ss->next;
-    reserve->clean_count--;
+    sub_relaxed(&reserve->holes, 1u);
     return ss;
 }
 
@@ -226,6 +245,7 @@ bool reserve_put(reserve_t *reserve, superslab_t *ss, const void *giver, bool ma
     bool kept = keep_locked(reserve, ss, giver);
     release(reserve);
     if (kept) return true;
+    STALL(superslab_unlisted);
     *returned += give_back(reserve, ss) * HAK_PAGE;
     arrive(reserve, ss);
     return true;
@@ -335,12 +355,18 @@ bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bo
 
 /* ---- Trim ---- */
 
+/* What is purged and may not be decommitted has nothing to give. */
+static bool has_to_give(reserve_t *reserve, const superslab_t *ss)
+{
+    return kept_pages(ss) || load_relaxed(&reserve->holes) < RESERVE_HOLES;
+}
+
 /* Takes what a giver left, or all, off the dirty list. */
 static superslab_t *take_dirty_of(reserve_t *reserve, const void *giver)
 {
     superslab_t *taken = NULL;
     for (superslab_t **at = &reserve->dirty; *at;) {
-        if (giver && (*at)->giver != giver) {
+        if ((giver && (*at)->giver != giver) || !has_to_give(reserve, *at)) {
             at = &(*at)->next;
             continue;
         }
@@ -391,7 +417,7 @@ reserve_stats_t reserve_stats(reserve_t *reserve)
         .reservations = reserve->reservations,
         .reserved_bytes = reserve->reserved_bytes,
         .dirty_superslabs = reserve->dirty_count,
-        .clean_superslabs = reserve->clean_count,
+        .clean_superslabs = load_relaxed(&reserve->holes),
         .nursery_superslabs = reserve->nursery.count,
         .nursery_touched_bytes = reserve->nursery.free_touched * HAK_PAGE,
     };

@@ -21,6 +21,10 @@
  * no free takes it for a block. Where the kernel refuses, the pages are purged; where it refuses
  * that too, they stay, and are dirty.
  *
+ * A decommitted SuperSlab between committed ones is a hole: it makes three mappings of one, and a
+ * process may have max_map_count of them. So no more than RESERVE_HOLES are decommitted at a time,
+ * wherever they lie; beyond that, SuperSlabs are purged and stay committed.
+ *
  * The nursery is a set of SuperSlabs that many small heaps share, granule by granule: a heap with
  * one block costs one page and its share of a page-table page, not a SuperSlab.
  *
@@ -30,6 +34,9 @@
 enum {
     LIMIT_SHARE = 8,   /* a reservation takes at most this part of a limited address space */
     RESERVE_DIRTY = 8, /* SuperSlabs whose pages are kept: 16 MiB */
+    RESERVE_HOLES =
+        65530 / 4, /* SuperSlabs decommitted, 32 GiB: they make no more mappings than half
+                                * of the default max_map_count */
     NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB; */
     NURSERY_STEP = 128,         /* of more than that a put purges so many at a time */
 };
@@ -46,7 +53,9 @@ typedef struct reserve {
     superslab_t *dirty; /* committed, with what pages they have; lists by `next` */
     superslab_t *clean; /* decommitted */
     superslab_set_t nursery;
-    size_t dirty_count, clean_count;
+    size_t dirty_count;
+    _Atomic size_t holes; /* relaxed; clean ones, and those that are being decommitted without the
+                           * lock; at most RESERVE_HOLES */
     size_t dirty_pages;   /* kept by all that are dirty, those of descriptors too */
     size_t dirty_again;   /* so many dirty pages are worth another call; 0: the bound */
     size_t nursery_again; /* the same of free touched pages of the nursery */

@@ -1,6 +1,7 @@
 /* hakheap level 8: runs - the granules of a heap: from the nursery or SuperSlabs of its own */
 #include "runs.h"
 
+#include "stall.h"
 #include "tls.h"
 
 static const size_t granule_records = DESCRIPTOR_BYTES + sizeof(entry_t);
@@ -67,10 +68,12 @@ bool runs_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
     superslab_set_remove(&heap->superslabs, ss);
     /* The entries first: once in the reserve, the SuperSlab may be another heap's at once. */
     registry_set_run(ss->base, SUPERSLAB_GRANULES, heap, CODE_RELEASED);
+    STALL(superslab_leaving);
     if (!reserve_put(&process_reserve, ss, heap, may_wait, &heap->returned)) {
         superslab_set_add(&heap->superslabs, ss);
         return false;
     }
+    STALL(superslab_left);
     heap_uncharge(heap, SUPERSLAB);
     heap_uncharge_records(heap, superslab_records);
     return true;

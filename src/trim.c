@@ -6,6 +6,7 @@
 #include "mapping.h"
 #include "os.h"
 #include "runs.h"
+#include "stall.h"
 #include "tls.h"
 #include "walk.h"
 
@@ -30,6 +31,7 @@ static void steal_word(stolen_t *stolen, unsigned cls, _Atomic chain_t *word)
 {
     /* Relaxed: the area is halted and fenced, so only this thread touches it. */
     chain_t chain = load_relaxed(word);
+    STALL(word_read);
     if (chain) store_relaxed(word, 0);
     note_stolen(stolen, cls, chain);
 }
@@ -129,6 +131,7 @@ static void steal_area(hak_heap_t *heap, stolen_t *stolen, area_at_t at, unsigne
 {
     FOR_CLASSES_IN (cls, &heap->made, first, end)
         FOR_WORDS (kind, at) steal_word(stolen, cls, area_word(at, cls, kind));
+    STALL(area_stolen);
     if (retire) retire_area(heap, at);
     else percpu_restart(&heap->percpu, at.index);
 }
@@ -142,6 +145,7 @@ static bool steal_areas(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsi
         percpu_restart_all(&heap->percpu);
         return false;
     }
+    STALL(areas_fenced);
     FOR_AREAS (at, &heap->percpu) {
         /* Many CPUs' words may not fit: then some blocks go back while the last areas still
          * wait. */
@@ -238,6 +242,7 @@ static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
         entry_code(entry) < CLASS_COUNT ? heap_class_made(heap, entry_code(entry)) : NULL;
     if (entry_heap(entry) != heap || entry_back(entry) || !state) return 0;
     size_t pages = 0;
+    STALL(slab_looked_at);
     lock_acquire(&state->lock, RANK_CLASS);
     entry_t again = registry_lookup(granule);
     if (entry_heap(again) == heap && entry_code(again) == state->cls && !entry_back(again)) {
@@ -292,13 +297,12 @@ static size_t drop_oldest(hak_heap_t *heap, size_t keep)
     heap_uncharge(heap, bytes);
     lock_release(&heap->lock, RANK_HEAP);
     if (!large) return 0;
-    bool gone = large_unmap(large_base(large), bytes, LARGE_RELEASED);
+    bool gone = mapping_unmap(large, LARGE_RELEASED);
+    STALL(trim_unmapped);
     lock_acquire(&heap->lock, RANK_HEAP);
     if (gone) {
-        large->next = set->unused;
-        set->unused = large;
+        large_put_unused(set, large);
     } else {
-        hak_tls.last_error = HAK_ERROR_PURGE;
         heap_charge(heap, bytes);
         large_cache(set, large);
     }
@@ -372,6 +376,7 @@ static size_t trim_superslabs(hak_heap_t *heap, size_t keep, size_t *stay)
     for (size_t left = count_superslabs(heap); left; left--) {
         char *base;
         pages += trim_next(heap, keep, &base);
+        STALL(superslab_purged);
         for (size_t g = 0; base && g < SUPERSLAB_GRANULES; g++)
             pages += release_slab(heap, base + g * GRANULE, stay);
         pass(heap);

@@ -127,16 +127,11 @@ static void *clean(void *arg)
     return NULL;
 }
 
-int main(int argc, char *argv[])
-{
-    options = stress_begin(argc, argv, 4);
-    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
-    config.name = names[2];
-    config.large_cache_bytes = 1;
-    for (int i = 0; i < 2; i++) STRESS_REQUIRE((heaps[i] = contract_heap(i, names[i])) != NULL);
-    STRESS_REQUIRE((heaps[2] = hak_heap_create(&config)) != NULL);
+static worker_t workers[256];
 
-    static worker_t workers[256];
+/* Runs the workers and the janitor for as long as was asked. Returns steps. */
+static size_t run(void)
+{
     pthread_t janitor;
     for (unsigned i = 0; i < options.threads; i++) {
         workers[i].randoms.state = options.seed * 1000 + i;
@@ -151,7 +146,11 @@ int main(int argc, char *argv[])
         done += workers[i].done;
     }
     pthread_join(janitor, NULL);
+    return done;
+}
 
+static void release_all(void)
+{
     for (unsigned i = 0; i < options.threads; i++)
         for (unsigned k = 0; k < SLOTS; k++)
             if (workers[i].slots[k]) release(&workers[i].randoms, workers[i].slots[k]);
@@ -160,6 +159,10 @@ int main(int argc, char *argv[])
         void *block = atomic_exchange(&mailboxes[i], NULL);
         if (block) release(&randoms, block);
     }
+}
+
+static void prove_all_empty(void)
+{
     for (int i = 0; i < HEAPS; i++) {
         stress_prove_empty(heaps[i], names[i]);
         (void)hak_heap_trim(heaps[i], 0);
@@ -169,6 +172,19 @@ int main(int argc, char *argv[])
                         stats.large_cached_bytes, stats.superslabs);
         STRESS_REQUIRE(hak_heap_destroy(heaps[i]) == 0);
     }
+}
+
+int main(int argc, char *argv[])
+{
+    options = stress_begin(argc, argv, 4);
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = names[2];
+    config.large_cache_bytes = 1;
+    for (int i = 0; i < 2; i++) STRESS_REQUIRE((heaps[i] = contract_heap(i, names[i])) != NULL);
+    STRESS_REQUIRE((heaps[2] = hak_heap_create(&config)) != NULL);
+    size_t done = run();
+    release_all();
+    prove_all_empty();
     printf("%zu steps, all proved\n", done);
     return 0;
 }

@@ -170,13 +170,11 @@ static void drain_mailboxes(void)
     }
 }
 
-int main(int argc, char *argv[])
-{
-    options = stress_begin(argc, argv, 8);
-    for (int i = 0; i < HEAPS; i++) STRESS_REQUIRE((heaps[i] = contract_heap(i, names[i])) != NULL);
-    stress_divide(heaps[0]);
+static worker_t workers[256];
 
-    static worker_t workers[256];
+/* Runs the workers and the janitor for as long as was asked. Returns steps. */
+static size_t run(void)
+{
     pthread_t janitor;
     for (unsigned i = 0; i < options.threads; i++) {
         workers[i].randoms.state = options.seed * 1000 + i;
@@ -191,16 +189,29 @@ int main(int argc, char *argv[])
         done += workers[i].done;
     }
     pthread_join(janitor, NULL);
-    STRESS_REQUIRE(stress_is_divided(heaps[1]) || options.threads < 8);
-    stress_prove_posted(stress_posted(heaps[0]));
-    stress_prove_posted(stress_posted(heaps[1]));
+    return done;
+}
 
+static void prove_all_counted(void)
+{
     for (int i = 0; i < HEAPS; i++) {
         STRESS_REQUIRE(hak_heap_check(heaps[i]) == 0);
         size_t blocks = contract_stats(heaps[i]).live_blocks, counted = atomic_load(&live[i]);
         if (blocks != counted)
             stress_fail("%s: %zu blocks live, %zu counted", names[i], blocks, counted);
     }
+}
+
+int main(int argc, char *argv[])
+{
+    options = stress_begin(argc, argv, 8);
+    for (int i = 0; i < HEAPS; i++) STRESS_REQUIRE((heaps[i] = contract_heap(i, names[i])) != NULL);
+    stress_divide(heaps[0]);
+    size_t done = run();
+    STRESS_REQUIRE(stress_is_divided(heaps[1]) || options.threads < 8);
+    stress_prove_posted(stress_posted(heaps[0]));
+    stress_prove_posted(stress_posted(heaps[1]));
+    prove_all_counted();
     for (unsigned i = 0; i < options.threads; i++)
         for (unsigned k = 0; k < SLOTS; k++)
             if (workers[i].slots[k]) release(&workers[i].randoms, workers[i].slots[k]);

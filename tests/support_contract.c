@@ -53,8 +53,8 @@ static size_t charged_in_area(hak_heap_t *heap, area_at_t at)
     return bytes;
 }
 
-/* Limits of all areas, those without a CPU too, and what lies in cold chains and remote lists:
- * what the heap's budget has been charged for, see adapt.h. */
+/* Limits of all areas, those without a CPU too, what lies in cold chains, and what was left on
+ * remote lists in the gate: what the heap's budget has been charged for, see adapt.h. */
 static size_t charged(hak_heap_t *heap)
 {
     size_t bytes = 0;
@@ -68,7 +68,8 @@ static size_t charged(hak_heap_t *heap)
         lock_acquire(&state->lock, RANK_CLASS);
         walk_count(heap, state, blocks);
         lock_release(&state->lock, RANK_CLASS);
-        bytes += (blocks[WALK_COLD] + blocks[WALK_REMOTE]) * size_classes[cls].bytes;
+        bytes +=
+            (blocks[WALK_COLD] + load_relaxed(&state->remote_charged)) * size_classes[cls].bytes;
     }
     lock_release(&heap->areas_lock, RANK_AREAS);
     return bytes;

@@ -674,6 +674,22 @@ Test(api, errno_is_preserved)
 
 /* ---- What a pointer is ---- */
 
+static void must_be_foreign(void *ptr, const char *what)
+{
+    cr_assert(hak_heap_of(ptr) == NULL && hak_usable_size(ptr) == 0, "%s: %p", what, ptr);
+}
+
+/* Every byte of a block leads to its heap; its address with a bit above set does not. */
+static void must_lead_to(const hak_heap_t *heap, char *ptr)
+{
+    size_t usable = hak_usable_size(ptr);
+    cr_assert(hak_heap_of(ptr) == heap && hak_heap_of(ptr + usable - 1) == heap);
+    for (size_t at = 1; at < usable; at += 1 + usable / 13)
+        cr_assert(hak_heap_of(ptr + at) == heap, "%zu bytes: byte %zu", usable, at);
+    for (unsigned bit = 47; bit < 64; bit++)
+        must_be_foreign((void *)((uintptr_t)ptr | (uintptr_t)1 << bit), "tagged");
+}
+
 Test(api, heap_of_and_usable_size_of_any_pointer)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -696,29 +712,18 @@ Test(api, heap_of_and_usable_size_of_any_pointer)
         for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++) {
             size_t size = kinds[k];
             char *ptr = must_have(hak_heap_malloc(heap, size), size);
-            size_t usable = hak_usable_size(ptr);
-            cr_assert(hak_heap_of(ptr) == heap && hak_heap_of(ptr + usable - 1) == heap);
-            for (size_t at = 1; at < usable; at += 1 + usable / 13)
-                cr_assert(hak_heap_of(ptr + at) == heap, "%zu bytes: byte %zu", size, at);
-            for (unsigned bit = 47; bit < 64; bit++) {
-                void *tagged = (void *)((uintptr_t)ptr | (uintptr_t)1 << bit);
-                cr_assert(hak_heap_of(tagged) == NULL && hak_usable_size(tagged) == 0, "bit %u",
-                          bit);
-            }
+            must_lead_to(heap, ptr);
             hak_heap_free(heap, ptr);
-            if (size > SMALL_MAX)
-                cr_assert(hak_heap_of(ptr) == NULL && hak_usable_size(ptr) == 0, "%zu bytes", size);
+            if (size > SMALL_MAX) must_be_foreign(ptr, "freed");
             for (size_t i = 0; i < CONTRACT_LENGTH(foreign); i++)
-                cr_assert(hak_heap_of(foreign[i]) == NULL && hak_usable_size(foreign[i]) == 0,
-                          "foreign pointer %p", foreign[i]);
+                must_be_foreign(foreign[i], "foreign");
         }
         void *ptrs[CONTRACT_LENGTH(kinds)];
         for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++)
             ptrs[k] = must_have(hak_heap_malloc(heap, kinds[k]), kinds[k]);
         cr_assert(hak_heap_destroy(heap) == 0);
         for (size_t k = 0; k < CONTRACT_LENGTH(kinds); k++)
-            cr_assert(hak_heap_of(ptrs[k]) == NULL && hak_usable_size(ptrs[k]) == 0,
-                      "%zu bytes of a destroyed heap", kinds[k]);
+            must_be_foreign(ptrs[k], "of a destroyed heap");
         free(foreign[3]);
         munmap(page, 4096);
     }
@@ -765,44 +770,45 @@ static hak_heap_t *create_with(const hak_heap_config_t *config, int error, const
 
 Test(api, create_takes_what_it_knows)
 {
+    const hak_heap_config_t defaults = HAK_HEAP_CONFIG_INIT;
+    hak_heap_config_t config = defaults;
+    create_with(NULL, 0, "NULL");
+    create_with(&config, 0, "defaults");
+    config.level = HAK_LEVEL_HARDENED, create_with(&config, ENOTSUP, "HARDENED");
+    config.level = (hak_level_t)4, create_with(&config, EINVAL, "level 4");
+    config.level = (hak_level_t)-1, create_with(&config, EINVAL, "level -1");
+    config.level = HAK_LEVEL_FAST, create_with(&config, 0, "FAST");
+    config.level = HAK_LEVEL_CHECKED, create_with(&config, 0, "CHECKED");
+    config = defaults;
+    config.flags = 1, create_with(&config, EINVAL, "flags");
+    config.flags = UINT32_MAX, create_with(&config, EINVAL, "flags");
+    config = defaults;
+    config.cache_bytes = 1, create_with(&config, 0, "cache_bytes 1");
+    config.cache_bytes = HAK_GIB, create_with(&config, 0, "cache_bytes 1 GiB");
+    config.cache_bytes = HAK_GIB + 1, create_with(&config, EINVAL, "cache_bytes above");
+    config.cache_bytes = SIZE_MAX, create_with(&config, EINVAL, "cache_bytes SIZE_MAX");
+    config = defaults;
+    config.large_cache_bytes = 64 * HAK_GIB, create_with(&config, 0, "large_cache_bytes 64 GiB");
+    config.large_cache_bytes++, create_with(&config, EINVAL, "large_cache_bytes above");
+}
+
+Test(api, create_takes_structs_of_other_versions)
+{
     struct {
         hak_heap_config_t config;
         unsigned char tail[64];
     } wide = {.config = HAK_HEAP_CONFIG_INIT};
     hak_heap_config_t *config = &wide.config;
-    const hak_heap_config_t defaults = HAK_HEAP_CONFIG_INIT;
-    create_with(NULL, 0, "NULL");
-    create_with(config, 0, "defaults");
-
-    config->level = HAK_LEVEL_HARDENED, create_with(config, ENOTSUP, "HARDENED"),
-    *config = defaults;
-    config->level = (hak_level_t)4, create_with(config, EINVAL, "level 4"), *config = defaults;
-    config->level = (hak_level_t)-1, create_with(config, EINVAL, "level -1"), *config = defaults;
-    config->level = HAK_LEVEL_FAST, create_with(config, 0, "FAST"), *config = defaults;
-    config->level = HAK_LEVEL_CHECKED, create_with(config, 0, "CHECKED"), *config = defaults;
-    config->flags = 1, create_with(config, EINVAL, "flags"), *config = defaults;
-    config->flags = UINT32_MAX, create_with(config, EINVAL, "flags"), *config = defaults;
-    config->cache_bytes = 1, create_with(config, 0, "cache_bytes 1"), *config = defaults;
-    config->cache_bytes = HAK_GIB, create_with(config, 0, "cache_bytes 1 GiB"), *config = defaults;
-    config->cache_bytes = HAK_GIB + 1, create_with(config, EINVAL, "cache_bytes above"),
-    *config = defaults;
-    config->cache_bytes = SIZE_MAX, create_with(config, EINVAL, "cache_bytes SIZE_MAX"),
-    *config = defaults;
-    config->large_cache_bytes = 64 * HAK_GIB, create_with(config, 0, "large_cache_bytes 64 GiB"),
-    *config = defaults;
-    config->large_cache_bytes = 64 * HAK_GIB + 1, create_with(config, EINVAL, "large_cache_bytes"),
-    *config = defaults;
-
     config->struct_size = 0, create_with(config, EINVAL, "struct_size 0");
     config->struct_size = sizeof(size_t) - 1, create_with(config, EINVAL, "struct_size 7");
     config->struct_size = SIZE_MAX, create_with(config, EINVAL, "struct_size SIZE_MAX");
     config->struct_size = sizeof(size_t), create_with(config, 0, "struct_size 8");
     /* What lies beyond the struct's size is not read. */
     config->flags = 77;
-    config->struct_size = offsetof(hak_heap_config_t, flags),
+    config->struct_size = offsetof(hak_heap_config_t, flags);
     create_with(config, 0, "short struct");
-    *config = defaults;
-    config->struct_size = sizeof wide,
+    *config = (hak_heap_config_t)HAK_HEAP_CONFIG_INIT;
+    config->struct_size = sizeof wide;
     create_with(config, 0, "a later version's struct, zero tail");
     wide.tail[63] = 1;
     create_with(config, EINVAL, "a later version's struct, used tail");
@@ -909,46 +915,60 @@ Test(api, size_classes)
 
 /* ---- Several heaps ---- */
 
+enum { HEAPS = 60, BLOCKS_EACH = 40 };
+typedef struct shelf {
+    hak_heap_t *heap;
+    void *blocks[BLOCKS_EACH];
+    size_t sizes[BLOCKS_EACH];
+} shelf_t;
+static shelf_t shelves[HEAPS];
+
+static void fill_shelves(void)
+{
+    for (unsigned b = 0; b < BLOCKS_EACH; b++)
+        for (unsigned h = 0; h < HEAPS; h++) {
+            shelf_t *at = &shelves[h];
+            size_t size = at->sizes[b] = kinds[(b * 7 + h) % 9];
+            at->blocks[b] = must_have(hak_heap_malloc(at->heap, size), size);
+            contract_fill(at->blocks[b], size, h * 1000 + b);
+            cr_assert(hak_heap_of(at->blocks[b]) == at->heap);
+        }
+}
+
+static void shelf_must_hold(unsigned h)
+{
+    for (unsigned b = 0; b < BLOCKS_EACH; b++)
+        cr_assert(contract_holds(shelves[h].blocks[b], shelves[h].sizes[b], h * 1000 + b),
+                  "heap %u, block %u is torn", h, b);
+}
+
 Test(api, heaps_are_apart)
 {
-    enum { HEAPS = 60, BLOCKS = 40 };
-    hak_heap_t *heaps[HEAPS];
-    static void *blocks[HEAPS][BLOCKS];
-    static size_t sizes[HEAPS][BLOCKS];
-    for (int h = 0; h < HEAPS; h++) cr_assert((heaps[h] = contract_heap(h & 1, "apart")) != NULL);
-    for (unsigned b = 0; b < BLOCKS; b++)
-        for (unsigned h = 0; h < HEAPS; h++) {
-            sizes[h][b] = kinds[(b * 7 + h) % 9];
-            blocks[h][b] = must_have(hak_heap_malloc(heaps[h], sizes[h][b]), sizes[h][b]);
-            contract_fill(blocks[h][b], sizes[h][b], h * 1000 + b);
-            cr_assert(hak_heap_of(blocks[h][b]) == heaps[h]);
-        }
+    for (int h = 0; h < HEAPS; h++)
+        cr_assert((shelves[h].heap = contract_heap(h & 1, "apart")) != NULL);
+    fill_shelves();
     for (int h = 0; h < HEAPS; h += 2) {
-        if (h % 4 == 0) cr_assert(hak_heap_destroy(heaps[h]) == 0);
-        else cr_assert(hak_heap_reset(heaps[h]) == 0);
+        if (h % 4 == 0) cr_assert(hak_heap_destroy(shelves[h].heap) == 0);
+        else cr_assert(hak_heap_reset(shelves[h].heap) == 0);
     }
     for (unsigned h = 1; h < HEAPS; h += 2) {
-        must_be_sound(heaps[h], BLOCKS);
-        for (unsigned b = 0; b < BLOCKS; b++)
-            cr_assert(contract_holds(blocks[h][b], sizes[h][b], h * 1000 + b),
-                      "heap %u, block %u is torn", h, b);
+        must_be_sound(shelves[h].heap, BLOCKS_EACH);
+        shelf_must_hold(h);
     }
     /* What the destroyed ones had is used again, by others. */
     hak_heap_t *next = contract_heap(1, "next");
-    for (unsigned b = 0; b < BLOCKS * HEAPS / 2; b++) {
+    for (unsigned b = 0; b < BLOCKS_EACH * HEAPS / 2; b++) {
         void *ptr = must_have(hak_heap_malloc(next, kinds[b % 9]), kinds[b % 9]);
         memset(ptr, 0xcc, kinds[b % 9]);
     }
-    for (unsigned h = 1; h < HEAPS; h += 2)
-        for (unsigned b = 0; b < BLOCKS; b++) {
-            cr_assert(contract_holds(blocks[h][b], sizes[h][b], h * 1000 + b),
-                      "heap %u, block %u is torn", h, b);
-            hak_free(blocks[h][b]);
-        }
+    for (unsigned h = 1; h < HEAPS; h += 2) {
+        shelf_must_hold(h);
+        for (unsigned b = 0; b < BLOCKS_EACH; b++) hak_free(shelves[h].blocks[b]);
+    }
     for (int h = 0; h < HEAPS; h++) {
         if (h % 4 == 0) continue;
-        must_be_sound(heaps[h], 0);
-        cr_assert(hak_heap_destroy(heaps[h]) == 0);
+        must_be_sound(shelves[h].heap, 0);
+        cr_assert(hak_heap_destroy(shelves[h].heap) == 0);
     }
     cr_assert(hak_heap_destroy(next) == 0);
 }

@@ -80,6 +80,25 @@ static void *visit(void *arg)
     return NULL;
 }
 
+static unsigned areas_of(hak_heap_t *heap)
+{
+    unsigned areas = 0;
+    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++)
+        areas += percpu_area(&heap->percpu, i) != NULL;
+    return areas;
+}
+
+static void must_flush_all(hak_heap_t *heap, size_t held)
+{
+    errno = 4321;
+    size_t moved = hak_heap_flush(heap);
+    cr_assert(errno == 4321);
+    cr_assert(moved == held, "%zu bytes moved of %zu", moved, held);
+    must_be_flushed(heap, "after the flush");
+    must_be_sound(heap, 0, "after the flush");
+    cr_assert(hak_heap_flush(heap) == 0, "the second flush found something");
+}
+
 static void flush_after_visits(int level, bool stay)
 {
     static visitor_t visitors[MOST_CPUS];
@@ -103,19 +122,9 @@ static void flush_after_visits(int level, bool stay)
     must_be_sound(heap, 0, "before the flush");
     size_t held = cached_of(heap);
     cr_assert(held > 0, "nothing is cached, so nothing is tested");
-    unsigned areas = 0;
-    for (uint32_t i = 0; i < load_relaxed(&heap->percpu.slots); i++)
-        areas += percpu_area(&heap->percpu, i) != NULL;
     if (strcmp(hak_percpu_mode(), "mm_cid") != 0)
-        cr_assert(areas >= count, "%u areas, %zu CPUs", areas, count);
-
-    errno = 4321;
-    size_t moved = hak_heap_flush(heap);
-    cr_assert(errno == 4321);
-    cr_assert(moved == held, "%zu bytes moved of %zu", moved, held);
-    must_be_flushed(heap, "after the flush");
-    must_be_sound(heap, 0, "after the flush");
-    cr_assert(hak_heap_flush(heap) == 0, "the second flush found something");
+        cr_assert(areas_of(heap) >= count, "%u areas, %zu CPUs", areas_of(heap), count);
+    must_flush_all(heap, held);
     if (stay) {
         pthread_barrier_wait(&flushed);
         for (size_t i = 0; i < count; i++) pthread_join(visitors[i].thread, NULL);
@@ -320,6 +329,51 @@ Test(flush_trim, trim_returns_what_the_process_loses)
     }
 }
 
+static size_t piece_sizes[PIECES];
+
+/* Frees nine pieces of ten. Returns how many stay; *pages: on how many pages. */
+static size_t thin_out(hak_heap_t *heap, randoms_t *randoms, size_t *pages)
+{
+    static size_t places[2 * PIECES];
+    size_t touched = 0, live = 0;
+    for (size_t i = 0; i < PIECES; i++) {
+        if (random_below(randoms, 10) == 0) {
+            /* Whole blocks count, not the bytes asked for. */
+            size_t first = (uintptr_t)pieces[i] / 4096;
+            size_t last = ((uintptr_t)pieces[i] + hak_usable_size(pieces[i]) - 1) / 4096;
+            for (size_t page = first; page <= last; page++) places[touched++] = page;
+            live++;
+            continue;
+        }
+        hak_heap_free(heap, pieces[i]);
+        pieces[i] = NULL;
+    }
+    *pages = count_different(places, touched);
+    return live;
+}
+
+static void pieces_must_hold(void)
+{
+    for (size_t i = 0; i < PIECES; i++) {
+        if (!pieces[i]) continue;
+        const unsigned char *at = pieces[i];
+        cr_assert(at[0] == (unsigned char)i && at[piece_sizes[i] - 1] == (unsigned char)i,
+                  "content was lost");
+    }
+}
+
+/* What was given back serves again, zeroed or not as calloc needs. */
+static void take_pieces_again(hak_heap_t *heap)
+{
+    for (size_t i = 0; i < PIECES; i++) {
+        if (pieces[i]) continue;
+        cr_assert((pieces[i] = hak_heap_calloc(heap, 1, piece_sizes[i])) != NULL);
+        cr_assert(memory_is_zero(pieces[i], piece_sizes[i]), "calloc gave what is not zero");
+        memset(pieces[i], 0xff, piece_sizes[i]);
+    }
+    must_be_sound(heap, PIECES, "used again");
+}
+
 /* What stays after nine blocks of ten are gone is the pages that hold a live one, and little
  * else. */
 Test(flush_trim, trim_reaches_pages_between_live_blocks)
@@ -330,48 +384,21 @@ Test(flush_trim, trim_reaches_pages_between_live_blocks)
         (void)hak_heap_trim(heap, 0);
         size_t idle = contract_resident();
         randoms_t randoms = {11};
-        static size_t sizes[PIECES];
-        static size_t pages[2 * PIECES];
-        size_t touched = 0, live = 0;
         for (size_t i = 0; i < PIECES; i++) {
-            sizes[i] = 16 + random_below(&randoms, 2000);
-            cr_assert((pieces[i] = hak_heap_malloc(heap, sizes[i])) != NULL);
-            memset(pieces[i], (int)i, sizes[i]);
+            piece_sizes[i] = 16 + random_below(&randoms, 2000);
+            cr_assert((pieces[i] = hak_heap_malloc(heap, piece_sizes[i])) != NULL);
+            memset(pieces[i], (int)i, piece_sizes[i]);
         }
-        for (size_t i = 0; i < PIECES; i++) {
-            if (random_below(&randoms, 10) == 0) {
-                /* Whole blocks count, not the bytes asked for. */
-                size_t first = (uintptr_t)pieces[i] / 4096;
-                size_t last = ((uintptr_t)pieces[i] + hak_usable_size(pieces[i]) - 1) / 4096;
-                for (size_t page = first; page <= last; page++) pages[touched++] = page;
-                live++;
-                continue;
-            }
-            hak_heap_free(heap, pieces[i]);
-            pieces[i] = NULL;
-        }
+        size_t pages, live = thin_out(heap, &randoms, &pages);
         cr_assert(hak_heap_trim(heap, 0) > 0);
-        size_t resident = contract_resident() - idle,
-               wanted = count_different(pages, touched) * 4096;
+        size_t resident = contract_resident() - idle, wanted = pages * 4096;
         hak_heap_stats_t stats = contract_stats(heap);
         cr_assert(resident <= wanted + wanted / 20 + stats.metadata_bytes + 256 * HAK_KIB,
                   "level %d: %zu KiB stay, pages with a live block have %zu", level,
                   resident / 1024, wanted / 1024);
         must_be_sound(heap, live, "after the trim");
-        for (size_t i = 0; i < PIECES; i++) {
-            if (!pieces[i]) continue;
-            const unsigned char *at = pieces[i];
-            cr_assert(at[0] == (unsigned char)i && at[sizes[i] - 1] == (unsigned char)i,
-                      "content was lost");
-        }
-        /* What was given back serves again, zeroed or not as calloc needs. */
-        for (size_t i = 0; i < PIECES; i++) {
-            if (pieces[i]) continue;
-            cr_assert((pieces[i] = hak_heap_calloc(heap, 1, sizes[i])) != NULL);
-            cr_assert(memory_is_zero(pieces[i], sizes[i]), "calloc gave what is not zero");
-            memset(pieces[i], 0xff, sizes[i]);
-        }
-        must_be_sound(heap, PIECES, "used again");
+        pieces_must_hold();
+        take_pieces_again(heap);
         for (size_t i = 0; i < PIECES; i++) hak_heap_free(heap, pieces[i]);
         (void)hak_heap_trim(heap, 0);
         must_be_sound(heap, 0, "at the end");
@@ -510,33 +537,39 @@ Test(flush_trim, a_locked_page_inside_a_slab_loses_no_block)
     }
 }
 
+enum { NEAR_BYTES = 1024, NEAR_BLOCKS = 3 * SUPERSLAB / NEAR_BYTES };
+
+/* Leaves two blocks of each of some slabs, near and far, so that pages inside them go as well.
+ * Returns how many blocks. */
+static size_t leave_few_slabs(hak_heap_t *heap, void *many[NEAR_BLOCKS])
+{
+    size_t live = 0, far = 0;
+    for (size_t i = 0; i < NEAR_BLOCKS; i++) {
+        superslab_t *ss = registry_superslab(many[i]);
+        bool is_far = !ss->shared && superslab_is_far((run_t){ss, superslab_index(ss, many[i])});
+        bool stays = (size_t)many[i] / GRANULE % 5 == 0 && (size_t)many[i] / NEAR_BYTES % 8 == 1;
+        far += is_far && stays;
+        live += stays;
+        if (stays) continue;
+        hak_heap_free(heap, many[i]);
+        many[i] = NULL;
+    }
+    cr_assert(far > 0, "no slab is far");
+    return live;
+}
+
 /* A SuperSlab of many slabs has two pages of descriptors. When few slabs are left, wherever they
  * lie, one will do. */
 Test(flush_trim, a_trim_gives_back_descriptors)
 {
-    enum { BYTES = 1024, MANY = 3 * SUPERSLAB / BYTES };
-    static void *many[MANY];
+    static void *many[NEAR_BLOCKS];
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "near");
-        for (size_t i = 0; i < MANY; i++) {
-            cr_assert((many[i] = hak_heap_malloc(heap, BYTES)) != NULL);
-            contract_fill(many[i], BYTES, i);
+        for (size_t i = 0; i < NEAR_BLOCKS; i++) {
+            cr_assert((many[i] = hak_heap_malloc(heap, NEAR_BYTES)) != NULL);
+            contract_fill(many[i], NEAR_BYTES, i);
         }
-        size_t live = 0, far = 0, two = 0;
-        for (size_t i = 0; i < MANY; i++) {
-            superslab_t *ss = registry_superslab(many[i]);
-            bool is_far =
-                !ss->shared && superslab_is_far((run_t){ss, superslab_index(ss, many[i])});
-            /* Two blocks of each of some slabs, near and far, so that pages inside them go as
-             * well. */
-            bool stays = (size_t)many[i] / GRANULE % 5 == 0 && (size_t)many[i] / BYTES % 8 == 1;
-            far += is_far && stays;
-            live += stays;
-            if (stays) continue;
-            hak_heap_free(heap, many[i]);
-            many[i] = NULL;
-        }
-        cr_assert(far > 0, "no slab is far");
+        size_t live = leave_few_slabs(heap, many), two = 0;
         (void)hak_heap_trim(heap, 0);
         must_be_sound(heap, live, "trimmed");
         for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next, two++) {
@@ -544,9 +577,9 @@ Test(flush_trim, a_trim_gives_back_descriptors)
             cr_assert(CONTRACT_SANITIZED || !memory_is_resident(ss->descriptors + HAK_PAGE));
         }
         cr_assert(two >= 2, "%zu SuperSlabs", two);
-        for (size_t i = 0; i < MANY; i++) {
+        for (size_t i = 0; i < NEAR_BLOCKS; i++) {
             if (!many[i]) continue;
-            cr_assert(contract_holds(many[i], BYTES, i), "block %zu", i);
+            cr_assert(contract_holds(many[i], NEAR_BYTES, i), "block %zu", i);
             hak_heap_free(heap, many[i]);
         }
         must_be_sound(heap, 0, "at the end");
@@ -617,6 +650,24 @@ static void exchange_areas(hak_heap_t *heap)
     lock_release(&heap->areas_lock, RANK_AREAS);
 }
 
+/* Flushes and trims whose fence is refused. */
+static void refused_calls_must_change_nothing(hak_heap_t *heap, const hak_heap_stats_t *before)
+{
+    for (int what = 0; what < 3; what++) {
+        errno = 4321;
+        size_t bytes = what == 0   ? hak_heap_flush(heap)
+                       : what == 1 ? hak_heap_trim(heap, 0)
+                                   : hak_heap_flush_class(heap, hak_size_class_of(100));
+        cr_assert(bytes == 0, "call %d moved %zu bytes", what, bytes);
+        cr_assert(errno == 4321, "call %d changed errno to %d", what, errno);
+        cr_assert(hak_last_error() == HAK_ERROR_FENCE, "call %d says %d", what,
+                  (int)hak_last_error());
+        hak_heap_stats_t now = contract_stats(heap);
+        cr_assert(memcmp(before, &now, sizeof now) == 0, "call %d changed figures", what);
+        cr_assert(all_areas_run(heap), "call %d leaves areas stopped", what);
+    }
+}
+
 /* What others have cached stays where it is; what the running CPU has needs no fence. */
 Test(flush_trim, a_refused_fence_changes_nothing)
 {
@@ -634,19 +685,7 @@ Test(flush_trim, a_refused_fence_changes_nothing)
 
     fake_os_use();
     fake_os_refuse(FAKE_FENCE, 1, FAKE_FOREVER);
-    for (int what = 0; what < 3; what++) {
-        errno = 4321;
-        size_t bytes = what == 0   ? hak_heap_flush(heap)
-                       : what == 1 ? hak_heap_trim(heap, 0)
-                                   : hak_heap_flush_class(heap, hak_size_class_of(100));
-        cr_assert(bytes == 0, "call %d moved %zu bytes", what, bytes);
-        cr_assert(errno == 4321, "call %d changed errno to %d", what, errno);
-        cr_assert(hak_last_error() == HAK_ERROR_FENCE, "call %d says %d", what,
-                  (int)hak_last_error());
-        hak_heap_stats_t now = contract_stats(heap);
-        cr_assert(memcmp(&before, &now, sizeof now) == 0, "call %d changed figures", what);
-        cr_assert(all_areas_run(heap), "call %d leaves areas stopped", what);
-    }
+    refused_calls_must_change_nothing(heap, &before);
     cr_assert(hak_heap_check(heap) == EAGAIN);
     cr_assert(all_areas_run(heap), "the check leaves areas stopped");
     cr_assert(fake_os_calls(FAKE_FENCE) >= 4);
@@ -757,6 +796,22 @@ Test(flush_trim, a_refused_purge_is_counted)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+enum { REFUSED = 20 };
+
+/* What is not unmapped is cached, whatever the limit, and no free tells of it. */
+static void free_without_unmap(hak_heap_t *heap, void *blocks[REFUSED])
+{
+    cr_assert(hak_heap_malloc(NULL, 1) == NULL && hak_last_error() == HAK_ERROR_ARGUMENT);
+    errno = 4321;
+    for (int i = 0; i < REFUSED; i++) hak_heap_free(heap, blocks[i]);
+    cr_assert(errno == 4321 && hak_last_error() == HAK_ERROR_ARGUMENT, "a free tells of nothing");
+    cr_assert(contract_stats(heap).large_cached_bytes == REFUSED * 4 * HAK_MIB, "%zu bytes counted",
+              contract_stats(heap).large_cached_bytes);
+    /* Not must_be_sound: a check unmaps what it walked with. */
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.live_blocks == 0 && contract_sum(&stats) == stats.committed_bytes);
+}
+
 Test(flush_trim, a_refused_unmap_is_counted_and_reused)
 {
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
@@ -769,20 +824,11 @@ Test(flush_trim, a_refused_unmap_is_counted_and_reused)
     size_t idle = contract_mappings();
 
     fake_os_use();
-    enum { BLOCKS = 20 };
-    void *blocks[BLOCKS];
-    for (int i = 0; i < BLOCKS; i++)
+    void *blocks[REFUSED];
+    for (int i = 0; i < REFUSED; i++)
         cr_assert((blocks[i] = hak_heap_malloc(heap, 4 * HAK_MIB)) != NULL);
     fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
-    cr_assert(hak_heap_malloc(NULL, 1) == NULL && hak_last_error() == HAK_ERROR_ARGUMENT);
-    errno = 4321;
-    for (int i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
-    cr_assert(errno == 4321 && hak_last_error() == HAK_ERROR_ARGUMENT, "a free tells of nothing");
-    cr_assert(contract_stats(heap).large_cached_bytes == BLOCKS * 4 * HAK_MIB, "%zu bytes counted",
-              contract_stats(heap).large_cached_bytes);
-    /* Not must_be_sound: a check unmaps what it walked with. */
-    hak_heap_stats_t stats = contract_stats(heap);
-    cr_assert(stats.live_blocks == 0 && contract_sum(&stats) == stats.committed_bytes);
+    free_without_unmap(heap, blocks);
     cr_assert(hak_heap_trim(heap, 0) == 0 && hak_last_error() == HAK_ERROR_PURGE);
     long maps = fake_os_calls(FAKE_MAP);
     void *again = hak_heap_calloc(heap, 1, 4 * HAK_MIB);
@@ -791,7 +837,7 @@ Test(flush_trim, a_refused_unmap_is_counted_and_reused)
     hak_heap_free(heap, again);
     fake_os_allow(FAKE_UNMAP);
     must_be_sound(heap, 0, "with unmap");
-    cr_assert(hak_heap_trim(heap, 0) == BLOCKS * 4 * HAK_MIB);
+    cr_assert(hak_heap_trim(heap, 0) == REFUSED * 4 * HAK_MIB);
     /* The registry may have made a table for the GiB that the blocks lay in; tables stay. */
     cr_assert(contract_mappings() <= idle + 1, "%zu mappings, %zu before", contract_mappings(),
               idle);

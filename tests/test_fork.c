@@ -273,15 +273,16 @@ Test(fork, from_two_threads_at_once)
 
 /* ---- Frees that meet the gate ---- */
 
+enum { UNCACHED = 4000 };
 static hak_heap_t *uncached;
 
 /* A heap without caches: each free takes the slow path, so that many meet the closed gate. */
 static void *free_uncached(void *unused)
 {
     while (!stop) {
-        void *blocks[64];
-        for (unsigned i = 0; i < 64; i++) blocks[i] = hak_heap_malloc(uncached, 64);
-        for (unsigned i = 0; i < 64; i++) hak_heap_free(uncached, blocks[i]);
+        void *blocks[UNCACHED];
+        for (unsigned i = 0; i < UNCACHED; i++) blocks[i] = hak_heap_malloc(uncached, 64);
+        for (unsigned i = 0; i < UNCACHED; i++) hak_heap_free(uncached, blocks[i]);
     }
     return unused;
 }
@@ -289,7 +290,9 @@ static void *free_uncached(void *unused)
 static void figures_are_exact(void *unused)
 {
     (void)unused;
+    fail_in_child(contract_is_charged(uncached) ? 0 : __LINE__);
     (void)hak_heap_flush(uncached);
+    fail_in_child(contract_is_charged(uncached) ? 0 : __LINE__);
     hak_heap_stats_t stats = contract_stats(uncached);
     fail_in_child(contract_cached(&stats) ? __LINE__ : 0);
     fail_in_child(contract_sum(&stats) == stats.committed_bytes ? 0 : __LINE__);

@@ -379,3 +379,36 @@ Test(gate, a_child_of_a_fork_that_waits_is_not_held_by_another)
     pthread_join(holder, NULL);
     pthread_join(waiter, NULL);
 }
+
+/* ---- A handler that forks in a fork that waits for a slow path ---- */
+
+static void fork_and_let_leave(int number)
+{
+    fork_in_handler(number);
+    may_leave = true;
+}
+
+static void *signal_when_closed(void *forker)
+{
+    while (!gate_is_closed()) usleep(1000);
+    usleep(20000);
+    (void)pthread_kill(*(pthread_t *)forker, SIGUSR1);
+    return NULL;
+}
+
+/* The thread that was inside is gone in the child, which goes on waiting where its parent did. */
+Test(gate, a_child_of_a_fork_that_waits_forgets_whom_it_waits_for)
+{
+    pthread_t inside_thread, signaller, self = pthread_self();
+    parent = getpid();
+    start();
+    signal(SIGUSR1, fork_and_let_leave);
+    cr_assert(pthread_create(&inside_thread, NULL, stay_until_told, NULL) == 0);
+    while (!is_in) usleep(1000);
+    cr_assert(pthread_create(&signaller, NULL, signal_when_closed, &self) == 0);
+    fork_alone(NULL);
+    int status = -1;
+    cr_assert(waitpid(handlers_child, &status, 0) == handlers_child && status == 0, "%x", status);
+    pthread_join(inside_thread, NULL);
+    pthread_join(signaller, NULL);
+}

@@ -630,6 +630,25 @@ Test(home, who_does_nothing_is_idle)
 
 /* ---- Refusals ---- */
 
+/* Every page for records is taken: none for sets. Returns what put_all_pages puts back. */
+static void *leave_no_page(hak_heap_t *heap)
+{
+    for (unsigned i = 0; i < 2; i++) heap->room[i] = heap->room_end[i];
+    return take_all_pages();
+}
+
+/* A refusal of longer sets leaves the shorter ones whole. */
+static void lengthen_sets(hak_heap_t *heap, class_state_t *state)
+{
+    lock_acquire(&state->lock, RANK_CLASS);
+    uint32_t homes = state->homes;
+    void *pages = leave_no_page(heap);
+    cr_assert(home_of(heap, state, 100, false) == HOME_NONE && state->homes == homes);
+    put_all_pages(pages);
+    cr_assert(home_of(heap, state, 100, true) == 100 && state->homes > 100);
+    lock_release(&state->lock, RANK_CLASS);
+}
+
 Test(home, without_sets_slabs_have_no_home_until_there_are)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -638,8 +657,7 @@ Test(home, without_sets_slabs_have_no_home_until_there_are)
         void *mids[DIVIDE_RUNS];
         for (unsigned i = 0; i < DIVIDE_RUNS; i++) mids[i] = must_malloc(heap, 40000);
         cr_assert(load_relaxed(&heap->divided) == DUE);
-        for (unsigned i = 0; i < 2; i++) heap->room[i] = heap->room_end[i];
-        void *pages = take_all_pages();
+        void *pages = leave_no_page(heap);
         fake_os_use();
         fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
         size_t count = 0;
@@ -658,17 +676,7 @@ Test(home, without_sets_slabs_have_no_home_until_there_are)
         lock_release(&state->lock, RANK_CLASS);
         cr_assert(home_in(blocks[0]) == HERE && home_in(one) == HERE && state->shared.slabs == 0);
         must_be_sound(heap, DIVIDE_RUNS + 1 + count, "granted");
-        /* The same of longer sets: a refusal leaves the shorter ones whole. */
-        lock_acquire(&state->lock, RANK_CLASS);
-        lock_acquire(&heap->lock, RANK_HEAP);
-        lock_release(&heap->lock, RANK_HEAP);
-        uint32_t homes = state->homes;
-        for (unsigned i = 0; i < 2; i++) heap->room[i] = heap->room_end[i];
-        pages = take_all_pages();
-        cr_assert(home_of(heap, state, 100, false) == HOME_NONE && state->homes == homes);
-        put_all_pages(pages);
-        cr_assert(home_of(heap, state, 100, true) == 100 && state->homes > 100);
-        lock_release(&state->lock, RANK_CLASS);
+        lengthen_sets(heap, state);
         must_be_sound(heap, DIVIDE_RUNS + 1 + count, "longer");
         cr_assert(home_in(one) == HERE);
         for (unsigned i = 0; i < DIVIDE_RUNS; i++) hak_heap_free(heap, mids[i]);

@@ -104,6 +104,59 @@ Test(large, blocks_leave_from_any_place)
     }
 }
 
+/* ---- Records without a block ---- */
+
+Test(large, records_wait_for_the_next_block)
+{
+    cr_assert(large_take_unused(&set) == NULL);
+    for (unsigned i = 0; i < 3; i++) large_put_unused(&set, &records[i]);
+    for (unsigned i = 3; i-- > 0;) cr_assert(large_take_unused(&set) == &records[i]);
+    cr_assert(large_take_unused(&set) == NULL);
+}
+
+enum { UNCACHED = 4 * HAK_MIB, CACHED = 2 * HAK_MIB /* by a heap that caches 3 MiB */ };
+
+static void free_to_the_kernel(hak_heap_t *of)
+{
+    void *ptr = hak_heap_malloc(of, UNCACHED);
+    cr_assert(ptr != NULL);
+    hak_free(ptr);
+}
+
+static void free_and_trim(hak_heap_t *of)
+{
+    void *ptr = hak_heap_malloc(of, CACHED);
+    cr_assert(ptr != NULL);
+    hak_free(ptr);
+    cr_assert(hak_heap_trim(of, 0) >= CACHED);
+}
+
+static void be_refused(hak_heap_t *of)
+{
+    fake_os_use();
+    fake_os_bound(FAKE_MAP, HAK_MIB);
+    cr_assert(hak_heap_malloc(of, CACHED) == NULL);
+    fake_os_restore();
+}
+
+/* Each way on which a mapping leaves keeps its record for the next one. */
+Test(large, a_record_is_used_again)
+{
+    enum { MORE_THAN_A_PAGE = 2 * HAK_PAGE / sizeof(large_t) };
+    void (*const ways[])(hak_heap_t *) = {free_to_the_kernel, free_and_trim, be_refused};
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.large_cache_bytes = 3 * HAK_MIB;
+    for (size_t way = 0; way < CONTRACT_LENGTH(ways); way++) {
+        hak_heap_t *of = hak_heap_create(&config);
+        cr_assert(of != NULL);
+        ways[way](of);
+        size_t before = contract_stats(of).metadata_bytes;
+        for (size_t i = 0; i < MORE_THAN_A_PAGE; i++) ways[way](of);
+        cr_assert(contract_stats(of).metadata_bytes == before, "way %zu", way);
+        cr_assert(contract_unsound(of, 0) == 0 && hak_heap_destroy(of) == 0);
+    }
+}
+
 /* ---- The cache ---- */
 
 Test(large, the_oldest_leaves_first_above_a_number)

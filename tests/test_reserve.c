@@ -7,6 +7,7 @@
 
 #include "hakheap.h"
 #include "registry.h"
+#include "support_contract.h"
 #include "support_memory.h"
 #include "support_os.h"
 
@@ -271,6 +272,61 @@ Test(reserve, a_refused_decommit_is_no_refused_purge)
     unsigned resident = 0;
     for (unsigned i = 0; i < COUNT; i++) resident += memory_is_resident(taken[i]->base);
     cr_assert(resident <= RESERVE_DIRTY, "%u SuperSlabs", resident);
+    fake_os_restore();
+}
+
+/* ---- Holes ---- */
+
+enum {
+    HOLES = 200 + RESERVE_HOLES
+}; /* every second SuperSlab is given back, by the kernel's table */
+static superslab_t *seconds[HOLES];
+
+static void give_every_second(void)
+{
+    for (unsigned i = 0; i < HOLES; i++) {
+        seconds[i] = take();
+        (void)take();
+    }
+    for (unsigned i = 0; i < HOLES; i++) cr_assert(put(seconds[i], &giver_a, true));
+}
+
+/* However heaps come and go, the reserve leaves the process half of its mappings. */
+Test(reserve, decommitted_superslabs_are_bounded)
+{
+    size_t before = contract_mappings();
+    give_every_second();
+    reserve_stats_t stats = reserve_stats(&reserve);
+    cr_assert(stats.clean_superslabs == RESERVE_HOLES, "%zu clean", stats.clean_superslabs);
+    cr_assert(stats.dirty_superslabs == HOLES - RESERVE_HOLES, "%zu dirty", stats.dirty_superslabs);
+    size_t more = contract_mappings() - before;
+    size_t others = 4 * stats.reservations; /* what is reserved, its records, tables */
+    cr_assert(more > RESERVE_HOLES && more <= 65530 / 2 + others, "%zu mappings", more);
+    cr_assert(memory_is_readable(seconds[HOLES - 1]->base) &&
+              !memory_is_readable(seconds[0]->base));
+}
+
+/* What is only purged keeps no page, so it takes no room from what does; it serves first, and a
+ * trim asks for it when there is room for a hole. */
+Test(reserve, beyond_the_bound_superslabs_are_purged)
+{
+    give_every_second();
+    superslab_t *kept[RESERVE_DIRTY];
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) fill(kept[i] = take());
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) cr_assert(put(kept[i], &giver_b, true));
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) cr_assert(memory_is_resident(kept[i]->base));
+    fake_os_use();
+    size_t bytes = reserve_trim(&reserve, NULL);
+    cr_assert(bytes == RESERVE_DIRTY * (size_t)SUPERSLAB, "%zu bytes", bytes);
+    cr_assert(fake_os_calls(FAKE_DECOMMIT) == 0, "there is room for no hole");
+    cr_assert(fake_os_calls(FAKE_PURGE) <= 2 * RESERVE_DIRTY, "%ld calls for what has nothing",
+              fake_os_calls(FAKE_PURGE));
+    size_t dirty = reserve_stats(&reserve).dirty_superslabs;
+    for (size_t i = 0; i < dirty; i++) cr_assert(take()->committed);
+    cr_assert(fake_os_calls(FAKE_COMMIT) == 0, "they are committed");
+    superslab_t *clean = take();
+    cr_assert(reserve_stats(&reserve).clean_superslabs == RESERVE_HOLES - 1);
+    cr_assert(put(clean, NULL, true) && fake_os_calls(FAKE_DECOMMIT) == 1, "there is room for one");
     fake_os_restore();
 }
 

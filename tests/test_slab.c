@@ -106,11 +106,35 @@ static pages_t pages_of_block(const slab_t *slab, const char *block)
 
 /* ---- Carving ---- */
 
-/* Whatever is asked for, one chain's blocks follow each other upwards and begin in one page. */
+/* One chain's blocks follow each other upwards and begin in one page. Returns their pages. */
+static pages_t chain_must_be_carved(slab_t *slab, size_t count, bool seen[MOST_BLOCKS])
+{
+    unsigned cls = slab->cls;
+    size_t bytes = size_classes[cls].bytes;
+    pages_t pages = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t offset = (size_t)(blocks[i] - slab->start), at = offset / bytes;
+        cr_assert(offset % bytes == 0 && at < size_classes[cls].blocks, "class %u, offset %zu", cls,
+                  offset);
+        cr_assert(!seen[at], "class %u: block %zu twice", cls, at);
+        seen[at] = true;
+        cr_assert(i == 0 || blocks[i] == blocks[i - 1] + bytes, "class %u: not upwards", cls);
+        /* Of small blocks, four go together: their lines may reach into the next page, where
+         * nothing else does. */
+        bool first_line = bytes < HAK_LINE && i < 4;
+        size_t page = (size_t)(blocks[0] - slab->start) / HAK_PAGE;
+        cr_assert(first_line || offset / HAK_PAGE == page, "class %u: a second page", cls);
+        cr_assert(slab_has(slab, blocks[i]));
+        char *last = blocks[i] + bytes - 1;
+        cr_assert(slab_of(registry_lookup(last), last) == slab);
+        pages |= pages_of_block(slab, blocks[i]);
+    }
+    return pages;
+}
+
 static void carve_whole_slab(unsigned cls, const guard_t *guard)
 {
     slab_t *slab = add(cls);
-    size_t bytes = size_classes[cls].bytes;
     size_t all = size_classes[cls].blocks;
     static bool seen[MOST_BLOCKS];
     memset(seen, 0, sizeof seen);
@@ -121,25 +145,7 @@ static void carve_whole_slab(unsigned cls, const guard_t *guard)
         size_t count = take(cls, 100000, guard, blocks);
         cr_assert(count > 0 && count <= all - total, "class %u: %zu after %zu of %zu", cls, count,
                   total, all);
-        for (size_t i = 0; i < count; i++) {
-            size_t offset = (size_t)(blocks[i] - slab->start);
-            cr_assert(offset % bytes == 0 && offset / bytes < all, "class %u, offset %zu", cls,
-                      offset);
-            cr_assert(!seen[offset / bytes], "class %u: block %zu twice", cls, offset / bytes);
-            seen[offset / bytes] = true;
-            cr_assert(i == 0 || blocks[i] == blocks[i - 1] + bytes, "class %u: not upwards", cls);
-            /* Of small blocks, four go together: their lines may reach into the next page, where
-             * nothing else does. */
-            bool first_line = bytes < HAK_LINE && i < 4;
-            cr_assert(first_line ||
-                          offset / HAK_PAGE == (size_t)(blocks[0] - slab->start) / HAK_PAGE,
-                      "class %u: a second page", cls);
-
-            cr_assert(slab_has(slab, blocks[i]));
-            cr_assert(slab_of(registry_lookup(blocks[i] + bytes - 1), blocks[i] + bytes - 1) ==
-                      slab);
-            pages |= pages_of_block(slab, blocks[i]);
-        }
+        pages |= chain_must_be_carved(slab, count, seen);
         total += count;
         cr_assert(slab->carved == total && slab_outside(slab) == total);
         cr_assert(slab_pages(slab) == pages, "class %u, %zu blocks: pages %lx, not %lx", cls, total,
@@ -375,12 +381,10 @@ static void free_blocks_must_be_known(const slab_t *slab, const bool *outside, c
     }
 }
 
-static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t *randoms)
+/* Releases the pages that are not `live`, but where the kernel refuses. */
+static void release_pages(slab_t *slab, const guard_t *guard, pages_t live)
 {
-    static char *kept[MOST_BLOCKS];
-    size_t bytes = size_classes[cls].bytes, count, none = 0;
-    slab_t *slab = add(cls);
-    pages_t live = thin_out(slab, cls, guard, randoms, kept, &count);
+    size_t none = 0;
     pages_t touched = slab_pages(slab), gone = touched & ~live;
     purge_refuses = true;
     cr_assert(slab_release(&set, slab, guard, &none, purge_counted) == 0 &&
@@ -389,18 +393,19 @@ static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t
     purge_refuses = false;
     purge_calls = 0;
     size_t pages = slab_release(&set, slab, guard, &none, purge_counted);
-    cr_assert(pages == (size_t)__builtin_popcountll(gone), "class %u: %zu pages", cls, pages);
-    cr_assert(slab_pages(slab) == live && (resident_pages(slab) & ~live) == 0, "class %u", cls);
+    cr_assert(pages == (size_t)__builtin_popcountll(gone), "class %u: %zu pages", slab->cls, pages);
+    cr_assert(slab_pages(slab) == live && (resident_pages(slab) & ~live) == 0, "class %u",
+              slab->cls);
     cr_assert(purge_calls == (unsigned)__builtin_popcountll(gone & ~(gone << 1)),
               "a call for each run of pages");
     cr_assert(slab_release(&set, slab, guard, &none, purge_counted) == 0, "nothing twice");
-    cr_assert(slab_outside(slab) == count);
-    must_add_up();
-    for (size_t i = 0; i < count; i++) {
-        cr_assert(slab_has(slab, kept[i]) && kept[i][0] == kept[i][bytes - 1] && kept[i][0],
-                  "content was lost");
-    }
-    /* Everything can be taken again, once, and touches pages one after another. */
+}
+
+/* Everything can be taken again, once, and touches pages one after another. */
+static void take_all_again(slab_t *slab, const guard_t *guard, char *const *kept, size_t count)
+{
+    unsigned cls = slab->cls;
+    size_t bytes = size_classes[cls].bytes;
     static bool seen[MOST_BLOCKS];
     memset(seen, 0, sizeof seen);
     for (size_t i = 0; i < count; i++) seen[(size_t)(kept[i] - slab->start) / bytes] = true;
@@ -418,6 +423,22 @@ static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t
         if (guard->key) free_blocks_must_be_known(slab, seen, guard);
     }
     cr_assert(total == size_classes[cls].blocks && !slab_has_released(slab));
+}
+
+static void release_and_take_again(unsigned cls, const guard_t *guard, randoms_t *randoms)
+{
+    static char *kept[MOST_BLOCKS];
+    size_t bytes = size_classes[cls].bytes, count;
+    slab_t *slab = add(cls);
+    pages_t live = thin_out(slab, cls, guard, randoms, kept, &count);
+    release_pages(slab, guard, live);
+    cr_assert(slab_outside(slab) == count);
+    must_add_up();
+    for (size_t i = 0; i < count; i++) {
+        cr_assert(slab_has(slab, kept[i]) && kept[i][0] == kept[i][bytes - 1] && kept[i][0],
+                  "content was lost");
+    }
+    take_all_again(slab, guard, kept, count);
     must_add_up();
     slab_remove(&set, slab);
     set.outside = 0;

@@ -72,6 +72,33 @@ static size_t some_size(randoms_t *randoms)
     return random_below(randoms, 600);
 }
 
+/* The figures of each class, and that their caches add up to the heap's. */
+static void classes_must_agree(const hak_heap_t *heap, const hak_heap_stats_t *stats,
+                               const shadow_t *shadow, size_t step)
+{
+    size_t hot = 0, spare = 0, cold = 0, remote = 0;
+    for (unsigned class = 0; class < hak_size_class_count(); class ++) {
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
+        cr_assert(row.block_bytes == hak_size_class_bytes(class));
+        cr_assert(row.live_blocks == shadow->in_class[class],
+                  "step %zu: class %zu: %zu blocks live, %zu counted", step, row.block_bytes,
+                  row.live_blocks, shadow->in_class[class]);
+        hot += row.hot_blocks * row.block_bytes;
+        spare += row.spare_blocks * row.block_bytes;
+        cold += row.cold_blocks * row.block_bytes;
+        remote += row.remote_blocks * row.block_bytes;
+        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks +
+                     row.remote_blocks + row.free_blocks + row.untouched_blocks;
+        cr_assert(all == row.slabs * size_classes[class].blocks,
+                  "step %zu: class %zu: %zu blocks of %zu slabs", step, row.block_bytes, all,
+                  row.slabs);
+    }
+    cr_assert(hot == stats->hot_bytes && spare == stats->spare_bytes && cold == stats->cold_bytes &&
+                  remote == stats->remote_bytes,
+              "step %zu: the classes' caches do not add up to the heap's", step);
+}
+
 static void must_agree(const hak_heap_t *heap, const shadow_t *shadow, size_t step)
 {
     hak_heap_stats_t stats = contract_stats(heap);
@@ -91,28 +118,7 @@ static void must_agree(const hak_heap_t *heap, const shadow_t *shadow, size_t st
                   stats.resident_bytes >= used + stats.metadata_bytes,
               "step %zu: %zu bytes resident, %zu committed", step, stats.resident_bytes,
               stats.committed_bytes);
-
-    size_t hot = 0, spare = 0, cold = 0, remote = 0;
-    for (unsigned class = 0; class < hak_size_class_count(); class ++) {
-        hak_class_stats_t row = {.struct_size = sizeof row};
-        cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
-        cr_assert(row.block_bytes == hak_size_class_bytes(class));
-        cr_assert(row.live_blocks == shadow->in_class[class],
-                  "step %zu: class %zu: %zu blocks live, %zu counted", step, row.block_bytes,
-                  row.live_blocks, shadow->in_class[class]);
-        hot += row.hot_blocks * row.block_bytes;
-        spare += row.spare_blocks * row.block_bytes;
-        cold += row.cold_blocks * row.block_bytes;
-        remote += row.remote_blocks * row.block_bytes;
-        size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks +
-                     row.remote_blocks + row.free_blocks + row.untouched_blocks;
-        cr_assert(all == row.slabs * size_classes[class].blocks,
-                  "step %zu: class %zu: %zu blocks of %zu slabs", step, row.block_bytes, all,
-                  row.slabs);
-    }
-    cr_assert(hot == stats.hot_bytes && spare == stats.spare_bytes && cold == stats.cold_bytes &&
-                  remote == stats.remote_bytes,
-              "step %zu: the classes' caches do not add up to the heap's", step);
+    classes_must_agree(heap, &stats, shadow, step);
     int line = contract_unsound(heap, shadow->blocks);
     cr_assert(line == 0, "step %zu: support_contract.c:%d", step, line);
 }
@@ -630,6 +636,54 @@ static void must_say(const char *field, size_t value)
               text.text);
 }
 
+static void must_say_figures(const hak_heap_stats_t *stats)
+{
+#define SAYS(field) must_say(#field, stats->field);
+    SAYS(live_bytes)
+    SAYS(live_blocks)
+    SAYS(hot_bytes)
+    SAYS(spare_bytes)
+    SAYS(cold_bytes)
+    SAYS(remote_bytes)
+    SAYS(large_cached_bytes)
+    SAYS(free_bytes)
+    SAYS(untouched_bytes)
+    SAYS(metadata_bytes)
+    SAYS(committed_bytes)
+    SAYS(peak_bytes)
+    SAYS(mapped_bytes)
+    SAYS(superslabs)
+    SAYS(phantom_superslabs)
+    SAYS(large_blocks)
+    SAYS(large_bytes)
+    SAYS(resident_bytes)
+#undef SAYS
+}
+
+/* One line for each class in use: block bytes, slabs, live blocks. */
+static void must_say_classes(const hak_heap_t *heap)
+{
+    for (unsigned class = 0; class < hak_size_class_count(); class ++) {
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
+        char line[64];
+        snprintf(line, sizeof line, "\n  %8zu %8zu %10zu ", row.block_bytes, row.slabs,
+                 row.live_blocks);
+        cr_assert((strstr(text.text, line) != NULL) == (row.slabs != 0), "class %zu in:\n%s",
+                  row.block_bytes, text.text);
+    }
+}
+
+static void must_say_counters(void)
+{
+    for (unsigned i = 0; i < COUNTER_COUNT; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "\n  %-22s ", counter_rows[i].name);
+        cr_assert((strstr(text.text, line) != NULL) == (HAK_COUNTERS != 0), "counter %s in:\n%s",
+                  counter_rows[i].name, text.text);
+    }
+}
+
 Test(stats, the_report_has_every_row)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -644,42 +698,9 @@ Test(stats, the_report_has_every_row)
         cr_assert(hak_heap_report(heap, gather, &text) == 0);
         cr_assert(strncmp(text.text, "heap \"reported\"", 15) == 0 &&
                   strstr(text.text, hak_percpu_mode()));
-#define SAYS(field) must_say(#field, stats.field);
-        SAYS(live_bytes)
-        SAYS(live_blocks)
-        SAYS(hot_bytes)
-        SAYS(spare_bytes)
-        SAYS(cold_bytes)
-        SAYS(remote_bytes)
-        SAYS(large_cached_bytes)
-        SAYS(free_bytes)
-        SAYS(untouched_bytes)
-        SAYS(metadata_bytes)
-        SAYS(committed_bytes)
-        SAYS(peak_bytes)
-        SAYS(mapped_bytes)
-        SAYS(superslabs)
-        SAYS(phantom_superslabs)
-        SAYS(large_blocks)
-        SAYS(large_bytes)
-        SAYS(resident_bytes)
-#undef SAYS
-        /* One line for each class in use: block bytes, slabs, live blocks. */
-        for (unsigned class = 0; class < hak_size_class_count(); class ++) {
-            hak_class_stats_t row = {.struct_size = sizeof row};
-            cr_assert(hak_heap_class_stats(heap, class, &row) == 0);
-            char line[64];
-            snprintf(line, sizeof line, "\n  %8zu %8zu %10zu ", row.block_bytes, row.slabs,
-                     row.live_blocks);
-            cr_assert((strstr(text.text, line) != NULL) == (row.slabs != 0), "class %zu in:\n%s",
-                      row.block_bytes, text.text);
-        }
-        for (unsigned i = 0; i < COUNTER_COUNT; i++) {
-            char line[64];
-            snprintf(line, sizeof line, "\n  %-22s ", counter_rows[i].name);
-            cr_assert((strstr(text.text, line) != NULL) == (HAK_COUNTERS != 0),
-                      "counter %s in:\n%s", counter_rows[i].name, text.text);
-        }
+        must_say_figures(&stats);
+        must_say_classes(heap);
+        must_say_counters();
         cr_assert(text.text[text.used - 1] == '\n' && strlen(text.text) == text.used);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
@@ -763,6 +784,68 @@ static uint64_t count_of(hak_heap_t *heap, counter_t counter)
               #name, (unsigned long long)count_of(heap, COUNTER_##name), (unsigned long long)(n), \
               level)
 
+static void count_small_blocks(hak_heap_t *heap, int level)
+{
+    void *ptr = hak_heap_malloc(heap, 512);
+    cr_assert(ptr != NULL);
+    COUNTS(refill_fresh_slab, 1);
+    COUNTS(refill_slab, 1);
+    COUNTS(early_empty, 1);
+    COUNTS(early_no_area, 1);
+    COUNTS(refill_hot, 0);
+    COUNTS(refill_fresh_superslab, 0);
+    hak_heap_free(heap, ptr);
+    COUNTS(tls_sll, 1);
+    COUNTS(ss_local, 0);
+    ptr = hak_heap_malloc(heap, 512);
+    COUNTS(refill_hot, 1);
+    COUNTS(early_empty, 1);
+    hak_heap_free(heap, ptr);
+    COUNTS(tls_sll, 2);
+
+    size_t held = contract_stats(heap).hot_bytes + contract_stats(heap).spare_bytes;
+    cr_assert(hak_heap_flush(heap) == held);
+    COUNTS(ss_local, held / 512);
+}
+
+static void count_big_blocks(hak_heap_t *heap, int level)
+{
+    void *mid = hak_heap_malloc(heap, 600000);
+    COUNTS(early_mid, 1);
+    COUNTS(refill_fresh_superslab, 1);
+    void *large = hak_heap_malloc(heap, 3 * HAK_MIB);
+    COUNTS(early_large, 1);
+    COUNTS(early_wrong_owner, 0);
+    hak_heap_free(heap, mid);
+    hak_free(large);
+    COUNTS(early_wrong_owner, 2);
+    COUNTS(ss_remote, 0);
+    COUNTS(early_gate, 0);
+    COUNTS(early_reentered, 0);
+    COUNTS(early_no_rseq, 0);
+    COUNTS(refill_remote, 0);
+}
+
+/* Every malloc of a small block is answered by one stage, every free of one goes one way. */
+static void count_stages(hak_heap_t *heap)
+{
+    enum { BLOCKS = 5000 };
+    static void *blocks[BLOCKS];
+    const counter_t answers[] = {COUNTER_refill_hot, COUNTER_refill_spare, COUNTER_refill_cold,
+                                 COUNTER_refill_slab};
+    uint64_t before = 0, after = 0;
+    for (int i = 0; i < 4; i++) before += count_of(heap, answers[i]);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < BLOCKS; i++)
+            cr_assert((blocks[i] = hak_heap_malloc(heap, 100)) != NULL);
+        for (int i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
+    }
+    for (int i = 0; i < 4; i++) after += count_of(heap, answers[i]);
+    cr_assert(after - before == 3 * BLOCKS, "%llu of %d calls counted",
+              (unsigned long long)(after - before), 3 * BLOCKS);
+    cr_assert(count_of(heap, COUNTER_refill_spare) > 0 && count_of(heap, COUNTER_early_full) > 0);
+}
+
 Test(stats, counters_count_what_happened)
 {
     if (!HAK_COUNTERS) cr_skip_test("built without counters");
@@ -772,61 +855,9 @@ Test(stats, counters_count_what_happened)
         cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
         hak_heap_t *heap = contract_heap(level, "counted");
         for (unsigned i = 0; i < COUNTER_COUNT; i++) cr_assert(count_of(heap, (counter_t)i) == 0);
-
-        void *ptr = hak_heap_malloc(heap, 512);
-        cr_assert(ptr != NULL);
-        COUNTS(refill_fresh_slab, 1);
-        COUNTS(refill_slab, 1);
-        COUNTS(early_empty, 1);
-        COUNTS(early_no_area, 1);
-        COUNTS(refill_hot, 0);
-        COUNTS(refill_fresh_superslab, 0);
-        hak_heap_free(heap, ptr);
-        COUNTS(tls_sll, 1);
-        COUNTS(ss_local, 0);
-        ptr = hak_heap_malloc(heap, 512);
-        COUNTS(refill_hot, 1);
-        COUNTS(early_empty, 1);
-        hak_heap_free(heap, ptr);
-        COUNTS(tls_sll, 2);
-
-        size_t held = contract_stats(heap).hot_bytes + contract_stats(heap).spare_bytes;
-        cr_assert(hak_heap_flush(heap) == held);
-        COUNTS(ss_local, held / 512);
-
-        void *mid = hak_heap_malloc(heap, 600000);
-        COUNTS(early_mid, 1);
-        COUNTS(refill_fresh_superslab, 1);
-        void *large = hak_heap_malloc(heap, 3 * HAK_MIB);
-        COUNTS(early_large, 1);
-        COUNTS(early_wrong_owner, 0);
-        hak_heap_free(heap, mid);
-        hak_free(large);
-        COUNTS(early_wrong_owner, 2);
-        COUNTS(ss_remote, 0);
-        COUNTS(early_gate, 0);
-        COUNTS(early_reentered, 0);
-        COUNTS(early_no_rseq, 0);
-        COUNTS(refill_remote, 0);
-
-        /* Every malloc of a small block is answered by one stage, every free of one goes one
-         * way. */
-        enum { BLOCKS = 5000 };
-        static void *blocks[BLOCKS];
-        const counter_t answers[] = {COUNTER_refill_hot, COUNTER_refill_spare, COUNTER_refill_cold,
-                                     COUNTER_refill_slab};
-        uint64_t before = 0, after = 0;
-        for (int i = 0; i < 4; i++) before += count_of(heap, answers[i]);
-        for (int round = 0; round < 3; round++) {
-            for (int i = 0; i < BLOCKS; i++)
-                cr_assert((blocks[i] = hak_heap_malloc(heap, 100)) != NULL);
-            for (int i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
-        }
-        for (int i = 0; i < 4; i++) after += count_of(heap, answers[i]);
-        cr_assert(after - before == 3 * BLOCKS, "%llu of %d calls counted",
-                  (unsigned long long)(after - before), 3 * BLOCKS);
-        cr_assert(count_of(heap, COUNTER_refill_spare) > 0 &&
-                  count_of(heap, COUNTER_early_full) > 0);
+        count_small_blocks(heap, level);
+        count_big_blocks(heap, level);
+        count_stages(heap);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
@@ -841,106 +872,155 @@ typedef struct patient {
     void *cached, *live, *mid, *large;
 } patient_t;
 
-static bool operate(bool damaged, const patient_t *p, unsigned how)
+/* Each does one kind of damage to what a check reads, and undoes it. */
+
+enum { SLAB_DAMAGES = 9 };
+static void damage_slabs(bool damaged, const patient_t *p, unsigned how)
 {
     ptrdiff_t one = damaged ? 1 : -1;
+    slab_set_t *set = home_set(p->state, p->slab->home);
     switch (how) {
-    case 0: home_set(p->state, p->slab->home)->carved += (size_t)one; return true;
-    case 1:
+    case 0: set->carved += (size_t)one; break;
+    case 1: set->slabs += (size_t)one; break;
+    case 2: set->pages += (uint32_t)one; break;
+    case 3: set->outside += (size_t)one; break;
+    case 4: p->slab->carved = (uint16_t)(p->slab->carved + one); break;
+    case 5: p->slab->cls ^= 1; break;
+    case 6: p->slab->bin ^= 1; break;
+    case 7: p->slab->pages = (uint8_t)(p->slab->pages + one); break;
+    default:
         store_relaxed(&p->state->outside, load_relaxed(&p->state->outside) + (size_t)one);
-        return true;
-    case 2: home_set(p->state, p->slab->home)->slabs += (size_t)one; return true;
-    case 3: p->slab->carved = (uint16_t)(p->slab->carved + one); return true;
-    case 4: p->slab->cls ^= 1; return true;
-    case 5: p->slab->bin ^= 1; return true;
-    case 6:
-        store_relaxed(&p->heap->committed, load_relaxed(&p->heap->committed) + (size_t)(one * 16));
-        return true;
-    case 7:
-        store_relaxed(&p->heap->metadata, load_relaxed(&p->heap->metadata) + (size_t)(one * 16));
-        return true;
-    case 8: p->heap->large.mid_blocks += (size_t)one; return true;
-    case 9: p->heap->large.live_blocks += (size_t)one; return true;
-    case 10: p->heap->superslabs.count += (size_t)one; return true;
-    case 11: p->heap->superslabs.all->free_granules += (uint32_t)one; return true;
-    case 12: p->heap->superslabs.all->free_touched += (uint32_t)one; return true;
-    case 13: p->heap->superslabs.all->free[1] ^= (uint64_t)1 << 63; return true;
-    case 14: registry_set_run(p->mid, 1, damaged ? NULL : p->heap, CODE_MID); return true;
-    case 15:
-        registry_set_range(p->large, SUPERSLAB, damaged ? NULL : p->heap->large.live);
-        return true;
-    case 16: p->heap->large.live->heap = damaged ? NULL : p->heap; return true;
-    case 17: {
-        /* A magazine that counts a block too many. */
-        _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
-        store_relaxed(word, load_relaxed(word) + (chain_t)one);
+        break;
+    }
+}
+
+enum { HEAP_DAMAGES = 9 };
+static void damage_sums(bool damaged, const patient_t *p, unsigned how)
+{
+    ptrdiff_t one = damaged ? 1 : -1;
+    hak_heap_t *heap = p->heap;
+    superslab_t *ss = heap->superslabs.all;
+    size_t bytes = (size_t)(one * 16);
+    switch (how) {
+    case 0: store_relaxed(&heap->committed, load_relaxed(&heap->committed) + bytes); break;
+    case 1: store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) + bytes); break;
+    case 2: heap->large.mid_blocks += (size_t)one; break;
+    case 3: heap->large.live_blocks += (size_t)one; break;
+    case 4: heap->superslabs.count += (size_t)one; break;
+    case 5: heap->superslabs.free_granules += (size_t)one; break;
+    case 6: heap->superslabs.free_touched += (size_t)one; break;
+    case 7: ss->free_granules += (uint32_t)one; break;
+    default: ss->free_touched += (uint32_t)one; break;
+    }
+}
+
+static void lose_granule(bool damaged, const patient_t *p)
+{
+    (void)damaged;
+    p->heap->superslabs.all->free[1] ^= (uint64_t)1 << 63;
+}
+
+static void lose_entry(bool damaged, const patient_t *p)
+{
+    registry_set_run(p->mid, 1, damaged ? NULL : p->heap, CODE_MID);
+}
+
+static void lose_slot(bool damaged, const patient_t *p)
+{
+    registry_set_range(p->large, SUPERSLAB, damaged ? NULL : p->heap->large.live);
+}
+
+static void lose_owner(bool damaged, const patient_t *p)
+{
+    p->heap->large.live->heap = damaged ? NULL : p->heap;
+}
+
+static void count_one_too_many(bool damaged, const patient_t *p)
+{
+    _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
+    store_relaxed(word, load_relaxed(word) + (chain_t)(damaged ? 1 : -1));
+}
+
+static void lead_to_a_block_of_the_program(bool damaged, const patient_t *p)
+{
+    static chain_t before;
+    _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
+    if (damaged) before = load_relaxed(word);
+    chain_t theirs = (chain_t)(uintptr_t)p->mid << CHAIN_SHIFT | chain_count(before);
+    store_relaxed(word, damaged ? theirs : before);
+}
+
+static void make_a_cycle(bool damaged, const patient_t *p)
+{
+    static block_t before;
+    block_t *block = p->cached;
+    if (!damaged) {
+        *block = before;
+        return;
+    }
+    before = *block;
+    size_t more = chain_count(block_link(&before, p->heap->key));
+    block_set_link(block, chain_address(block) | more, p->heap->key);
+}
+
+static void cache_twice(bool damaged, const patient_t *p)
+{
+    static chain_t before;
+    _Atomic chain_t *spare = &p->area->spare[p->state->cls];
+    if (damaged) before = load_relaxed(spare);
+    store_relaxed(spare, damaged ? load_relaxed(&p->area->hot[p->state->cls].word) : before);
+}
+
+static void list_a_live_block(bool damaged, const patient_t *p)
+{
+    static chain_t before;
+    static block_t held_by_program;
+    block_t *live = p->live;
+    if (damaged) {
+        before = p->slab->free;
+        held_by_program = *live;
+        p->slab->free = block_push(before, live, p->heap->key);
+    } else {
+        p->slab->free = before;
+        *live = held_by_program;
+    }
+}
+
+static void count_one_too_few(bool damaged, const patient_t *p)
+{
+    p->slab->free -= (chain_t)(damaged ? 1 : -1);
+}
+
+static void lead_into_a_block(bool damaged, const patient_t *p)
+{
+    static chain_t before;
+    if (damaged) before = p->slab->free;
+    p->slab->free = damaged ? before + ((chain_t)16 << CHAIN_SHIFT) : before;
+}
+
+static void (*const surgeries[])(bool damaged, const patient_t *p) = {
+    lose_granule,      lose_entry,         lose_slot,
+    lose_owner,        count_one_too_many, lead_to_a_block_of_the_program,
+    make_a_cycle,      cache_twice,        list_a_live_block,
+    count_one_too_few, lead_into_a_block,
+};
+
+/* False: there are no more kinds. */
+static bool operate(bool damaged, const patient_t *p, unsigned how)
+{
+    if (how < SLAB_DAMAGES) {
+        damage_slabs(damaged, p, how);
         return true;
     }
-    case 18: {
-        /* A magazine that leads to a block of the program. */
-        static chain_t before;
-        _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
-        if (damaged) before = load_relaxed(word);
-        store_relaxed(word, damaged
-                                ? (chain_t)(uintptr_t)p->mid << CHAIN_SHIFT | chain_count(before)
-                                : before);
+    how -= SLAB_DAMAGES;
+    if (how < HEAP_DAMAGES) {
+        damage_sums(damaged, p, how);
         return true;
     }
-    case 19: {
-        /* A free block's link to itself: a cycle. */
-        static block_t before;
-        block_t *block = p->cached;
-        if (damaged) {
-            before = *block;
-            block_set_link(block,
-                           chain_address(block) | chain_count(block_link(&before, p->heap->key)),
-                           p->heap->key);
-        } else {
-            *block = before;
-        }
-        return true;
-    }
-    case 20: {
-        /* The same block in two magazines. */
-        _Atomic chain_t *spare = &p->area->spare[p->state->cls];
-        static chain_t before;
-        if (damaged) before = load_relaxed(spare);
-        store_relaxed(spare, damaged ? load_relaxed(&p->area->hot[p->state->cls].word) : before);
-        return true;
-    }
-    case 21: {
-        /* A live block that somebody put on the freelist. */
-        static chain_t before;
-        static block_t held_by_program;
-        if (damaged) {
-            before = p->slab->free;
-            held_by_program = *(block_t *)p->live;
-            p->slab->free = block_push(before, p->live, p->heap->key);
-        } else {
-            p->slab->free = before;
-            *(block_t *)p->live = held_by_program;
-        }
-        return true;
-    }
-    case 22: {
-        /* A freelist that counts a block too few. */
-        p->slab->free -= (chain_t)one;
-        return true;
-    }
-    case 23: {
-        /* Into the middle of a block. */
-        static chain_t before;
-        if (damaged) before = p->slab->free;
-        p->slab->free = damaged ? before + ((chain_t)16 << CHAIN_SHIFT) : before;
-        return true;
-    }
-    case 24: p->slab->pages = (uint8_t)(p->slab->pages + one); return true;
-    case 25: home_set(p->state, p->slab->home)->pages += (uint32_t)one; return true;
-    case 26: p->heap->superslabs.free_granules += (size_t)one; return true;
-    case 27: p->heap->superslabs.free_touched += (size_t)one; return true;
-    case 28: home_set(p->state, p->slab->home)->outside += (size_t)one; return true;
-    default: return false;
-    }
+    how -= HEAP_DAMAGES;
+    if (how >= CONTRACT_LENGTH(surgeries)) return false;
+    surgeries[how](damaged, p);
+    return true;
 }
 
 /* A heap with something of everything. */

@@ -349,38 +349,39 @@ Test(superslab, an_empty_set_has_nothing)
 
 /* ---- The checker ---- */
 
+static superslab_t sound;
+
+/* The damage is found; then it is undone. */
+static void must_be_found(superslab_t *ss, const char *what)
+{
+    cr_assert(!superslab_is_valid(ss), "%s", what);
+    *ss = sound;
+}
+
 Test(superslab, the_checker_can_fail)
 {
     make(1);
-    held_t held;
+    held_t held, other;
     take(&held, 3, 1);
     put(&held, 0x35);
     superslab_t *ss = &slabs[0];
     cr_assert(superslab_is_valid(ss));
-    superslab_t sound = *ss;
+    sound = *ss;
     ss->free[0] ^= 1ull << 20;
-    cr_assert(!superslab_is_valid(ss), "a granule lost");
-    *ss = sound;
+    must_be_found(ss, "a granule lost");
     ss->free[1] ^= 1ull << 63;
-    cr_assert(!superslab_is_valid(ss), "the last granule lost");
-    *ss = sound;
+    must_be_found(ss, "the last granule lost");
     ss->free_granules--;
-    cr_assert(!superslab_is_valid(ss), "a wrong count of granules");
-    *ss = sound;
+    must_be_found(ss, "a wrong count of granules");
     ss->free_touched++;
-    cr_assert(!superslab_is_valid(ss), "a wrong count of pages");
-    *ss = sound;
+    must_be_found(ss, "a wrong count of pages");
     ss->touched[100] = 1;
-    cr_assert(!superslab_is_valid(ss), "a page that nobody counted");
-    *ss = sound;
+    must_be_found(ss, "a page that nobody counted");
     ss->begins[0] ^= 1ull << 50;
-    cr_assert(!superslab_is_valid(ss), "a free granule begins a run");
-    *ss = sound;
+    must_be_found(ss, "a free granule begins a run");
     ss->used[1] ^= 1ull << 63;
-    cr_assert(!superslab_is_valid(ss), "a descriptor that no run has");
-    *ss = sound;
+    must_be_found(ss, "a descriptor that no run has");
     take(&held, 3, 1);
-    held_t other;
     take(&other, 1, 1);
     cr_assert(superslab_is_valid(ss));
     store_relaxed(&ss->slot[other.run.first], (uint8_t)superslab_slot(ss, held.run.first));

@@ -29,6 +29,12 @@ Test(tree, the_level_check_can_fail) { RUN("scripts/levels.sh", "--self-test"); 
 Test(tree, documents_name_what_exists) { RUN("scripts/docs_check.sh", "."); }
 Test(tree, the_document_check_can_fail) { RUN("scripts/docs_check.sh", "--self-test"); }
 
+Test(tree, functions_are_short)
+{
+    RUN("scripts/functions_check.sh", "src", "tests", "bench", "examples");
+}
+Test(tree, the_function_check_can_fail) { RUN("scripts/functions_check.sh", "--self-test"); }
+
 /* The public header is whole by itself, in both languages, however strict its user is. */
 #define STRICT                                                                               \
     "-fsyntax-only", "-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wundef", \

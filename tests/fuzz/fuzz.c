@@ -121,7 +121,8 @@ static void shrink(fuzz_sequence_t *sequence, fuzz_operation_t *operations, doub
 {
     fuzz_operation_t *room = malloc((sequence->count + 1) * sizeof *room);
     if (!room) return;
-    for (size_t part = sequence->count / 2; part >= 1 && now() < until; part /= 2) {
+    size_t before = 0;
+    for (size_t part = sequence->count; part >= 1 && now() < until;) {
         for (size_t from = 0; from + part <= sequence->count && now() < until;) {
             if (!fails_without(sequence, from, part, room)) {
                 from += part;
@@ -131,6 +132,12 @@ static void shrink(fuzz_sequence_t *sequence, fuzz_operation_t *operations, doub
             if (progress->number < sequence->count) sequence->count = progress->number;
             memcpy(operations, room, sequence->count * sizeof *room);
         }
+        /* What could not go alone may go once others have. */
+        if (part == 1 && sequence->count != before) {
+            before = sequence->count;
+            part = sequence->count;
+        }
+        part /= 2;
     }
     free(room);
 }
@@ -290,16 +297,23 @@ static const char usage[] =
     "  --save DIR       where sequences that fail are written (.)\n"
     "  --soak           one process for all the time; prints how its memory grows\n"
     "  --replay PATH... runs sequences from files, or all of a directory\n"
-    "  --print          with --replay: prints them\n";
+    "  --print          with --replay: prints them\n"
+    "  --trap           fails at a trim after a burst, to show how a failure is cut down\n";
 
-enum { OPTION_SOAK = 256, OPTION_REPLAY, OPTION_PRINT };
+enum { OPTION_SOAK = 256, OPTION_REPLAY, OPTION_PRINT, OPTION_TRAP };
 
 static const struct option long_options[] = {
-    {"seconds", required_argument, NULL, 's'},  {"seed", required_argument, NULL, 'e'},
-    {"threads", required_argument, NULL, 't'},  {"operations", required_argument, NULL, 'o'},
-    {"episodes", required_argument, NULL, 'n'}, {"save", required_argument, NULL, 'd'},
-    {"soak", no_argument, NULL, OPTION_SOAK},   {"replay", no_argument, NULL, OPTION_REPLAY},
-    {"print", no_argument, NULL, OPTION_PRINT}, {NULL, 0, NULL, 0},
+    {"seconds", required_argument, NULL, 's'},
+    {"seed", required_argument, NULL, 'e'},
+    {"threads", required_argument, NULL, 't'},
+    {"operations", required_argument, NULL, 'o'},
+    {"episodes", required_argument, NULL, 'n'},
+    {"save", required_argument, NULL, 'd'},
+    {"soak", no_argument, NULL, OPTION_SOAK},
+    {"replay", no_argument, NULL, OPTION_REPLAY},
+    {"print", no_argument, NULL, OPTION_PRINT},
+    {"trap", no_argument, NULL, OPTION_TRAP},
+    {NULL, 0, NULL, 0},
 };
 
 static void take_option(int option, const char *text, const char *program)
@@ -314,6 +328,7 @@ static void take_option(int option, const char *text, const char *program)
     case 'd': options.save = text; break;
     case OPTION_SOAK: options.soak = true; break;
     case OPTION_REPLAY: options.replay = true; break;
+    case OPTION_TRAP: fuzz_trap = true; break;
     case OPTION_PRINT: options.print = true; break;
     default: fprintf(stderr, "Usage: %s [option...]\n%s", program, usage); exit(2);
     }

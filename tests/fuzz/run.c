@@ -25,14 +25,24 @@ static bool is_over(const stint_t *stint, size_t done)
     return time.tv_sec >= stint->until.tv_sec;
 }
 
+bool fuzz_trap;
+
+static void spring_trap(bool *armed, const fuzz_operation_t *operation)
+{
+    if (*armed && fuzz_verb(operation) == FUZZ_TRIM) fuzz_fail("the trap");
+    if (fuzz_verb(operation) == FUZZ_BURST) *armed = true;
+}
+
 static void *play(void *arg)
 {
     stint_t *stint = arg;
+    bool armed = false;
     for (size_t done = 0; !is_over(stint, done); done++) {
         fuzz_operation_t operation = stint->sequence ? stint->sequence->operations[done]
                                                      : fuzz_random_operation(&stint->randoms);
         if (progress) atomic_fetch_add_explicit(&progress->number, 1, memory_order_relaxed);
         player_do(&stint->player, &operation);
+        if (fuzz_trap) spring_trap(&armed, &operation);
     }
     player_end(&stint->player);
     return NULL;

@@ -10,6 +10,9 @@ typedef struct fuzz_sequence {
     size_t count;
 } fuzz_sequence_t;
 
+/* For a test of the fuzzer itself: a trim after a burst is a failure. */
+extern bool fuzz_trap;
+
 /* The sequence that bytes are: what is left of 8 is cut. False: not even a header. */
 bool fuzz_parse(fuzz_sequence_t *out, const void *bytes, size_t length);
 
