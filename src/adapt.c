@@ -12,6 +12,7 @@ enum {
     FIRST_BLOCKS = 4,
     FEW_BLOCKS = 32,
     SHARE = 2,
+    AHEAD = 32,       /* of what a class has outside, such a part may be carved ahead */
     RETURN_ENTER = 4, /* a class that returns so many blocks for one that it takes is closed; */
     RETURN_LEAVE = 2, /* with so many or fewer it is opened again */
     SCARCE = 8,       /* the budget is nearly spent when less than this part of it is left */
@@ -52,6 +53,15 @@ size_t adapt_refill(const magazine_t *hot)
     uint32_t limit = load_relaxed(&at->limit), misses = load_relaxed(&at->misses);
     size_t most = limit <= FEW_BLOCKS ? limit : limit / 2;
     return hak_max(1, hak_min(most, (size_t)FIRST_BLOCKS << hak_min(misses, 8) >> 1));
+}
+
+slab_wanted_t adapt_wanted(const class_state_t *state, const magazine_t *hot)
+{
+    return (slab_wanted_t){.blocks = adapt_refill(hot),
+                           .most = hak_max(1, load_relaxed(&((magazine_t *)(uintptr_t)hot)->limit)),
+                           /* Relaxed: as in most_blocks. */
+                           .ahead =
+                               load_relaxed(&((class_state_t *)(uintptr_t)state)->outside) / AHEAD};
 }
 
 void adapt_missed(area_t *area, magazine_t *magazine)

@@ -156,20 +156,22 @@ static size_t next_index(const slab_t *slab)
     return at < blocks ? at : at - blocks;
 }
 
-/* Blocks whose first byte lies before the end of the page where carving begins, up to the last
- * block of the slab, and whole cache lines of them where several blocks share one. */
-static size_t carvable(const slab_t *slab, size_t index, size_t want)
+/* Blocks whose first byte lies before the end of the page where carving begins, or `ahead` where
+ * that is more, up to the last block of the slab, and whole cache lines of them where several blocks
+ * share one. */
+static size_t carvable(const slab_t *slab, size_t index, size_t want, size_t ahead)
 {
     const size_class_t *sizes = &size_classes[slab->cls];
     size_t at = index * sizes->bytes;
-    size_t in_page = (hak_round_up(at + 1, HAK_PAGE) - at + sizes->bytes - 1) / sizes->bytes;
+    size_t near = (hak_round_up(at + 1, HAK_PAGE) - at + sizes->bytes - 1) / sizes->bytes;
+    near = hak_max(near, ahead);
     if (sizes->bytes < HAK_LINE) {
         /* Four blocks end at a line's end, at every size below a line. */
         want = hak_round_up(want, 4);
-        in_page = in_page < 4 ? 4 : in_page & ~(size_t)3;
+        near = near < 4 ? 4 : near & ~(size_t)3;
     }
     size_t left = hak_min(sizes->blocks - index, (size_t)sizes->blocks - slab->carved);
-    return hak_min(hak_min(want, in_page), left);
+    return hak_min(hak_min(want, near), left);
 }
 
 /* Notes that blocks may be written from now on. */
@@ -182,19 +184,15 @@ HAK_INLINE void touch(slab_set_t *set, slab_t *slab, const char *from, size_t by
 }
 
 /* The line of a block that was never handed out and is not as the kernel gave it. */
-static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const char *first, size_t count,
+static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const block_t *block,
                                                 const guard_t *guard)
 {
-    size_t bytes = size_classes[slab->cls].bytes;
-    const block_t *block = (const block_t *)(const void *)first;
-    for (size_t i = 1; i < count && !(block->word[0] | block->word[1]); i++)
-        block = (const block_t *)(const void *)(first + i * bytes);
     bool freed = block_is_sealed(block, block_link(block, guard->key), guard->key);
     hak_fatal(&(hak_fault_t){.code = freed ? "INTERIOR" : "CORRUPT",
                              .operation = "malloc",
                              .ptr = block,
                              .heap = guard->name,
-                             .class_bytes = bytes,
+                             .class_bytes = size_classes[slab->cls].bytes,
                              .words = freed ? "the address was freed and never handed out"
                                             : "a block was written to, or freed, that was never "
                                               "handed out"});
@@ -209,22 +207,20 @@ static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const char *
 static void prove_unused(const slab_t *slab, size_t index, size_t count, const guard_t *guard)
 {
     size_t bytes = size_classes[slab->cls].bytes;
-    const char *first = slab->start + index * bytes;
-    if (slab->used_before & pages_of(slab, index, index + count)) return;
-    uint64_t any = 0;
-    for (const char *at = first; at < first + count * bytes; at += bytes) {
-        const block_t *block = (const block_t *)(const void *)at;
-        any |= block->word[0] | block->word[1];
+    bool any_used = slab->used_before & pages_of(slab, index, index + count);
+    for (size_t i = index; i < index + count; i++) {
+        if (any_used && slab->used_before & pages_of(slab, i, i + 1)) continue;
+        const block_t *block = (const block_t *)(const void *)(slab->start + i * bytes);
+        if (HAK_UNLIKELY(block->word[0] | block->word[1])) never_handed_out(slab, block, guard);
     }
-    if (HAK_UNLIKELY(any)) never_handed_out(slab, first, count, guard);
 }
 
 /* Lowest address on top, so that a program walks memory upwards. */
-static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want,
+static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, size_t ahead,
                      const guard_t *guard)
 {
     size_t index = next_index(slab);
-    size_t count = carvable(slab, index, want);
+    size_t count = carvable(slab, index, want, ahead);
     size_t bytes = size_classes[slab->cls].bytes;
     uint64_t key = guard->key;
     if (key_seals(key)) prove_unused(slab, index, count, guard);
@@ -302,20 +298,24 @@ slab_t *slab_find(const slab_set_t *set, unsigned bin)
     return NULL;
 }
 
-chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard)
+chain_t slab_take(slab_set_t *set, unsigned cls, slab_wanted_t wanted, const guard_t *guard)
 {
     chain_t chain = 0;
-    slab_t *slab;
-    while (chain_count(chain) < (want + 3) / 4 && (slab = slab_find(set, BIN_HIGH)) != NULL) {
+    size_t want = wanted.blocks, ahead = wanted.ahead;
+    for (slab_t *slab; (slab = slab_find(set, BIN_HIGH)) != NULL;) {
         hak_assert(slab->cls == cls);
         while (!slab->free && slab_has_released(slab)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
-        chain = listed ? take_listed(slab, chain, want, most, guard)
-                       : carve(set, slab, chain, want - before, guard);
-        set->outside += chain_count(chain) - before;
+        if (before >= (listed ? (want + 3) / 4 : want)) break;
+        chain = listed ? take_listed(slab, chain, want, wanted.most, guard)
+                       : carve(set, slab, chain, want - before, ahead, guard);
+        size_t count = chain_count(chain) - before;
+        set->outside += count;
         rebin(set, slab);
-        if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */
+        if (listed) continue;
+        if (count >= ahead) break; /* the next page stays untouched until it is wanted */
+        ahead -= count;
     }
     (void)cls;
     return chain;
