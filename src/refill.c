@@ -30,12 +30,15 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
     return true;
 }
 
-/* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. */
+/* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. What is
+ * refused beyond the first is no error of the call. */
 static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, slab_wanted_t wanted)
 {
     size_t more = hak_min(wanted.blocks, wanted.ahead) / size_classes[state->cls].blocks;
     if (!fresh_slab(heap, state, home)) return false;
+    uint32_t error = hak_tls.last_error;
     while (more > 1 && fresh_slab(heap, state, home)) more--;
+    hak_tls.last_error = error;
     return true;
 }
 
