@@ -47,21 +47,27 @@ static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
     return cas_once_relaxed(&magazine->limit, &from, to);
 }
 
-size_t adapt_refill(const magazine_t *hot)
+static size_t refill_of(uint32_t limit, uint32_t misses)
 {
-    magazine_t *at = (magazine_t *)(uintptr_t)hot;
-    uint32_t limit = load_relaxed(&at->limit), misses = load_relaxed(&at->misses);
     size_t most = limit <= FEW_BLOCKS ? limit : limit / 2;
     return hak_max(1, hak_min(most, (size_t)FIRST_BLOCKS << hak_min(misses, 8) >> 1));
 }
 
+size_t adapt_refill(const magazine_t *hot)
+{
+    magazine_t *at = (magazine_t *)(uintptr_t)hot;
+    return refill_of(load_relaxed(&at->limit), load_relaxed(&at->misses));
+}
+
 slab_wanted_t adapt_wanted(const class_state_t *state, const magazine_t *hot)
 {
-    return (slab_wanted_t){.blocks = adapt_refill(hot),
-                           .most = hak_max(1, load_relaxed(&((magazine_t *)(uintptr_t)hot)->limit)),
-                           /* Relaxed: as in most_blocks. */
-                           .ahead =
-                               load_relaxed(&((class_state_t *)(uintptr_t)state)->outside) / AHEAD};
+    magazine_t *at = (magazine_t *)(uintptr_t)hot;
+    uint32_t limit = load_relaxed(&at->limit);
+    /* Relaxed: as in most_blocks. */
+    size_t outside = load_relaxed(&((class_state_t *)(uintptr_t)state)->outside);
+    return (slab_wanted_t){.blocks = (uint32_t)refill_of(limit, load_relaxed(&at->misses)),
+                           .most = limit ? limit : 1,
+                           .ahead = (uint32_t)(outside / AHEAD)};
 }
 
 void adapt_missed(area_t *area, magazine_t *magazine)

@@ -34,12 +34,16 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
  * refused beyond the first is no error of the call. */
 static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, slab_wanted_t wanted)
 {
-    size_t more = hak_min(wanted.blocks, wanted.ahead) / size_classes[state->cls].blocks;
-    if (!fresh_slab(heap, state, home)) return false;
-    uint32_t error = hak_tls.last_error;
-    while (more > 1 && fresh_slab(heap, state, home)) more--;
-    hak_tls.last_error = error;
-    return true;
+    uint32_t blocks = size_classes[state->cls].blocks, error = hak_tls.last_error;
+    uint32_t left = wanted.ahead < wanted.blocks ? wanted.ahead : wanted.blocks;
+    bool any = false;
+    while (fresh_slab(heap, state, home)) {
+        any = true;
+        if (HAK_LIKELY(left < 2 * blocks)) return true;
+        left -= blocks;
+    }
+    if (any) hak_tls.last_error = error;
+    return any;
 }
 
 /* Takes a slab over that another home uses less than half of (its threads may have moved here), or

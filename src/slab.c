@@ -206,12 +206,15 @@ static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const block_
  */
 static void prove_unused(const slab_t *slab, size_t index, size_t count, const guard_t *guard)
 {
-    size_t bytes = size_classes[slab->cls].bytes;
-    bool any_used = slab->used_before & pages_of(slab, index, index + count);
-    for (size_t i = index; i < index + count; i++) {
-        if (any_used && slab->used_before & pages_of(slab, i, i + 1)) continue;
-        const block_t *block = (const block_t *)(const void *)(slab->start + i * bytes);
-        if (HAK_UNLIKELY(block->word[0] | block->word[1])) never_handed_out(slab, block, guard);
+    const size_t bytes = size_classes[slab->cls].bytes;
+    const pages_t all = pages_of(slab, index, index + count), used = slab->used_before & all;
+    if (used == all) return;
+    const char *at = slab->start + index * bytes;
+    for (size_t i = 0; i < count; i++, at += bytes) {
+        const block_t *block = (const block_t *)(const void *)at;
+        if (HAK_LIKELY(!(block->word[0] | block->word[1]))) continue;
+        if (!(used & pages_of(slab, index + i, index + i + 1)))
+            never_handed_out(slab, block, guard);
     }
 }
 

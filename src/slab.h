@@ -138,11 +138,11 @@ void slab_restore(slab_set_t *set, slab_t *slab);
 void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab);
 /* The fullest slab that is no fuller than `bin` and has a block to give; NULL: there is none. */
 slab_t *slab_find(const slab_set_t *set, unsigned bin);
-/* What a take asks for. */
+/* What a take asks for; it fits two registers. */
 typedef struct slab_wanted {
-    size_t blocks;
-    size_t most;  /* a slab's freelist of no more blocks than these is taken whole */
-    size_t ahead; /* so many may be carved beyond the page where carving begins */
+    uint32_t blocks;
+    uint32_t most;  /* a slab's freelist of no more blocks than these is taken whole */
+    uint32_t ahead; /* so many may be carved beyond the page where carving begins */
 } slab_wanted_t;
 /* A chain of about as many blocks as are wanted: more where they fill a cache line or are a whole
  * freelist, fewer where freelists have a quarter of them; the empty chain where no slab has

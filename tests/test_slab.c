@@ -89,7 +89,8 @@ static char *blocks[4 * MOST_BLOCKS];
 
 static size_t take(unsigned cls, size_t want, const guard_t *guard, char *out[])
 {
-    chain_t chain = slab_take(&set, cls, (slab_wanted_t){want, 2 * want, 0}, guard);
+    chain_t chain =
+        slab_take(&set, cls, (slab_wanted_t){(uint32_t)want, 2 * (uint32_t)want, 0}, guard);
     size_t count = unchain(chain, guard, size_classes[cls].bytes, out, MOST_BLOCKS);
     cr_assert(count == chain_count(chain));
     return count;
@@ -958,11 +959,11 @@ Test(slab, a_growing_class_carves_ahead)
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
         const guard_t *guard = cls % 2 ? &checked : &fast;
         slab_t *pair[2] = {add(cls), add(cls)};
-        size_t all = size_classes[cls].blocks, want = all + all / 2;
+        uint32_t all = size_classes[cls].blocks, want = all + all / 2;
         chain_t chain = slab_take(&set, cls, (slab_wanted_t){want, want, want}, guard);
         size_t count = unchain(chain, guard, size_classes[cls].bytes, blocks, 4 * MOST_BLOCKS);
         cr_assert(count == chain_count(chain) && count >= want && count < want + 4,
-                  "class %u: %zu, not %zu", cls, count, want);
+                  "class %u: %zu, not %u", cls, count, want);
         cr_assert(outside_of(&set) == count &&
                   (pair[0]->bin == BIN_FULL || pair[1]->bin == BIN_FULL));
         must_add_up();
