@@ -12,6 +12,7 @@ enum {
     FIRST_BLOCKS = 4,
     FEW_BLOCKS = 32,
     SHARE = 2,
+    AHEAD = 32,       /* of what a class has outside, such a part may be carved ahead */
     RETURN_ENTER = 4, /* a class that returns so many blocks for one that it takes is closed; */
     RETURN_LEAVE = 2, /* with so many or fewer it is opened again */
     SCARCE = 8,       /* the budget is nearly spent when less than this part of it is left */
@@ -46,12 +47,27 @@ static bool set_limit(magazine_t *magazine, uint32_t from, uint32_t to)
     return cas_once_relaxed(&magazine->limit, &from, to);
 }
 
+static size_t refill_of(uint32_t limit, uint32_t misses)
+{
+    size_t most = limit <= FEW_BLOCKS ? limit : limit / 2;
+    return hak_max(1, hak_min(most, (size_t)FIRST_BLOCKS << hak_min(misses, 8) >> 1));
+}
+
 size_t adapt_refill(const magazine_t *hot)
 {
     magazine_t *at = (magazine_t *)(uintptr_t)hot;
-    uint32_t limit = load_relaxed(&at->limit), misses = load_relaxed(&at->misses);
-    size_t most = limit <= FEW_BLOCKS ? limit : limit / 2;
-    return hak_max(1, hak_min(most, (size_t)FIRST_BLOCKS << hak_min(misses, 8) >> 1));
+    return refill_of(load_relaxed(&at->limit), load_relaxed(&at->misses));
+}
+
+slab_wanted_t adapt_wanted(const class_state_t *state, const magazine_t *hot)
+{
+    magazine_t *at = (magazine_t *)(uintptr_t)hot;
+    uint32_t limit = load_relaxed(&at->limit);
+    /* Relaxed: as in most_blocks. */
+    size_t outside = load_relaxed(&((class_state_t *)(uintptr_t)state)->outside);
+    return (slab_wanted_t){.blocks = (uint32_t)refill_of(limit, load_relaxed(&at->misses)),
+                           .most = limit ? limit : 1,
+                           .ahead = (uint32_t)(outside / AHEAD)};
 }
 
 void adapt_missed(area_t *area, magazine_t *magazine)

@@ -92,15 +92,22 @@ HAK_INLINE chain_t block_push(chain_t chain, void *ptr, uint64_t key)
     return chain_address(block) | (chain_count(chain) + 1);
 }
 
-/* The link of a chain's newest block, proved where the heap has seals. */
+/* The link of a free block, proved where the heap has seals. `key`: the guard's, for those who know
+ * it to be 0. */
+HAK_INLINE chain_t block_proved_link(const block_t *block, uint64_t key, const guard_t *guard,
+                                     const char *operation, size_t bytes)
+{
+    chain_t link = block_link(block, key);
+    if (key_seals(key) && HAK_UNLIKELY(!block_is_sealed(block, link, key)))
+        block_corrupt(guard, operation, block, bytes);
+    return link;
+}
+
+/* The same of a chain's newest block. */
 HAK_INLINE chain_t block_next(chain_t chain, const guard_t *guard, const char *operation,
                               size_t bytes)
 {
-    block_t *block = chain_block(chain);
-    chain_t link = block_link(block, guard->key);
-    if (key_seals(guard->key) && HAK_UNLIKELY(!block_is_sealed(block, link, guard->key)))
-        block_corrupt(guard, operation, block, bytes);
-    return link;
+    return block_proved_link(chain_block(chain), guard->key, guard, operation, bytes);
 }
 
 /* Asks for the block that a chain hands out next, while no call waits for its link (as a pop of

@@ -36,17 +36,26 @@ static void note_returned(hak_heap_t *heap, class_state_t *state, size_t blocks)
     counter_add(&heap->counters, ss_local, blocks);
 }
 
+/* As many blocks of a chain as one look at a home's slabs may return; lock: CLASS. Returns what is
+ * left. */
+static chain_t put_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most)
+{
+    const block_t *block = chain_block(chain);
+    slab_t *empty;
+    slab_set_t *set = home_set(state, slab_of(registry_lookup(block), block)->home);
+    chain = slab_put_chain(set, chain, most, state->cls, &heap->guard, &empty);
+    if (empty && slab_is_spare(set, empty)) (void)drain_retire(heap, state, empty, false);
+    return chain;
+}
+
 chain_t drain_to_slabs(hak_heap_t *heap, class_state_t *state, chain_t chain, size_t most)
 {
     hak_assert(lock_is_held(&state->lock));
-    size_t bytes = size_classes[state->cls].bytes;
-    size_t moved = 0;
-    for (; moved < most && chain_block(chain); moved++) {
-        block_t *block = chain_block(chain);
-        chain = block_next(chain, &heap->guard, "free", bytes);
-        put_block(heap, state, block);
-    }
-    note_returned(heap, state, moved);
+    size_t all = chain_count(chain);
+    size_t left = all - hak_min(all, most);
+    while (chain_count(chain) > left)
+        chain = put_chain(heap, state, chain, chain_count(chain) - left);
+    note_returned(heap, state, all - left);
     return chain;
 }
 

@@ -30,6 +30,22 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
     return true;
 }
 
+/* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. What is
+ * refused beyond the first is no error of the call. */
+static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, slab_wanted_t wanted)
+{
+    uint32_t blocks = size_classes[state->cls].blocks, error = hak_tls.last_error;
+    uint32_t left = wanted.ahead < wanted.blocks ? wanted.ahead : wanted.blocks;
+    bool any = false;
+    while (fresh_slab(heap, state, home)) {
+        any = true;
+        if (HAK_LIKELY(left < 2 * blocks)) return true;
+        left -= blocks;
+    }
+    if (any) hak_tls.last_error = error;
+    return any;
+}
+
 /* Takes a slab over that another home uses less than half of (its threads may have moved here), or
  * any with a block to give where the other home is `idle`. */
 static bool adopt_slab(hak_heap_t *heap, class_state_t *state, unsigned home, bool idle)
@@ -56,11 +72,11 @@ static bool drain_others(hak_heap_t *heap, class_state_t *state, int index)
 }
 
 /* Where the system refuses a slab, any block will do. */
-static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, size_t want, size_t most)
+static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, slab_wanted_t wanted)
 {
     chain_t chain = 0;
     for (slab_set_t *set = &state->shared; set && !chain; set = home_next_set(state, set))
-        chain = slab_take(set, state->cls, want, most, &heap->guard);
+        chain = slab_take(set, state->cls, wanted, &heap->guard);
     return chain;
 }
 
@@ -80,33 +96,31 @@ HAK_INLINE size_t take_waiting(hak_heap_t *heap, class_state_t *state)
     return drain_waiting(heap, state, DRAIN_AT_ONCE);
 }
 
-static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, size_t want,
-                         size_t most)
+static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, slab_wanted_t wanted)
 {
     enum { WAITING_STEPS = 4 }; /* so often waiting blocks are returned before memory is taken */
     int steps = take_waiting(heap, state) ? 1 : WAITING_STEPS;
     unsigned home = home_of(heap, state, index, true);
     chain_t chain;
-    while (!(chain = slab_take(home_set(state, home), state->cls, want, most, &heap->guard)) &&
+    while (!(chain = slab_take(home_set(state, home), state->cls, wanted, &heap->guard)) &&
            (take_from_others(heap, state, index, home) ||
             (steps++ < WAITING_STEPS && take_waiting(heap, state)) ||
-            fresh_slab(heap, state, home))) {
+            fresh_slabs(heap, state, home, wanted))) {
     }
-    if (!chain) chain = take_anywhere(heap, state, want, most);
+    if (!chain) chain = take_anywhere(heap, state, wanted);
     store_relaxed(&state->outside, load_relaxed(&state->outside) + chain_count(chain));
     if (chain) counter_add(&heap->counters, refill_slab, 1);
     return chain;
 }
 
 /* The rungs below the areas. */
-static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, size_t want,
-                           size_t most)
+static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, slab_wanted_t wanted)
 {
     lock_acquire(&state->lock, RANK_CLASS);
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
     budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
     if (chain) counter_add(&heap->counters, refill_cold, 1);
-    else chain = take_slab(heap, state, index, want, most);
+    else chain = take_slab(heap, state, index, wanted);
     drain_leave(heap, state);
     return chain;
 }
@@ -170,8 +184,8 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
         if (area_returns(area, state->cls)) adapt_wants(heap, area, index, state->cls);
         adapt_grow(heap, area, hot, state);
     }
-    size_t most = hot ? hak_max(1, load_relaxed(&hot->limit)) : 1;
-    chain_t chain = take_shared(heap, state, index, hot ? adapt_refill(hot) : 1, most);
+    slab_wanted_t wanted = hot ? adapt_wanted(state, hot) : (slab_wanted_t){1, 1, 0};
+    chain_t chain = take_shared(heap, state, index, wanted);
     home_divide(heap, index);
     if (area) drain_period(heap, area, index);
     enum { TICK_MISSES = 8 }; /* a look at the clock costs as much as half a miss */

@@ -199,12 +199,17 @@ HAK_INLINE uint32_t registry_quotient(unsigned cls, uint32_t offset)
     uint32_t multiply = registry_divisors[cls].multiply;
     return multiply ? (uint32_t)((uint64_t)offset * multiply >> 32) : offset;
 }
+/* Whether so many times 16 bytes lead to a block that a slab of the class has. */
+HAK_INLINE bool divisor_divides(divisor_t divisor, uint32_t offset)
+{
+    return offset * divisor.multiply <= divisor.most;
+}
 /* Whether a rotated pointer is at the start of a block that its slab has. */
 HAK_INLINE bool entry_divides(entry_t mine, uint64_t rotated)
 {
     const divisor_t *divisor =
         (const divisor_t *)(const void *)((const char *)registry_divisors + entry_slot(mine) * 4);
-    return entry_offset(mine, rotated) * divisor->multiply <= divisor->most;
+    return divisor_divides(*divisor, entry_offset(mine, rotated));
 }
 HAK_INLINE void *entry_run_start(entry_t entry, const void *ptr)
 {

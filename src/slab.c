@@ -156,20 +156,22 @@ static size_t next_index(const slab_t *slab)
     return at < blocks ? at : at - blocks;
 }
 
-/* Blocks whose first byte lies before the end of the page where carving begins, up to the last
- * block of the slab, and whole cache lines of them where several blocks share one. */
-static size_t carvable(const slab_t *slab, size_t index, size_t want)
+/* Blocks whose first byte lies before the end of the page where carving begins, or `ahead` where
+ * that is more, up to the last block of the slab, and whole cache lines of them where several blocks
+ * share one. */
+static size_t carvable(const slab_t *slab, size_t index, size_t want, size_t ahead)
 {
     const size_class_t *sizes = &size_classes[slab->cls];
     size_t at = index * sizes->bytes;
-    size_t in_page = (hak_round_up(at + 1, HAK_PAGE) - at + sizes->bytes - 1) / sizes->bytes;
+    size_t near = (hak_round_up(at + 1, HAK_PAGE) - at + sizes->bytes - 1) / sizes->bytes;
+    near = hak_max(near, ahead);
     if (sizes->bytes < HAK_LINE) {
         /* Four blocks end at a line's end, at every size below a line. */
         want = hak_round_up(want, 4);
-        in_page = in_page < 4 ? 4 : in_page & ~(size_t)3;
+        near = near < 4 ? 4 : near & ~(size_t)3;
     }
     size_t left = hak_min(sizes->blocks - index, (size_t)sizes->blocks - slab->carved);
-    return hak_min(hak_min(want, in_page), left);
+    return hak_min(hak_min(want, near), left);
 }
 
 /* Notes that blocks may be written from now on. */
@@ -182,19 +184,15 @@ HAK_INLINE void touch(slab_set_t *set, slab_t *slab, const char *from, size_t by
 }
 
 /* The line of a block that was never handed out and is not as the kernel gave it. */
-static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const char *first, size_t count,
+static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const block_t *block,
                                                 const guard_t *guard)
 {
-    size_t bytes = size_classes[slab->cls].bytes;
-    const block_t *block = (const block_t *)(const void *)first;
-    for (size_t i = 1; i < count && !(block->word[0] | block->word[1]); i++)
-        block = (const block_t *)(const void *)(first + i * bytes);
     bool freed = block_is_sealed(block, block_link(block, guard->key), guard->key);
     hak_fatal(&(hak_fault_t){.code = freed ? "INTERIOR" : "CORRUPT",
                              .operation = "malloc",
                              .ptr = block,
                              .heap = guard->name,
-                             .class_bytes = bytes,
+                             .class_bytes = size_classes[slab->cls].bytes,
                              .words = freed ? "the address was freed and never handed out"
                                             : "a block was written to, or freed, that was never "
                                               "handed out"});
@@ -208,23 +206,24 @@ static _Noreturn HAK_COLD void never_handed_out(const slab_t *slab, const char *
  */
 static void prove_unused(const slab_t *slab, size_t index, size_t count, const guard_t *guard)
 {
-    size_t bytes = size_classes[slab->cls].bytes;
-    const char *first = slab->start + index * bytes;
-    if (slab->used_before & pages_of(slab, index, index + count)) return;
-    uint64_t any = 0;
-    for (const char *at = first; at < first + count * bytes; at += bytes) {
+    const size_t bytes = size_classes[slab->cls].bytes;
+    const pages_t all = pages_of(slab, index, index + count), used = slab->used_before & all;
+    if (used == all) return;
+    const char *at = slab->start + index * bytes;
+    for (size_t i = 0; i < count; i++, at += bytes) {
         const block_t *block = (const block_t *)(const void *)at;
-        any |= block->word[0] | block->word[1];
+        if (HAK_LIKELY(!(block->word[0] | block->word[1]))) continue;
+        if (!(used & pages_of(slab, index + i, index + i + 1)))
+            never_handed_out(slab, block, guard);
     }
-    if (HAK_UNLIKELY(any)) never_handed_out(slab, first, count, guard);
 }
 
 /* Lowest address on top, so that a program walks memory upwards. */
-static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want,
+static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, size_t ahead,
                      const guard_t *guard)
 {
     size_t index = next_index(slab);
-    size_t count = carvable(slab, index, want);
+    size_t count = carvable(slab, index, want, ahead);
     size_t bytes = size_classes[slab->cls].bytes;
     uint64_t key = guard->key;
     if (key_seals(key)) prove_unused(slab, index, count, guard);
@@ -302,20 +301,24 @@ slab_t *slab_find(const slab_set_t *set, unsigned bin)
     return NULL;
 }
 
-chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard)
+chain_t slab_take(slab_set_t *set, unsigned cls, slab_wanted_t wanted, const guard_t *guard)
 {
     chain_t chain = 0;
-    slab_t *slab;
-    while (chain_count(chain) < (want + 3) / 4 && (slab = slab_find(set, BIN_HIGH)) != NULL) {
+    size_t want = wanted.blocks, ahead = wanted.ahead;
+    for (slab_t *slab; (slab = slab_find(set, BIN_HIGH)) != NULL;) {
         hak_assert(slab->cls == cls);
         while (!slab->free && slab_has_released(slab)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
-        chain = listed ? take_listed(slab, chain, want, most, guard)
-                       : carve(set, slab, chain, want - before, guard);
-        set->outside += chain_count(chain) - before;
+        if (before >= (listed ? (want + 3) / 4 : want)) break;
+        chain = listed ? take_listed(slab, chain, want, wanted.most, guard)
+                       : carve(set, slab, chain, want - before, ahead, guard);
+        size_t count = chain_count(chain) - before;
+        set->outside += count;
         rebin(set, slab);
-        if (!listed) break; /* at a page's end: the next page stays untouched until it is wanted */
+        if (listed) continue;
+        if (count >= ahead) break; /* the next page stays untouched until it is wanted */
+        ahead -= count;
     }
     (void)cls;
     return chain;
@@ -331,23 +334,117 @@ bool slab_has(const slab_t *slab, const void *ptr)
     return is_carved(slab, index) && !is_among(slab, index, released_pages(slab));
 }
 
+static _Noreturn HAK_COLD void refuse(const slab_t *slab, const void *ptr, const guard_t *guard,
+                                      const char *code, const char *words)
+{
+    hak_fatal(&(hak_fault_t){.code = code,
+                             .operation = "free",
+                             .ptr = ptr,
+                             .heap = guard->name,
+                             .class_bytes = size_classes[slab->cls].bytes,
+                             .words = words});
+}
+
+/* Ends the process where an address is none that was handed out. */
+static HAK_NOINLINE void prove_handed_out(const slab_t *slab, const void *ptr, const guard_t *guard)
+{
+    if (!slab_has(slab, ptr))
+        refuse(slab, ptr, guard, "INTERIOR",
+               "the address is not the start of a block that was handed out");
+}
+
+static _Noreturn HAK_COLD void refuse_second(const slab_t *slab, const void *ptr,
+                                             const guard_t *guard)
+{
+    refuse(slab, ptr, guard, "DOUBLE_FREE", "every block of its slab is free already");
+}
+
+/* slab_of for a block of a chain: one way down the registry for its entry and its SuperSlab. */
+HAK_INLINE slab_t *slab_of_freed(const block_t *block, const size_class_t *sizes)
+{
+    uintptr_t granule = (uintptr_t)block >> GRANULE_SHIFT;
+    gib_t *gib = registry_gib((uintptr_t)block);
+    if (sizes->granules > 1)
+        granule -= entry_back(load_relaxed(&gib->entry[granule % GIB_GRANULES]));
+    /* Acquire: pairs with the release in registry_set_superslab. */
+    superslab_t *ss = load_acquire(&gib->superslab[granule / SUPERSLAB_GRANULES % GIB_SUPERSLABS]);
+    return superslab_descriptor(ss, granule % SUPERSLAB_GRANULES);
+}
+
+HAK_INLINE bool lies_in(const slab_t *slab, const void *ptr, const size_class_t *sizes)
+{
+    return (size_t)((const char *)ptr - slab->start) < sizes->granules * (size_t)GRANULE;
+}
+
+/* What the blocks of one chain have in common. */
+typedef struct returned {
+    const guard_t *guard;
+    uint64_t key; /* the guard's */
+    const size_class_t *sizes;
+    divisor_t divisor;
+} returned_t;
+
+/* Puts the blocks at a chain's head that lie in one slab on its freelist, no more than `most` and
+ * than are outside. The bin is behind then. */
+HAK_INLINE chain_t put_run(slab_t *slab, chain_t chain, size_t most, returned_t of)
+{
+    const bool whole = slab->carved == of.sizes->blocks && !slab_has_released(slab);
+    chain_t list = slab->free;
+    for (size_t left = hak_min(most, slab_outside(slab)); left; left--) {
+        block_t *block = chain_block(chain);
+        if (!lies_in(slab, block, of.sizes)) break;
+        uint32_t offset = (uint32_t)((char *)block - slab->start) / BLOCK_ALIGN;
+        chain = block_proved_link(block, of.key, of.guard, "free", of.sizes->bytes);
+        if (HAK_UNLIKELY(!whole || !divisor_divides(of.divisor, offset)))
+            prove_handed_out(slab, block, of.guard);
+        list = block_push(list, block, of.key);
+    }
+    slab->free = list;
+    return chain;
+}
+
+HAK_INLINE chain_t put_chain(slab_set_t *set, chain_t chain, size_t most, returned_t of,
+                             slab_t **empty)
+{
+    slab_t *slab = slab_of_freed(chain_block(chain), of.sizes);
+    const uint8_t home = slab->home;
+    do {
+        size_t had = chain_count(slab->free);
+        chain_t rest = put_run(slab, chain, most, of);
+        size_t count = chain_count(slab->free) - had;
+        /* The first block lies in the slab, so none is outside where it was not put. */
+        if (HAK_UNLIKELY(!count)) refuse_second(slab, chain_block(chain), of.guard);
+        chain = rest;
+        set->outside -= count;
+        most -= count;
+        if (HAK_UNLIKELY(slab_outside(slab) < slab->least)) change_bin(set, slab);
+        const block_t *next = chain_block(chain);
+        if (HAK_UNLIKELY(slab->bin == BIN_EMPTY)) {
+            /* The caller gives the slab back: what it would not find there is named here. */
+            if (most && next && lies_in(slab, next, of.sizes)) refuse_second(slab, next, of.guard);
+            *empty = slab;
+            break;
+        }
+        if (!most || !next) break;
+        slab = slab_of_freed(next, of.sizes);
+    } while (slab->home == home);
+    return chain;
+}
+
+chain_t slab_put_chain(slab_set_t *set, chain_t chain, size_t most, unsigned cls,
+                       const guard_t *guard, slab_t **empty)
+{
+    returned_t of = {guard, guard->key, &size_classes[cls], registry_divisors[cls]};
+    *empty = NULL;
+    if (key_seals(of.key)) return put_chain(set, chain, most, of, empty);
+    of.key = 0;
+    return put_chain(set, chain, most, of, empty);
+}
+
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard)
 {
-    if (HAK_UNLIKELY(!slab_has(slab, ptr)))
-        hak_fatal(
-            &(hak_fault_t){.code = "INTERIOR",
-                           .operation = "free",
-                           .ptr = ptr,
-                           .heap = guard->name,
-                           .class_bytes = size_classes[slab->cls].bytes,
-                           .words = "the address is not the start of a block that was handed out"});
-    if (HAK_UNLIKELY(slab_outside(slab) == 0))
-        hak_fatal(&(hak_fault_t){.code = "DOUBLE_FREE",
-                                 .operation = "free",
-                                 .ptr = ptr,
-                                 .heap = guard->name,
-                                 .class_bytes = size_classes[slab->cls].bytes,
-                                 .words = "every block of its slab is free already"});
+    prove_handed_out(slab, ptr, guard);
+    if (HAK_UNLIKELY(slab_outside(slab) == 0)) refuse_second(slab, ptr, guard);
     slab->free = block_push(slab->free, ptr, guard->key);
     set->outside--;
     rebin(set, slab);

@@ -22,9 +22,10 @@
  * sets. It costs nothing, because no bytes are set aside for it, and lies in the first half of a
  * page, so that few blocks still touch one page.
  *
- * Carving stops at the end of a page, so a page is touched only when a block in it is wanted. Slabs
- * sit in bins by how full they are; blocks come from the fullest first, and within a bin from low
- * addresses before high ones where two are compared, so that the emptiest slabs drain and go back.
+ * Carving stops at the end of a page, so a page is touched only when a block in it is wanted; but
+ * for as many blocks as the caller expects its class to want soon. Slabs sit in bins by how full
+ * they are; blocks come from the fullest first, and within a bin from low addresses before high
+ * ones where two are compared, so that the emptiest slabs drain and go back.
  *
  * A trim may give back pages of a slab in use that no block outside overlaps. Blocks that overlap
  * such a page leave the freelist and count as never touched again; the page's bit in the
@@ -137,12 +138,27 @@ void slab_restore(slab_set_t *set, slab_t *slab);
 void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab);
 /* The fullest slab that is no fuller than `bin` and has a block to give; NULL: there is none. */
 slab_t *slab_find(const slab_set_t *set, unsigned bin);
-/* A chain of about `want` blocks: more where they fill a cache line, or are a slab's freelist of no
- * more than `most`, which is taken whole, and fewer where that has a quarter of them; the empty
- * chain where no slab has one. */
-chain_t slab_take(slab_set_t *set, unsigned cls, size_t want, size_t most, const guard_t *guard);
+/* What a take asks for; it fits two registers. */
+typedef struct slab_wanted {
+    uint32_t blocks;
+    uint32_t most;  /* a slab's freelist of no more blocks than these is taken whole */
+    uint32_t ahead; /* so many may be carved beyond the page where carving begins */
+} slab_wanted_t;
+/* A chain of about as many blocks as are wanted: more where they fill a cache line or are a whole
+ * freelist, fewer where freelists have a quarter of them; the empty chain where no slab has
+ * one. */
+chain_t slab_take(slab_set_t *set, unsigned cls, slab_wanted_t wanted, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
+/*
+ * Returns the blocks of a chain, at most `most`, until one lies in a slab of another home than the
+ * first, or a slab has no block outside any more: that one is *empty then, else NULL. Returns what
+ * is left of the chain. Blocks that follow each other and lie in one slab, as consecutive frees
+ * mostly do, cost one lookup and one look at its counts and bin. Each is proved as slab_put proves
+ * it, and its seal where the heap has seals.
+ */
+chain_t slab_put_chain(slab_set_t *set, chain_t chain, size_t most, unsigned cls,
+                       const guard_t *guard, slab_t **empty);
 /* Gives back pages that no block outside overlaps, also those that were written before the run
  * became this slab; the first `keep` of them stay, and are taken off it. `purge` tells the kernel,
  * and false says that it refused: then they stay too. Returns pages. */

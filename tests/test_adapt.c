@@ -328,15 +328,19 @@ Test(adapt, a_change_of_sizes_leaves_no_slab_behind)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = heap_here(level, 0);
-        enum { SMALL = 48, COUNT = 20000, WIDE = 2048, PHASE = 4 * ADAPT_PERIOD };
+        enum { SMALL = 48, COUNT = 20000, WIDE = 2048, PHASE = 2048, TURNS = 100 };
         fill(heap, SMALL, 0, COUNT);
         for (size_t i = 0; i < COUNT;
              i++) { /* an order that leaves cached blocks all over their slabs */
             void **at = &blocks[i * 7919 % COUNT];
             hak_heap_free(heap, *at);
         }
-        fill(heap, WIDE, 0, PHASE);
         class_state_t *state = state_of(heap, SMALL);
+        size_t turns = 0;
+        for (; turns < TURNS && load_relaxed(&state->outside); turns++) {
+            empty(heap, WIDE, 0, turns ? PHASE : 0);
+            fill(heap, WIDE, 0, PHASE);
+        }
         cr_assert(load_relaxed(&state->outside) == 0, "%zu blocks are cached",
                   load_relaxed(&state->outside));
         must_be_sound(heap, PHASE);

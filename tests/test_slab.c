@@ -89,7 +89,8 @@ static char *blocks[4 * MOST_BLOCKS];
 
 static size_t take(unsigned cls, size_t want, const guard_t *guard, char *out[])
 {
-    chain_t chain = slab_take(&set, cls, want, 2 * want, guard);
+    chain_t chain =
+        slab_take(&set, cls, (slab_wanted_t){(uint32_t)want, 2 * (uint32_t)want, 0}, guard);
     size_t count = unchain(chain, guard, size_classes[cls].bytes, out, MOST_BLOCKS);
     cr_assert(count == chain_count(chain));
     return count;
@@ -152,7 +153,8 @@ static void carve_whole_slab(unsigned cls, const guard_t *guard)
                   (unsigned long)slab_pages(slab), (unsigned long)pages);
     }
     cr_assert(slab->bin == BIN_FULL);
-    cr_assert(slab_take(&set, cls, 1, 2, guard) == 0, "class %u: more blocks than there are", cls);
+    cr_assert(slab_take(&set, cls, (slab_wanted_t){1, 2, 0}, guard) == 0,
+              "class %u: more blocks than there are", cls);
     must_add_up();
     slab_remove(&set, slab);
     set.outside = 0;
@@ -243,7 +245,7 @@ Test(slab, small_blocks_come_by_whole_lines)
 Test(slab, a_take_gets_about_what_it_wants)
 {
     slab_t *slab = add(7); /* 128 bytes: 32 a page */
-    cr_assert(slab_take(&set, 7, 0, 0, &fast) == 0);
+    cr_assert(slab_take(&set, 7, (slab_wanted_t){0, 0, 0}, &fast) == 0);
     size_t first = take(7, 5, &fast, blocks);
     cr_assert(first > 0 && first <= 5);
     cr_assert(slab->carved == first);
@@ -275,7 +277,7 @@ Test(slab, the_fullest_slab_serves_first)
     slab_t *slabs[3];
     for (unsigned i = 0; i < 3; i++) slabs[i] = add(CLASS);
     cr_assert(empty_into(CLASS, 48, blocks) == 48);
-    cr_assert(set.bin[BIN_FULL] && slab_take(&set, CLASS, 1, 2, &checked) == 0);
+    cr_assert(set.bin[BIN_FULL] && slab_take(&set, CLASS, (slab_wanted_t){1, 2, 0}, &checked) == 0);
 
     /* Sparse, half and high: 2, 8 and 13 outside. */
     static const size_t keep[3] = {2, 8, 13};
@@ -302,7 +304,7 @@ Test(slab, the_fullest_slab_serves_first)
         }
         cr_assert(slabs[from]->bin == BIN_FULL);
     }
-    cr_assert(slab_take(&set, CLASS, 1, 2, &checked) == 0);
+    cr_assert(slab_take(&set, CLASS, (slab_wanted_t){1, 2, 0}, &checked) == 0);
     must_add_up();
 }
 
@@ -324,7 +326,7 @@ Test(slab, a_slab_moves_to_another_set_with_all_that_is_counted)
               slab_find(&set, BIN_HIGH) == NULL);
     cr_assert(other.slabs == 1 && other.outside == 5 && other.carved == 16 &&
               slab_find(&other, BIN_HIGH) == goes);
-    chain_t chain = slab_take(&other, CLASS, 11, 22, &checked);
+    chain_t chain = slab_take(&other, CLASS, (slab_wanted_t){11, 22, 0}, &checked);
     cr_assert(chain_count(chain) == 11 && other.outside == 16 && goes->bin == BIN_FULL);
     slab_move(&other, &set, goes);
     must_add_up();
@@ -638,7 +640,7 @@ Test(slab, the_last_block_back_makes_a_slab_empty)
     cr_assert(superslab_granule(run.ss, run.first) == slab->start);
     slab_remove(&set, slab);
     cr_assert(set.slabs == 0 && set.carved == 0 && slab_empty(&set) == NULL);
-    cr_assert(slab_take(&set, CLASS, 1, 2, &checked) == 0);
+    cr_assert(slab_take(&set, CLASS, (slab_wanted_t){1, 2, 0}, &checked) == 0);
     slab_restore(&set, slab);
     cr_assert(set.slabs == 1 && set.carved == all && slab_empty(&set) == slab);
     must_add_up();
@@ -738,7 +740,7 @@ Test(slab, a_double_put_ends_the_process, .signal = SIGABRT)
 static void take_damaged(void *arg)
 {
     (void)arg;
-    (void)slab_take(&set, 7, 2, 4, &checked);
+    (void)slab_take(&set, 7, (slab_wanted_t){2, 4, 0}, &checked);
 }
 
 Test(slab, a_freed_block_that_was_written_to_aborts)
@@ -798,6 +800,191 @@ static void random_blocks(unsigned cls, const guard_t *guard, uint64_t seed)
     cr_assert(set.slabs == 0 && set.carved == 0 && outside_of(&set) == 0);
 }
 
+/* ---- Chains ---- */
+
+/* A chain of these blocks, the first of them on top. */
+static chain_t chain_of(char *const some[], size_t count, const guard_t *guard)
+{
+    chain_t chain = 0;
+    while (count-- > 0) chain = block_push(chain, some[count], guard->key);
+    return chain;
+}
+
+/* A freelist as long as it says, all of it the slab's. */
+static void must_be_listed(const slab_t *slab, size_t count, const guard_t *guard)
+{
+    cr_assert(chain_count(slab->free) == count);
+    chain_t chain = slab->free;
+    for (size_t left = count; left; left--) {
+        cr_assert(chain_count(chain) == left, "the count of a link is not what follows");
+        cr_assert(slab_has(slab, chain_block(chain)));
+        chain = block_next(chain, guard, "test", size_classes[slab->cls].bytes);
+    }
+    cr_assert(chain == 0);
+}
+
+/* All of a slab in one chain: it passes every bin on its way to the empty one. */
+static void put_whole_slab(unsigned cls, const guard_t *guard)
+{
+    slab_t *slab = add(cls), *empty = NULL;
+    size_t all = empty_into(cls, size_classes[cls].blocks, blocks);
+    cr_assert(all == size_classes[cls].blocks && slab->bin == BIN_FULL);
+    chain_t chain = chain_of(blocks, all, guard);
+    size_t some = all / 3;
+    chain = slab_put_chain(&set, chain, some, cls, guard, &empty);
+    cr_assert(chain_count(chain) == all - some && !empty && outside_of(&set) == all - some);
+    must_be_listed(slab, some, guard);
+    must_add_up();
+    chain = slab_put_chain(&set, chain, SIZE_MAX, cls, guard, &empty);
+    cr_assert(chain == 0 && empty == slab && slab->bin == BIN_EMPTY && outside_of(&set) == 0);
+    must_be_listed(slab, all, guard);
+    must_add_up();
+    slab_remove(&set, slab);
+}
+
+Test(slab, a_chain_of_one_slab_goes_back_at_once)
+{
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+        put_whole_slab(cls, cls % 2 ? &checked : &fast);
+}
+
+/* Blocks of two slabs in turn, and a part of one that is not carved to its end. */
+static void put_two_slabs(unsigned cls, const guard_t *guard)
+{
+    slab_t *pair[2] = {add(cls), add(cls)}, *empty = NULL;
+    size_t all = size_classes[cls].blocks, last[2] = {0, 0}, count = 0;
+    size_t have = empty_into(cls, 2 * all, blocks);
+    char *of[2][MOST_BLOCKS], *mixed[2 * MOST_BLOCKS];
+    for (size_t i = 0; i < have; i++) {
+        unsigned side = home(blocks[i]) == pair[1];
+        of[side][last[side]++] = blocks[i];
+    }
+    cr_assert(last[0] == all && last[1] == all);
+    for (size_t i = 0; i < all; i++)
+        for (unsigned side = 0; side < 2; side++) mixed[count++] = of[side][i];
+    chain_t chain = chain_of(mixed, count, guard);
+    chain = slab_put_chain(&set, chain, all + 1, cls, guard, &empty);
+    cr_assert(chain_count(chain) == all - 1 && !empty && outside_of(&set) == all - 1);
+    must_add_up();
+    chain = slab_put_chain(&set, chain, SIZE_MAX, cls, guard, &empty);
+    cr_assert(empty == home(mixed[count - 2]) && chain_count(chain) == 1,
+              "it stops at an empty one");
+    chain = slab_put_chain(&set, chain, SIZE_MAX, cls, guard, &empty);
+    cr_assert(chain == 0 && empty == home(mixed[count - 1]) && outside_of(&set) == 0);
+    for (unsigned side = 0; side < 2; side++) must_be_listed(pair[side], all, guard);
+    must_add_up();
+    for (unsigned side = 0; side < 2; side++) slab_remove(&set, pair[side]);
+}
+
+Test(slab, a_chain_of_two_slabs_in_turn_goes_back)
+{
+    static const unsigned classes[] = {0, 2, 3, 15, 31, 44, 71};
+    for (unsigned i = 0; i < sizeof classes / sizeof classes[0]; i++) {
+        put_two_slabs(classes[i], &fast);
+        put_two_slabs(classes[i], &checked);
+    }
+}
+
+/* The slabs of another home are another set's: they are left for the caller to find. */
+Test(slab, a_chain_stops_at_another_home)
+{
+    enum { CLASS = 31 };
+    slab_t *here = add(CLASS), *there = add(CLASS), *empty;
+    cr_assert(empty_into(CLASS, 32, blocks) == 32);
+    there->home = 1;
+    char *mixed[4];
+    size_t mine = 0, others = 2;
+    for (size_t i = 0; i < 32; i++) {
+        if (home(blocks[i]) == here && mine < 2) mixed[mine++] = blocks[i];
+        if (home(blocks[i]) == there && others < 4) mixed[others++] = blocks[i];
+    }
+    chain_t chain = slab_put_chain(&set, chain_of(mixed, 4, &checked), 4, CLASS, &checked, &empty);
+    cr_assert(chain_count(chain) == 2 && (char *)chain_block(chain) == mixed[2] && !empty);
+    cr_assert(chain_count(here->free) == 2 && there->free == 0 && outside_of(&set) == 30);
+}
+
+static chain_t broken;
+static void put_broken(void *arg)
+{
+    slab_t *empty;
+    const guard_t *guard = arg;
+    while (broken) broken = slab_put_chain(&set, broken, SIZE_MAX, 7, guard, &empty);
+}
+
+static void chain_must_abort(const guard_t *guard, const char *code, const char *ptr)
+{
+    char wanted[32];
+    snprintf(wanted, sizeof wanted, "ptr=0x%zx ", (size_t)(uintptr_t)ptr);
+    child_run(&child, put_broken, (void *)(uintptr_t)guard);
+    cr_assert(child_aborted(&child, code, "free"), "signal %d: %s", child.signal, child.text);
+    cr_assert(strstr(child.text, wanted), "%s, not %s", child.text, wanted);
+}
+
+/* In the middle of a run: what is no block, in a slab that is carved to its end and in one that is
+ * not; a block more than the slab has outside; and a block that was written to. */
+Test(slab, each_block_of_a_chain_is_proved)
+{
+    const guard_t *guards[] = {&fast, &checked};
+    for (unsigned i = 0; i < 4; i++) {
+        const guard_t *guard = guards[i % 2];
+        slab_t *slab = add(7);
+        size_t all = size_classes[7].blocks, count = empty_into(7, i < 2 ? all : 8, blocks);
+        char *inside = blocks[3] + 16, *some[4] = {blocks[1], blocks[2], inside, blocks[4]};
+        broken = chain_of(some, 4, guard);
+        chain_must_abort(guard, "INTERIOR", inside);
+        (void)block_push(0, blocks[3], guard->key);
+        char *twice = blocks[0];
+        broken = chain_of(&blocks[1], count - 1, guard);
+        broken = slab_put_chain(&set, broken, SIZE_MAX, 7, guard, &(slab_t *){NULL});
+        cr_assert(broken == 0 && slab_outside(slab) == 1);
+        /* Two blocks come back, and one is outside. */
+        some[0] = blocks[1], some[1] = twice;
+        broken = chain_of(some, 2, guard);
+        chain_must_abort(guard, "DOUBLE_FREE", twice);
+        slab_remove(&set, slab);
+        set.outside = 0;
+    }
+    slab_t *slab = add(7);
+    cr_assert(empty_into(7, 8, blocks) == 8 && slab->bin != BIN_EMPTY);
+    broken = chain_of(blocks, 8, &checked);
+    blocks[5][0] ^= 1;
+    chain_must_abort(&checked, "CORRUPT", blocks[5]);
+}
+
+/* ---- Carving ahead ---- */
+
+/* What a class will want soon is carved over pages and slabs, and nothing beyond what is wanted. */
+Test(slab, a_growing_class_carves_ahead)
+{
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        const guard_t *guard = cls % 2 ? &checked : &fast;
+        slab_t *pair[2] = {add(cls), add(cls)};
+        uint32_t all = size_classes[cls].blocks, want = all + all / 2;
+        chain_t chain = slab_take(&set, cls, (slab_wanted_t){want, want, want}, guard);
+        size_t count = unchain(chain, guard, size_classes[cls].bytes, blocks, 4 * MOST_BLOCKS);
+        cr_assert(count == chain_count(chain) && count >= want && count < want + 4,
+                  "class %u: %zu, not %u", cls, count, want);
+        cr_assert(outside_of(&set) == count &&
+                  (pair[0]->bin == BIN_FULL || pair[1]->bin == BIN_FULL));
+        must_add_up();
+        for (unsigned side = 0; side < 2; side++) slab_remove(&set, pair[side]);
+        set.outside = 0;
+    }
+}
+
+/* So much ahead, and no more: the pages behind it stay untouched. */
+Test(slab, carving_ahead_stops_where_it_may)
+{
+    enum { CLASS = 47 }; /* 4096 bytes: a block a page */
+    slab_t *slab = add(CLASS);
+    cr_assert(size_classes[CLASS].bytes == HAK_PAGE);
+    chain_t chain = slab_take(&set, CLASS, (slab_wanted_t){8, 8, 0}, &fast);
+    cr_assert(chain_count(chain) == 1 && slab->pages == 1);
+    chain = slab_take(&set, CLASS, (slab_wanted_t){8, 8, 3}, &fast);
+    cr_assert(chain_count(chain) == 3 && slab->pages == 4, "%zu", chain_count(chain));
+    must_add_up();
+}
+
 Test(slab, random_takes_and_puts)
 {
     static const unsigned classes[] = {0, 2, 9, 31, 44, 71};
@@ -812,7 +999,7 @@ Test(slab, random_takes_and_puts)
 static void carve_all(void *arg)
 {
     (void)arg;
-    while (slab_take(&set, 7, 32, 64, &checked)) {
+    while (slab_take(&set, 7, (slab_wanted_t){32, 64, 0}, &checked)) {
     }
 }
 

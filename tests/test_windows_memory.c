@@ -177,7 +177,7 @@ static void divide(void)
     scene_make_acts(3500, SCENE_SIZE);
     (void)hak_heap_trim(scene.heap, 0);
     STALL_REQUIRE(home_is_divided(scene.heap));
-    home = entry_home(registry_lookup(scene.acts[3400].ptr));
+    home = entry_home(registry_lookup(scene.acts[1000].ptr)); /* of a slab that is full */
     next_home = home == 0;
     STALL_REQUIRE(home < scene_class()->homes && next_home < scene_class()->homes);
 }
