@@ -283,8 +283,9 @@ HAK_API size_t hak_reserve_trim(void);
 /**
  * How much memory the process may keep that no heap holds: empty SuperSlabs, and free pages of the
  * nursery. Inside this bound it keeps as much as was in use in the last second or so, and gives the
- * rest back as time goes on: each call of any heap that finds no block in its caches looks at the
- * clock, so a process that stops calling keeps what it has until hak_reserve_trim(). Any thread.
+ * rest back as time goes on: now and then an allocation, of any heap, that finds no block in its
+ * caches looks at the clock. So a process that stops calling keeps what it has until
+ * hak_reserve_trim(). Any thread.
  * @param bytes the bound; 0 keeps nothing, SIZE_MAX whatever was in use. Until the first call: the
  *        environment variable HAKHEAP_RESERVE_BYTES, else an eighth of the machine's memory.
  * @return 0, with what is beyond the bound given back; EDEADLK (in a signal handler that
