@@ -60,7 +60,7 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] exa
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
-        fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz format format-check clean \
+        fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted format format-check clean \
         install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
@@ -216,6 +216,18 @@ fuzz-minimise:
 	@mkdir -p build/corpus-least
 	env $(fuzz_mode) $(libfuzzer_dir)/tests/fuzz_target -merge=1 -use_counters=0 build/corpus-least tests/fuzz/corpus build/corpus
 
+# ---- Mutants: what tests notice, see scripts/mutants.py ----
+
+JOBS ?= 2
+ONLY ?= *
+
+# Takes hours; goes on where it was stopped. SECONDS: of the fuzzer, for each.
+mutants:
+	scripts/mutants.py run --jobs $(JOBS) --only '$(ONLY)' --seconds $(SECONDS)
+
+planted:
+	scripts/mutants.py planted
+
 # ---- The rest ----
 
 docs:
@@ -264,6 +276,8 @@ help:
 	@echo 'make soak            the same in one process, with the slope of its memory; SECONDS=36000'
 	@echo 'make check-fuzz      the same for two minutes, over builds, modes and threads'
 	@echo 'make fuzz-libfuzzer  finds sequences for the corpus; fuzz-minimise takes them into build/corpus-least'
+	@echo 'make mutants         kills small changes of src/ by the tests; JOBS=2 ONLY="<pattern>" SECONDS=60 of the fuzzer'
+	@echo 'make planted         how soon the fuzzer alone finds each planted bug'
 	@echo 'make bench           bench/suite.py: every benchmark on every allocator, as a page; BENCH=quick: few rounds'
 	@echo 'make bench-guard     bench/guard.sh, counts of instructions against bench/guard.csv'
 	@echo 'make docs            build/docs/html, by Doxygen'

@@ -13,7 +13,7 @@
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
 
 BENCH := build/bench
-WORKLOADS := larson battle handoff sharing latency mixed longrun lifecycle flushcost
+WORKLOADS := larson battle handoff sharing latency mixed longrun lifecycle flushcost sessions queries waves bulk
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -44,9 +44,17 @@ libs_mimalloc_heap := $(libs_mimalloc)
 libs_jemalloc := -Wl,--no-as-needed -ljemalloc
 libs_jemalloc_arena := $(libs_jemalloc)
 libs_tcmalloc := -Wl,--no-as-needed -ltcmalloc_minimal
-# Peers of single workloads: mimalloc's heaps are for one thread each.
+# Pools of the Apache Portable Runtime. Its flags define what the programs define themselves, so only its folder is taken.
+header_apr := apr_pools.h
+flags_apr := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags-only-I apr-1 2>/dev/null))
+libs_apr := -lapr-1
+# Peers of single workloads: mimalloc's heaps are for one thread each, and a block of a pool cannot be freed.
 peers_lifecycle := mimalloc_heap
 peers_flushcost := mimalloc_heap
+peers_sessions := mimalloc_heap apr
+peers_queries := mimalloc_heap apr
+peers_waves := mimalloc_heap
+peers_bulk := mimalloc_heap
 libs_hakheap := build/libhakheap.so -Wl,-rpath,'$$ORIGIN/..'
 
 # $(call installed,peer): "peer" where a program that includes its header links with its library, else nothing.

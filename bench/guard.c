@@ -15,13 +15,24 @@
 #include "harness.h"
 
 #include "adapter_hakheap.h"
+#include "workload.h"
 
-enum { BATCH = 1000, SMALL_SLOTS = 1000, MID_SLOTS = 16, LARGE_SLOTS = 8, FEW = 100 };
+enum {
+    BATCH = 1000,
+    SMALL_SLOTS = 1000,
+    MID_SLOTS = 16,
+    LARGE_SLOTS = 8,
+    FEW = 100,
+    SESSION = 30,
+    QUERY = 1000,
+    BULK = 4096,
+    WAVE = 32768 /* blocks of 256 bytes: 8 MiB */
+};
 
 static const char *level;
 static harness_rng_t rng = {1};
 static hak_heap_t *created[FEW];
-static void *slots[BATCH];
+static void *slots[WAVE]; /* the largest of all */
 
 static void *take(hak_heap_t *heap, size_t size)
 {
@@ -56,21 +67,16 @@ static void small(hak_heap_t *heap) { replace(heap, SMALL_SLOTS, 8, 1000, 5000);
 static void mid(hak_heap_t *heap) { replace(heap, MID_SLOTS, 40000, 400000, 500); }
 static void large(hak_heap_t *heap) { replace(heap, LARGE_SLOTS, 3 << 20, 8 << 20, 200); }
 
-static void fill(hak_heap_t *heap)
+/* Allocates and frees in the same order. */
+static void rise_and_fall(hak_heap_t *heap, int blocks, size_t size)
 {
-    for (int i = 0; i < BATCH; i++) slots[i] = take(heap, 48);
+    for (int i = 0; i < blocks; i++) slots[i] = take(heap, size);
+    for (int i = 0; i < blocks; i++) hak_heap_free(heap, slots[i]);
 }
 
-static void empty(hak_heap_t *heap)
-{
-    for (int i = 0; i < BATCH; i++) hak_heap_free(heap, slots[i]);
-}
-
-static void batch(hak_heap_t *heap)
-{
-    fill(heap);
-    empty(heap);
-}
+static void batch(hak_heap_t *heap) { rise_and_fall(heap, BATCH, 48); }
+static void bulk(hak_heap_t *heap) { rise_and_fall(heap, BULK, 64); }
+static void wave(hak_heap_t *heap) { rise_and_fall(heap, WAVE, 256); }
 
 static void grow_from(hak_heap_t *heap, size_t from, size_t to)
 {
@@ -107,6 +113,27 @@ static void create_use_destroy(hak_heap_t *heap)
     heap = create();
     for (uint32_t i = 0; i < FEW; i++) (void)!take(heap, 16 + i * 8);
     hak_heap_destroy(heap);
+}
+
+/* What sessions.c and queries.c do with a heap. */
+static void live(uint32_t blocks)
+{
+    workload_law_t law = workload_law(16, 1023);
+    hak_heap_t *heap = create();
+    for (uint32_t i = 0; i < blocks; i++) (void)!take(heap, workload_size(&law, &rng));
+    hak_heap_destroy(heap);
+}
+
+static void session(hak_heap_t *heap)
+{
+    (void)heap;
+    live(SESSION);
+}
+
+static void query(hak_heap_t *heap)
+{
+    (void)heap;
+    live(QUERY);
 }
 
 static void create_many(hak_heap_t *heap)
@@ -154,6 +181,10 @@ static const struct {
     {"create-destroy", nothing, create_destroy, 1, 20},
     {"create-100-destroy", nothing, create_use_destroy, 1, 5},
     {"100-heaps", nothing, create_many, 1, 1},
+    {"session", nothing, session, 1, 20},
+    {"query", nothing, query, 1, 5},
+    {"bulk", nothing, bulk, 1, 3},
+    {"wave", nothing, wave, 1, 2},
     {"flush", scatter, flush, 1, 5},
     {"trim", scatter, trim, 1, 5},
 };

@@ -34,12 +34,15 @@ ROWS = {
     "jemalloc": ("jemalloc", ""),
     "jemalloc arenas": ("jemalloc_arena", ""),
     "tcmalloc": ("tcmalloc", ""),
+    "APR pools": ("apr", ""),
 }
 # Who runs an experiment, of those that have a program for it.
 WHO = {
     "all": list(ROWS),
+    "one thread": [row for row in ROWS if row != "jemalloc arenas"],
     "heaps": OURS + ["mimalloc heaps", "mimalloc 3", "jemalloc arenas"],
     "many heaps": OURS + ["mimalloc heaps"],  # jemalloc has not so many, and mimalloc 3 takes a quarter of a MB for each
+    "many users": [row for row in ROWS if row not in ("jemalloc arenas", "mimalloc 3")],
     "hakheap": OURS,
 }
 REFUSED = 2  # the exit code of a program whose allocator cannot do what it is asked for
@@ -98,6 +101,55 @@ def flushcost(blocks, rounds, words="", threads=""):
                       f"--blocks {blocks} --rounds {rounds}{threads}", figures, who="heaps")
 
 
+USERS = "5"  # rounds of the workloads of heaps that come, breathe and go
+MEAN = 251.5 / 1024  # KiB of a block of 16 to 1,023 bytes, log-uniform
+
+
+def sessions(heaps, blocks, churn=0, sizes="", quick="0"):
+    most = 4.6 if sizes else round(1.5 * blocks * MEAN + 6 if churn else 1.15 * blocks * MEAN + 4.5, 1)
+    if churn:
+        figures = (Figure("churned_live_kib", "KiB live a heap", False),
+                   Figure("churned_kib", "KiB a heap", False, (None, most, most)),
+                   Figure("pair_ns", "CPU ns a pair", False))
+    else:
+        figures = (Figure("live_kib", "KiB live a heap", False),
+                   Figure("filled_kib", "KiB a heap", False, (None, most, most)),
+                   Figure("fill_us", "CPU us to fill", False), Figure("destroy_us", "CPU us to destroy", False),
+                   Figure("life_us", "CPU us of both", False, None if sizes else ("system", 1.0, 1.0)))
+    return Experiment(f"sessions {heaps:,} x {blocks:,}" + (f", replaced {churn} times" if churn else ""), "sessions",
+                      f"--heaps {heaps} --blocks {blocks} --churn {churn}{sizes}", figures, USERS, quick, "many users")
+
+
+def queries(allocations):
+    peers = (("mimalloc heaps", 1.0, 1.0), ("tcmalloc", 1.0, 1.0)) if allocations >= 1000 else ()
+    figures = (Figure("cpu_ns", "CPU ns a cycle", False, None if peers else (None, 2000, 2000), peers),
+               Figure("cycle_ns", "ns by the clock", False), Figure("faults", "page faults a cycle", False))
+    return Experiment(f"queries of {allocations:,}", "queries", f"--allocations {allocations} --rounds 15", figures, USERS,
+                      "1", "one thread")
+
+
+def waves(mib, least, most, later=0, quick="0"):
+    gone = mib * 1024 // 10
+    figures = (Figure("cpu_ms", "CPU ms a wave", False, ("best", 1.2, 1.2)), Figure("wave_ms", "ms by the clock", False),
+               Figure("faults", "page faults a wave", False), Figure("peak_kib", "KiB at the top", False),
+               Figure("freed_kib", "KiB freed", False))
+    if later:
+        figures += (Figure("later_kib", f"KiB {later} s later", False, (None, gone, gone)),)
+    words = f"blocks of {least:,}" if least == most else "mixed"
+    return Experiment(f"waves of {mib} MiB, {words}", "waves",
+                      f"--mib {mib} --min {least} --max {most} --waves 5 --seconds {later}", figures, USERS, quick,
+                      "one thread")
+
+
+def bulk(blocks, size):
+    figures = [Figure(f"{order}_{key}_ns", f"{order}: {words}", False, ("best", 1.5, 1.5) if key == "pair" else None)
+               for order in ("same", "reverse", "random")
+               for key, words in (("malloc", "CPU ns a malloc"), ("free", "a free"), ("pair", "a pair"))]
+    rounds = 1 if blocks * size >= 1 << 28 else 3
+    return Experiment(f"bulk {blocks:,} x {size:,}", "bulk", f"--blocks {blocks} --size {size} --rounds {rounds}",
+                      tuple(figures), USERS, "1" if size == 64 else "0", "one thread")
+
+
 EXPERIMENTS = [
     larson("shared, 1 thread", "shared --threads 1"),
     larson("shared, 2 threads", "shared --threads 2"),
@@ -128,6 +180,20 @@ EXPERIMENTS = [
         Figure("peak_kib", "KiB at peak", False, ("best", 1.0, 1.0)),
         Figure("end_freed_kib", "KiB, 90 % freed", False), Figure("end_trimmed_kib", "KiB after trim", False),
         Figure("trimmed_over_pages", "over the live pages", False, (None, 0.05, 0.05))), quick="1"),
+]
+EXPERIMENTS += [
+    sessions(10000, 10), sessions(10000, 30, quick="1"), sessions(10000, 100), sessions(2000, 300), sessions(2000, 1000),
+    sessions(100000, 1, sizes=" --min 64 --max 64"),
+    sessions(2000, 10, 50), sessions(2000, 30, 50, quick="1"), sessions(2000, 100, 50), sessions(500, 300, 50),
+    sessions(200, 1000, 50),
+    *(queries(n) for n in (100, 1000, 10000, 100000)),
+    waves(64, 64, 64), waves(64, 256, 256, 2, "1"), waves(64, 8192, 8192), waves(64, 65536, 65536), waves(64, 64, 65535),
+    waves(256, 64, 64), waves(256, 256, 256), waves(256, 8192, 8192, 2), waves(256, 65536, 65536), waves(256, 64, 65535),
+    Experiment("waves, large blocks in turn", "waves", "--large 300", (
+        Figure("cpu_ms", "CPU ms", False, ("system", 1.1, 1.1)), Figure("faults", "page faults", False),
+        Figure("live_kib", "KiB live", False), Figure("resident_kib", "KiB resident", False, ("mimalloc", 1.0, 1.0))),
+        USERS, "1", "one thread"),
+    *(bulk(blocks, size) for size in (64, 256, 1024, 4096) for blocks in (1000, 10000, 131072)),
 ]
 EXPERIMENTS += [battle(16, n, "15", "1") for n in (100000, 500000, 1000000, 2000000, 5000000)]
 EXPERIMENTS += [battle(s, n, "3", "0") for s in (64, 256, 1024) for n in (100000, 1000000)]
@@ -232,7 +298,7 @@ def stage(programs):
     libraries = {ROOT / "build/libhakheap.so.0"}
     for path in programs:
         shutil.copy(path, here / "bench")
-        libraries |= set(map(pathlib.Path, re.findall(r"lib(?:mimalloc|jemalloc|tcmalloc)\S* => (/\S+)", run(["ldd", path]))))
+        libraries |= set(map(pathlib.Path, re.findall(r"lib(?:mimalloc|jemalloc|tcmalloc|apr-1)\S* => (/\S+)", run(["ldd", path]))))
     for path in libraries:
         shutil.copy(path, here)
     return here
@@ -471,18 +537,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", default=os.environ.get("BENCH") == "quick",
                         help="few rounds; also BENCH=quick")
-    parser.add_argument("--rounds", type=int, help="this many rounds of everything")
-    parser.add_argument("--only", default="", help="experiments whose name contains this")
+    parser.add_argument("--rounds", type=int, help="this many rounds of everything that runs")
+    parser.add_argument("--only", action="append", help="experiments whose name contains this; may be given several times")
     parser.add_argument("--seed", type=int, default=1, help="of the order")
     parser.add_argument("--list", action="store_true", help="print the experiments and run nothing")
     options = parser.parse_args()
-    experiments = [e for e in EXPERIMENTS if options.only in e.name]
+    experiments = [e for e in EXPERIMENTS if any(word in e.name for word in options.only or [""])]
     if options.list or not experiments:
         print("\n".join(e.name for e in EXPERIMENTS))
         return 0 if options.list else 2
 
     def rounds_of(e):
-        return options.rounds or int(e.quick if options.quick else e.rounds)
+        count = int(e.quick if options.quick else e.rounds)
+        return count and (options.rounds or count)
     experiments = [e for e in experiments if rounds_of(e)]
     PAGE.mkdir(parents=True, exist_ok=True)
     rows = build(experiments)
@@ -499,7 +566,7 @@ def main():
         for words in refusals[e.name].values():
             print(f"{e.name}: {words}")
     for cells in verdict_rows(verdicts, False):
-        print("{:28} {:16} {:34} {:26} {:>9} {}".format(*cells))
+        print("{:40} {:16} {:34} {:26} {:>9} {}".format(*cells))
     print(f"{PAGE.relative_to(ROOT)}/index.html")
     return 0
 

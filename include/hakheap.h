@@ -280,6 +280,19 @@ HAK_API size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes);
  */
 HAK_API size_t hak_reserve_trim(void);
 
+/**
+ * How much memory the process may keep that no heap holds: empty SuperSlabs, and free pages of the
+ * nursery. Inside this bound it keeps as much as was in use in the last second or so, and gives the
+ * rest back as time goes on: each call of any heap that finds no block in its caches looks at the
+ * clock, so a process that stops calling keeps what it has until hak_reserve_trim(). Any thread.
+ * @param bytes the bound; 0 keeps nothing, SIZE_MAX whatever was in use. Until the first call: the
+ *        environment variable HAKHEAP_RESERVE_BYTES, else an eighth of the machine's memory.
+ * @return 0, with what is beyond the bound given back; EDEADLK (in a signal handler that
+ *         interrupted this library); ENOMEM, ENOTSUP (the library cannot be set up, as in
+ *         hak_heap_create()).
+ */
+HAK_API int hak_reserve_set_limit(size_t bytes);
+
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
  *  part, and no sum of parts, is above `committed_bytes`. At any time `large_bytes` is at most
  *  `live_bytes`, `phantom_superslabs` at most `superslabs`, and `resident_bytes` and

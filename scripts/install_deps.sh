@@ -11,6 +11,7 @@ packages=(
     doxygen graphviz gnuplot-nox python3                     # documents, plots and the page of benchmarks
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/
+    libapr1-dev                                              # its pools, likewise
 )
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then

@@ -498,6 +498,19 @@ size_t hak_reserve_trim(void)
     return bytes;
 }
 
+int hak_reserve_set_limit(size_t bytes)
+{
+    int before = errno;
+    int error = process_start();
+    if (!error) error = process_enter();
+    if (!error) {
+        reserve_set_limit(&process_reserve, bytes);
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
 /* The library changes nothing that a caller of these can see; what it locks is not part of the
  * heap's value. */
 static hak_heap_t *writable(const hak_heap_t *heap) { return (hak_heap_t *)(uintptr_t)heap; }

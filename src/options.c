@@ -112,6 +112,11 @@ void options_start_process(void)
 #undef READ
 }
 
+size_t options_reserve_bytes(size_t otherwise)
+{
+    return number("HAKHEAP_RESERVE_BYTES", otherwise, 0, SIZE_MAX);
+}
+
 /* ---- The config ---- */
 
 static int read_number(size_t given, size_t otherwise, size_t lowest, size_t highest, size_t *out)

@@ -29,6 +29,9 @@ typedef struct settings {
 /* Reads the environment: once a process, before the first heap. A later setenv would race with
  * getenv. */
 void options_start_process(void);
+/* Bytes that the process's reserve may keep: HAKHEAP_RESERVE_BYTES, else `otherwise`. While the
+ * process starts. */
+size_t options_reserve_bytes(size_t otherwise);
 /* While the process starts: a variable's value is not known. Nothing is written yet. */
 void options_unknown(const char *name, const char *value, const char *taken_for, const char *known);
 /* Names each such variable on standard error, in a line each, once a process. With no lock held:

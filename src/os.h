@@ -39,6 +39,8 @@ typedef struct os_table {
     bool (*move)(void *from, size_t bytes, void *to, size_t wanted);
     /* Bytes of a page: the smallest unit that purge takes. */
     size_t (*page_size)(void);
+    /* Milliseconds since some time in the past, about; cheap, and never less than before. */
+    uint64_t (*milliseconds)(void);
     /* Asks for the right to fence; once a process. */
     bool (*fence_register)(void);
     /* Aborts every rseq section now running in this process, and orders memory across its
@@ -61,6 +63,8 @@ HAK_INLINE bool os_purge_by(const os_table_t *own, void *at, size_t bytes)
 }
 HAK_INLINE bool os_purge(void *at, size_t bytes) { return os_purge_by(NULL, at, bytes); }
 
+/* Bytes of the machine's memory; 0 where the system does not say. */
+size_t os_memory(void);
 /* What RLIMIT_AS grants; SIZE_MAX: no limit. */
 size_t os_address_space(void);
 unsigned os_cpu_count(

@@ -154,6 +154,14 @@ static bool kernel_move(void *from, size_t bytes, void *to, size_t wanted)
 
 static size_t kernel_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
+/* The coarse clock is read without a system call, and is as old as a tick of the kernel. */
+static uint64_t kernel_milliseconds(void)
+{
+    struct timespec time;
+    if (clock_gettime(CLOCK_MONOTONIC_COARSE, &time) != 0) return 0;
+    return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
+}
+
 static bool kernel_fence_register(void)
 {
     return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0;
@@ -175,11 +183,18 @@ const os_table_t os_kernel = {
     .resize = kernel_resize,
     .move = kernel_move,
     .page_size = kernel_page_size,
+    .milliseconds = kernel_milliseconds,
     .fence_register = kernel_fence_register,
     .fence = kernel_fence,
 };
 
 const os_table_t *os = &os_kernel;
+
+size_t os_memory(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES);
+    return pages > 0 ? (size_t)pages * HAK_PAGE : 0;
+}
 
 size_t os_address_space(void)
 {

@@ -9,6 +9,7 @@
 #include "options.h"
 #include "os.h"
 #include "percpu.h"
+#include "reserve.h"
 #include "tls.h"
 
 enum { BEGIN = 0, READY = UINT32_MAX }; /* no process has such an id */
@@ -39,6 +40,7 @@ static int set_up(void)
     os_random(&key, sizeof key);
     block_start_process(key);
     options_start_process();
+    process_reserve.limit = options_reserve_bytes(os_memory() / MEMORY_SHARE) / HAK_PAGE;
     percpu_start_process(os_environment("HAKHEAP_RSEQ"));
     return gate_start_process(in_child) ? 0 : refuse(HAK_ERROR_COMMIT, ENOMEM);
 }

@@ -188,6 +188,8 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     chain_t chain = take_shared(heap, state, index, wanted);
     home_divide(heap, index);
     if (area) drain_period(heap, area, index);
+    enum { TICK_MISSES = 8 }; /* a look at the clock costs as much as half a miss */
+    if (!area || load_relaxed(&area->misses) % TICK_MISSES == 0) reserve_tick(&process_reserve);
     return chain;
 }
 

@@ -81,7 +81,7 @@ static superslab_t *fresh_superslab(reserve_t *reserve, uint32_t *refused)
     return ss;
 }
 
-/* ---- The two lists; lock: RESERVE ---- */
+/* ---- What was in use in the recent past; lock: RESERVE ---- */
 
 /* What a SuperSlab that is committed keeps: its pages, and those of its descriptors; nothing where
  * the kernel has taken all and refused to decommit. */
@@ -89,28 +89,90 @@ enum {
     DESCRIPTOR_PAGES = DESCRIPTORS / HAK_PAGE,
     MOST_PAGES = SUPERSLAB / HAK_PAGE + DESCRIPTOR_PAGES
 };
+
+static size_t out_pages(const reserve_t *reserve) { return reserve->out * MOST_PAGES; }
+
+static size_t nursery_pages(const reserve_t *reserve)
+{
+    const superslab_set_t *nursery = &reserve->nursery;
+    return (nursery->count * SUPERSLAB_GRANULES - nursery->free_granules) * GRANULE_PAGES;
+}
+
+static void recent_note(recent_t *recent, size_t used)
+{
+    if (used > recent->most) recent->most = used;
+}
+
+/* A fifth of what is more than is in use, for each tick. */
+static void recent_fade(recent_t *recent, size_t used, uint32_t ticks)
+{
+    enum { ALL = 64 /* ticks after which nothing is left of any memory */ };
+    size_t more = recent->most > used && ticks < ALL ? recent->most - used : 0;
+    for (; ticks && more; ticks--) more -= (more + 4) / 5;
+    recent->most = used + more;
+}
+
+/* Pages that may be kept, where `used` are in use, and the others take so many of the limit. */
+static size_t recent_bound(const reserve_t *reserve, const recent_t *recent, size_t used,
+                           size_t others)
+{
+    size_t spare = recent->most > used ? recent->most - used : 0;
+    size_t room = reserve->limit > others ? reserve->limit - others : 0;
+    return hak_min(hak_max(spare, RESERVE_LEAST), room);
+}
+
+static size_t dirty_bound(const reserve_t *reserve)
+{
+    return recent_bound(reserve, &reserve->recent, out_pages(reserve),
+                        reserve->nursery.free_touched);
+}
+
+static size_t nursery_bound(const reserve_t *reserve)
+{
+    return recent_bound(reserve, &reserve->recent_nursery, nursery_pages(reserve), 0);
+}
+
+static uint32_t ticks_now(const reserve_t *reserve)
+{
+    return (uint32_t)(os_or(reserve->os)->milliseconds() / TICK_MS);
+}
+
+/* Before something is put back, while it still counts as in use: so what was taken a long time ago
+ * counts as used until now. */
+static void let_time_pass(reserve_t *reserve)
+{
+    uint32_t now = ticks_now(reserve), passed = now - load_relaxed(&reserve->tick);
+    if (HAK_LIKELY(!passed)) return;
+    store_relaxed(&reserve->tick, now);
+    store_relaxed(&reserve->due, 1u);
+    recent_fade(&reserve->recent, out_pages(reserve), passed);
+    recent_fade(&reserve->recent_nursery, nursery_pages(reserve), passed);
+}
+
+/* ---- The two lists; lock: RESERVE ---- */
+
 static size_t kept_pages(const superslab_t *ss)
 {
     if (ss->far) return ss->free_touched + DESCRIPTOR_PAGES;
     return ss->free_touched ? ss->free_touched + 1u : 0;
 }
 
-/* Takes what a link of the dirty list names off it. */
-static superslab_t *unlist_dirty(reserve_t *reserve, superslab_t **at)
+static void unlist_dirty(reserve_t *reserve, superslab_t *ss)
 {
-    superslab_t *ss = *at;
-    *at = ss->next;
+    *(ss->prev ? &ss->prev->next : &reserve->dirty) = ss->next;
+    *(ss->next ? &ss->next->prev : &reserve->oldest) = ss->prev;
     reserve->dirty_count--;
     reserve->dirty_pages -= kept_pages(ss);
-    return ss;
 }
 
 static void enlist(reserve_t *reserve, superslab_t *ss)
 {
     superslab_t **head = ss->committed ? &reserve->dirty : &reserve->clean;
     ss->next = *head;
+    ss->prev = NULL;
     *head = ss;
     if (ss->committed) {
+        *(ss->next ? &ss->next->prev : &reserve->oldest) = ss;
         reserve->dirty_count++;
         reserve->dirty_pages += kept_pages(ss);
     }
@@ -138,6 +200,7 @@ static bool hold_where(reserve_t *reserve, bool may_wait)
 {
     if (!lock_enter(&reserve->lock, RANK_RESERVE, may_wait)) return false;
     enlist_arrived(reserve);
+    let_time_pass(reserve);
     return true;
 }
 
@@ -205,7 +268,8 @@ static superslab_t *take_clean(reserve_t *reserve, uint32_t *refused)
 static superslab_t *take_locked(reserve_t *reserve, bool shared, uint32_t *refused)
 {
     uint32_t before = *refused;
-    superslab_t *ss = reserve->dirty ? unlist_dirty(reserve, &reserve->dirty) : NULL;
+    superslab_t *ss = reserve->dirty;
+    if (ss) unlist_dirty(reserve, ss);
     if (!ss && reserve->clean) ss = take_clean(reserve, refused);
     /* Near the limit of mappings the kernel refuses what has to split one, but not what lengthens
      * one. */
@@ -213,6 +277,8 @@ static superslab_t *take_locked(reserve_t *reserve, bool shared, uint32_t *refus
     if (!ss) return NULL;
     *refused = before;
     ss->shared = shared;
+    reserve->out++;
+    recent_note(&reserve->recent, out_pages(reserve));
     return ss;
 }
 
@@ -229,10 +295,10 @@ static bool keep_locked(reserve_t *reserve, superslab_t *ss, const void *giver)
 {
     hak_assert(superslab_is_empty(ss));
     ss->giver = giver;
+    reserve->out--;
     size_t pages = reserve->dirty_pages + kept_pages(ss);
     /* A SuperSlab that comes back without touched pages needs no descriptors either. */
-    if (!ss->free_touched ||
-        reserve_is_due(pages, RESERVE_DIRTY * MOST_PAGES, reserve->dirty_again))
+    if (!ss->free_touched || reserve_is_due(pages, dirty_bound(reserve), reserve->dirty_again))
         return false;
     enlist(reserve, ss);
     return true;
@@ -264,6 +330,7 @@ run_t nursery_take(reserve_t *reserve, unsigned granules, uint32_t *refused)
             run = superslab_take(&reserve->nursery, granules, 1);
         }
     }
+    recent_note(&reserve->recent_nursery, nursery_pages(reserve));
     release(reserve);
     return run;
 }
@@ -316,7 +383,8 @@ static superslab_t *put_runs(reserve_t *reserve, const nursery_run_t *runs, size
 
 static bool nursery_is_due(const reserve_t *reserve)
 {
-    return reserve_is_due(reserve->nursery.free_touched, NURSERY_TOUCHED, reserve->nursery_again);
+    return reserve_is_due(reserve->nursery.free_touched, nursery_bound(reserve),
+                          reserve->nursery_again);
 }
 
 /* Purges a few free pages of the SuperSlabs that were looked at longest ago: no more than a free
@@ -353,6 +421,57 @@ bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bo
     return true;
 }
 
+/* ---- Time ---- */
+
+/* Takes the oldest of what is kept too long off the dirty list, a step at most. */
+static superslab_t *take_oldest(reserve_t *reserve)
+{
+    superslab_t *taken = NULL;
+    for (unsigned i = 0; i < RESERVE_STEP && reserve->oldest; i++) {
+        superslab_t *ss = reserve->oldest;
+        if (!reserve_is_due(reserve->dirty_pages, dirty_bound(reserve), reserve->dirty_again))
+            break;
+        unlist_dirty(reserve, ss);
+        ss->next = taken;
+        taken = ss;
+    }
+    return taken;
+}
+
+/* A step. Whether there is more is told by `due`. Returns a list. */
+static superslab_t *step_locked(reserve_t *reserve)
+{
+    superslab_t *list = take_oldest(reserve);
+    if (nursery_is_due(reserve)) (void)purge_step(reserve);
+    store_relaxed(&reserve->due, (uint32_t)(list || nursery_is_due(reserve)));
+    return list;
+}
+
+void reserve_tick(reserve_t *reserve)
+{
+    if (HAK_LIKELY(!load_relaxed(&reserve->due) &&
+                   load_relaxed(&reserve->tick) == ticks_now(reserve)))
+        return;
+    if (!hold_where(reserve, false)) return;
+    superslab_t *list = step_locked(reserve);
+    release(reserve);
+    (void)give_back_all(reserve, list);
+}
+
+void reserve_set_limit(reserve_t *reserve, size_t bytes)
+{
+    hold(reserve);
+    reserve->limit = bytes / HAK_PAGE;
+    for (superslab_t *list = NULL;;) {
+        list = step_locked(reserve);
+        bool more = load_relaxed(&reserve->due);
+        release(reserve);
+        (void)give_back_all(reserve, list);
+        if (!more) return;
+        hold(reserve);
+    }
+}
+
 /* ---- Trim ---- */
 
 /* What is purged and may not be decommitted has nothing to give. */
@@ -365,12 +484,10 @@ static bool has_to_give(reserve_t *reserve, const superslab_t *ss)
 static superslab_t *take_dirty_of(reserve_t *reserve, const void *giver)
 {
     superslab_t *taken = NULL;
-    for (superslab_t **at = &reserve->dirty; *at;) {
-        if ((giver && (*at)->giver != giver) || !has_to_give(reserve, *at)) {
-            at = &(*at)->next;
-            continue;
-        }
-        superslab_t *ss = unlist_dirty(reserve, at);
+    for (superslab_t *ss = reserve->dirty, *next; ss; ss = next) {
+        next = ss->next;
+        if ((giver && ss->giver != giver) || !has_to_give(reserve, ss)) continue;
+        unlist_dirty(reserve, ss);
         ss->next = taken;
         taken = ss;
     }
@@ -394,6 +511,7 @@ static superslab_t *take_empty(reserve_t *reserve)
         next = ss->set_next;
         if (!superslab_is_empty(ss)) continue;
         superslab_set_remove(nursery, ss);
+        reserve->out--;
         ss->giver = nursery;
         ss->next = taken;
         taken = ss;

@@ -14,12 +14,17 @@
  *                                        +----------> clean <---- decommit, or again with a commit
  *
  * A reservation is never unmapped, so a lookup can never fault on what was once ours. The reserve
- * keeps SuperSlabs that heaps gave back. As many pages as RESERVE_DIRTY SuperSlabs have stay with
- * them; what comes back beyond that is decommitted: its pages are gone, and the system counts it as
- * free for others (overcommit mode 2, RLIMIT_DATA). What is decommitted is unreadable, so its
- * entries in the registry lose their owner first: a stale pointer is judged by the entry alone, and
- * no free takes it for a block. Where the kernel refuses, the pages are purged; where it refuses
- * that too, they stay, and are dirty.
+ * keeps SuperSlabs that heaps gave back, with their pages, as long as so much was in use a short
+ * while ago: heaps that breathe, and heaps that come and go, find their pages again. The most that
+ * was in use is remembered and forgotten by degrees (`recent_t`), about nine tenths of the
+ * difference in two thirds of a second. What lies beyond that, or beyond the limit, is decommitted,
+ * the oldest first: its pages are gone, and the system counts it as free for others (overcommit
+ * mode 2, RLIMIT_DATA). What is decommitted is unreadable, so its entries in the registry lose their
+ * owner first: a stale pointer is judged by the entry alone, and no free takes it for a block. Where
+ * the kernel refuses, the pages are purged; where it refuses that too, they stay, and are dirty.
+ *
+ * No thread of ours watches the time: the slow paths of all heaps do (reserve_tick), and each gives
+ * back RESERVE_STEP SuperSlabs at most. A process that calls nothing keeps what it has.
  *
  * A decommitted SuperSlab between committed ones is a hole: it makes three mappings of one, and a
  * process may have max_map_count of them. So no more than RESERVE_HOLES are decommitted at a time,
@@ -32,26 +37,39 @@
  * way until twice as much has gathered. A trim always asks.
  */
 enum {
-    LIMIT_SHARE = 8,   /* a reservation takes at most this part of a limited address space */
-    RESERVE_DIRTY = 8, /* SuperSlabs whose pages are kept: 16 MiB */
-    RESERVE_HOLES =
-        65530 / 4, /* SuperSlabs decommitted, 32 GiB: they make no more mappings than half
-                                * of the default max_map_count */
-    NURSERY_TOUCHED = 16 * 256, /* touched free pages the nursery keeps: 16 MiB; */
-    NURSERY_STEP = 128,         /* of more than that a put purges so many at a time */
+    LIMIT_SHARE = 8,     /* a reservation takes at most this part of a limited address space, */
+    MEMORY_SHARE = 8,    /* and the reserve keeps at most this part of the machine's memory */
+    RESERVE_LEAST = 512, /* pages that stay whatever was in use; of the nursery, too */
+    RESERVE_STEP = 2,    /* SuperSlabs that a slow path gives back at most */
+    NURSERY_STEP = 128,  /* and pages of the nursery */
+    RESERVE_HOLES = 65530 / 4, /* SuperSlabs decommitted, 32 GiB: they make no more mappings than
+                                * half of the default max_map_count */
+    TICK_MS = 1 << 6,          /* how often what was in use is forgotten by a degree */
 };
+
+/* The most pages that were in use in the recent past. */
+typedef struct recent {
+    size_t most;
+} recent_t;
 
 typedef struct reserve {
     const os_table_t *os; /* const: what this reserve asks the kernel by; NULL: the process's */
     superslab_t *_Atomic arrived; /* atomic: were given to the kernel without the lock, and are on
                                    * no list yet; any thread pushes, the holder of the lock takes all */
-    hak_lock_t lock;              /* rank RESERVE; guards all below */
+    _Atomic uint32_t
+        tick;             /* relaxed, written under the lock: when it was last looked at the time */
+    _Atomic uint32_t due; /* relaxed, written under the lock: more is kept than may be */
+    hak_lock_t lock;      /* rank RESERVE; guards all below */
+    size_t limit;         /* pages that may be kept, of the nursery too */
+    size_t out;           /* SuperSlabs in the hands of heaps, the nursery and metadata */
+    recent_t recent;      /* of `out`, */
+    recent_t recent_nursery; /* and of the nursery's granules in use */
     /* the newest reservation's SuperSlabs that were never handed out */
     char *next, *end;
     superslab_t *next_record;
     char *next_descriptors;
-    superslab_t *dirty; /* committed, with what pages they have; lists by `next` */
-    superslab_t *clean; /* decommitted */
+    superslab_t *dirty, *oldest; /* committed, with what pages they have; a list by both links */
+    superslab_t *clean;          /* decommitted; a list by `next` */
     superslab_set_t nursery;
     size_t dirty_count;
     _Atomic size_t holes; /* relaxed; clean ones, and those that are being decommitted without the
@@ -86,6 +104,12 @@ typedef struct nursery_run {
 run_t nursery_take(reserve_t *reserve, unsigned granules, uint32_t *refused);
 bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bool may_wait,
                  size_t *returned);
+
+/* Lets what was in use be forgotten, and gives back a step of what is kept too long. Never waits; no
+ * lock may be held. */
+void reserve_tick(reserve_t *reserve);
+/* How many bytes may be kept from here on; what is beyond goes at once. */
+void reserve_set_limit(reserve_t *reserve, size_t bytes);
 
 /* Decommits what `giver` left in the reserve; NULL: all of it. Returns bytes. */
 size_t reserve_trim(reserve_t *reserve, const void *giver);

@@ -11,6 +11,7 @@
 #include "hakheap.h"
 #include "sizeclass.h"
 #include "support_contract.h"
+#include "support_os.h"
 
 TestSuite(api, .timeout = 600);
 
@@ -372,6 +373,26 @@ Test(api, a_failed_realloc_leaves_the_block)
     }
 }
 
+/* The same where the system refuses the memory of the copy. */
+Test(api, a_refused_realloc_leaves_the_block)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "refused");
+        void *ptr = must_have(hak_heap_malloc(heap, 1000), 1000);
+        contract_fill(ptr, 1000, 4);
+        fake_os_use();
+        fake_os_refuse(FAKE_MAP, 1, FAKE_FOREVER);
+        errno = 0;
+        cr_assert(hak_heap_realloc(heap, ptr, 8 << 20) == NULL && errno == ENOMEM);
+        fake_os_restore();
+        must_be_sound(heap, 1);
+        cr_assert(contract_holds(ptr, 1000, 4) && hak_heap_of(ptr) == heap);
+        hak_heap_free(heap, ptr);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Refusals: what each call returns, errno, and hak_last_error() ---- */
 
 typedef struct refusal {
@@ -579,6 +600,7 @@ static void call_flush_null(void) { (void)hak_heap_flush(NULL); }
 static void call_trim(void) { (void)hak_heap_trim(subject, 0); }
 static void call_trim_null(void) { (void)hak_heap_trim(NULL, 0); }
 static void call_reserve_trim(void) { (void)hak_reserve_trim(); }
+static void call_reserve_set_limit(void) { (void)hak_reserve_set_limit(SIZE_MAX); }
 static void call_stats(void) { (void)hak_heap_stats(subject, &some_stats); }
 static void call_stats_null(void) { (void)hak_heap_stats(NULL, &some_stats); }
 static void call_class_stats(void) { (void)hak_heap_class_stats(subject, 3, &some_class_stats); }
@@ -627,6 +649,7 @@ static const struct {
     {"trim", call_trim},
     {"trim of NULL", call_trim_null},
     {"reserve_trim", call_reserve_trim},
+    {"reserve_set_limit", call_reserve_set_limit},
     {"stats", call_stats},
     {"stats of NULL", call_stats_null},
     {"class_stats", call_class_stats},

@@ -40,20 +40,99 @@ static void fill(hak_heap_t *heap, size_t bytes)
 
 /* ---- How much stays ---- */
 
-/* README, "What stays resident": a heap far above the bounds, again and again. */
-Test(giveback, what_destroyed_heaps_leave_is_bounded)
+/* The kernel's table but for time, which passes where a test says so. */
+static uint64_t more_ms;
+static uint64_t moved_time(void) { return os_kernel.milliseconds() + more_ms; }
+static os_table_t moved;
+
+static void move_time(void)
 {
+    moved = os_kernel;
+    moved.milliseconds = moved_time;
+    os = &moved;
+}
+
+/* So much time passes, in which another heap misses now and then. */
+static void work_elsewhere(unsigned ms)
+{
+    hak_heap_t *heap = contract_heap(0, "other");
+    for (unsigned passed = 0; passed < ms; passed += 10) {
+        more_ms += 10;
+        for (size_t size = 16; size < 4096; size += 500)
+            hak_heap_free(heap, hak_heap_malloc(heap, size));
+        (void)hak_heap_flush(heap);
+    }
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+enum { OTHER_KEPT = (4 + 2 + 2) * HAK_MIB /* record pages, nursery, tables */ };
+
+/* README, "What stays resident": a heap comes and goes, again and again. */
+Test(giveback, what_destroyed_heaps_leave_stays_for_a_while_and_goes)
+{
+    enum { USED = 200 * HAK_MIB };
     if (CONTRACT_SANITIZED) cr_skip_test("resident memory is the sanitizer's");
+    move_time();
     size_t before = contract_resident();
     for (int round = 0; round < 4; round++) {
         hak_heap_t *heap = contract_heap(round % CONTRACT_LEVELS, "round");
+        fill(heap, USED);
+        cr_assert(hak_heap_destroy(heap) == 0);
+        size_t stays = contract_resident() - before;
+        cr_assert(stays < USED / 15 * 16 + OTHER_KEPT, "round %d: %zu bytes", round, stays);
+        work_elsewhere(2000);
+        stays = contract_resident() - before;
+        cr_assert(stays < 2 * HAK_MIB + OTHER_KEPT, "round %d: %zu bytes later", round, stays);
+    }
+    (void)hak_reserve_trim();
+}
+
+/* A heap that breathes touches the pages that it had: the kernel is asked for few. */
+Test(giveback, a_wave_finds_the_pages_of_the_last_one)
+{
+    enum { USED = 64 * HAK_MIB, BLOCK = 4000, COUNT = USED / 4096 };
+    static void *blocks[COUNT];
+    struct rusage first, second;
+    if (CONTRACT_SANITIZED) cr_skip_test("page faults are the sanitizer's");
+    more_ms = 0;
+    hak_heap_t *heap = contract_heap(0, "wave");
+    long faults[3];
+    for (int wave = 0; wave < 3; wave++) {
+        getrusage(RUSAGE_SELF, &first);
+        for (size_t i = 0; i < COUNT; i++) {
+            blocks[i] = hak_heap_malloc(heap, BLOCK);
+            cr_assert(blocks[i]);
+            memset(blocks[i], wave, BLOCK);
+        }
+        getrusage(RUSAGE_SELF, &second);
+        faults[wave] = second.ru_minflt - first.ru_minflt;
+        for (size_t i = 0; i < COUNT; i++) hak_heap_free(heap, blocks[i]);
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(stats.live_blocks == 0);
+    }
+    cr_assert(faults[0] > USED / 4096);
+    cr_assert(faults[2] < faults[0] / 4, "%ld, then %ld and %ld page faults", faults[0], faults[1],
+              faults[2]);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(giveback, the_process_keeps_no_more_than_its_limit)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("resident memory is the sanitizer's");
+    static const size_t limits[] = {16 * HAK_MIB, 0, 100 * HAK_MIB};
+    size_t before = contract_resident();
+    for (size_t i = 0; i < CONTRACT_LENGTH(limits); i++) {
+        cr_assert(hak_reserve_set_limit(limits[i]) == 0);
+        hak_heap_t *heap = contract_heap(0, "limited");
         fill(heap, 200 * HAK_MIB);
         cr_assert(hak_heap_destroy(heap) == 0);
         size_t stays = contract_resident() - before;
-        /* The reserve, the nursery, record pages, and tables. */
-        cr_assert(stays < (16 + 16 + 4 + 2) * HAK_MIB, "round %d: %zu bytes", round, stays);
+        cr_assert(stays < limits[i] + OTHER_KEPT, "%zu bytes of %zu", stays, limits[i]);
     }
-    cr_assert(hak_reserve_trim() > 8 * HAK_MIB);
+    /* At once, too. */
+    cr_assert(contract_resident() - before > 50 * HAK_MIB);
+    cr_assert(hak_reserve_set_limit(0) == 0);
+    cr_assert(contract_resident() - before < OTHER_KEPT);
 }
 
 /* What RLIMIT_DATA counts, and overcommit mode 2 with it: private memory that may be written. */

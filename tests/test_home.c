@@ -964,6 +964,22 @@ Test(home, sparse_slabs_are_adopted)
     }
 }
 
+/* An outbox that was emptied knows nothing of the homes of what was in it. */
+Test(home, an_empty_outbox_knows_no_home)
+{
+    hak_heap_t *heap = heap_of_two(0);
+    size_t count = free_there_what_is_here(heap, 301);
+    area_t *there = percpu_area(&heap->percpu, THERE);
+    magazine_t *outbox = &there->outbox[class_of(SIZE)];
+    cr_assert(load_relaxed(&outbox->tag) == (registry_tag(HERE, class_of(SIZE)) | TAG_KNOWN));
+    be(THERE);
+    drain_outbox(heap, state_of(heap), outbox, THERE);
+    cr_assert(load_relaxed(&outbox->tag) == 0 && posted(heap, THERE) == 0);
+    free_all(heap, count);
+    be(HERE);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* ---- Anywhere, at any instant ---- */
 
 static const unsigned everywhere[] = {0, 1, 2, 7, HOME_LOOK, HOME_NONE, 200};

@@ -87,6 +87,17 @@ Test(large, a_refused_unmap_changes_nothing)
     fake_os_restore();
 }
 
+/* Where the tables of its address space are refused, the mapping goes back. */
+Test(large, a_mapping_without_tables_goes_back)
+{
+    size_t before = contract_mappings();
+    fake_os_use();
+    fake_os_refuse(FAKE_MAP, 2, FAKE_FOREVER);
+    cr_assert(large_map(8 * HAK_GIB, HAK_PAGE) == NULL, "no table was wanted");
+    cr_assert(fake_os_calls(FAKE_UNMAP) == 1 && contract_mappings() == before);
+    fake_os_restore();
+}
+
 /* ---- The list ---- */
 
 Test(large, blocks_leave_from_any_place)

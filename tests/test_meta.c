@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "hakheap.h"
+#include "heap.h"
 #include "registry.h"
 #include "reserve.h"
 #include "support_child.h"
@@ -32,6 +33,34 @@ Test(meta, pages_are_registered_as_nobodys_memory)
         cr_assert(entry_code(entry) == CODE_META && entry_heap(entry) == NULL);
     }
     cr_assert(registry_superslab(at)->shared);
+}
+
+/* Which pages a heap's records have, all but the first. */
+static size_t pages_of(const hak_heap_t *heap, const void *out[], size_t most)
+{
+    size_t count = 0;
+    for (const meta_page_t *page = heap->pages; page && count < most; page = page->next)
+        out[count++] = page;
+    return count;
+}
+
+/* A heap that is destroyed gives back every page of its records: the next one gets the same. */
+Test(meta, a_destroyed_heap_leaves_no_page)
+{
+    enum { MOST = 64, HEAPS = 3 };
+    const void *pages[HEAPS][MOST];
+    size_t count[HEAPS];
+    for (int i = 0; i < HEAPS; i++) {
+        hak_heap_t *heap = hak_heap_create(NULL);
+        cr_assert(heap != NULL);
+        for (unsigned cls = 0; cls < hak_size_class_count(); cls++)
+            cr_assert(hak_heap_malloc(heap, hak_size_class_bytes(cls)) != NULL);
+        count[i] = pages_of(heap, pages[i], MOST);
+        cr_assert(count[i] > 1 && count[i] < MOST, "%zu pages of records", count[i]);
+        cr_assert(count[i] == count[0]);
+        cr_assert(memcmp(pages[i], pages[0], count[0] * sizeof *pages[0]) == 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
 }
 
 /* Pages that were not written since they came from the kernel are not purged again. */
@@ -74,6 +103,21 @@ Test(meta, a_refused_purge_stays_to_be_done)
     cr_assert(take(1) == at && at[0] == 6);
     meta_put(at, 1);
     cr_assert(meta_trim() == 4 * HAK_PAGE);
+}
+
+/* What the kernel refused is not asked for again before twice as much has gathered. */
+Test(meta, a_refused_purge_is_not_asked_for_at_every_put)
+{
+    enum { PAGES = META_TOUCHED + 200 };
+    static char *at[PAGES];
+    for (size_t i = 0; i < PAGES; i++) memset(at[i] = take(1), 7, HAK_PAGE);
+    fake_os_use();
+    fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    for (size_t i = 0; i < PAGES; i++) meta_put(at[i], 1);
+    long calls = fake_os_calls(FAKE_PURGE);
+    cr_assert(calls > 0 && calls < 100, "%ld calls", calls);
+    fake_os_restore();
+    cr_assert(meta_trim() >= PAGES * HAK_PAGE);
 }
 
 Test(meta, whole_superslabs_and_nothing_larger)
@@ -164,6 +208,7 @@ Test(meta, more_free_pages_than_the_bound_are_purged)
  * and no others counted. */
 Test(meta, a_used_superslab_remembers_its_pages)
 {
+    reserve_set_limit(&process_reserve, SIZE_MAX);
     superslab_t *ss = reserve_take(&process_reserve, false, &refused);
     superslab_set_t set = {0};
     superslab_set_add(&set, ss);

@@ -16,6 +16,7 @@ static void forget_environment(void)
     unsetenv("HAKHEAP_LEVEL");
     unsetenv("HAKHEAP_CACHE_BYTES");
     unsetenv("HAKHEAP_LARGE_CACHE_BYTES");
+    unsetenv("HAKHEAP_RESERVE_BYTES");
 }
 
 /* With the environment of now. */
@@ -413,4 +414,18 @@ Test(options, every_unknown_value_has_one_line)
         cr_assert(strstr(result.text, begin) != NULL, "%s:\n%s", names[i], result.text);
         unsetenv(names[i]);
     }
+}
+
+Test(options, what_the_process_keeps)
+{
+    static const struct {
+        const char *value;
+        size_t bytes;
+    } rows[] = {{"0", 0}, {"4096", 4096}, {"0x100000", 1 << 20}, {"", 7}, {"-1", 7}, {"much", 7}};
+    for (unsigned i = 0; i < sizeof rows / sizeof *rows; i++) {
+        setenv("HAKHEAP_RESERVE_BYTES", rows[i].value, 1);
+        cr_assert(options_reserve_bytes(7) == rows[i].bytes, "\"%s\"", rows[i].value);
+    }
+    unsetenv("HAKHEAP_RESERVE_BYTES");
+    cr_assert(options_reserve_bytes(7) == 7);
 }

@@ -11,11 +11,26 @@
 #include "support_memory.h"
 #include "support_os.h"
 
-TestSuite(reserve, .timeout = 600);
-
 static uint32_t refused;
 static reserve_t reserve; /* the tests' own, by the table of the process */
 static size_t returned;   /* by puts, since somebody cleared it */
+
+/* How much it keeps, where no time passes: 8 SuperSlabs with their descriptors. */
+enum { RESERVE_DIRTY = 8, DIRTY_PAGES = RESERVE_DIRTY * 514, NURSERY_TOUCHED = 16 * 256 };
+
+static uint64_t now_ms;
+static uint64_t given_time(void) { return now_ms; }
+static os_table_t timed;
+
+static void begin(void)
+{
+    timed = os_kernel;
+    timed.milliseconds = given_time;
+    os = &timed;
+    reserve_init(&reserve, NULL);
+    reserve_set_limit(&reserve, (size_t)DIRTY_PAGES * HAK_PAGE);
+}
+TestSuite(reserve, .timeout = 600, .init = begin);
 
 static superslab_t *take(void)
 {
@@ -382,16 +397,139 @@ static bool own_commit(void *at, size_t bytes)
 
 Test(reserve, each_reserve_has_its_table)
 {
-    os_table_t table = os_kernel;
-    table.commit = own_commit;
+    os_table_t own = os_kernel;
+    own.commit = own_commit;
     reserve_t other;
-    reserve_init(&other, &table);
+    reserve_init(&other, &own);
     superslab_t *mine = take(), *ss = reserve_take(&other, false, &refused);
     cr_assert(ss && own_commits == 1);
     cr_assert(reserve_stats(&other).reservations == 1 && reserve_stats(&reserve).reservations == 1);
     cr_assert(reserve_put(&other, ss, NULL, true, &returned) && put(mine, NULL, true));
     cr_assert(take() == mine && own_commits == 1);
     cr_assert(reserve_take(&other, false, &refused) == ss && own_commits == 2);
+}
+
+/* ---- What a put does, by a table of the reserve's own ---- */
+
+static reserve_t own;
+static struct {
+    long decommits, purges;
+    bool refuses_decommit, refuses_purge;
+} asked;
+
+static bool own_decommit(void *at, size_t bytes)
+{
+    asked.decommits++;
+    return !asked.refuses_decommit && os_kernel.decommit(at, bytes);
+}
+
+static bool own_purge(void *at, size_t bytes)
+{
+    asked.purges++;
+    return !asked.refuses_purge && os_kernel.purge(at, bytes);
+}
+
+static void make_own(void)
+{
+    static os_table_t table;
+    table = timed;
+    table.decommit = own_decommit;
+    table.purge = own_purge;
+    reserve_init(&own, &table);
+    reserve_set_limit(&own, (size_t)DIRTY_PAGES * HAK_PAGE);
+}
+
+static superslab_t *own_take(void)
+{
+    superslab_t *ss = reserve_take(&own, false, &refused);
+    cr_assert(ss != NULL, "refused: %u", refused);
+    return ss;
+}
+
+static void own_put(superslab_t *ss)
+{
+    returned = 0;
+    cr_assert(reserve_put(&own, ss, &giver_a, true, &returned));
+}
+
+/* To the bound, and not a page more. Who arrives beyond it goes to the kernel; what is there stays
+ * and serves again, the newest first. */
+Test(reserve, who_finds_the_reserve_full_goes_to_the_kernel)
+{
+    enum {
+        FULL = SUPERSLAB / HAK_PAGE + 1 /* and one of descriptors */,
+        BITS = SUPERSLAB_GRANULES
+    };
+    const size_t bound = RESERVE_DIRTY * (size_t)(SUPERSLAB / HAK_PAGE + 2);
+    make_own();
+    superslab_t *full[RESERVE_DIRTY], *rest = own_take(), *less = own_take(), *over = own_take();
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) fill(full[i] = own_take());
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) own_put(full[i]);
+    size_t room = bound - RESERVE_DIRTY * (size_t)FULL;
+    cr_assert(room > 1 && room <= BITS);
+    soil(rest, (unsigned)room - 1);
+    own_put(rest);
+    cr_assert(asked.decommits + asked.purges == 0 && returned == 0, "there was room for it");
+    cr_assert(own_take() == rest);
+    soil(less, (unsigned)room - 2);
+    own_put(less);
+    soil(over, 1);
+    own_put(over); /* a page too many */
+    cr_assert(asked.decommits == 1 && asked.purges == 1, "the descriptors' pages go as well");
+    cr_assert(returned == HAK_PAGE && !memory_is_readable(over->base));
+    cr_assert(!memory_is_resident(over->descriptors));
+    cr_assert(own_take() == less);
+    for (unsigned i = RESERVE_DIRTY; i-- > 0;) cr_assert(own_take() == full[i], "number %u", i);
+    cr_assert(own_take() == over && asked.decommits == 1);
+}
+
+/* Where decommit is refused the same table is asked to purge, and a trim tries to decommit
+ * again. */
+Test(reserve, a_put_asks_its_own_table_for_all)
+{
+    make_own();
+    superslab_t *full[RESERVE_DIRTY], *over = own_take();
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) fill(full[i] = own_take());
+    for (unsigned i = 0; i < RESERVE_DIRTY; i++) own_put(full[i]);
+    fill(over);
+    memset(over->descriptors, 1, SUPERSLAB_GRANULES * DESCRIPTOR_BYTES);
+    asked.refuses_decommit = asked.refuses_purge = true;
+    own_put(over);
+    cr_assert(asked.decommits == 1 && asked.purges > 1 && returned == 0);
+    cr_assert(over->committed && over->free_touched == SUPERSLAB / HAK_PAGE && over->far);
+    cr_assert(memory_is_resident(over->base) && memory_is_resident(over->descriptors));
+    reserve_stats_t stats = reserve_stats(&own);
+    cr_assert(stats.dirty_superslabs == RESERVE_DIRTY + 1 && stats.clean_superslabs == 0);
+    cr_assert(own.dirty_pages == RESERVE_DIRTY * (SUPERSLAB / HAK_PAGE + 1) + SUPERSLAB / HAK_PAGE +
+                                     2 /* of descriptors */);
+    asked.refuses_purge = false;
+    cr_assert(reserve_trim(&own, NULL) == (RESERVE_DIRTY + 1) * (size_t)SUPERSLAB);
+    cr_assert(own.dirty_pages == 0 && !memory_is_resident(over->base));
+    asked.refuses_decommit = false;
+    asked.decommits = 0;
+    cr_assert(reserve_trim(&own, NULL) == 0 && asked.decommits == RESERVE_DIRTY + 1);
+    cr_assert(reserve_stats(&own).clean_superslabs == RESERVE_DIRTY + 1);
+}
+
+/* What others take and put meanwhile is not in the way, and each is told what it returned. */
+Test(reserve, many_may_leave_before_the_next_holder_comes)
+{
+    enum { MANY = 5 };
+    make_own();
+    superslab_t *many[MANY];
+    size_t all = 0;
+    for (unsigned i = 0; i < MANY; i++) soil(many[i] = own_take(), i + 1);
+    for (unsigned i = 0; i < MANY; i++) cr_assert(reserve_put(&own, many[i], &giver_a, true, &all));
+    cr_assert(all == 0 && reserve_trim(&own, &giver_b) == 0);
+    cr_assert(reserve_trim(&own, &giver_a) == (1 + 2 + 3 + 4 + 5) * HAK_PAGE);
+    cr_assert(load_relaxed(&own.arrived) != NULL, "they are on no list yet");
+    cr_assert(reserve_stats(&own).clean_superslabs == MANY && !load_relaxed(&own.arrived));
+    bool again[MANY] = {false};
+    for (unsigned i = 0; i < MANY; i++) {
+        superslab_t *ss = own_take();
+        for (unsigned k = 0; k < MANY; k++) again[k] = again[k] || ss == many[k];
+    }
+    for (unsigned k = 0; k < MANY; k++) cr_assert(again[k], "number %u is lost", k);
 }
 
 /* A locked SuperSlab costs a few calls, once: those that come after it are kept without a call, until
@@ -744,4 +882,129 @@ Test(reserve, refused_memory_can_be_asked_for_again)
     cr_assert(reserve_take(&reserve, false, &refused) == NULL);
     fake_os_restore();
     cr_assert(reserve_stats(&reserve).reservations == 1);
+}
+
+/* ---- Time: what was in use a short while ago stays ---- */
+
+enum { MANY_USED = 40, SECOND = 1000 };
+
+static superslab_t *many[MANY_USED];
+
+/* So many were in use, and are back. */
+static void use_many(unsigned count)
+{
+    reserve_set_limit(&reserve, SIZE_MAX);
+    for (unsigned i = 0; i < count; i++) fill(many[i] = take());
+    for (unsigned i = 0; i < count; i++) cr_assert(put(many[i], NULL, true));
+}
+
+static size_t kept(void) { return reserve_stats(&reserve).dirty_superslabs; }
+
+/* A tick, and as many calls as have something to do in it. */
+static void pass_time(unsigned ms)
+{
+    for (unsigned passed = 0; passed < ms; passed += TICK_MS) {
+        now_ms += TICK_MS;
+        for (unsigned calls = 0; calls < MANY_USED; calls++) reserve_tick(&reserve);
+    }
+}
+
+Test(reserve, what_was_in_use_stays_for_a_while_and_then_goes)
+{
+    use_many(MANY_USED);
+    cr_assert(kept() == MANY_USED && returned == 0, "a wave finds its pages again: %zu", kept());
+    size_t before = kept();
+    for (unsigned tick = 0; tick < 5; tick++) {
+        pass_time(TICK_MS);
+        size_t now = kept();
+        cr_assert(now < before && now * 4 > before * 2, "by degrees: %zu, then %zu", before, now);
+        before = now;
+    }
+    cr_assert(before > MANY_USED / 4, "a third of a second is not the end: %zu", before);
+    pass_time(2 * SECOND);
+    cr_assert(kept() <= 1, "%zu after two seconds", kept());
+    unsigned resident = 0;
+    for (unsigned i = 0; i < MANY_USED; i++) resident += memory_is_resident(many[i]->base);
+    cr_assert(resident == kept());
+}
+
+Test(reserve, the_oldest_goes_first)
+{
+    use_many(10);
+    pass_time(3 * TICK_MS);
+    size_t left = kept();
+    cr_assert(left > 1 && left < 10, "%zu", left);
+    for (unsigned i = 0; i < 10; i++)
+        cr_assert(memory_is_resident(many[i]->base) == (i >= 10 - left), "SuperSlab %u", i);
+    cr_assert(take() == many[9], "the newest is the first to serve");
+}
+
+/* What is in use is no reason to keep as much again; what a wave used before is. */
+Test(reserve, a_wave_that_comes_again_in_time_takes_what_stayed)
+{
+    use_many(MANY_USED);
+    for (unsigned wave = 0; wave < 5; wave++) {
+        pass_time(TICK_MS);
+        size_t before = kept(), commits = reserve_stats(&reserve).clean_superslabs;
+        for (unsigned i = 0; i < before; i++) many[i] = take();
+        cr_assert(kept() == 0 && reserve_stats(&reserve).clean_superslabs == commits);
+        for (unsigned i = 0; i < before; i++) cr_assert(put(many[i], NULL, true));
+        cr_assert(kept() == before);
+    }
+}
+
+Test(reserve, a_tick_gives_back_a_step_and_waits_for_nothing)
+{
+    use_many(MANY_USED);
+    now_ms += 10 * SECOND;
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    reserve_tick(&reserve);
+    lock_release(&reserve.lock, RANK_RESERVE);
+    cr_assert(kept() == MANY_USED, "the lock was busy");
+    for (unsigned left = MANY_USED; left > 2; left -= RESERVE_STEP) {
+        cr_assert(kept() == left);
+        reserve_tick(&reserve);
+    }
+    fake_os_use();
+    for (unsigned i = 0; i < 10; i++) reserve_tick(&reserve);
+    cr_assert(fake_os_calls(FAKE_DECOMMIT) + fake_os_calls(FAKE_PURGE) <= 4,
+              "nothing is left to do");
+    fake_os_restore();
+}
+
+Test(reserve, a_lower_limit_holds_at_once)
+{
+    use_many(MANY_USED);
+    reserve_set_limit(&reserve, 10 * (size_t)SUPERSLAB);
+    cr_assert(kept() <= 10 && kept() >= 9, "%zu", kept());
+    reserve_set_limit(&reserve, 0);
+    cr_assert(kept() == 0);
+    superslab_t *ss = take();
+    fill(ss);
+    cr_assert(put(ss, NULL, true) && kept() == 0 && !memory_is_readable(ss->base));
+    reserve_set_limit(&reserve, SIZE_MAX);
+    use_many(3);
+    cr_assert(kept() == 3);
+}
+
+/* The nursery's free pages likewise. */
+Test(reserve, nursery_pages_stay_for_a_while_and_then_go)
+{
+    enum { RUNS = 2000 };
+    static run_t runs[RUNS];
+    reserve_set_limit(&reserve, SIZE_MAX);
+    for (unsigned i = 0; i < RUNS; i++) {
+        runs[i] = nursery_take(&reserve, 1, &refused);
+        cr_assert(runs[i].ss);
+        memset(superslab_granule(runs[i].ss, runs[i].first), 1, GRANULE);
+    }
+    size_t all = RUNS * (size_t)GRANULE;
+    for (unsigned i = 0; i < RUNS; i++) cr_assert(put_run(runs[i], 1, PAGES_ALL, true));
+    reserve_stats_t stats = reserve_stats(&reserve);
+    cr_assert(stats.nursery_touched_bytes + stats.dirty_superslabs * SUPERSLAB >= all);
+    pass_time(3 * SECOND);
+    stats = reserve_stats(&reserve);
+    cr_assert(stats.nursery_touched_bytes <= (size_t)RESERVE_LEAST * HAK_PAGE, "%zu",
+              stats.nursery_touched_bytes);
+    cr_assert(stats.dirty_superslabs <= 1, "%zu", stats.dirty_superslabs);
 }

@@ -95,6 +95,7 @@ static void control_step(hak_heap_t *heap, unsigned what)
     case 1: error = hak_heap_check(heap); break;
     case 2: (void)hak_heap_flush(heap); break;
     case 3: (void)hak_heap_trim(heap, 0); break;
+    case 4: error = hak_reserve_set_limit(SIZE_MAX); break;
     default: (void)hak_reserve_trim(); break;
     }
     require(error == 0 || error == EDEADLK, __LINE__);
@@ -109,7 +110,7 @@ static void handler(int number)
     atomic_fetch_add(&signals, 1);
     for (int i = 0; i < 4; i++) step(&worker->handler_pool, HANDLER_SLOTS, true);
     if (random_below(&worker->handler_pool.randoms, 64) == 0)
-        control_step(heaps[0], random_below(&worker->handler_pool.randoms, 5));
+        control_step(heaps[0], random_below(&worker->handler_pool.randoms, 6));
     errno = before;
 }
 
@@ -132,7 +133,7 @@ static void *work(void *arg)
         step(&worker->pool, SLOTS, false);
         if (random_below(&worker->pool.randoms, 2000) == 0)
             control_step(heaps[random_below(&worker->pool.randoms, 2)],
-                         random_below(&worker->pool.randoms, 5));
+                         random_below(&worker->pool.randoms, 6));
     }
     worker->running = false;
     return NULL;

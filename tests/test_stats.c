@@ -894,7 +894,7 @@ static void damage_slabs(bool damaged, const patient_t *p, unsigned how)
     }
 }
 
-enum { HEAP_DAMAGES = 9 };
+enum { HEAP_DAMAGES = 12 };
 static void damage_sums(bool damaged, const patient_t *p, unsigned how)
 {
     ptrdiff_t one = damaged ? 1 : -1;
@@ -910,6 +910,9 @@ static void damage_sums(bool damaged, const patient_t *p, unsigned how)
     case 5: heap->superslabs.free_granules += (size_t)one; break;
     case 6: heap->superslabs.free_touched += (size_t)one; break;
     case 7: ss->free_granules += (uint32_t)one; break;
+    case 8: heap->large.mid_bytes += bytes; break;
+    case 9: heap->large.live_bytes += bytes; break;
+    case 10: heap->superslabs.empty += (uint32_t)one; break;
     default: ss->free_touched += (uint32_t)one; break;
     }
 }
@@ -998,11 +1001,69 @@ static void lead_into_a_block(bool damaged, const patient_t *p)
     p->slab->free = damaged ? before + ((chain_t)16 << CHAIN_SHIFT) : before;
 }
 
+static void lengthen_a_link(bool damaged, const patient_t *p)
+{
+    block_t *block = p->cached;
+    chain_t link = block_link(block, p->heap->key);
+    block_set_link(block, link + (chain_t)(damaged ? 1 : -1), p->heap->key);
+}
+
+static void claim_a_run_of_the_nursery(bool damaged, const patient_t *p)
+{
+    hak_heap_t *heap = p->heap;
+    heap->nursery_granules[heap->nursery_count] = 1;
+    heap->nursery_count = (uint16_t)(heap->nursery_count + (damaged ? 1 : -1));
+}
+
+static void move_home(bool damaged, const patient_t *p)
+{
+    registry_set_home(p->slab->start, 1, damaged ? 3 : p->slab->home);
+}
+
+static void take_granules_for_no_slab(bool damaged, const patient_t *p)
+{
+    static run_t run;
+    if (damaged) run = superslab_take(&p->heap->superslabs, 1, 1);
+    else superslab_put(&p->heap->superslabs, run, 1, 0);
+}
+
+static void lose_second_slot(bool damaged, const patient_t *p)
+{
+    registry_set_range((char *)p->large + SUPERSLAB, SUPERSLAB,
+                       damaged ? NULL : p->heap->large.live);
+}
+
+static void lengthen_the_remote_list(bool damaged, const patient_t *p)
+{
+    static block_t held_by_program;
+    block_t *live = p->live;
+    if (damaged) {
+        held_by_program = *live;
+        store_relaxed(&p->state->remote.head, block_push(0, live, p->heap->key) + 1);
+    } else {
+        store_relaxed(&p->state->remote.head, 0);
+        *live = held_by_program;
+    }
+}
+
 static void (*const surgeries[])(bool damaged, const patient_t *p) = {
-    lose_granule,      lose_entry,         lose_slot,
-    lose_owner,        count_one_too_many, lead_to_a_block_of_the_program,
-    make_a_cycle,      cache_twice,        list_a_live_block,
-    count_one_too_few, lead_into_a_block,
+    lose_granule,
+    lose_entry,
+    lose_slot,
+    lose_owner,
+    count_one_too_many,
+    lead_to_a_block_of_the_program,
+    make_a_cycle,
+    cache_twice,
+    list_a_live_block,
+    count_one_too_few,
+    lead_into_a_block,
+    lengthen_a_link,
+    claim_a_run_of_the_nursery,
+    move_home,
+    take_granules_for_no_slab,
+    lose_second_slot,
+    lengthen_the_remote_list,
 };
 
 /* False: there are no more kinds. */

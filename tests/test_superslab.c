@@ -248,6 +248,7 @@ Test(superslab, every_alignment_of_the_longest_run)
         held_t one, two, all;
         take(&all, SUPERSLAB_GRANULES, alignment);
         cr_assert(all.run.ss == &slabs[0] && all.run.first == 0);
+        set_must_match(1);
         put(&all, 0);
         take(&one, 1, 1);
         take(&two, 1, alignment);
@@ -295,6 +296,25 @@ Test(superslab, a_run_goes_into_the_shortest_hole)
     take(&six, 6, 2);
     cr_assert(six.run.first == 36 || six.run.first == 38, "granule %u", six.run.first);
     set_must_match(2);
+}
+
+/* A run grows into free neighbours, and never over the end of its SuperSlab. */
+Test(superslab, a_run_grows_into_free_neighbours_only)
+{
+    make(1);
+    held_t low, middle, high;
+    take(&low, 100, 1);
+    take(&middle, 8, 1);
+    take(&high, 16, 1);
+    cr_assert(high.run.first == 108);
+    cr_assert(!superslab_extend(&set, low.run, 100, 1), "in use");
+    cr_assert(!superslab_extend(&set, high.run, 16, 5), "over the end");
+    cr_assert(!superslab_extend(&set, high.run, 16, 100), "far over the end");
+    set_must_match(1);
+    cr_assert(superslab_extend(&set, high.run, 16, 4), "up to the end");
+    cr_assert(slabs[0].free_granules == 0 && set.free_granules == 0);
+    cr_assert(!superslab_extend(&set, high.run, 20, 1), "from the end on");
+    cr_assert(slabs[0].free_granules == 0 && superslab_is_valid(&slabs[0]));
 }
 
 Test(superslab, sets_lose_and_gain_superslabs)

@@ -28,6 +28,16 @@ Test(tree, includes_hold_to_the_levels) { RUN("scripts/levels.sh", "src"); }
 Test(tree, the_level_check_can_fail) { RUN("scripts/levels.sh", "--self-test"); }
 Test(tree, documents_name_what_exists) { RUN("scripts/docs_check.sh", "."); }
 Test(tree, the_document_check_can_fail) { RUN("scripts/docs_check.sh", "--self-test"); }
+Test(tree, mutants_can_be_applied)
+{
+    if (!present("python3")) cr_skip_test("python3 is not installed");
+    RUN("scripts/mutants.py", "check");
+}
+Test(tree, the_mutant_check_can_fail)
+{
+    if (!present("python3")) cr_skip_test("python3 is not installed");
+    RUN("scripts/mutants.py", "self-test");
+}
 
 Test(tree, functions_are_short)
 {

@@ -301,11 +301,13 @@ Test(windows, superslab_left)
            .there = scene_signal, .danger = other_takes_superslabs, .after = other_is_whole);
 }
 
-/* As many SuperSlabs as the reserve keeps. */
+/* As many SuperSlabs as the reserve may keep. */
+enum { KEPT_SUPERSLABS = 8 };
 static void fill_reserve(void)
 {
+    STALL_REQUIRE(hak_reserve_set_limit(KEPT_SUPERSLABS * (size_t)SUPERSLAB) == 0);
     hak_heap_t *filler = contract_heap(0, "filler");
-    for (size_t i = 0; i < 2 * (RESERVE_DIRTY + 4); i++) {
+    for (size_t i = 0; i < 2 * (KEPT_SUPERSLABS + 4); i++) {
         void *block = hak_heap_malloc(filler, SCENE_BIG);
         STALL_REQUIRE(block != NULL);
     }
@@ -315,7 +317,7 @@ static void fill_reserve(void)
 static void other_uses_reserve(void)
 {
     scene_free_theirs();
-    for (size_t i = 0; i < 2 * (RESERVE_DIRTY + 4); i++) item_make(other, &others[i], SCENE_BIG);
+    for (size_t i = 0; i < 2 * (KEPT_SUPERSLABS + 4); i++) item_make(other, &others[i], SCENE_BIG);
     (void)hak_reserve_trim();
 }
 

@@ -97,6 +97,7 @@ static bool block_take(player_t *player, block_t *block, place_t *place, unsigne
     block->seed = player->seeds++;
     block->lineage = place->lineage;
     block->usable = hak_usable_size(block->at);
+    FUZZ_REQUIRE(block->usable >= block->asked);
     FUZZ_REQUIRE((uintptr_t)block->at % 16 == 0);
     FUZZ_REQUIRE(hak_heap_of(block->at) == place->heap);
     account(place, 1, (int64_t)block->usable);
