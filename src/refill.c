@@ -32,10 +32,11 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
 
 /* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. What is
  * refused beyond the first is no error of the call. */
-static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, slab_wanted_t wanted)
+static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home,
+                        const slab_wanted_t *wanted)
 {
     uint32_t blocks = size_classes[state->cls].blocks, error = hak_tls.last_error;
-    uint32_t left = wanted.ahead < wanted.blocks ? wanted.ahead : wanted.blocks;
+    uint32_t left = wanted->ahead < wanted->blocks ? wanted->ahead : wanted->blocks;
     bool any = false;
     while (fresh_slab(heap, state, home)) {
         any = true;
@@ -72,7 +73,7 @@ static bool drain_others(hak_heap_t *heap, class_state_t *state, int index)
 }
 
 /* Where the system refuses a slab, any block will do. */
-static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, slab_wanted_t wanted)
+static chain_t take_anywhere(hak_heap_t *heap, class_state_t *state, const slab_wanted_t *wanted)
 {
     chain_t chain = 0;
     for (slab_set_t *set = &state->shared; set && !chain; set = home_next_set(state, set))
@@ -96,7 +97,8 @@ HAK_INLINE size_t take_waiting(hak_heap_t *heap, class_state_t *state)
     return drain_waiting(heap, state, DRAIN_AT_ONCE);
 }
 
-static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, slab_wanted_t wanted)
+static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index,
+                         const slab_wanted_t *wanted)
 {
     enum { WAITING_STEPS = 4 }; /* so often waiting blocks are returned before memory is taken */
     int steps = take_waiting(heap, state) ? 1 : WAITING_STEPS;
@@ -114,7 +116,8 @@ static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index, slab
 }
 
 /* The rungs below the areas. */
-static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index, slab_wanted_t wanted)
+static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index,
+                           const slab_wanted_t *wanted)
 {
     lock_acquire(&state->lock, RANK_CLASS);
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
@@ -185,7 +188,7 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
         adapt_grow(heap, area, hot, state);
     }
     slab_wanted_t wanted = hot ? adapt_wanted(state, hot) : (slab_wanted_t){1, 1, 0};
-    chain_t chain = take_shared(heap, state, index, wanted);
+    chain_t chain = take_shared(heap, state, index, &wanted);
     home_divide(heap, index);
     if (area) drain_period(heap, area, index);
     enum { TICK_MISSES = 8 }; /* a look at the clock costs as much as half a miss */

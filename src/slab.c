@@ -301,17 +301,17 @@ slab_t *slab_find(const slab_set_t *set, unsigned bin)
     return NULL;
 }
 
-chain_t slab_take(slab_set_t *set, unsigned cls, slab_wanted_t wanted, const guard_t *guard)
+chain_t slab_take(slab_set_t *set, unsigned cls, const slab_wanted_t *wanted, const guard_t *guard)
 {
     chain_t chain = 0;
-    size_t want = wanted.blocks, ahead = wanted.ahead;
+    size_t want = wanted->blocks, ahead = wanted->ahead;
     for (slab_t *slab; (slab = slab_find(set, BIN_HIGH)) != NULL;) {
         hak_assert(slab->cls == cls);
         while (!slab->free && slab_has_released(slab)) restore_page(set, slab, guard->key);
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
         if (before >= (listed ? (want + 3) / 4 : want)) break;
-        chain = listed ? take_listed(slab, chain, want, wanted.most, guard)
+        chain = listed ? take_listed(slab, chain, want, wanted->most, guard)
                        : carve(set, slab, chain, want - before, ahead, guard);
         size_t count = chain_count(chain) - before;
         set->outside += count;

@@ -138,7 +138,7 @@ void slab_restore(slab_set_t *set, slab_t *slab);
 void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab);
 /* The fullest slab that is no fuller than `bin` and has a block to give; NULL: there is none. */
 slab_t *slab_find(const slab_set_t *set, unsigned bin);
-/* What a take asks for; it fits two registers. */
+/* What a take asks for. */
 typedef struct slab_wanted {
     uint32_t blocks;
     uint32_t most;  /* a slab's freelist of no more blocks than these is taken whole */
@@ -147,7 +147,7 @@ typedef struct slab_wanted {
 /* A chain of about as many blocks as are wanted: more where they fill a cache line or are a whole
  * freelist, fewer where freelists have a quarter of them; the empty chain where no slab has
  * one. */
-chain_t slab_take(slab_set_t *set, unsigned cls, slab_wanted_t wanted, const guard_t *guard);
+chain_t slab_take(slab_set_t *set, unsigned cls, const slab_wanted_t *wanted, const guard_t *guard);
 /* Returns a block. True where the slab has no block outside any more. */
 bool slab_put(slab_set_t *set, slab_t *slab, void *ptr, const guard_t *guard);
 /*
