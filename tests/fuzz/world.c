@@ -110,8 +110,8 @@ size_t world_size(const fuzz_operation_t *operation)
 {
     unsigned sizes = world.header.sizes;
     /* Few sizes lie anywhere among all: an odd factor mixes them. */
-    uint16_t code =
-        sizes ? (uint16_t)((operation->size % sizes + sizes) * 40503u) : operation->size;
+    uint16_t code = operation->size;
+    if (sizes) code = (uint16_t)((code % sizes + sizes) * 40503u);
     size_t size = fuzz_size(code);
     int64_t live = atomic_load_explicit(&world.live_bytes, memory_order_relaxed);
     return live + (int64_t)size > WORLD_LIVE_MOST ? size % 1024 : size;
