@@ -84,8 +84,9 @@ struct hak_heap {
     class_state_t
         *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
     _Atomic uint32_t divided;          /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
-    hak_lock_t trim_lock;              /* rank TRIM: the order of `superslabs`, which trims turn */
-    remote_t deferred;                 /* mid and large blocks that wait for HEAP */
+    _Atomic uint32_t missed; /* relaxed: allocations that no area served; some may be lost */
+    hak_lock_t trim_lock;    /* rank TRIM: the order of `superslabs`, which trims turn */
+    remote_t deferred;       /* mid and large blocks that wait for HEAP */
 
     /* ---- lock: HEAP ---- */
     hak_lock_t lock;

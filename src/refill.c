@@ -192,7 +192,9 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     home_divide(heap, index);
     if (area) drain_period(heap, area, index);
     enum { TICK_MISSES = 8 }; /* a look at the clock costs as much as half a miss */
-    if (!area || load_relaxed(&area->misses) % TICK_MISSES == 0) reserve_tick(&process_reserve);
+    uint32_t missed = load_relaxed(&heap->missed) + 1;
+    store_relaxed(&heap->missed, missed);
+    if (missed % TICK_MISSES == 0) reserve_tick(&process_reserve);
     return chain;
 }
 
