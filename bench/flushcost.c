@@ -385,11 +385,7 @@ static const program_option_t known[] = {
      .words = "fillings of each operation",
      .min = 1,
      .max = MOST_ROUNDS},
-    {.name = "seed",
-     .kind = OPTION_U64,
-     .value = &options.seed,
-     .words = "of all random numbers",
-     .max = 0x1p64},
+    PROGRAM_SEED(&options.seed),
     PROGRAM_LEVEL(&options.level),
 };
 

@@ -271,11 +271,7 @@ static const program_option_t known[] = {
      .words = "MiB that are live all the time",
      .min = 1,
      .max = 4096},
-    {.name = "seed",
-     .kind = OPTION_U64,
-     .value = &options.seed,
-     .words = "of all random numbers",
-     .max = 0x1p64},
+    PROGRAM_SEED(&options.seed),
     PROGRAM_LEVEL(&options.level),
 };
 

@@ -351,11 +351,7 @@ static const program_option_t known[] = {
      .words = "how long",
      .min = 0.01,
      .max = 86400},
-    {.name = "seed",
-     .kind = OPTION_U64,
-     .value = &options.seed,
-     .words = "of all random numbers",
-     .max = 0x1p64},
+    PROGRAM_SEED(&options.seed),
     PROGRAM_LEVEL(&options.level),
 };
 

@@ -70,6 +70,12 @@ typedef struct program_option {
         .words = "fast or checked; for hakheap"               \
     }
 
+#define PROGRAM_SEED(at)                                                                     \
+    {                                                                                        \
+        .name = "seed", .kind = OPTION_U64, .value = (at), .words = "of all random numbers", \
+        .max = 0x1p64                                                                        \
+    }
+
 static inline void program_usage(const char *purpose, const program_option_t *known, unsigned count)
 {
     printf("Usage: %s [option...]\n%s. Allocator: %s. Prints one line of key=value pairs.\n",

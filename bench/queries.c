@@ -92,11 +92,7 @@ static const program_option_t known[] = {
      .words = "bytes of the largest block",
      .min = 1,
      .max = 1 << 20},
-    {.name = "seed",
-     .kind = OPTION_U64,
-     .value = &options.seed,
-     .words = "of all random numbers",
-     .max = 0x1p64},
+    PROGRAM_SEED(&options.seed),
     PROGRAM_LEVEL(&options.level),
 };
 

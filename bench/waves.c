@@ -222,11 +222,7 @@ static const program_option_t known[] = {
      .value = &options.large,
      .words = "instead of waves, so many blocks of 5 to 25 MiB in turn",
      .max = 1e6},
-    {.name = "seed",
-     .kind = OPTION_U64,
-     .value = &options.seed,
-     .words = "of all random numbers",
-     .max = 0x1p64},
+    PROGRAM_SEED(&options.seed),
     PROGRAM_LEVEL(&options.level),
 };
 

@@ -2,6 +2,7 @@
 #include "adapt.h"
 
 #include "stall.h"
+
 enum {
     MOST_BYTES = 64 * 1024,
     MOST_BLOCKS = 256,

@@ -2,6 +2,7 @@
 #include "area.h"
 
 #include "stall.h"
+
 void area_tag(const hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
     /* While the heap is being divided some of its slabs have no home yet: to free their blocks

@@ -2,6 +2,7 @@
 #include "cold.h"
 
 #include "stall.h"
+
 static chain_t remove_at(cold_t *cold, uint32_t at)
 {
     chain_t chain = cold->chain[at];

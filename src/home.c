@@ -2,6 +2,7 @@
 #include "home.h"
 
 #include "stall.h"
+
 void home_move(class_state_t *state, slab_t *slab, unsigned home)
 {
     hak_assert(lock_is_held(&state->lock));
