@@ -32,10 +32,17 @@ HAK_INLINE bool too_large(size_t size)
     return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB;
 }
 
+/* Whether the blocks of the size's class can all begin at multiples of the alignment. */
+HAK_INLINE bool is_class_aligned(size_t size, size_t alignment)
+{
+    return alignment <= BLOCK_ALIGN ||
+           (alignment <= GRANULE && size_classes[sizeclass_of(size)].bytes % alignment == 0);
+}
+
 HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
-    if (alignment <= BLOCK_ALIGN && size <= SMALL_MAX)
-        return refill_block(heap, heap_class_of(heap, size));
+    if (size <= SMALL_MAX && is_class_aligned(size, alignment))
+        return refill_block(heap, sizeclass_of(size), alignment);
     if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
     return refill_large(heap, size, alignment, zeroed);
 }
@@ -81,7 +88,7 @@ static HAK_NOINLINE void *malloc_missed(hak_heap_t *heap, size_t size)
 {
     bool zeroed;
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = refill_from_spare(heap, heap_class_of(heap, size));
+        void *ptr = refill_from_spare(heap, sizeclass_of(size));
         if (ptr) return ptr;
     }
     return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
@@ -125,13 +132,15 @@ HAK_INLINE void *pop_slot(hak_heap_t *heap, size_t slot)
 /* The same by the class's slot, so that the size need not be kept. */
 static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
 {
-    return malloc_missed(heap, size_classes[slot >> ENTRY_CODE_SHIFT].bytes);
+    unsigned cls = (unsigned)slot >> ENTRY_CODE_SHIFT;
+    void *ptr = refill_from_region(heap, cls, BLOCK_ALIGN);
+    return HAK_LIKELY(ptr) ? ptr : malloc_missed(heap, size_classes[cls].bytes);
 }
 
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop_slot(heap, PERCPU_HOT(heap_class_of(heap, size)) |
+        void *ptr = pop_slot(heap, PERCPU_HOT(sizeclass_of(size)) |
                                        (heap->policy.sealed ? SLOT_MARK : 0));
         if (HAK_LIKELY(ptr)) return ptr;
     }
@@ -141,7 +150,7 @@ static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 HAK_HOT void *hak_heap_malloc(hak_heap_t *heap, size_t size)
 {
     if (HAK_UNLIKELY(!heap || size > LOOKUP_MAX)) return malloc_computed(heap, size);
-    size_t slot = sizeclass_slot(load_relaxed(&heap->lookup), size);
+    size_t slot = sizeclass_slot(heap->lookup, size);
     void *ptr = pop_slot(heap, slot);
     if (HAK_LIKELY(ptr)) return ptr;
     return malloc_missed_slot(heap, slot);
@@ -171,6 +180,16 @@ static size_t aligned_size(size_t alignment, size_t size)
     return rounded;
 }
 
+/* Of a class whose blocks can all begin at multiples of the alignment: a block of a slab does. */
+static void *malloc_aligned(hak_heap_t *heap, size_t size, size_t alignment)
+{
+    bool zeroed;
+    size_t slot = PERCPU_HOT(sizeclass_of(size)) | (heap->policy.sealed ? SLOT_MARK : 0);
+    void *ptr = pop_slot(heap, slot);
+    if (!ptr && size <= LOOKUP_MAX) ptr = refill_from_region(heap, sizeclass_of(size), alignment);
+    return ptr ? ptr : malloc_slow(heap, size, alignment, &zeroed);
+}
+
 void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
 {
     if (!heap || alignment == 0 || (alignment & (alignment - 1)))
@@ -179,7 +198,7 @@ void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
     if (alignment <= BLOCK_ALIGN) return hak_heap_malloc(heap, size);
     if (alignment <= GRANULE && size <= SMALL_MAX) {
         size_t wanted = aligned_size(alignment, size);
-        if (wanted <= SMALL_MAX) return hak_heap_malloc(heap, wanted);
+        if (wanted <= SMALL_MAX) return malloc_aligned(heap, wanted, alignment);
     }
     bool zeroed;
     return malloc_slow(heap, hak_max(size, 1), alignment, &zeroed);
@@ -187,15 +206,29 @@ void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
 
 /* ---- free ---- */
 
+/* False: no block of a region begins there that is this heap's. `heap` NULL: any heap's. */
+HAK_INLINE bool free_in_region(hak_heap_t *heap, void *ptr)
+{
+    entry_t entry = registry_entry(registry_rotate(ptr));
+    if (entry_code(entry) != CODE_REGION) return false;
+    hak_heap_t *owner = entry_heap(entry);
+    return (!heap || heap == owner) && drain_to_region(owner, entry, ptr);
+}
+
 /* Everything but the push: not a small block of this heap, or its magazine is full, stopped or not
  * yet made. */
 static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
 {
-    if (!ptr) return;
+    if (!ptr || free_in_region(heap, ptr)) return;
     int before = errno;
     uint32_t error = hak_tls.last_error;
     block_id_t id = pointer_prove(heap, ptr, "free");
     heap = id.heap;
+    if (id.kind == KIND_REGION) {
+        /* Another thread was at it in between. */
+        if (!free_in_region(heap, ptr)) pointer_refuse_again(&id, ptr);
+        return;
+    }
     if (id.kind != KIND_SMALL) {
         counter_add(&heap->counters, early_wrong_owner, 1);
         pointer_mark_freed(&id, ptr);
@@ -249,7 +282,7 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
  * path. */
 static HAK_NOINLINE void free_away(hak_heap_t *heap, void *ptr, entry_t mine)
 {
-    if (!drain_is_away(heap, mine)) {
+    if (entry_code(mine) == CODE_REGION || !drain_is_away(heap, mine)) {
         free_slow(heap, ptr);
         return;
     }

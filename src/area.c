@@ -17,7 +17,7 @@ static area_t *make_area(hak_heap_t *heap, unsigned index, bool may_wait)
     if (!lock_enter(&heap->lock, RANK_HEAP, may_wait)) return NULL;
     area_t *area = *percpu_idle(percpu);
     if (area) *percpu_idle(percpu) = area->next;
-    else area = record_area(heap, may_wait);
+    else area = record_take(heap, sizeof *area, may_wait);
     lock_release(&heap->lock, RANK_HEAP);
     STALL(area_made);
     if (area) percpu_adopt(percpu, index, area);

@@ -17,9 +17,11 @@
     X(refill_remote, "refill stage", "blocks came back from the remote list")      \
     X(refill_slab, "refill stage", "answered by a slab")                           \
     X(refill_fresh_slab, "refill stage", "a slab was made")                        \
+    X(refill_region, "refill stage", "answered by a region")                       \
     X(refill_fresh_superslab, "refill stage", "a SuperSlab was taken")             \
     X(tls_sll, "free pipeline", "pushed on the hot magazine")                      \
     X(outbox, "free pipeline", "pushed on the outbox, for another CPU")            \
+    X(region, "free pipeline", "returned to a region")                             \
     X(ss_local, "free pipeline", "returned to slabs under the lock (blocks)")      \
     X(ss_remote, "free pipeline", "put on a remote list (blocks)")                 \
     X(early_empty, "early return", "malloc: the hot magazine was empty")           \

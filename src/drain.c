@@ -316,6 +316,15 @@ void drain_ended_period(hak_heap_t *heap, area_t *area, int index)
 
 /* ---- The ladder ---- */
 
+bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
+{
+    unsigned units = region_put(heap_region(heap, entry_back(entry)), ptr, &heap->guard);
+    if (HAK_UNLIKELY(!units)) return false;
+    heap_note_units(heap, units, 0);
+    counter_add(&heap->counters, region, 1);
+    return true;
+}
+
 bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
 {
     if (percpu_mode == PERCPU_LOCKED) return false;

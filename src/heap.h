@@ -9,24 +9,29 @@
 #include "meta.h"
 #include "options.h"
 #include "percpu.h"
+#include "region.h"
 #include "reserve.h"
 #include "slab.h"
 
 /*
- * Role: what a heap is, and how much it has committed. Callers: every level above. Memory: one
- * metadata page (more on a machine of many CPUs) holds the heap, its first area and the records of
- * its first size classes; more pages follow when they are needed (record.h).
+ * Role: what a heap is, and how much it has committed. Callers: every level above. Memory: the heap
+ * lies in a granule of the process's record pages, its cradle, with its first blocks around it.
+ * Pages for areas and class records follow when they are needed (record.h).
  *
- *   metadata page
- *   +----------+-----------------------------------------------------+------------------+
- *   |  small   | hak_heap_t: slow paths | area 0 | line of every call |  class records   |
- *   | records  |                        |        | and table          |                  |
- *   +----------+-----------------------------------------------------+------------------+
- *              ^ colour * 64 bytes: page-aligned heaps would all fall in the same cache sets
+ *   cradle, 16 KiB
+ *   +--------+-------------------------------------------------------+---------------------------+
+ *   | blocks | hak_heap_t: slow paths | maps of regions 0 and 1 | line | blocks, to the end of the |
+ *   |        |                        |        of every call and table | granule                   |
+ *   +--------+-------------------------------------------------------+---------------------------+
+ *            ^ colour * 64 bytes: page-aligned heaps would all fall in the same cache sets
  *
  * Invariant: live + cached + free + untouched + metadata == committed.
  */
-enum { NURSERY_RUNS = 40 /* runs a heap takes from the nursery before it takes SuperSlabs */ };
+enum {
+    NURSERY_RUNS = 40,   /* slabs' and mid blocks' runs that a heap takes from the nursery */
+    REGION_MOST = 32,    /* regions, the cradle's with them */
+    REGIONS_NEAR = 2,    /* whose maps are in the heap's own record */
+};
 
 enum { HEAP_COLOURS = 8 /* places for a heap in its page, a line apart */ };
 
@@ -70,6 +75,20 @@ typedef struct class_state {
 _Static_assert(sizeof(class_state_t) <= 2 * HAK_LINE,
                "a heap has one for each class, and takes whole lines");
 
+/* Runs in the nursery; made at first use. */
+typedef struct nursery {
+    char *start[NURSERY_RUNS];
+    uint16_t granules[NURSERY_RUNS];
+} nursery_t;
+
+/* Tables that few heaps need: made when they do. */
+typedef struct classes {
+    class_state_t *_Atomic at[CLASS_COUNT]; /* NULL until made; release pairs with acquire */
+} classes_t;
+typedef struct far_regions {
+    region_t *_Atomic at[REGION_MOST - REGIONS_NEAR]; /* the same */
+} far_regions_t;
+
 typedef struct meta_page {
     struct meta_page *next;
     size_t pages;
@@ -81,8 +100,7 @@ struct hak_heap {
     guard_t guard;          /* const */
     budget_t budget;        /* atomic: what magazines may still take */
     class_bits_t made;      /* of classes; written under the HEAP lock */
-    class_state_t
-        *_Atomic classes[CLASS_COUNT]; /* atomic: NULL until made; release pairs with acquire */
+    classes_t *_Atomic classes; /* never NULL; release pairs with acquire; made under HEAP */
     _Atomic uint32_t divided;          /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
     _Atomic uint32_t missed; /* relaxed: allocations that no area served; some may be lost */
     hak_lock_t trim_lock;    /* rank TRIM: the order of `superslabs`, which trims turn */
@@ -92,12 +110,10 @@ struct hak_heap {
     hak_lock_t lock;
     hak_lock_t areas_lock;       /* rank AREAS: percpu */
     superslab_set_t superslabs;  /* owned */
-    char *nursery[NURSERY_RUNS]; /* starts of runs in the nursery */
-    uint16_t nursery_granules[NURSERY_RUNS];
-    uint32_t runs; /* slabs and mid blocks */
+    nursery_t *nursery;          /* NULL until it is needed */
+    uint32_t runs;               /* slabs, mid blocks, and regions but the cradle */
     uint16_t nursery_count;
     bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
-    bool first_area_used;
     size_t
         returned; /* bytes that went to the kernel on the way to the reserve; a trim takes them */
     large_set_t large;
@@ -111,15 +127,19 @@ struct hak_heap {
     policy_t policy;         /* const: what the level of `settings` asks for */
     counters_t counters;
 
-    area_t first_area __attribute__((aligned(HAK_LINE)));
+    /* ---- regions: any thread ---- */
+    far_regions_t *_Atomic far_regions; /* release pairs with acquire; made under HEAP */
+    _Atomic uint32_t regions; /* maps that there are; release pairs with acquire; under HEAP */
+    /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
+     * class are in regions. Only what serves a class follows from it. */
+    _Atomic uint16_t region_blocks[REGION_CLASSES];
+    region_t near_region[REGIONS_NEAR];
 
     /* ---- the line of every call ---- */
     entry_t owner __attribute__((
         aligned(HAK_LINE))); /* const: what the registry's entries of this heap begin with */
     uint64_t key;            /* const: guard.key, here for its line */
-    /* Relaxed: CLASSES_COARSE, then CLASSES_FINE for ever; either serves at any time. Marked:
-     * CHECKED. */
-    _Atomic size_t lookup;
+    size_t lookup;           /* const: CLASSES_PLAIN, or CLASSES_MARKED in a CHECKED heap */
     percpu_t percpu; /* its tables are the end of the record */
 };
 
@@ -137,17 +157,46 @@ extern const policy_t heap_policies[]; /* by hak_level_t */
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
 bool heap_is_valid(const hak_heap_t *heap);
 
-/* The class that serves a size up to SMALL_MAX in this heap now. */
-HAK_INLINE unsigned heap_class_of(const hak_heap_t *heap, size_t size)
-{
-    return size <= LOOKUP_MAX ? sizeclass_lookup(load_relaxed(&heap->lookup), size)
-                              : sizeclass_of(size);
-}
-
 /* The record of a class; NULL where the class was never used. */
 HAK_INLINE class_state_t *heap_class_made(const hak_heap_t *heap, unsigned cls)
 {
-    return load_acquire(&((hak_heap_t *)(uintptr_t)heap)->classes[cls]);
+    return load_acquire(&load_acquire(&((hak_heap_t *)(uintptr_t)heap)->classes)->at[cls]);
+}
+/* Whose classes are all not made. */
+extern classes_t heap_no_classes;
+
+/* A region's map, of those that there are. */
+HAK_INLINE region_t *heap_region(hak_heap_t *heap, unsigned index)
+{
+    if (HAK_LIKELY(index < REGIONS_NEAR)) return &heap->near_region[index];
+    /* Acquire: pairs with the releases in runs_take_region. */
+    return load_acquire(&load_acquire(&heap->far_regions)->at[index - REGIONS_NEAR]);
+}
+/* Those that have a granule.
+ *     FOR_REGIONS (region, heap) look(region);
+ */
+HAK_INLINE region_t *heap_region_from(hak_heap_t *heap, unsigned *index)
+{
+    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in runs_take_region */
+    for (; *index < regions; ++*index) {
+        region_t *region = heap_region(heap, *index);
+        if (region_is_attached(region)) return region;
+    }
+    return NULL;
+}
+#define FOR_REGIONS(region, heap)                                                     \
+    for (unsigned region##_at = 0, region##_once = 1; region##_once; region##_once = 0) \
+        for (region_t *region = heap_region_from((heap), &region##_at); region;        \
+             ++region##_at, region = heap_region_from((heap), &region##_at))
+
+/* A block of so many units of a region has so many `now`, or is gone: 0. */
+HAK_INLINE void heap_note_units(hak_heap_t *heap, unsigned units, unsigned now)
+{
+    _Atomic uint16_t *was = &heap->region_blocks[sizeclass_of(units * REGION_UNIT)];
+    if (load_relaxed(was)) store_relaxed(was, (uint16_t)(load_relaxed(was) - 1));
+    if (!now) return;
+    _Atomic uint16_t *is = &heap->region_blocks[sizeclass_of(now * REGION_UNIT)];
+    store_relaxed(is, (uint16_t)(load_relaxed(is) + 1));
 }
 
 /* ---- What is committed; lock: HEAP ---- */

@@ -15,27 +15,44 @@ static size_t heap_bytes(void)
 {
     return hak_round_up(offsetof(hak_heap_t, percpu) + percpu_bytes(), HAK_LINE);
 }
-/* One, but for machines of many CPUs. */
-static size_t heap_pages(void) { return (heap_bytes() + HAK_PAGE - 1) / HAK_PAGE; }
-/* How many places there are for it. */
-static size_t heap_colours(void)
+/* One, but for machines of very many CPUs. */
+static size_t cradle_granules(void)
 {
-    return hak_min((heap_pages() * HAK_PAGE - heap_bytes()) / HAK_LINE + 1, HEAP_COLOURS);
+    return (heap_bytes() + HEAP_COLOURS * HAK_LINE + GRANULE - 1) / GRANULE;
 }
 
-/* The first area is zeroed when it is first used: most of the record is that, and many a heap lives
- * without. */
-static hak_heap_t *place(char *page)
+static char *cradle_of(const hak_heap_t *heap)
 {
-    size_t colour = ((uintptr_t)page >> HAK_PAGE_SHIFT) % heap_colours();
-    hak_heap_t *heap = (hak_heap_t *)(void *)(page + colour * HAK_LINE);
-    memset(heap, 0, offsetof(hak_heap_t, first_area));
+    return (char *)((uintptr_t)heap & ~(uintptr_t)(GRANULE - 1));
+}
+
+static hak_heap_t *place(char *cradle)
+{
+    size_t colour = ((uintptr_t)cradle >> GRANULE_SHIFT) % HEAP_COLOURS;
+    hak_heap_t *heap = (hak_heap_t *)(void *)(cradle + colour * HAK_LINE);
+    memset(heap, 0, offsetof(hak_heap_t, near_region));
     memset(&heap->owner, 0, offsetof(hak_heap_t, percpu) - offsetof(hak_heap_t, owner));
-    heap->room[0] = page;
-    heap->room_end[0] = (char *)heap;
-    heap->room[1] = (char *)heap + heap_bytes();
-    heap->room_end[1] = page + heap_pages() * HAK_PAGE;
     return heap;
+}
+
+/* The last granule of the cradle is the heap's first region. What the heap itself has of it is
+ * open. */
+static void found_region(hak_heap_t *heap)
+{
+    size_t before = cradle_granules() - 1;
+    char *base = cradle_of(heap) + before * GRANULE;
+    size_t end = (size_t)((char *)heap + heap_bytes() - base);
+    unsigned record = before ? 0 : region_unit(heap);
+    region_t *region = heap->near_region;
+    if (before) registry_set_run(cradle_of(heap), before, heap, CODE_RELEASED);
+    registry_set_region(base, heap, runs_code(heap, CODE_REGION), 0);
+    superslab_t *ss = registry_superslab(base);
+    superslab_forget((run_t){ss, superslab_index(ss, base)}, 1, PAGES_ALL);
+    region_init(region, record, (unsigned)(end / REGION_UNIT));
+    region_attach(region, base);
+    for (size_t page = 0; page < end; page += HAK_PAGE) (void)region_open(region, &heap->guard);
+    /* Release: pairs with the acquire in heap_region_from. */
+    store_release(&heap->regions, 1u);
 }
 
 hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
@@ -45,23 +62,26 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
         hak_tls.last_error = HAK_ERROR_ARGUMENT;
         return NULL;
     }
-    char *page = record_pages(heap_pages());
-    if (!page) {
+    char *cradle = record_cradle(cradle_granules());
+    if (!cradle) {
         *error = ENOMEM;
         return NULL;
     }
-    hak_heap_t *heap = place(page);
+    hak_heap_t *heap = place(cradle);
     heap->settings = settings;
     heap->guard.name = heap->settings.name;
     heap->policy = heap_policies[settings.level];
     if (heap->policy.sealed) heap->guard.key = block_next_key();
     heap->key = heap->guard.key;
     heap->owner = entry_owner_bits(heap);
-    runs_set_lookup(heap, CLASSES_COARSE);
+    heap->lookup = heap->policy.sealed ? CLASSES_MARKED : CLASSES_PLAIN;
+    store_relaxed(&heap->classes, &heap_no_classes);
     heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
-    heap_charge_records(heap, heap_pages() * HAK_PAGE);
+    found_region(heap);
+    heap_charge_records(heap, (cradle_granules() - 1) * GRANULE);
+    heap_charge(heap, GRANULE);
     /* Release: pairs with the acquire in heap_is_valid. */
     store_release(&heap->magic, HEAP_MAGIC ^ (uintptr_t)heap);
     return heap;
@@ -89,6 +109,8 @@ static void empty_caches(hak_heap_t *heap)
         store_relaxed(&state->remote_charged, 0u);
         if (state->cold) state->cold->count = state->cold->blocks = 0;
     }
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
+        store_relaxed(&heap->region_blocks[cls], (uint16_t)0);
     store_relaxed(&heap->deferred.head, 0);
     store_relaxed(&heap->deferred.taken, 0);
     store_relaxed(&heap->budget.room, (int64_t)heap->settings.cache_bytes);
@@ -100,6 +122,7 @@ void life_reset(hak_heap_t *heap)
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     lock_acquire(&heap->lock, RANK_HEAP);
     runs_empty(heap);
+    region_clear(heap->near_region, &heap->guard);
     mapping_empty(heap);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);
@@ -119,5 +142,7 @@ void life_destroy(hak_heap_t *heap)
         meta_put(page, page->pages);
         page = next;
     }
-    meta_put((void *)((uintptr_t)heap & ~(uintptr_t)(HAK_PAGE - 1)), heap_pages());
+    store_relaxed(&heap->regions, 0u);
+    registry_set_run(cradle_of(heap), cradle_granules(), NULL, CODE_DEAD);
+    meta_put(cradle_of(heap), cradle_granules() * GRANULE_PAGES);
 }

@@ -31,9 +31,10 @@ static struct {
 static bool get_bit(const uint64_t *bits, size_t i) { return bits[i / 64] >> (i % 64) & 1; }
 static void flip_bit(uint64_t *bits, size_t i) { bits[i / 64] ^= 1ull << (i % 64); }
 
-/* The first of `pages` free neighbours, or PAGES. */
+/* The first of `pages` free neighbours, or PAGES. As many as a granule has begin where one does. */
 static size_t find(meta_t *meta, size_t pages)
 {
+    size_t places = pages < GRANULE_PAGES ? 1 : GRANULE_PAGES;
     while (meta->hint < WORDS && !meta->free[meta->hint]) meta->hint++;
     size_t have = 0;
     for (size_t i = meta->hint * 64; i < PAGES; i++) {
@@ -41,7 +42,8 @@ static size_t find(meta_t *meta, size_t pages)
             i += 63;
             continue;
         }
-        have = get_bit(meta->free, i) ? have + 1 : 0;
+        bool fits = get_bit(meta->free, i) && (have || i % places == 0);
+        have = fits ? have + 1 : 0;
         if (have == pages) return i + 1 - pages;
     }
     return PAGES;
@@ -74,7 +76,12 @@ static void *take_from(meta_t *meta, size_t pages)
         else flip_bit(meta->touched, i);
     }
     meta->free_pages -= pages;
-    return meta->base + first * HAK_PAGE;
+    char *at = meta->base + first * HAK_PAGE;
+    /* Granules may have been a heap's cradle before. */
+    for (size_t page = 0; page < pages; page++)
+        if (entry_code(registry_lookup(at + page * HAK_PAGE)) != CODE_META)
+            registry_set_run(at + page * HAK_PAGE, 1, NULL, CODE_META);
+    return at;
 }
 
 static void *take_held(size_t pages)

@@ -31,6 +31,13 @@ bool pointer_find(const void *ptr, block_id_t *out)
         out->usable = size_classes[code].bytes;
         return true;
     }
+    if (out->heap && code == CODE_REGION) {
+        unsigned units;
+        out->kind = KIND_REGION;
+        out->start = region_find(heap_region(out->heap, entry_back(entry)), ptr, &units);
+        if (out->start) out->usable = units * (size_t)REGION_UNIT;
+        return out->start != NULL;
+    }
     if (out->heap && code == CODE_MID) {
         out->kind = KIND_MID;
         out->usable = mid_bytes(mid_of(entry, ptr));
@@ -59,11 +66,20 @@ static _Noreturn HAK_COLD void foreign(const hak_heap_t *heap, const void *ptr,
                        : "no heap has this address"});
 }
 
+/* Whether an address in a region may have been a block's: not what the library itself has there. */
+static bool was_in_region(entry_t entry, const void *ptr)
+{
+    hak_heap_t *heap = entry_heap(entry);
+    if (entry_code(entry) != CODE_REGION) return false;
+    return !region_is_record(heap_region(heap, entry_back(entry)), ptr);
+}
+
 /* What is known of a pointer that is in no live block. */
 static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, const char *operation)
 {
     if (heap && !heap_is_valid(heap)) heap = NULL;
     entry_t entry = registry_lookup(ptr);
+    if (was_in_region(entry, ptr)) double_free(entry_heap(entry), ptr, 0, operation);
     large_t *range = registry_range(ptr);
     bool aligned = (uintptr_t)ptr % SUPERSLAB == 0; /* what a large block began at */
     bool was_large =
@@ -80,6 +96,7 @@ static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, co
 static bool is_start(const block_id_t *id, const void *ptr)
 {
     if ((uintptr_t)ptr % BLOCK_ALIGN) return false;
+    if (id->kind == KIND_REGION) return ptr == id->start;
     if (id->kind == KIND_LARGE) return ptr == large_base(id->large);
     if (id->kind == KIND_MID) return ptr == entry_run_start(id->entry, ptr);
     if (!id->heap->policy.starts) return true;
@@ -111,6 +128,11 @@ block_id_t pointer_prove(hak_heap_t *heap, const void *ptr, const char *operatio
     return id;
 }
 
+void pointer_refuse_again(const block_id_t *id, const void *ptr)
+{
+    double_free(id->heap, ptr, id->usable, "free");
+}
+
 void pointer_mark_freed(const block_id_t *id, void *ptr)
 {
     uint32_t live = LARGE_LIVE;
@@ -122,6 +144,6 @@ void pointer_mark_freed(const block_id_t *id, void *ptr)
 
 asked_t *pointer_asked(const block_id_t *id, const void *ptr)
 {
-    if (id->kind == KIND_SMALL) return NULL;
+    if (id->kind < KIND_MID) return NULL;
     return id->kind == KIND_MID ? &mid_of(id->entry, ptr)->asked : &id->large->asked;
 }

@@ -9,7 +9,7 @@
  * is a caller's bug. Callers: api, resize. No lock; any thread. Reads the registry and the
  * library's records, never the memory at a foreign pointer.
  */
-typedef enum block_kind { KIND_SMALL, KIND_MID, KIND_LARGE } block_kind_t;
+typedef enum block_kind { KIND_SMALL, KIND_REGION, KIND_MID, KIND_LARGE } block_kind_t;
 
 typedef struct block_id {
     block_kind_t kind;
@@ -17,6 +17,7 @@ typedef struct block_id {
     entry_t entry;  /* small and mid */
     unsigned cls;   /* small */
     large_t *large; /* large */
+    char *start;    /* in a region */
     size_t usable;
 } block_id_t;
 
@@ -25,9 +26,11 @@ typedef struct block_id {
 block_id_t pointer_prove(hak_heap_t *heap, const void *ptr, const char *operation);
 /* pointer_prove without the abort: false where ptr is in no heap. For hak_usable_size. */
 bool pointer_find(const void *ptr, block_id_t *out);
+/* Ends the process: of two threads that free a block of a region at once, this is the second. */
+_Noreturn void pointer_refuse_again(const block_id_t *id, const void *ptr);
 /* Marks a mid or large block freed; aborts where it is already. */
 void pointer_mark_freed(const block_id_t *id, void *ptr);
-/* What a big block was asked for with; NULL for a small one. */
+/* What a mid or large block was asked for with; NULL for others. */
 asked_t *pointer_asked(const block_id_t *id, const void *ptr);
 
 #endif

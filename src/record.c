@@ -4,13 +4,15 @@
 #include "stall.h"
 #include "tls.h"
 
-char *record_pages(size_t pages)
+static char *record_pages(size_t pages)
 {
     uint32_t error = HAK_ERROR_COMMIT;
     char *page = meta_take(pages, &error);
     if (!page) hak_tls.last_error = error;
     return page;
 }
+
+char *record_cradle(size_t granules) { return record_pages(granules * GRANULE_PAGES); }
 
 static void *from_room(hak_heap_t *heap, size_t bytes)
 {
@@ -46,11 +48,15 @@ void *record_take(hak_heap_t *heap, size_t bytes, bool may_wait)
     return from_room(heap, bytes);
 }
 
-area_t *record_area(hak_heap_t *heap, bool may_wait)
+/* Lock: HEAP. NULL where memory is refused. */
+static classes_t *made_classes(hak_heap_t *heap)
 {
-    if (heap->first_area_used) return record_take(heap, sizeof(area_t), may_wait);
-    heap->first_area_used = true;
-    return memset(&heap->first_area, 0, sizeof heap->first_area);
+    classes_t *classes = load_relaxed(&heap->classes);
+    if (classes != &heap_no_classes) return classes;
+    classes = record_take(heap, sizeof *classes, true);
+    /* Release: pairs with the acquire in heap_class_made. */
+    if (classes) store_release(&heap->classes, classes);
+    return classes;
 }
 
 class_state_t *record_class(hak_heap_t *heap, unsigned cls)
@@ -59,11 +65,12 @@ class_state_t *record_class(hak_heap_t *heap, unsigned cls)
     if (HAK_LIKELY(state)) return state;
     STALL(class_missed);
     lock_acquire(&heap->lock, RANK_HEAP);
-    state = load_relaxed(&heap->classes[cls]);
-    if (!state && (state = record_take(heap, sizeof *state, true)) != NULL) {
+    classes_t *classes = made_classes(heap);
+    state = classes ? load_relaxed(&classes->at[cls]) : NULL;
+    if (classes && !state && (state = record_take(heap, sizeof *state, true)) != NULL) {
         state->cls = (uint16_t)cls;
         /* Release: pairs with the acquire in heap_class_made. */
-        store_release(&heap->classes[cls], state);
+        store_release(&classes->at[cls], state);
         class_bits_add(&heap->made, cls);
     }
     lock_release(&heap->lock, RANK_HEAP);

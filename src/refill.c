@@ -6,6 +6,75 @@
 #include "stall.h"
 #include "tls.h"
 
+/* ---- Blocks of classes that have few ---- */
+
+/* With so many bytes of blocks a class fills pages of its own, and magazines. */
+enum { CLASS_BYTES = 8 * 1024 };
+#define MOST(bytes, granules) CLASS_BYTES / (bytes),
+static const uint16_t most_in_regions[CLASS_COUNT] = {SIZE_CLASSES(MOST)};
+
+/* Whether regions serve a class: the one place that decides. A class that has moved to slabs stays
+ * there. */
+HAK_INLINE bool is_in_regions(const hak_heap_t *heap, unsigned cls)
+{
+    /* Relaxed: a guess, see heap.h. */
+    return cls < REGION_CLASSES &&
+           load_relaxed(&((hak_heap_t *)(uintptr_t)heap)->region_blocks[cls]) <
+               most_in_regions[cls] &&
+           !heap_class_made(heap, cls);
+}
+
+/* A hole in an open page, else the first of a page that is opened. */
+static void *take_from_regions(hak_heap_t *heap, unsigned cls, unsigned alignment)
+{
+    unsigned units = size_classes[cls].bytes / REGION_UNIT;
+    void *ptr = NULL;
+    FOR_REGIONS (region, heap) {
+        ptr = region_take(region, units, alignment, &heap->guard);
+        if (ptr) return ptr;
+    }
+    FOR_REGIONS (region, heap) {
+        while (!ptr && region_open(region, &heap->guard))
+            ptr = region_take(region, units, alignment, &heap->guard);
+        if (ptr) return ptr;
+    }
+    return NULL;
+}
+
+static void *note_taken(hak_heap_t *heap, unsigned cls, void *ptr)
+{
+    if (!ptr) return NULL;
+    _Atomic uint16_t *blocks = &heap->region_blocks[cls];
+    store_relaxed(blocks, (uint16_t)(load_relaxed(blocks) + 1));
+    counter_add(&heap->counters, refill_region, 1);
+    return ptr;
+}
+
+static unsigned units_of(size_t alignment)
+{
+    return (unsigned)hak_max(1, alignment / REGION_UNIT);
+}
+
+/* A heap that is gone has no regions, and nothing else is read of it. */
+void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !is_in_regions(heap, cls)) return NULL;
+    return note_taken(heap, cls, take_from_regions(heap, cls, units_of(alignment)));
+}
+
+/* The same, with one more region where that has to be. What the hints hide is looked at before. */
+static void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    if (!is_in_regions(heap, cls)) return NULL;
+    lock_acquire(&heap->lock, RANK_HEAP);
+    FOR_REGIONS (region, heap) region_look_again(region);
+    void *ptr = take_from_regions(heap, cls, units_of(alignment));
+    while (!ptr && runs_take_region(heap))
+        ptr = take_from_regions(heap, cls, units_of(alignment));
+    lock_release(&heap->lock, RANK_HEAP);
+    return note_taken(heap, cls, ptr);
+}
+
 /* ---- Small blocks ---- */
 
 /* Lock: HEAP. */
@@ -198,7 +267,7 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     return chain;
 }
 
-void *refill_block(hak_heap_t *heap, unsigned cls)
+static void *refill_class(hak_heap_t *heap, unsigned cls)
 {
     class_state_t *state = record_class(heap, cls);
     if (!state) return NULL;
@@ -212,6 +281,12 @@ void *refill_block(hak_heap_t *heap, unsigned cls)
     if (chain) counter_add(&heap->counters, refill_spare, 1);
     else chain = take_below(heap, state, area, index);
     return chain ? hand_out(heap, state, chain, index) : NULL;
+}
+
+void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    void *ptr = grow_regions(heap, cls, alignment);
+    return ptr ? ptr : refill_class(heap, cls);
 }
 
 /* ---- Mid and large blocks ---- */

@@ -11,8 +11,8 @@ _Static_assert(MID_MAX / GRANULE - 1 <= ENTRY_BACK_MASK, "granules before have s
 #define LAST(bytes, granules) ((granules)*GRANULE / (bytes)-1)
 #define DIVISOR(bytes, granules) \
     {(uint32_t)CEILING(bytes), (uint32_t)(LAST(bytes, granules) * EXCESS(bytes))},
-const divisor_t registry_divisors[SLOT_COUNT] = {SIZE_CLASSES(DIVISOR){0, UINT32_MAX},
-                                                 {0, UINT32_MAX}};
+const divisor_t registry_divisors[SLOT_COUNT] = {
+    SIZE_CLASSES(DIVISOR){0, UINT32_MAX}, {0, UINT32_MAX}, {0, UINT32_MAX}};
 
 _Atomic uintptr_t registry_top[REGISTRY_TOP];
 static hak_lock_t registry_lock; /* rank REGISTRY: held while a table is made */
@@ -82,6 +82,13 @@ void registry_extend_run(const void *base, size_t had, size_t granules, const vo
 void registry_set_run(const void *base, size_t granules, const void *heap, unsigned code)
 {
     registry_extend_run(base, 0, granules, heap, code);
+}
+
+void registry_set_region(const void *base, const void *heap, unsigned code, unsigned index)
+{
+    registry_set_run(base, 1, heap, code);
+    _Atomic entry_t *at = entry_at(base);
+    store_relaxed(at, load_relaxed(at) | (entry_t)index << ENTRY_BACK_SHIFT);
 }
 
 void registry_set_home(const void *base, size_t granules, unsigned home)

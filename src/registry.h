@@ -60,6 +60,7 @@ enum {
  * every area. */
 enum {
     CODE_MID = CLASS_COUNT, /* a run of granules that is one block */
+    CODE_REGION,            /* blocks of all small sizes; "granules before" is the region's index */
     CODE_RELEASED,          /* given back by the owner; the owner may still hold stale pointers */
     SLOT_COUNT,
     CODE_DEAD = SLOT_COUNT, /* given back by a heap that was reset or destroyed; owner 0 */
@@ -229,6 +230,8 @@ HAK_INLINE unsigned registry_home(int index)
 {
     return (unsigned)index < HOME_LOOK ? (unsigned)index : HOME_NONE;
 }
+/* Writes the entry of a granule that is a region, the heap's `index`th. */
+void registry_set_region(const void *base, const void *heap, unsigned code, unsigned index);
 /* Gives a run of blocks another home. */
 void registry_set_home(const void *base, size_t granules, unsigned home);
 

@@ -48,14 +48,26 @@ static size_t measure_class(hak_heap_t *heap, class_state_t *state, hak_class_st
     return sums.pages;
 }
 
+/* Blocks of a class in regions. A region's granule may go to another heap, and a map without one
+ * counts none. */
+static size_t count_in_regions(hak_heap_t *heap, unsigned cls)
+{
+    size_t blocks[REGION_CLASSES] = {0};
+    if (cls >= REGION_CLASSES) return 0;
+    FOR_REGIONS (region, heap) region_count(region, blocks);
+    return blocks[cls];
+}
+
 void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
 {
     *out = (hak_class_stats_t){.struct_size = sizeof *out, .block_bytes = size_classes[cls].bytes};
     class_state_t *state = heap_class_made(heap, cls);
-    if (!state) return;
-    lock_acquire(&heap->areas_lock, RANK_AREAS);
-    (void)measure_class(heap, state, out);
-    lock_pass(&heap->areas_lock, RANK_AREAS);
+    if (state) {
+        lock_acquire(&heap->areas_lock, RANK_AREAS);
+        (void)measure_class(heap, state, out);
+        lock_pass(&heap->areas_lock, RANK_AREAS);
+    }
+    out->live_blocks += count_in_regions(heap, cls);
 }
 
 /* ---- The heap ---- */
@@ -80,10 +92,32 @@ static size_t add_class(hak_heap_t *heap, class_state_t *state, hak_heap_stats_t
     return hak_min(stats.live_blocks, stats.slabs);
 }
 
+/* Blocks of regions. Returns in how many SuperSlabs they lie at most; lock: HEAP, which keeps each
+ * granule where it is. */
+static size_t add_regions(hak_heap_t *heap, hak_heap_stats_t *out)
+{
+    size_t holders = 0;
+    FOR_REGIONS (region, heap) {
+        region_sums_t sums = region_sums(region);
+        out->live_blocks += sums.blocks;
+        out->live_bytes += sums.live * REGION_UNIT;
+        out->free_bytes += sums.free * REGION_UNIT;
+        out->untouched_bytes += sums.untouched * REGION_UNIT;
+        out->metadata_bytes += sums.held * REGION_UNIT;
+        const char *base = load_relaxed(&region->base);
+        superslab_t *ss = registry_superslab(base);
+        out->resident_bytes +=
+            superslab_touched_count((run_t){ss, superslab_index(ss, base)}, 1) * HAK_PAGE;
+        holders += sums.live + sums.held != 0;
+    }
+    return holders;
+}
+
 /* What is no class's. All under one lock, so that no part of it is above what is committed. */
-static void add_rest(hak_heap_t *heap, hak_heap_stats_t *out)
+static size_t add_rest(hak_heap_t *heap, hak_heap_stats_t *out)
 {
     lock_acquire(&heap->lock, RANK_HEAP);
+    size_t holders = add_regions(heap, out);
     const large_set_t *large = &heap->large;
     const superslab_set_t *set = &heap->superslabs;
     out->large_blocks = large->live_blocks;
@@ -95,13 +129,16 @@ static void add_rest(hak_heap_t *heap, hak_heap_stats_t *out)
     out->phantom_superslabs = set->count - set->empty;
     out->free_bytes += set->free_touched * HAK_PAGE;
     out->untouched_bytes += set->free_granules * GRANULE - set->free_touched * HAK_PAGE;
-    out->metadata_bytes = load_relaxed(&heap->metadata);
+    size_t records = load_relaxed(&heap->metadata);
+    out->metadata_bytes += records;
     out->committed_bytes = load_relaxed(&heap->committed);
     out->peak_bytes = load_relaxed(&heap->peak);
     out->resident_bytes += set->free_touched * HAK_PAGE + large->mid_bytes + large->live_bytes +
-                           large->cached_bytes + out->metadata_bytes;
+                           large->cached_bytes + records;
+    holders += large->mid_blocks;
     lock_release(&heap->lock, RANK_HEAP);
     out->mapped_bytes = out->committed_bytes;
+    return holders;
 }
 
 /* Classes are read one after another while threads run, so memory that moved may have been counted
@@ -126,11 +163,10 @@ void report_stats(hak_heap_t *heap, hak_heap_stats_t *out)
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     FOR_CLASSES (cls, &heap->made) holders += add_class(heap, heap_class_made(heap, cls), out);
     bool cached = out->hot_bytes + out->spare_bytes + out->cold_bytes + out->remote_bytes != 0;
-    size_t small_blocks = out->live_blocks;
-    add_rest(heap, out);
+    /* Each live block holds one SuperSlab at most, those of a region together. What is in use beyond
+     * that holds none. */
+    holders += add_rest(heap, out);
     lock_pass(&heap->areas_lock, RANK_AREAS);
-    /* Each live block holds one SuperSlab at most. What is in use beyond that holds none. */
-    holders += out->live_blocks - small_blocks - out->large_blocks;
     out->phantom_superslabs -=
         cached ? hak_min(holders, out->phantom_superslabs) : out->phantom_superslabs;
     fit(out);
@@ -184,7 +220,7 @@ static void print_totals(text_t *text, const hak_heap_t *heap, const hak_heap_st
 
 static void print_class(text_t *text, const hak_class_stats_t *stats)
 {
-    if (!stats->slabs) return;
+    if (!stats->slabs && !stats->live_blocks) return;
     print(text, "  %8zu %8zu %10zu %8zu %8zu %8zu %8zu %10zu %10zu\n", stats->block_bytes,
           stats->slabs, stats->live_blocks, stats->hot_blocks, stats->spare_blocks,
           stats->cold_blocks, stats->remote_blocks, stats->free_blocks, stats->untouched_blocks);

@@ -50,8 +50,23 @@ static void *resize_large(const block_id_t *id, size_t size)
     return done ? large_base(id->large) : NULL;
 }
 
-void *resize_big(const block_id_t *id, void *ptr, size_t size)
+/* A block of a region, which has as many units as a fresh one of that size would have. */
+static void *resize_in_region(const block_id_t *id, void *ptr, size_t size)
 {
+    hak_heap_t *heap = id->heap;
+    if (size > REGION_BLOCK_MAX) return NULL;
+    unsigned units = (unsigned)(id->usable / REGION_UNIT);
+    unsigned wanted = size_classes[sizeclass_of(size)].bytes / REGION_UNIT;
+    if (wanted == units) return ptr;
+    region_t *region = heap_region(heap, entry_back(id->entry));
+    if (!region_resize(region, ptr, units, wanted, &heap->guard)) return NULL;
+    heap_note_units(heap, units, wanted);
+    return ptr;
+}
+
+void *resize_other(const block_id_t *id, void *ptr, size_t size)
+{
+    if (id->kind == KIND_REGION) return resize_in_region(id, ptr, size);
     void *at = resize_holds(id, size) ? ptr : NULL;
     if (!at && id->kind == KIND_MID) at = resize_mid(id, ptr, size);
     if (!at && id->kind == KIND_LARGE) at = resize_large(id, size);

@@ -7,9 +7,9 @@
 /*
  * Role: gives a block another size without a copy. Each rung is cheaper than the next.
  *
- *   resize   the block holds it > granules behind the run > mremap in place > mremap elsewhere;   else the caller copies
+ *   resize   the block holds it > units or granules behind it > mremap in place > mremap elsewhere;   else the caller copies
  *
- * Callers: api, outside the gate. Lock: HEAP, taken inside.
+ * Callers: api, outside the gate. Lock: HEAP, taken inside; none for a block of a region.
  */
 
 /* Whether the block has so much, and so little more, that a copy would save nothing to speak of. */
@@ -17,12 +17,12 @@ HAK_INLINE bool resize_holds(const block_id_t *id, size_t size)
 {
     return size <= id->usable && size >= id->usable / 2;
 }
-/* Of a mid or large block. */
-void *resize_big(const block_id_t *id, void *ptr, size_t size);
+/* Of a block that is in no slab. */
+void *resize_other(const block_id_t *id, void *ptr, size_t size);
 /* The block, which may lie elsewhere by then; NULL: nothing has changed, and the caller copies. */
 HAK_INLINE void *resize_block(const block_id_t *id, void *ptr, size_t size)
 {
-    if (id->kind != KIND_SMALL) return resize_big(id, ptr, size);
+    if (HAK_UNLIKELY(id->kind != KIND_SMALL)) return resize_other(id, ptr, size);
     return resize_holds(id, size) ? ptr : NULL;
 }
 

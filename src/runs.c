@@ -1,6 +1,7 @@
 /* hakheap level 8: runs - the granules of a heap: from the nursery or SuperSlabs of its own */
 #include "runs.h"
 
+#include "record.h"
 #include "stall.h"
 #include "tls.h"
 
@@ -8,18 +9,27 @@ static const size_t granule_records = DESCRIPTOR_BYTES + sizeof(entry_t);
 static const size_t superslab_records =
     SUPERSLAB_GRANULES * (DESCRIPTOR_BYTES + sizeof(entry_t)) + sizeof(superslab_t);
 
+/* A run that is in no table yet. */
+static run_t take_young(hak_heap_t *heap, unsigned granules)
+{
+    run_t run = nursery_take(&process_reserve, granules, &hak_tls.last_error);
+    if (!run.ss) return run;
+    heap_charge(heap, granules * (size_t)GRANULE);
+    heap_charge_records(heap, granules * granule_records);
+    return run;
+}
+
 static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
 {
     if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS ||
         granules > NURSERY_GRANULES)
         return (run_t){0};
-    run_t run = nursery_take(&process_reserve, granules, &hak_tls.last_error);
+    nursery_t *nursery = heap->nursery;
+    if (!nursery) nursery = heap->nursery = record_take(heap, sizeof *nursery, true);
+    run_t run = nursery ? take_young(heap, granules) : (run_t){0};
     if (!run.ss) return run;
-    heap->nursery[heap->nursery_count] = superslab_granule(run.ss, run.first);
-    heap->nursery_granules[heap->nursery_count++] = (uint16_t)granules;
-    if (heap->nursery_count == COARSE_RUNS) runs_set_lookup(heap, CLASSES_FINE);
-    heap_charge(heap, granules * (size_t)GRANULE);
-    heap_charge_records(heap, granules * granule_records);
+    nursery->start[heap->nursery_count] = superslab_granule(run.ss, run.first);
+    nursery->granules[heap->nursery_count++] = (uint16_t)granules;
     return run;
 }
 
@@ -31,11 +41,12 @@ static void uncharge_nursery(hak_heap_t *heap, size_t granules)
 
 static void forget_nursery_run(hak_heap_t *heap, const char *start)
 {
+    nursery_t *nursery = heap->nursery;
     uint32_t at = 0;
-    while (heap->nursery[at] != start) at++;
-    uncharge_nursery(heap, heap->nursery_granules[at]);
-    heap->nursery[at] = heap->nursery[--heap->nursery_count];
-    heap->nursery_granules[at] = heap->nursery_granules[heap->nursery_count];
+    while (nursery->start[at] != start) at++;
+    uncharge_nursery(heap, nursery->granules[at]);
+    nursery->start[at] = nursery->start[--heap->nursery_count];
+    nursery->granules[at] = nursery->granules[heap->nursery_count];
 }
 
 static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned alignment)
@@ -46,7 +57,6 @@ static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned 
     if (!ss) return run;
     counter_add(&heap->counters, refill_fresh_superslab, 1);
     superslab_set_add(&heap->superslabs, ss);
-    runs_set_lookup(heap, CLASSES_FINE);
     heap_charge(heap, SUPERSLAB);
     heap_charge_records(heap, superslab_records);
     return superslab_take(&heap->superslabs, granules, alignment);
@@ -131,27 +141,110 @@ bool runs_resize(hak_heap_t *heap, run_t run, unsigned granules, unsigned wanted
     registry_extend_run(start, granules, wanted, heap, runs_code(heap, CODE_MID));
     return true;
 }
-/* Of a granule in use: slabs note their pages as they carve; those of a mid block, or of one whose
- * free is under way, are not noted. */
+
+/* ---- Regions ---- */
+
+static run_t run_at(const char *start)
+{
+    superslab_t *ss = registry_superslab(start);
+    return (run_t){ss, superslab_index(ss, start)};
+}
+
+/* The map at an index, made where there is none; NULL where memory is refused. */
+static region_t *made_region(hak_heap_t *heap, uint32_t index)
+{
+    if (index < load_relaxed(&heap->regions)) return heap_region(heap, index);
+    region_t *region = index < REGIONS_NEAR ? &heap->near_region[index] : NULL;
+    far_regions_t *far = load_relaxed(&heap->far_regions);
+    if (!region && !far) far = record_take(heap, sizeof *far, true);
+    if (!region && far) region = record_take(heap, sizeof *region, true);
+    if (!region) return NULL;
+    region_init(region, 0, 0);
+    if (index >= REGIONS_NEAR) {
+        /* Release: pairs with the acquires in heap_region. */
+        store_release(&far->at[index - REGIONS_NEAR], region);
+        store_release(&heap->far_regions, far);
+    }
+    /* Release: pairs with the acquire in heap_region_from. */
+    store_release(&heap->regions, index + 1);
+    return region;
+}
+
+/* The first index without a granule, or REGION_MOST. */
+static uint32_t region_index(hak_heap_t *heap)
+{
+    uint32_t index = 0, regions = load_relaxed(&heap->regions);
+    while (index < regions && region_is_attached(heap_region(heap, index))) index++;
+    return index;
+}
+
+bool runs_take_region(hak_heap_t *heap)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    uint32_t index = region_index(heap);
+    region_t *region = index < REGION_MOST ? made_region(heap, index) : NULL;
+    if (!region) return false;
+    run_t run = heap->superslabs.count ? (run_t){0} : take_young(heap, 1);
+    if (!run.ss) run = take_from_superslabs(heap, 1, 1);
+    if (!run.ss) return false;
+    char *base = superslab_granule(run.ss, run.first);
+    registry_set_region(base, heap, runs_code(heap, CODE_REGION), index);
+    heap->runs++;
+    region_attach(region, base);
+    return true;
+}
+
+bool runs_put_region(hak_heap_t *heap, region_t *region)
+{
+    hak_assert(lock_is_held(&heap->lock));
+    if (!region_is_attached(region) || !region_close(region)) return false;
+    char *base = load_relaxed(&region->base);
+    run_t run = run_at(base);
+    region_detach(region);
+    registry_set_run(base, 1, heap, CODE_RELEASED);
+    heap->runs--;
+    if (!run.ss->shared) {
+        superslab_put(&heap->superslabs, run, 1, 0);
+        return true;
+    }
+    nursery_run_t given = {run, 1, 0};
+    (void)nursery_put(&process_reserve, &given, 1, true, &heap->returned);
+    uncharge_nursery(heap, 1);
+    heap->nursery_given = true;
+    return true;
+}
+
+/* ---- All at once ---- */
+
+/* Of a granule in use: slabs and regions note their pages as they use them; those of a mid block,
+ * or of one whose free is under way, are not noted. */
 static bool is_noted(const char *granule)
 {
-    return entry_code(registry_lookup(granule)) < CLASS_COUNT;
+    unsigned code = entry_code(registry_lookup(granule));
+    return code < CLASS_COUNT || code == CODE_REGION;
+}
+
+static nursery_run_t dead_run(char *start, unsigned granules)
+{
+    pages_t pages = is_noted(start) ? 0 : PAGES_ALL;
+    registry_set_run(start, granules, NULL, CODE_DEAD);
+    return (nursery_run_t){run_at(start), granules, pages};
 }
 
 static void empty_nursery(hak_heap_t *heap)
 {
-    nursery_run_t runs[NURSERY_RUNS];
-    size_t granules = 0;
-    for (uint32_t i = 0; i < heap->nursery_count; i++) {
-        char *start = heap->nursery[i];
-        superslab_t *ss = registry_superslab(start);
-        run_t run = {ss, superslab_index(ss, start)};
-        runs[i] = (nursery_run_t){run, heap->nursery_granules[i], is_noted(start) ? 0 : PAGES_ALL};
-        granules += runs[i].granules;
-        registry_set_run(start, runs[i].granules, NULL, CODE_DEAD);
+    nursery_run_t runs[NURSERY_RUNS + REGION_MOST];
+    size_t count = 0, granules = 0;
+    for (uint32_t i = 0; i < heap->nursery_count; i++)
+        runs[count++] = dead_run(heap->nursery->start[i], heap->nursery->granules[i]);
+    FOR_REGIONS (region, heap) {
+        char *base = load_relaxed(&region->base);
+        if (region == heap->near_region) continue;
+        if (run_at(base).ss->shared) runs[count++] = dead_run(base, 1);
+        region_detach(region);
     }
-    if (granules)
-        (void)nursery_put(&process_reserve, runs, heap->nursery_count, true, &heap->returned);
+    for (size_t i = 0; i < count; i++) granules += runs[i].granules;
+    if (count) (void)nursery_put(&process_reserve, runs, count, true, &heap->returned);
     heap->nursery_count = 0;
     uncharge_nursery(heap, granules);
 }

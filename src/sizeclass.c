@@ -15,15 +15,9 @@ SIZE_CLASSES(FITS)
 #define ONE(cls, mark)   (2 * (cls) + (mark))
 #define TWO(cls, mark)   ONE(cls, mark), ONE(cls, mark)
 #define FOUR(cls, mark)  TWO(cls, mark), TWO(cls, mark)
-#define EIGHT(cls, mark) FOUR(cls, mark), FOUR(cls, mark)
 
 /* clang-format off */
-/* 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024 */
-#define COARSE(mark) \
-    TWO(0, mark), ONE(1, mark), ONE(2, mark), ONE(3, mark), TWO(5, mark), TWO(7, mark), FOUR(11, mark), \
-    FOUR(15, mark), EIGHT(19, mark), EIGHT(23, mark), EIGHT(27, mark), EIGHT(27, mark), EIGHT(31, mark), \
-    EIGHT(31, mark)
-#define FINE(mark) \
+#define LOOKUP(mark) \
     TWO(0, mark), ONE(1, mark), ONE(2, mark), ONE(3, mark), ONE(4, mark), ONE(5, mark), ONE(6, mark), \
     ONE(7, mark), ONE(8, mark), ONE(9, mark), ONE(10, mark), ONE(11, mark), ONE(12, mark), ONE(13, mark), \
     ONE(14, mark), ONE(15, mark), TWO(16, mark), TWO(17, mark), TWO(18, mark), TWO(19, mark), TWO(20, mark), \
@@ -31,5 +25,4 @@ SIZE_CLASSES(FITS)
     FOUR(28, mark), FOUR(29, mark), FOUR(30, mark), FOUR(31, mark)
 /* clang-format on */
 
-const uint8_t size_class_slots[4 * LOOKUP_ENTRIES] = {COARSE(0), FINE(0), COARSE(SLOT_MARK),
-                                                      FINE(SLOT_MARK)};
+const uint8_t size_class_slots[2 * LOOKUP_ENTRIES] = {LOOKUP(0), LOOKUP(SLOT_MARK)};

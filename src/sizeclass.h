@@ -48,24 +48,17 @@ typedef struct size_class {
 
 extern const size_class_t size_classes[CLASS_COUNT];
 
-/*
- * Classes by size up to LOOKUP_MAX. A heap reads one of two tables (or its marked copy): all
- * classes, or only those at 2^k and 1.5 * 2^k. A heap with few blocks in each class pays for pages
- * and TLB entries, not for bytes: the coarse table gives it 12 slabs in place of 32.
- */
+/* Classes by size up to LOOKUP_MAX: a table, and its marked copy. */
 enum {
     LOOKUP_ENTRIES = LOOKUP_MAX / BLOCK_ALIGN + 1,
-    CLASSES_COARSE = BLOCK_ALIGN - 1, /* added to a size before it is divided: rounds it up, */
-    CLASSES_FINE =
-        CLASSES_COARSE + LOOKUP_ENTRIES * BLOCK_ALIGN, /* and chooses the second table, */
-    CLASSES_MARKED =
-        2 * LOOKUP_ENTRIES * BLOCK_ALIGN, /* added to either: its slots with SLOT_MARK */
+    CLASSES_PLAIN = BLOCK_ALIGN - 1, /* added to a size before it is divided: rounds it up; */
+    CLASSES_MARKED = CLASSES_PLAIN + LOOKUP_ENTRIES * BLOCK_ALIGN, /* and chooses the copy */
     SLOT_MARK = 1, /* what a heap wants to know when it has the slot, without a load of its own */
 };
 extern const uint8_t
-    size_class_slots[4 * LOOKUP_ENTRIES]; /* the class times 2: what sections call the slot */
+    size_class_slots[2 * LOOKUP_ENTRIES]; /* the class times 2: what sections call the slot */
 
-/* `table` is CLASSES_COARSE or CLASSES_FINE, marked or not; also 0, what a heap that is gone may
+/* `table` is CLASSES_PLAIN or CLASSES_MARKED; also 0, what a heap that is gone may
  * read, stays inside the tables. */
 HAK_INLINE size_t sizeclass_slot(size_t table, size_t size)
 {

@@ -54,6 +54,9 @@
     X(trim_unmapped,      "gate (TRIM)",            "a mapping is gone; not yet its record")       \
     X(large_buried,       "gate (HEAP TRIM)",       "a mapping has its tombstone; still mapped")   \
     X(large_read,         "(gate)",                 "a record is read; not yet looked at again")   \
+    X(region_part_taken,  "",                       "a part of a block's units is taken")          \
+    X(region_put_held,    "",                       "a block's first unit is held; not yet free")  \
+    X(region_opening,     "",                       "a page's bit is set; its units are held")     \
     X(gate_counted,       "gate",                   "a thread is counted in; it has not looked")   \
     X(gate_waiting,       "",                       "found closed; not yet asleep")                \
     X(gate_closed,        "GATE_CLOSE",             "a fork has the gate closed and empty")        \

@@ -115,6 +115,18 @@ HAK_INLINE uint32_t superslab_touch(superslab_t *ss, const char *from, size_t by
     }
     return fresh;
 }
+/* The page of an address has been written, or was purged, where threads do this for neighbours at a
+ * time. Relaxed: a bit orders nothing. */
+HAK_INLINE void superslab_touch_one(superslab_t *ss, const void *ptr)
+{
+    or_relaxed(&ss->touched[superslab_index(ss, ptr)],
+               (uint8_t)(1u << ((uintptr_t)ptr >> HAK_PAGE_SHIFT) % GRANULE_PAGES));
+}
+HAK_INLINE void superslab_forget_one(superslab_t *ss, const void *ptr)
+{
+    and_relaxed(&ss->touched[superslab_index(ss, ptr)],
+                (uint8_t) ~(1u << ((uintptr_t)ptr >> HAK_PAGE_SHIFT) % GRANULE_PAGES));
+}
 /* Of the run in use that begins there. */
 HAK_INLINE unsigned superslab_slot(const superslab_t *ss, unsigned granule)
 {

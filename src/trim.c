@@ -66,7 +66,6 @@ static void fetch_heap(const hak_heap_t *heap)
     __builtin_prefetch(&heap->made);
     __builtin_prefetch(&heap->lock, 1);
     __builtin_prefetch(&heap->nursery_count, 1);
-    __builtin_prefetch(&heap->first_area.outbox);
     __builtin_prefetch(&heap->percpu);
 }
 
@@ -225,10 +224,21 @@ static void retire_empty_slabs(hak_heap_t *heap, unsigned first, unsigned end)
     }
 }
 
+/* Regions without blocks; the cradle stays. */
+static void retire_empty_regions(hak_heap_t *heap)
+{
+    for (uint32_t at = 1; at < load_acquire(&heap->regions); at++) {
+        lock_acquire(&heap->lock, RANK_HEAP);
+        (void)runs_put_region(heap, heap_region(heap, at));
+        lock_pass(&heap->lock, RANK_HEAP);
+    }
+}
+
 bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes)
 {
     if (!flush(heap, first, end, false, bytes)) return false;
     retire_empty_slabs(heap, first, end);
+    retire_empty_regions(heap);
     return true;
 }
 
@@ -263,12 +273,21 @@ static size_t release_slab(hak_heap_t *heap, const char *granule, size_t *stay)
 static size_t release_nursery(hak_heap_t *heap, size_t *stay)
 {
     size_t pages = 0;
-    const char *nursery[NURSERY_RUNS];
+    nursery_t nursery;
     lock_acquire(&heap->lock, RANK_HEAP);
     uint32_t runs = heap->nursery_count;
-    memcpy(nursery, heap->nursery, sizeof nursery);
+    if (runs) nursery = *heap->nursery;
     lock_release(&heap->lock, RANK_HEAP);
-    for (uint32_t i = 0; i < runs; i++) pages += release_slab(heap, nursery[i], stay);
+    for (uint32_t i = 0; i < runs; i++) pages += release_slab(heap, nursery.start[i], stay);
+    return pages;
+}
+
+/* Pages without blocks in regions. A page is held while the kernel takes it: no lock is. */
+static size_t release_regions(hak_heap_t *heap, size_t *stay)
+{
+    size_t pages = 0;
+    for (uint32_t at = 0; at < load_acquire(&heap->regions); at++)
+        pages += region_release(heap_region(heap, at), stay, os_purge);
     return pages;
 }
 
@@ -422,13 +441,15 @@ static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
     (void)take_returned(heap);
     if (!flush(heap, 0, CLASS_COUNT, true, &flushed)) return false;
     retire_empty_slabs(heap, 0, CLASS_COUNT);
+    retire_empty_regions(heap);
     size_t returned = trim_large(heap, keep);
     lock_acquire(&heap->lock, RANK_HEAP);
     size_t held = free_touched(heap);
     lock_release(&heap->lock, RANK_HEAP);
     /* Pages in slabs that stay, where the heap holds less free than it may keep. */
     size_t stay = (keep > held ? keep - held : 0) / HAK_PAGE;
-    returned += release_nursery(heap, &stay) * HAK_PAGE + trim_superslabs(heap, keep, &stay);
+    returned += (release_regions(heap, &stay) + release_nursery(heap, &stay)) * HAK_PAGE;
+    returned += trim_superslabs(heap, keep, &stay);
     purge_far_descriptors(heap);
     /* What the heap gave to the process before is still resident, and its to return. */
     if (keep == 0) returned += reserve_trim(&process_reserve, heap);

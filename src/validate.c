@@ -12,7 +12,7 @@
 typedef struct walk {
     hak_heap_t *heap;
     uint64_t *bits; /* a bit for each block of each slab: found free */
-    size_t live_bytes, cached_bytes, free_bytes, untouched_bytes;
+    size_t live_bytes, cached_bytes, free_bytes, untouched_bytes, held_bytes;
     size_t shared_granules;
     hak_fault_t *fault; /* the first; code NULL: nothing is wrong */
 } walk_t;
@@ -216,6 +216,35 @@ static void check_big(walk_t *walk)
     walk->live_bytes += mid_sum;
 }
 
+/* A granule's entry names its region, and the map says what is in it. */
+static void check_region(walk_t *walk, region_t *region, unsigned index)
+{
+    const char *base = load_relaxed(&region->base);
+    const void *ptr;
+    entry_t entry = registry_lookup(base);
+    if (entry_heap(entry) != walk->heap || entry_code(entry) != CODE_REGION ||
+        entry_back(entry) != index)
+        wrong(walk, base, 0, "the granule table disagrees with a region");
+    const char *words = region_check(region, &walk->heap->guard, &ptr);
+    if (words) wrong(walk, ptr, 0, words);
+    region_sums_t sums = region_sums(region);
+    walk->live_bytes += sums.live * REGION_UNIT;
+    walk->free_bytes += sums.free * REGION_UNIT;
+    walk->untouched_bytes += sums.untouched * REGION_UNIT;
+    walk->held_bytes += sums.held * REGION_UNIT;
+    superslab_t *ss = registry_superslab(base);
+    if (!index) return;
+    if (!ss->shared) ss->tally++;
+}
+
+static void check_regions(walk_t *walk)
+{
+    for (uint32_t index = 0; index < load_acquire(&walk->heap->regions); index++) {
+        region_t *region = heap_region(walk->heap, index);
+        if (region_is_attached(region)) check_region(walk, region, index);
+    }
+}
+
 static void check_superslabs(walk_t *walk)
 {
     hak_heap_t *heap = walk->heap;
@@ -235,7 +264,7 @@ static void check_superslabs(walk_t *walk)
     if (count != set->count || granules != set->free_granules || pages != set->free_touched ||
         empty != set->empty)
         wrong(walk, heap, 0, "SuperSlabs, or what is free in them, are not as many as counted");
-    for (uint32_t i = 0; i < heap->nursery_count; i++) shared += heap->nursery_granules[i];
+    for (uint32_t i = 0; i < heap->nursery_count; i++) shared += heap->nursery->granules[i];
     if (shared != walk->shared_granules)
         wrong(walk, heap, 0, "granules of the nursery are in no slab");
 }
@@ -268,9 +297,10 @@ static int walk_all(hak_heap_t *heap, hak_fault_t *fault)
     for (superslab_t *ss = heap->superslabs.all; ss; ss = ss->set_next) ss->tally = 0;
     FOR_CLASSES (cls, &heap->made) check_class(&walk, heap_class_made(heap, cls));
     check_big(&walk);
+    check_regions(&walk);
     check_superslabs(&walk);
     size_t sum = walk.live_bytes + walk.cached_bytes + walk.free_bytes + walk.untouched_bytes +
-                 load_relaxed(&heap->metadata);
+                 walk.held_bytes + load_relaxed(&heap->metadata);
     if (sum != load_relaxed(&heap->committed))
         wrong(&walk, heap, 0,
               "live + cached + free + untouched + metadata is not what is committed");
@@ -278,10 +308,10 @@ static int walk_all(hak_heap_t *heap, hak_fault_t *fault)
     return fault->code ? EFAULT : 0;
 }
 
-typedef class_state_t *classes_t[CLASS_COUNT];
+typedef class_state_t *held_t[CLASS_COUNT];
 
 /* True: a thread waits for one of them. */
-static bool release_all(hak_heap_t *heap, classes_t held)
+static bool release_all(hak_heap_t *heap, held_t held)
 {
     bool wanted = lock_is_wanted(&heap->lock);
     lock_release(&heap->lock, RANK_HEAP);
@@ -295,7 +325,7 @@ static bool release_all(hak_heap_t *heap, classes_t held)
 
 /* Every class lock, and HEAP, under which no class is made. False: one was made meanwhile; nothing
  * is held. */
-static bool hold_all(hak_heap_t *heap, classes_t held)
+static bool hold_all(hak_heap_t *heap, held_t held)
 {
     for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
         if ((held[cls] = heap_class_made(heap, cls)) != NULL)
@@ -310,7 +340,7 @@ static bool hold_all(hak_heap_t *heap, classes_t held)
 /* The areas are halted. */
 static int walk_halted(hak_heap_t *heap, hak_fault_t *fault)
 {
-    classes_t held;
+    held_t held;
     while (!hold_all(heap, held)) {
     }
     int error = walk_all(heap, fault);

@@ -331,7 +331,7 @@ Test(home, a_slab_that_cannot_go_keeps_its_home)
                   "SuperSlabs' runs go, the nursery's stay");
         unsigned at_home = 0;
         for (uint32_t i = 0; i < heap->nursery_count; i++)
-            at_home += home_in(heap->nursery[i]) == HERE;
+            at_home += home_in(heap->nursery->start[i]) == HERE;
         cr_assert(at_home > 1, "%u runs of the nursery have a home", at_home);
         must_be_sound(heap, 0, "with slabs that could not go");
         (void)hak_heap_trim(heap, 0);

@@ -368,7 +368,7 @@ static void must_be_resident(hak_heap_t *heap, const char *when)
     /* Pages of live blocks in the nursery, where the heap began. */
     size_t nursery = 0;
     for (uint32_t i = 0; i < heap->nursery_count; i++)
-        nursery += heap->nursery_granules[i] * (size_t)GRANULE;
+        nursery += heap->nursery->granules[i] * (size_t)GRANULE;
     cr_assert(told >= seen - seen / 100 && told <= seen + nursery + seen / 100,
               "%s: %zu bytes resident, %zu by the kernel, of the nursery at most %zu", when, told,
               seen, nursery);
@@ -1011,7 +1011,7 @@ static void lengthen_a_link(bool damaged, const patient_t *p)
 static void claim_a_run_of_the_nursery(bool damaged, const patient_t *p)
 {
     hak_heap_t *heap = p->heap;
-    heap->nursery_granules[heap->nursery_count] = 1;
+    heap->nursery->granules[heap->nursery_count] = 1;
     heap->nursery_count = (uint16_t)(heap->nursery_count + (damaged ? 1 : -1));
 }
 

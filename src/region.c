@@ -1,0 +1,535 @@
+/* hakheap level 4: region - taking and freeing runs of units */
+#include "region.h"
+
+#include "stall.h"
+
+_Static_assert(REGION_BLOCK_MAX == (int)LOOKUP_MAX && PAGE_WORDS * GRANULE_PAGES == REGION_WORDS,
+               "a block spans three words at most");
+
+enum { MOST_ROOM = 2 * WORD_UNITS };
+
+/* ---- Words ---- */
+
+static uint32_t used_of(uint64_t word) { return (uint32_t)word; }
+static uint32_t start_of(uint64_t word) { return (uint32_t)(word >> WORD_UNITS); }
+static uint32_t free_of(uint64_t word) { return ~(used_of(word) | start_of(word)); }
+static uint32_t inside_of(uint64_t word) { return used_of(word) & ~start_of(word); }
+static uint32_t held_of(uint64_t word) { return start_of(word) & ~used_of(word); }
+static uint64_t held(uint32_t units) { return (uint64_t)units << WORD_UNITS; }
+static uint64_t both(uint32_t units) { return held(units) | units; }
+
+/* `n` units from `first` on: up to all of a word. */
+static uint32_t units_from(unsigned first, unsigned n)
+{
+    return (uint32_t)((((uint64_t)1 << n) - 1) << first);
+}
+
+static uint64_t word_at(const region_t *region, unsigned at)
+{
+    /* Relaxed: what is read is tried by an atomic operation, or belongs to a live block. */
+    return load_relaxed(&((region_t *)(uintptr_t)region)->word[at]);
+}
+
+static unit_state_t state_of(uint64_t word, unsigned bit)
+{
+    bool start = start_of(word) >> bit & 1, used = used_of(word) >> bit & 1;
+    if (start) return used ? UNIT_START : UNIT_HELD;
+    return used ? UNIT_INSIDE : UNIT_FREE;
+}
+
+/* Units of a word that the heap's record has. */
+static uint32_t record_of(const region_t *region, unsigned at)
+{
+    unsigned from = at * WORD_UNITS, to = from + WORD_UNITS;
+    unsigned first = (unsigned)hak_max(from, region->record);
+    unsigned end = (unsigned)hak_min(to, region->record_end);
+    return first < end ? units_from(first - from, end - first) : 0;
+}
+
+/* ---- Seals: of each free unit of an open page ---- */
+
+static void seal(char *at, size_t units, uint64_t key)
+{
+    for (char *end = at + units * REGION_UNIT; at < end; at += REGION_UNIT) {
+        block_t *unit = (block_t *)(void *)at;
+        unit->word[0] = key ^ (uintptr_t)at;
+        unit->word[1] = ~unit->word[0];
+    }
+}
+
+static bool is_sealed(const char *at, uint64_t key)
+{
+    const block_t *unit = (const block_t *)(const void *)at;
+    return unit->word[0] == (key ^ (uintptr_t)at) && unit->word[1] == ~unit->word[0];
+}
+
+/* Proves the seals of units that were just taken, and takes them away: what a program copies from
+ * its block is no seal. */
+static void unseal(char *at, size_t units, const guard_t *guard)
+{
+    for (size_t i = 0; i < units; i++)
+        if (HAK_UNLIKELY(!is_sealed(at + i * REGION_UNIT, guard->key)))
+            block_corrupt(guard, "malloc", at + i * REGION_UNIT, units * REGION_UNIT);
+    memset(at, 0, units * REGION_UNIT);
+}
+
+/* ---- Taking units ---- */
+
+static bool claim_word(region_t *region, unsigned at, uint32_t units, uint32_t start)
+{
+    uint64_t old = word_at(region, at);
+    while ((free_of(old) & units) == units)
+        /* Acquire: pairs with the release by which the units were freed. */
+        if (cas_acquire(&region->word[at], &old, old | units | held(start))) return true;
+    return false;
+}
+
+/* From the last word to the first, so that no rest stays behind what may be taken. */
+static void free_units(region_t *region, unsigned unit, unsigned n)
+{
+    for (unsigned end = unit + n; end > unit;) {
+        unsigned at = (end - 1) / WORD_UNITS;
+        unsigned first = (unsigned)hak_max(unit, at * WORD_UNITS);
+        uint32_t mask = units_from(first % WORD_UNITS, end - first);
+        /* Release: pairs with the acquire of the next taker, in claim_word or claim_page. */
+        and_release(&region->word[at], ~both(mask));
+        end = first;
+    }
+}
+
+/* From the first word to the last. `start`: a block begins there; else it grows. */
+static bool claim_units(region_t *region, unsigned unit, unsigned n, bool start)
+{
+    unsigned end = unit + n;
+    for (unsigned from = unit; from < end;) {
+        unsigned at = from / WORD_UNITS;
+        unsigned to = (unsigned)hak_min(end, (at + 1) * WORD_UNITS);
+        uint32_t mask = units_from(from % WORD_UNITS, to - from);
+        uint32_t first = start && from == unit ? mask & -mask : 0;
+        if (!claim_word(region, at, mask, first)) {
+            if (from > unit) free_units(region, unit, from - unit);
+            return false;
+        }
+        STALL(region_part_taken);
+        from = to;
+    }
+    return true;
+}
+
+/* A bit for each place in the low word where n free neighbours begin, n up to 32: runs of 2n are
+ * two runs of n. */
+static uint32_t runs_of(uint64_t bits, unsigned n)
+{
+    for (unsigned have = 1; have < n;) {
+        unsigned step = (unsigned)hak_min(have, n - have);
+        bits &= bits >> step;
+        have += step;
+    }
+    return (uint32_t)bits;
+}
+
+static uint64_t free_in_two(const region_t *region, unsigned at)
+{
+    uint64_t low = at < REGION_WORDS ? free_of(word_at(region, at)) : 0;
+    uint64_t high = at + 1 < REGION_WORDS ? free_of(word_at(region, at + 1)) : 0;
+    return low | high << WORD_UNITS;
+}
+
+static uint32_t places(const region_t *region, unsigned at, unsigned n, unsigned alignment)
+{
+    uint64_t bits = free_in_two(region, at);
+    if (!(uint32_t)bits) return 0;
+    uint32_t starts = runs_of(bits, (unsigned)hak_min(n, WORD_UNITS));
+    if (n > WORD_UNITS && starts) starts &= runs_of(free_in_two(region, at + 1), n - WORD_UNITS);
+    if (HAK_LIKELY(alignment == 1)) return starts;
+    if (alignment > WORD_UNITS) return at % (alignment / WORD_UNITS) ? 0 : starts & 1;
+    return starts & (uint32_t)(UINT64_C(0xffffffff) / (((uint64_t)1 << alignment) - 1));
+}
+
+/* A full word that is the first with room is not looked at again. */
+static void skip(region_t *region, unsigned at)
+{
+    if (!free_of(word_at(region, at)) && load_relaxed(&region->first) == at)
+        store_relaxed(&region->first, (uint8_t)(at + 1));
+}
+
+/* The unit, or REGION_UNITS. First fit. */
+static unsigned find_hole(region_t *region, unsigned n, unsigned alignment)
+{
+    for (unsigned at = load_relaxed(&region->first); at < REGION_WORDS; at++) {
+        uint32_t starts = places(region, at, n, alignment);
+        if (starts) return at * WORD_UNITS + (unsigned)__builtin_ctz(starts);
+        skip(region, at);
+    }
+    if (alignment == 1) store_relaxed(&region->room, (uint8_t)(n - 1));
+    return REGION_UNITS;
+}
+
+void *region_take(region_t *region, unsigned n, unsigned alignment, const guard_t *guard)
+{
+    enum { TRIES = 4 }; /* others may take each hole that is found */
+    if (load_relaxed(&region->room) < n) return NULL;
+    for (unsigned tries = 0; tries < TRIES; tries++) {
+        unsigned unit = find_hole(region, n, alignment);
+        if (unit == REGION_UNITS) return NULL;
+        if (HAK_UNLIKELY(!claim_units(region, unit, n, true))) continue;
+        /* After the claim, and acquire: by then it is the granule that the units are of. */
+        char *at = load_acquire(&region->base) + unit * REGION_UNIT;
+        if (key_seals(guard->key)) unseal(at, n, guard);
+        return at;
+    }
+    return NULL;
+}
+
+/* ---- Freeing them ---- */
+
+/* Units of the block that begins there; only the block's owner may ask. */
+static unsigned length_of(const region_t *region, unsigned unit)
+{
+    unsigned at = unit / WORD_UNITS, bit = unit % WORD_UNITS + 1;
+    uint64_t ends = (uint64_t)(uint32_t)~inside_of(word_at(region, at)) >> bit;
+    if (HAK_LIKELY(ends)) return 1 + (unsigned)__builtin_ctzll(ends);
+    unsigned n = WORD_UNITS - unit % WORD_UNITS;
+    while (++at < REGION_WORDS) {
+        uint32_t rest = ~inside_of(word_at(region, at));
+        if (rest) return n + (unsigned)__builtin_ctz(rest);
+        n += WORD_UNITS;
+    }
+    return n;
+}
+
+/* There may be a hole around these units, of which some two words are looked at. */
+static void note_hole(region_t *region, unsigned unit, unsigned n)
+{
+    unsigned at = unit / WORD_UNITS, last = (unit + n - 1) / WORD_UNITS;
+    if (at < load_relaxed(&region->first)) store_relaxed(&region->first, (uint8_t)at);
+    unsigned room = load_relaxed(&region->room);
+    if (room >= MOST_ROOM) return;
+    uint64_t after = ~(free_in_two(region, last) >> ((unit + n - 1) % WORD_UNITS));
+    uint64_t before = at ? free_in_two(region, at - 1) : free_in_two(region, 0) << WORD_UNITS;
+    before = ~(before << (WORD_UNITS - 1 - unit % WORD_UNITS));
+    unsigned more = (after ? (unsigned)__builtin_ctzll(after) : 2 * WORD_UNITS) +
+                    (before ? (unsigned)__builtin_clzll(before) : 2 * WORD_UNITS);
+    unsigned hole = (unsigned)hak_min(n + more, MOST_ROOM);
+    if (hole > room) store_relaxed(&region->room, (uint8_t)hole);
+}
+
+/* Frees a block that lies in one word. False: none began there. */
+static bool put_in_word(region_t *region, unsigned unit, unsigned n)
+{
+    uint32_t units = units_from(unit % WORD_UNITS, n);
+    uint64_t block = units | held(units & -units);
+    /* Release: as in free_units. All of the block is looked at: of two threads that free it the
+     * second may come after others have taken its units. */
+    return (and_release(&region->word[unit / WORD_UNITS], ~block) & both(units)) == block;
+}
+
+/* The same in steps, with its first unit held meanwhile. */
+static bool put_held(region_t *region, unsigned unit, unsigned n, char *ptr, const guard_t *guard)
+{
+    unsigned bit = unit % WORD_UNITS;
+    /* Relaxed: what follows is released by free_units. */
+    uint64_t old = and_relaxed(&region->word[unit / WORD_UNITS], ~((uint64_t)1 << bit));
+    if (state_of(old, bit) != UNIT_START) return false;
+    STALL(region_put_held);
+    if (key_seals(guard->key)) seal(ptr, n, guard->key);
+    free_units(region, unit, n);
+    return true;
+}
+
+unsigned region_put(region_t *region, void *ptr, const guard_t *guard)
+{
+    unsigned unit = region_unit(ptr);
+    if (state_of(word_at(region, unit / WORD_UNITS), unit % WORD_UNITS) != UNIT_START) return 0;
+    unsigned n = length_of(region, unit);
+    bool one = unit % WORD_UNITS + n <= WORD_UNITS && !key_seals(guard->key);
+    bool done = one ? put_in_word(region, unit, n) : put_held(region, unit, n, ptr, guard);
+    if (HAK_UNLIKELY(!done)) return 0;
+    note_hole(region, unit, n);
+    return n;
+}
+
+char *region_find(const region_t *region, const void *ptr, unsigned *units)
+{
+    unsigned unit = region_unit(ptr), least = unit < MOST_ROOM ? 0 : unit - MOST_ROOM;
+    for (unsigned at = unit;; at--) {
+        unit_state_t state = state_of(word_at(region, at / WORD_UNITS), at % WORD_UNITS);
+        if (state == UNIT_START) {
+            *units = length_of(region, at);
+            return (char *)((uintptr_t)ptr & ~(uintptr_t)(GRANULE - 1)) + at * REGION_UNIT;
+        }
+        if (state != UNIT_INSIDE || at == least) return NULL;
+    }
+}
+
+bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
+                   const guard_t *guard)
+{
+    unsigned unit = region_unit(ptr);
+    char *end = ptr;
+    if (wanted > units) {
+        if (unit + wanted > REGION_UNITS) return false;
+        if (!claim_units(region, unit + units, wanted - units, false)) return false;
+        if (key_seals(guard->key)) unseal(end + units * REGION_UNIT, wanted - units, guard);
+        return true;
+    }
+    if (key_seals(guard->key)) seal(end + wanted * REGION_UNIT, units - wanted, guard->key);
+    free_units(region, unit + wanted, units - wanted);
+    note_hole(region, unit + wanted, units - wanted);
+    return true;
+}
+
+/* ---- Pages ---- */
+
+/* Lets units of a page go that are held, but for the record's. */
+static void release_page(region_t *region, unsigned page)
+{
+    for (unsigned at = page * PAGE_WORDS; at < (page + 1) * PAGE_WORDS; at++)
+        /* Release: pairs with the acquire in claim_word. */
+        and_release(&region->word[at], ~held(~record_of(region, at)));
+    if (page * PAGE_WORDS < load_relaxed(&region->first))
+        store_relaxed(&region->first, (uint8_t)(page * PAGE_WORDS));
+    store_relaxed(&region->room, (uint8_t)MOST_ROOM);
+}
+
+/* Holds all units of an open page without blocks. False: it has some, or another thread closes
+ * it. */
+static bool claim_page(region_t *region, unsigned page)
+{
+    unsigned first = page * PAGE_WORDS, at = first;
+    for (; at < first + PAGE_WORDS; at++) {
+        uint64_t expected = held(record_of(region, at));
+        /* Acquire: pairs with the release by which the units were freed. */
+        if (!cas_acquire(&region->word[at], &expected, held(UINT32_MAX))) break;
+    }
+    if (at == first + PAGE_WORDS) return true;
+    while (at-- > first) and_release(&region->word[at], ~held(~record_of(region, at)));
+    return false;
+}
+
+static char *page_at(const region_t *region, unsigned page)
+{
+    return load_acquire(&((region_t *)(uintptr_t)region)->base) + page * (size_t)HAK_PAGE;
+}
+
+static void seal_page(region_t *region, unsigned page, uint64_t key)
+{
+    char *base = page_at(region, 0);
+    for (unsigned at = page * PAGE_WORDS; at < (page + 1) * PAGE_WORDS; at++)
+        for (uint32_t units = ~record_of(region, at); units; units &= units - 1)
+            seal(base + (at * WORD_UNITS + (unsigned)__builtin_ctz(units)) * REGION_UNIT, 1, key);
+}
+
+/* The page's bit is the caller's. Sets up what the thread that takes the first unit relies on. */
+static void open_page(region_t *region, unsigned page, const guard_t *guard)
+{
+    char *at = page_at(region, page);
+    superslab_touch_one(registry_superslab(at), at);
+    if (key_seals(guard->key)) seal_page(region, page, guard->key);
+    STALL(region_opening);
+    release_page(region, page);
+}
+
+bool region_open(region_t *region, const guard_t *guard)
+{
+    for (unsigned page = 0; page < GRANULE_PAGES; page++) {
+        uint8_t bit = (uint8_t)(1u << page);
+        if (load_relaxed(&region->open) & bit) continue;
+        /* Acquire: pairs with the releases in region_attach and close_page. */
+        if (or_acquire(&region->open, bit) & bit) continue;
+        open_page(region, page, guard);
+        return true;
+    }
+    return false;
+}
+
+/* Sets the bit of a page that is not open, or holds all units of one that is; *was_open says
+ * which. */
+static bool own_page(region_t *region, unsigned page, bool *was_open)
+{
+    uint8_t bit = (uint8_t)(1u << page);
+    /* Acquire: as in region_open. */
+    *was_open = or_acquire(&region->open, bit) & bit;
+    return !*was_open || claim_page(region, page);
+}
+
+/* The page is the caller's; from here on it may be opened. */
+static void close_page(region_t *region, unsigned page)
+{
+    /* Release: pairs with the acquire in region_open. */
+    and_release(&region->open, (uint8_t) ~(1u << page));
+}
+
+bool region_close(region_t *region)
+{
+    bool was_open[GRANULE_PAGES];
+    unsigned page = 0;
+    while (page < GRANULE_PAGES && own_page(region, page, &was_open[page])) page++;
+    if (page == GRANULE_PAGES) return true;
+    while (page-- > 0) {
+        if (was_open[page]) release_page(region, page);
+        else close_page(region, page);
+    }
+    return false;
+}
+
+/* The page is the caller's. True: the kernel has taken it. */
+static bool purge_page(region_t *region, unsigned page, size_t *keep,
+                       bool (*purge)(void *, size_t))
+{
+    char *at = page_at(region, page);
+    superslab_t *ss = registry_superslab(at);
+    if (!superslab_is_touched(ss, at)) return false;
+    if (*keep) {
+        --*keep;
+        return false;
+    }
+    if (!purge(at, HAK_PAGE)) return false;
+    superslab_forget_one(ss, at);
+    return true;
+}
+
+static bool has_record(const region_t *region, unsigned page)
+{
+    return page * PAGE_WORDS * WORD_UNITS < region->record_end;
+}
+
+size_t region_release(region_t *region, size_t *keep, bool (*purge)(void *, size_t))
+{
+    size_t pages = 0;
+    for (unsigned page = 0; page < GRANULE_PAGES && region_is_attached(region); page++) {
+        bool was_open;
+        if (has_record(region, page) || !own_page(region, page, &was_open)) continue;
+        bool gone = purge_page(region, page, keep, purge);
+        pages += gone;
+        if (gone || !was_open) close_page(region, page);
+        else release_page(region, page);
+    }
+    return pages;
+}
+
+/* ---- Whole maps; no other thread uses them ---- */
+
+static void hold_all(region_t *region)
+{
+    for (unsigned at = 0; at < REGION_WORDS; at++)
+        store_relaxed(&region->word[at], held(UINT32_MAX));
+    store_relaxed(&region->open, (uint8_t)PAGES_OPEN);
+    store_relaxed(&region->first, (uint8_t)REGION_WORDS);
+    store_relaxed(&region->room, (uint8_t)0);
+}
+
+void region_init(region_t *region, unsigned record, unsigned record_end)
+{
+    store_relaxed(&region->base, NULL);
+    region->record = (uint16_t)record;
+    region->record_end = (uint16_t)record_end;
+    hold_all(region);
+}
+
+void region_attach(region_t *region, char *base)
+{
+    /* Release: pairs with the acquire in page_at and region_take. */
+    store_release(&region->base, base);
+    /* Release: pairs with the acquire in region_open. */
+    store_release(&region->open, (uint8_t)0);
+}
+
+void region_clear(region_t *region, const guard_t *guard)
+{
+    uint8_t open = load_relaxed(&region->open);
+    hold_all(region);
+    store_relaxed(&region->open, open);
+    for (unsigned page = 0; page < GRANULE_PAGES; page++) {
+        if (!(open >> page & 1)) continue;
+        if (key_seals(guard->key)) seal_page(region, page, guard->key);
+        release_page(region, page);
+    }
+}
+
+void region_detach(region_t *region)
+{
+    hold_all(region);
+    store_release(&region->base, NULL); /* pairs as in region_attach */
+}
+
+/* ---- Readers ---- */
+
+static unsigned bits_of(uint32_t units) { return (unsigned)__builtin_popcount(units); }
+
+region_sums_t region_sums(const region_t *region)
+{
+    region_sums_t sums = {0};
+    uint8_t open = load_relaxed(&((region_t *)(uintptr_t)region)->open);
+    for (unsigned at = 0; at < REGION_WORDS; at++) {
+        uint64_t word = word_at(region, at);
+        uint32_t record = record_of(region, at);
+        bool is_open = open >> at / PAGE_WORDS & 1;
+        sums.blocks += bits_of(start_of(word) & used_of(word));
+        sums.live += bits_of(used_of(word));
+        sums.free += bits_of(free_of(word));
+        sums.held += bits_of(is_open ? held_of(word) : record);
+        sums.untouched += is_open ? 0 : bits_of(held_of(word) & ~record);
+    }
+    return sums;
+}
+
+void region_count(const region_t *region, size_t blocks[REGION_CLASSES])
+{
+    for (unsigned at = 0; at < REGION_WORDS; at++) {
+        uint64_t word = word_at(region, at);
+        for (uint32_t starts = start_of(word) & used_of(word); starts; starts &= starts - 1) {
+            unsigned n = length_of(region, at * WORD_UNITS + (unsigned)__builtin_ctz(starts));
+            blocks[sizeclass_of(hak_min(n * REGION_UNIT, REGION_BLOCK_MAX))]++;
+        }
+    }
+}
+
+/* Units of a word that are free, held by the caller. */
+static uint32_t hold_free(region_t *region, unsigned at)
+{
+    uint64_t old = word_at(region, at);
+    while (free_of(old) && !cas_acquire(&region->word[at], &old, old | held(free_of(old)))) {
+    }
+    return free_of(old);
+}
+
+static const char *check_seals(region_t *region, unsigned at, uint64_t key, const void **ptr)
+{
+    char *base = page_at(region, 0) + at * (size_t)WORD_UNITS * REGION_UNIT;
+    const char *words = NULL;
+    uint32_t units = hold_free(region, at);
+    for (uint32_t left = units; left && !words; left &= left - 1) {
+        char *unit = base + (unsigned)__builtin_ctz(left) * REGION_UNIT;
+        if (!is_sealed(unit, key)) words = "a free block was written to", *ptr = unit;
+    }
+    and_release(&region->word[at], ~held(units)); /* pairs with the acquire in claim_word */
+    return words;
+}
+
+/* Whether the last unit before a word is free while the first of the word goes on with a block. A
+ * block is taken from its first word on and freed from its last, so that no two looks in this order
+ * see that, but where one block goes and another comes between them. */
+static bool begins_nowhere(const region_t *region, unsigned at)
+{
+    enum { LOOKS = 100 };
+    for (unsigned look = 0; look < LOOKS; look++) {
+        if (!(inside_of(load_acquire(&((region_t *)(uintptr_t)region)->word[at])) & 1)) return false;
+        if (at && !(free_of(word_at(region, at - 1)) >> (WORD_UNITS - 1))) return false;
+    }
+    return true;
+}
+
+const char *region_check(region_t *region, const guard_t *guard, const void **ptr)
+{
+    *ptr = page_at(region, 0);
+    for (unsigned at = 0; at < REGION_WORDS; at++) {
+        uint64_t word = word_at(region, at);
+        if (inside_of(word) & free_of(word) << 1 || begins_nowhere(region, at))
+            return "a region's map has a block without a begin";
+        if (record_of(region, at) & ~held_of(word)) return "a region's map has lost the record";
+        const char *words = key_seals(guard->key) ? check_seals(region, at, guard->key, ptr) : NULL;
+        if (words) return words;
+    }
+    return NULL;
+}

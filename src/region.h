@@ -1,0 +1,138 @@
+/* hakheap level 4: region - blocks of all small sizes side by side, by a map of a granule's units */
+#ifndef HAK_REGION_H
+#define HAK_REGION_H
+
+#include "block.h"
+#include "registry.h"
+#include "superslab.h"
+
+/*
+ * Role: the blocks of size classes that have few blocks in a heap. Size classes need many blocks
+ * each before they are dense; here blocks of any size lie next to each other, neighbours that are
+ * freed are one hole again, and a page without blocks is seen at once. Callers: the ladders, life,
+ * validate, report. Memory: a granule, which others give and take; the map lies out of line, in the
+ * heap's records, for as long as the heap lives. No lock, and no fork gate: any thread, and any
+ * signal handler, takes and puts blocks at any time.
+ *
+ *   granule   | unit | unit | unit | ...                         1024 units of 16 bytes
+ *   map word  63              32 31               0
+ *            +------------------+------------------+
+ *            | start, 32 units  | used, 32 units   |            32 words
+ *            +------------------+------------------+
+ *
+ *   start used   a unit is
+ *     0    0     free
+ *     1    1     the first of a block,
+ *     0    1     another one of it: a block ends before the first unit that is none such
+ *     1    0     held by the library: of a page that is not open, or is on its way to the kernel; of
+ *                a record; the first of a block whose free is under way
+ *
+ * A block of one word is taken by one compare-and-swap and freed by one atomic operation, whose old
+ * value says whether the unit was a block's first: so a second free, or that of an inner address,
+ * is known, also where two threads try at once. A block over several words is taken from its first
+ * word to its last: the part that is there is in nobody's hands yet, and is taken back where the
+ * rest is refused. It is freed from its last word to its first; until then its first unit is held,
+ * so that no block before it seems to go on in it, and nothing is taken in front of a rest.
+ *
+ * A page is open once its units may be taken. It is opened by the thread that sets its bit, and
+ * closed by one that holds all its units: so no block can be in it. The granule is given back when
+ * all its pages are held. The map stays, closed, until the heap puts it over another granule. A
+ * thread that was about to take a unit when that happened takes one that is free now, and reads the
+ * granule's address afterwards.
+ *
+ * In a CHECKED heap each free unit of an open page carries a seal, which is proved when it is
+ * taken.
+ *
+ * Bitmaps of units and their neighbours' merging: "bitmapped fits", Wilson, Johnstone, Neely,
+ * Boles: "Dynamic Storage Allocation", 1995. First fit by address, because it keeps a small heap
+ * dense through churn.
+ */
+enum {
+    REGION_UNIT = BLOCK_ALIGN,
+    WORD_UNITS = 32,
+    REGION_UNITS = GRANULE / REGION_UNIT,
+    REGION_WORDS = REGION_UNITS / WORD_UNITS,
+    PAGE_WORDS = REGION_WORDS / GRANULE_PAGES,
+    REGION_BLOCK_MAX = 2 * WORD_UNITS * REGION_UNIT, /* bytes of a block */
+    REGION_CLASSES = 32,                             /* the size classes up to that */
+    PAGES_OPEN = (1 << GRANULE_PAGES) - 1,
+};
+
+typedef struct region {
+    /* The granule. Written while all is held; release pairs with the acquire of what reads it after
+     * it has taken a unit or a page's bit. */
+    char *_Atomic base;
+    uint16_t record, record_end;   /* const: units of the heap's own record, from, to before */
+    _Atomic uint8_t open;          /* bits of pages that are open, or being opened or closed */
+    _Atomic uint8_t first;         /* hint: no word before has a free unit; relaxed, and may lag */
+    _Atomic uint8_t room;          /* hint: no hole has more units; the same */
+    _Atomic uint64_t word[REGION_WORDS]; /* acquire to take units, release to free them */
+} region_t;
+
+/* What a unit belongs to. */
+typedef enum unit_state { UNIT_FREE, UNIT_START, UNIT_INSIDE, UNIT_HELD } unit_state_t;
+
+HAK_INLINE unsigned region_unit(const void *ptr)
+{
+    return (unsigned)((uintptr_t)ptr % GRANULE / REGION_UNIT);
+}
+
+/* Whether an address lies in what the heap itself has of its cradle. */
+HAK_INLINE bool region_is_record(const region_t *region, const void *ptr)
+{
+    unsigned unit = region_unit(ptr);
+    return unit >= region->record && unit < region->record_end;
+}
+
+/* A map without a granule. `record` units from the first on are never free. */
+void region_init(region_t *region, unsigned record, unsigned record_end);
+/* Lays the map over a granule; its pages are not open, but those of the record. */
+void region_attach(region_t *region, char *base);
+/* Frees every block at once; no other thread uses the region. The granule stays. */
+void region_clear(region_t *region, const guard_t *guard);
+/* Takes the granule away from whatever is in it; no other thread uses the region. */
+void region_detach(region_t *region);
+HAK_INLINE bool region_is_attached(const region_t *region)
+{
+    return load_relaxed(&((region_t *)(uintptr_t)region)->base) != NULL;
+}
+
+/* Forgets what the hints say. */
+HAK_INLINE void region_look_again(region_t *region)
+{
+    store_relaxed(&region->first, (uint8_t)0);
+    store_relaxed(&region->room, (uint8_t)(2 * WORD_UNITS));
+}
+/* A block of so many units that begins at a multiple of `alignment` units, a power of two; NULL:
+ * the open pages have no such hole, or other threads took it. */
+void *region_take(region_t *region, unsigned units, unsigned alignment, const guard_t *guard);
+/* Opens the first page that is not; false: there is none. */
+bool region_open(region_t *region, const guard_t *guard);
+/* Frees a block. Returns its units; 0: no block begins there, and nothing has changed. */
+unsigned region_put(region_t *region, void *ptr, const guard_t *guard);
+/* The block that an address lies in, and its units; NULL: in none. */
+char *region_find(const region_t *region, const void *ptr, unsigned *units);
+/* Makes a live block longer, where what follows is free, or shorter. False: nothing has changed. */
+bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
+                   const guard_t *guard);
+
+/* Holds all of a granule without blocks, which the caller may then give back by region_detach;
+ * false: there are some, or another thread opens or closes a page. */
+bool region_close(region_t *region);
+/* Gives back pages without blocks to the kernel by `purge`, which says false where that refuses; the
+ * first `keep` of them stay, and are taken off it. Returns pages. */
+size_t region_release(region_t *region, size_t *keep, bool (*purge)(void *, size_t));
+
+/* What is in an attached region. Each unit counts once; while other threads work, each word is of a
+ * moment of its own. */
+typedef struct region_sums {
+    size_t blocks, live, free, held, untouched; /* blocks; units */
+} region_sums_t;
+region_sums_t region_sums(const region_t *region);
+/* Blocks of each size class, added to what is in the array. */
+void region_count(const region_t *region, size_t blocks[REGION_CLASSES]);
+/* Proves that the map can be, and every seal of free units; NULL, or what is wrong, at *ptr. Other
+ * threads may work. */
+const char *region_check(region_t *region, const guard_t *guard, const void **ptr);
+
+#endif
