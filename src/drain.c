@@ -318,9 +318,11 @@ void drain_ended_period(hak_heap_t *heap, area_t *area, int index)
 
 bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
 {
-    unsigned units = region_put(heap_region(heap, entry_back(entry)), ptr, &heap->guard);
+    unsigned hole, index = entry_back(entry);
+    unsigned units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
     if (HAK_UNLIKELY(!units)) return false;
-    heap_note_units(heap, units, 0);
+    rooms_raise(&heap->region_rooms, index, hole);
+    heap_note_freed(heap, units);
     counter_add(&heap->counters, region, 1);
     return true;
 }

@@ -30,7 +30,7 @@
 enum {
     NURSERY_RUNS = 40,   /* slabs' and mid blocks' runs that a heap takes from the nursery */
     REGION_MOST = 32,    /* regions, the cradle's with them */
-    REGIONS_NEAR = 2,    /* whose maps are in the heap's own record */
+    REGIONS_NEAR = 3,    /* whose maps are in the heap's own record */
 };
 
 enum { HEAP_COLOURS = 8 /* places for a heap in its page, a line apart */ };
@@ -133,6 +133,8 @@ struct hak_heap {
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
      * class are in regions. Only what serves a class follows from it. */
     _Atomic uint16_t region_blocks[REGION_CLASSES];
+    rooms_t region_rooms; /* hints, as in region.h: of regions, their longest holes */
+    _Atomic uint32_t region_takes; /* relaxed: blocks that regions gave; some may be lost */
     region_t near_region[REGIONS_NEAR];
 
     /* ---- the line of every call ---- */
@@ -189,14 +191,18 @@ HAK_INLINE region_t *heap_region_from(hak_heap_t *heap, unsigned *index)
         for (region_t *region = heap_region_from((heap), &region##_at); region;        \
              ++region##_at, region = heap_region_from((heap), &region##_at))
 
-/* A block of so many units of a region has so many `now`, or is gone: 0. */
-HAK_INLINE void heap_note_units(hak_heap_t *heap, unsigned units, unsigned now)
+/* Regions have one block of a class more. */
+HAK_INLINE void heap_note_taken(hak_heap_t *heap, unsigned cls)
 {
-    _Atomic uint16_t *was = &heap->region_blocks[sizeclass_of(units * REGION_UNIT)];
-    if (load_relaxed(was)) store_relaxed(was, (uint16_t)(load_relaxed(was) - 1));
-    if (!now) return;
-    _Atomic uint16_t *is = &heap->region_blocks[sizeclass_of(now * REGION_UNIT)];
-    store_relaxed(is, (uint16_t)(load_relaxed(is) + 1));
+    _Atomic uint16_t *blocks = &heap->region_blocks[cls];
+    store_relaxed(blocks, (uint16_t)(load_relaxed(blocks) + 1));
+}
+/* And one less, of so many units. */
+HAK_INLINE void heap_note_freed(hak_heap_t *heap, unsigned units)
+{
+    _Atomic uint16_t *blocks = &heap->region_blocks[sizeclass_of(units * REGION_UNIT)];
+    uint16_t were = load_relaxed(blocks);
+    store_relaxed(blocks, (uint16_t)(were - (were != 0)));
 }
 
 /* ---- What is committed; lock: HEAP ---- */

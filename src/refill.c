@@ -1,7 +1,10 @@
 /* hakheap level 13: refill - the ladder of an allocation that found its magazine empty */
 #include "refill.h"
 
+#include <errno.h>
+
 #include "drain.h"
+#include "os.h"
 #include "runs.h"
 #include "stall.h"
 #include "tls.h"
@@ -9,7 +12,9 @@
 /* ---- Blocks of classes that have few ---- */
 
 /* With so many bytes of blocks a class fills pages of its own, and magazines. */
-enum { CLASS_BYTES = 8 * 1024 };
+enum { CLASS_BYTES = 32 * 1024 };
+/* So often pages without blocks are looked for: what that costs is small beside as many takes. */
+enum { LOOK_TAKES = 128 };
 #define MOST(bytes, granules) CLASS_BYTES / (bytes),
 static const uint16_t most_in_regions[CLASS_COUNT] = {SIZE_CLASSES(MOST)};
 
@@ -24,28 +29,45 @@ HAK_INLINE bool is_in_regions(const hak_heap_t *heap, unsigned cls)
            !heap_class_made(heap, cls);
 }
 
-/* A hole in an open page, else the first of a page that is opened. */
+/* Opens a page of the first region that has one to open. False: none has. */
+static bool open_page(hak_heap_t *heap)
+{
+    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
+    for (uint32_t index = 0; index < regions; index++) {
+        region_t *region = heap_region(heap, index);
+        if (!region_may_open(region) || !region_open(region, &heap->guard)) continue;
+        rooms_raise(&heap->region_rooms, index, REGION_ROOM);
+        return true;
+    }
+    return false;
+}
+
+/* A hole in an open page. A region that has none that is aligned may have others. */
+static void *take_from_open(hak_heap_t *heap, unsigned units, unsigned alignment)
+{
+    rooms_t *rooms = &heap->region_rooms;
+    for (unsigned at = 0; (at = rooms_next(rooms, at, units)) < REGION_MOST; at++) {
+        region_t *region = heap_region(heap, at);
+        void *ptr = region_take(region, units, alignment, &heap->guard);
+        if (HAK_LIKELY(ptr)) return ptr;
+        rooms_lower(rooms, at, region_room(region));
+    }
+    return NULL;
+}
+
+/* The same, else the first of a page that is opened. */
 static void *take_from_regions(hak_heap_t *heap, unsigned cls, unsigned alignment)
 {
     unsigned units = size_classes[cls].bytes / REGION_UNIT;
-    void *ptr = NULL;
-    FOR_REGIONS (region, heap) {
-        ptr = region_take(region, units, alignment, &heap->guard);
-        if (ptr) return ptr;
-    }
-    FOR_REGIONS (region, heap) {
-        while (!ptr && region_open(region, &heap->guard))
-            ptr = region_take(region, units, alignment, &heap->guard);
-        if (ptr) return ptr;
-    }
-    return NULL;
+    void *ptr = take_from_open(heap, units, alignment);
+    while (HAK_UNLIKELY(!ptr) && open_page(heap)) ptr = take_from_open(heap, units, alignment);
+    return ptr;
 }
 
 static void *note_taken(hak_heap_t *heap, unsigned cls, void *ptr)
 {
     if (!ptr) return NULL;
-    _Atomic uint16_t *blocks = &heap->region_blocks[cls];
-    store_relaxed(blocks, (uint16_t)(load_relaxed(blocks) + 1));
+    heap_note_taken(heap, cls);
     counter_add(&heap->counters, refill_region, 1);
     return ptr;
 }
@@ -55,22 +77,44 @@ static unsigned units_of(size_t alignment)
     return (unsigned)hak_max(1, alignment / REGION_UNIT);
 }
 
+/* A heap that breathes leaves pages without blocks behind, which no trim may ever come for. */
+static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
+{
+    int before = errno;
+    size_t keep = 0;
+    FOR_REGIONS (region, heap) (void)region_release(region, false, &keep, os_purge);
+    errno = before;
+}
+
 /* A heap that is gone has no regions, and nothing else is read of it. */
 void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !is_in_regions(heap, cls)) return NULL;
+    uint32_t takes = load_relaxed(&heap->region_takes) + 1;
+    store_relaxed(&heap->region_takes, takes);
+    if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) give_pages_back(heap);
     return note_taken(heap, cls, take_from_regions(heap, cls, units_of(alignment)));
 }
 
-/* The same, with one more region where that has to be. What the hints hide is looked at before. */
+/* The same, with one more region where that has to be. Where there can be none, what the hints hide
+ * is looked at before the class moves to slabs. Lock: HEAP. */
+static void *take_or_grow(hak_heap_t *heap, unsigned cls, unsigned alignment)
+{
+    void *ptr = take_from_regions(heap, cls, alignment);
+    while (!ptr && runs_take_region(heap)) ptr = take_from_regions(heap, cls, alignment);
+    if (ptr) return ptr;
+    for (uint32_t index = 0; index < load_relaxed(&heap->regions); index++) {
+        region_look_again(heap_region(heap, index));
+        rooms_raise(&heap->region_rooms, index, REGION_ROOM);
+    }
+    return take_from_regions(heap, cls, alignment);
+}
+
 static void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (!is_in_regions(heap, cls)) return NULL;
     lock_acquire(&heap->lock, RANK_HEAP);
-    FOR_REGIONS (region, heap) region_look_again(region);
-    void *ptr = take_from_regions(heap, cls, units_of(alignment));
-    while (!ptr && runs_take_region(heap))
-        ptr = take_from_regions(heap, cls, units_of(alignment));
+    void *ptr = take_or_grow(heap, cls, units_of(alignment));
     lock_release(&heap->lock, RANK_HEAP);
     return note_taken(heap, cls, ptr);
 }

@@ -3,10 +3,8 @@
 
 #include "stall.h"
 
-_Static_assert(REGION_BLOCK_MAX == (int)LOOKUP_MAX && PAGE_WORDS * GRANULE_PAGES == REGION_WORDS,
+_Static_assert((int)REGION_BLOCK_MAX == (int)LOOKUP_MAX && PAGE_WORDS * GRANULE_PAGES == REGION_WORDS,
                "a block spans three words at most");
-
-enum { MOST_ROOM = 2 * WORD_UNITS };
 
 /* ---- Words ---- */
 
@@ -75,7 +73,7 @@ static void unseal(char *at, size_t units, const guard_t *guard)
 
 /* ---- Taking units ---- */
 
-static bool claim_word(region_t *region, unsigned at, uint32_t units, uint32_t start)
+HAK_INLINE bool claim_word(region_t *region, unsigned at, uint32_t units, uint32_t start)
 {
     uint64_t old = word_at(region, at);
     while ((free_of(old) & units) == units)
@@ -98,7 +96,7 @@ static void free_units(region_t *region, unsigned unit, unsigned n)
 }
 
 /* From the first word to the last. `start`: a block begins there; else it grows. */
-static bool claim_units(region_t *region, unsigned unit, unsigned n, bool start)
+static bool claim_more(region_t *region, unsigned unit, unsigned n, bool start)
 {
     unsigned end = unit + n;
     for (unsigned from = unit; from < end;) {
@@ -116,61 +114,165 @@ static bool claim_units(region_t *region, unsigned unit, unsigned n, bool start)
     return true;
 }
 
-/* A bit for each place in the low word where n free neighbours begin, n up to 32: runs of 2n are
- * two runs of n. */
-static uint32_t runs_of(uint64_t bits, unsigned n)
+HAK_INLINE bool claim_units(region_t *region, unsigned unit, unsigned n, bool start)
 {
-    for (unsigned have = 1; have < n;) {
+    unsigned first = unit % WORD_UNITS;
+    if (first + n > WORD_UNITS) return claim_more(region, unit, n, start);
+    return claim_word(region, unit / WORD_UNITS, units_from(first, n),
+                      start ? (uint32_t)1 << first : 0);
+}
+
+/* By how much the bits of free units are shifted over each other, so that those are left where n
+ * free neighbours begin: runs of 2k are two runs of k. Steps of 0 change nothing. */
+enum { STEPS = 5 };
+typedef struct steps {
+    uint8_t by[STEPS];
+} steps_t;
+
+static steps_t steps_to(unsigned n)
+{
+    steps_t steps;
+    unsigned have = 1;
+    for (unsigned i = 0; i < STEPS; i++) {
         unsigned step = (unsigned)hak_min(have, n - have);
-        bits &= bits >> step;
+        steps.by[i] = (uint8_t)step;
         have += step;
     }
+    return steps;
+}
+
+HAK_INLINE uint32_t runs_of(uint64_t bits, steps_t steps)
+{
+    for (unsigned i = 0; i < STEPS; i++) bits &= bits >> steps.by[i];
     return (uint32_t)bits;
 }
 
+static uint32_t free_at(const region_t *region, unsigned at)
+{
+    return at < REGION_WORDS ? free_of(word_at(region, at)) : 0;
+}
 static uint64_t free_in_two(const region_t *region, unsigned at)
 {
-    uint64_t low = at < REGION_WORDS ? free_of(word_at(region, at)) : 0;
-    uint64_t high = at + 1 < REGION_WORDS ? free_of(word_at(region, at + 1)) : 0;
-    return low | high << WORD_UNITS;
+    return free_at(region, at) | (uint64_t)free_at(region, at + 1) << WORD_UNITS;
 }
 
-static uint32_t places(const region_t *region, unsigned at, unsigned n, unsigned alignment)
+/* Units of a word that are at multiples of the alignment. */
+static uint32_t aligned_in(unsigned at, unsigned alignment)
 {
-    uint64_t bits = free_in_two(region, at);
+    if (alignment > WORD_UNITS) return at % (alignment / WORD_UNITS) ? 0 : 1;
+    return (uint32_t)(UINT64_C(0xffffffff) / (((uint64_t)1 << alignment) - 1));
+}
+
+static void raise_room(region_t *region, unsigned units)
+{
+    unsigned most = (unsigned)hak_min(units, REGION_ROOM);
+    if (load_relaxed(&region->room) < most) store_relaxed(&region->room, (uint8_t)most);
+}
+
+/* These units are free, and with them the hole around them, of which a word or two on each side are
+ * looked at. Returns its units. */
+static unsigned note_hole(region_t *region, unsigned unit, unsigned n)
+{
+    unsigned at = unit / WORD_UNITS, last = (unit + n - 1) / WORD_UNITS;
+    uint64_t after = ~(free_in_two(region, last) >> (unit + n - 1) % WORD_UNITS);
+    uint64_t before = at ? free_in_two(region, at - 1) : (uint64_t)free_at(region, 0) << WORD_UNITS;
+    before = ~(before << (WORD_UNITS - 1 - unit % WORD_UNITS));
+    unsigned first = unit + 1 - (before ? (unsigned)__builtin_clzll(before) : REGION_ROOM);
+    unsigned end = unit + n - 1 + (after ? (unsigned)__builtin_ctzll(after) : REGION_ROOM);
+    for (unsigned from = first, word = first / WORD_UNITS; word <= last; word++) {
+        rooms_raise(&region->rooms, word, end - from);
+        from = (word + 1) * WORD_UNITS;
+    }
+    raise_room(region, end - first);
+    return end - first;
+}
+
+/* Units of the longest hole that begins in the low word, at least: one that reaches the end may go
+ * on. */
+static unsigned longest_in(uint64_t bits)
+{
+    enum { POWERS = 7 };
+    uint64_t runs[POWERS] = {bits}; /* of 1, 2, 4, ... */
+    unsigned power = 0;
     if (!(uint32_t)bits) return 0;
-    uint32_t starts = runs_of(bits, (unsigned)hak_min(n, WORD_UNITS));
-    if (n > WORD_UNITS && starts) starts &= runs_of(free_in_two(region, at + 1), n - WORD_UNITS);
-    if (HAK_LIKELY(alignment == 1)) return starts;
-    if (alignment > WORD_UNITS) return at % (alignment / WORD_UNITS) ? 0 : starts & 1;
-    return starts & (uint32_t)(UINT64_C(0xffffffff) / (((uint64_t)1 << alignment) - 1));
+    if (~bits >> (WORD_UNITS - 1) == 0) return REGION_ROOM;
+    for (; power < POWERS - 1; power++) {
+        runs[power + 1] = runs[power] & runs[power] >> (1u << power);
+        if (!(uint32_t)runs[power + 1]) break;
+    }
+    unsigned units = 1u << power;
+    uint64_t left = runs[power];
+    while (power-- > 0) {
+        uint64_t longer = left & runs[power] >> units;
+        if (!(uint32_t)longer) continue;
+        left = longer;
+        units += 1u << power;
+    }
+    return units;
 }
 
-/* A full word that is the first with room is not looked at again. */
-static void skip(region_t *region, unsigned at)
+/* The largest of eight bytes each, byte by byte; none has its upper bit. */
+static uint64_t larger(uint64_t a, uint64_t b)
 {
-    if (!free_of(word_at(region, at)) && load_relaxed(&region->first) == at)
-        store_relaxed(&region->first, (uint8_t)(at + 1));
+    uint64_t is_a = ((a | 0x80 * EIGHT_BYTES) - b) >> 7 & EIGHT_BYTES;
+    uint64_t mask = is_a * UINT8_MAX;
+    return (a & mask) | (b & ~mask);
 }
 
-/* The unit, or REGION_UNITS. First fit. */
+/* No word has more room than the hints of all say. */
+static void lower_room(region_t *region)
+{
+    uint64_t most = 0;
+    for (unsigned i = 0; i < REGION_WORDS / 8; i++)
+        most = larger(most, load_relaxed(&region->rooms.eight[i]));
+    for (unsigned bits = 32; bits >= 8; bits /= 2) most = larger(most, most >> bits);
+    store_relaxed(&region->room, (uint8_t)most);
+}
+
+unsigned region_room(const region_t *region)
+{
+    region_t *at = (region_t *)(uintptr_t)region;
+    unsigned tail = load_relaxed(&at->tail), end = load_relaxed(&at->tail_end);
+    unsigned left = (unsigned)hak_min(end > tail ? end - tail : 0, REGION_ROOM);
+    return (unsigned)hak_max(load_relaxed(&at->room), left);
+}
+
+/* The unit, or REGION_UNITS. First fit. A run of more than 32 units is one of 32, and behind it one
+ * of the others. */
 static unsigned find_hole(region_t *region, unsigned n, unsigned alignment)
 {
-    for (unsigned at = load_relaxed(&region->first); at < REGION_WORDS; at++) {
-        uint32_t starts = places(region, at, n, alignment);
+    if (HAK_LIKELY(load_relaxed(&region->room) < n)) return REGION_UNITS;
+    for (unsigned at = 0; (at = rooms_next(&region->rooms, at, n)) < REGION_WORDS; at++) {
+        uint64_t bits = free_in_two(region, at);
+        uint32_t starts = runs_of(bits, steps_to((unsigned)hak_min(n, WORD_UNITS)));
+        if (HAK_UNLIKELY(n > WORD_UNITS) && starts)
+            starts &= runs_of(free_in_two(region, at + 1), steps_to(n - WORD_UNITS));
+        if (HAK_UNLIKELY(alignment != 1)) starts &= aligned_in(at, alignment);
         if (starts) return at * WORD_UNITS + (unsigned)__builtin_ctz(starts);
-        skip(region, at);
+        if (alignment != 1) continue;
+        rooms_lower(&region->rooms, at, (unsigned)hak_min(longest_in(bits), n - 1));
     }
-    if (alignment == 1) store_relaxed(&region->room, (uint8_t)(n - 1));
+    lower_room(region);
     return REGION_UNITS;
+}
+
+/* Where blocks go on that found no hole. What is left out for the alignment is a hole. */
+static unsigned find_tail(region_t *region, unsigned n, unsigned alignment)
+{
+    unsigned tail = load_relaxed(&region->tail), end = load_relaxed(&region->tail_end);
+    unsigned unit = (unsigned)hak_round_up(tail, alignment);
+    if (unit + n > end) return REGION_UNITS;
+    if (unit != tail) (void)note_hole(region, tail, unit - tail);
+    store_relaxed(&region->tail, (uint16_t)(unit + n));
+    return unit;
 }
 
 void *region_take(region_t *region, unsigned n, unsigned alignment, const guard_t *guard)
 {
     enum { TRIES = 4 }; /* others may take each hole that is found */
-    if (load_relaxed(&region->room) < n) return NULL;
     for (unsigned tries = 0; tries < TRIES; tries++) {
         unsigned unit = find_hole(region, n, alignment);
+        if (unit == REGION_UNITS) unit = find_tail(region, n, alignment);
         if (unit == REGION_UNITS) return NULL;
         if (HAK_UNLIKELY(!claim_units(region, unit, n, true))) continue;
         /* After the claim, and acquire: by then it is the granule that the units are of. */
@@ -198,22 +300,6 @@ static unsigned length_of(const region_t *region, unsigned unit)
     return n;
 }
 
-/* There may be a hole around these units, of which some two words are looked at. */
-static void note_hole(region_t *region, unsigned unit, unsigned n)
-{
-    unsigned at = unit / WORD_UNITS, last = (unit + n - 1) / WORD_UNITS;
-    if (at < load_relaxed(&region->first)) store_relaxed(&region->first, (uint8_t)at);
-    unsigned room = load_relaxed(&region->room);
-    if (room >= MOST_ROOM) return;
-    uint64_t after = ~(free_in_two(region, last) >> ((unit + n - 1) % WORD_UNITS));
-    uint64_t before = at ? free_in_two(region, at - 1) : free_in_two(region, 0) << WORD_UNITS;
-    before = ~(before << (WORD_UNITS - 1 - unit % WORD_UNITS));
-    unsigned more = (after ? (unsigned)__builtin_ctzll(after) : 2 * WORD_UNITS) +
-                    (before ? (unsigned)__builtin_clzll(before) : 2 * WORD_UNITS);
-    unsigned hole = (unsigned)hak_min(n + more, MOST_ROOM);
-    if (hole > room) store_relaxed(&region->room, (uint8_t)hole);
-}
-
 /* Frees a block that lies in one word. False: none began there. */
 static bool put_in_word(region_t *region, unsigned unit, unsigned n)
 {
@@ -237,7 +323,7 @@ static bool put_held(region_t *region, unsigned unit, unsigned n, char *ptr, con
     return true;
 }
 
-unsigned region_put(region_t *region, void *ptr, const guard_t *guard)
+unsigned region_put(region_t *region, void *ptr, const guard_t *guard, unsigned *hole)
 {
     unsigned unit = region_unit(ptr);
     if (state_of(word_at(region, unit / WORD_UNITS), unit % WORD_UNITS) != UNIT_START) return 0;
@@ -245,13 +331,13 @@ unsigned region_put(region_t *region, void *ptr, const guard_t *guard)
     bool one = unit % WORD_UNITS + n <= WORD_UNITS && !key_seals(guard->key);
     bool done = one ? put_in_word(region, unit, n) : put_held(region, unit, n, ptr, guard);
     if (HAK_UNLIKELY(!done)) return 0;
-    note_hole(region, unit, n);
+    *hole = note_hole(region, unit, n);
     return n;
 }
 
 char *region_find(const region_t *region, const void *ptr, unsigned *units)
 {
-    unsigned unit = region_unit(ptr), least = unit < MOST_ROOM ? 0 : unit - MOST_ROOM;
+    unsigned unit = region_unit(ptr), least = unit < REGION_ROOM ? 0 : unit - REGION_ROOM;
     for (unsigned at = unit;; at--) {
         unit_state_t state = state_of(word_at(region, at / WORD_UNITS), at % WORD_UNITS);
         if (state == UNIT_START) {
@@ -275,7 +361,7 @@ bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
     }
     if (key_seals(guard->key)) seal(end + wanted * REGION_UNIT, units - wanted, guard->key);
     free_units(region, unit + wanted, units - wanted);
-    note_hole(region, unit + wanted, units - wanted);
+    (void)note_hole(region, unit + wanted, units - wanted);
     return true;
 }
 
@@ -287,9 +373,34 @@ static void release_page(region_t *region, unsigned page)
     for (unsigned at = page * PAGE_WORDS; at < (page + 1) * PAGE_WORDS; at++)
         /* Release: pairs with the acquire in claim_word. */
         and_release(&region->word[at], ~held(~record_of(region, at)));
-    if (page * PAGE_WORDS < load_relaxed(&region->first))
-        store_relaxed(&region->first, (uint8_t)(page * PAGE_WORDS));
-    store_relaxed(&region->room, (uint8_t)MOST_ROOM);
+}
+
+/* A page is open. It goes on with the tail, or is a hole, which may begin up to two words before. */
+static void note_open(region_t *region, unsigned page)
+{
+    unsigned first = page * PAGE_WORDS, end = first + PAGE_WORDS;
+    if (first * WORD_UNITS == load_relaxed(&region->tail_end)) {
+        unsigned tail = load_relaxed(&region->tail);
+        if (tail < region->record_end) {
+            rooms_raise(&region->rooms, 0, region->record);
+            raise_room(region, region->record);
+            store_relaxed(&region->tail, region->record_end);
+        }
+        store_relaxed(&region->tail_end, (uint16_t)(end * WORD_UNITS));
+        return;
+    }
+    for (unsigned at = page ? first - 2 : 0; at < end; at++)
+        rooms_raise(&region->rooms, at, REGION_ROOM);
+    raise_room(region, REGION_ROOM);
+}
+
+/* A page is not open any more. */
+static void note_closed(region_t *region, unsigned page)
+{
+    unsigned first = page * PAGE_WORDS * WORD_UNITS, tail = load_relaxed(&region->tail);
+    if (tail >= first + PAGE_WORDS * WORD_UNITS) return;
+    store_relaxed(&region->tail_end, (uint16_t)first);
+    if (tail > first) store_relaxed(&region->tail, (uint16_t)first);
 }
 
 /* Holds all units of an open page without blocks. False: it has some, or another thread closes
@@ -297,6 +408,7 @@ static void release_page(region_t *region, unsigned page)
 static bool claim_page(region_t *region, unsigned page)
 {
     unsigned first = page * PAGE_WORDS, at = first;
+    if (word_at(region, first) != held(record_of(region, first))) return false;
     for (; at < first + PAGE_WORDS; at++) {
         uint64_t expected = held(record_of(region, at));
         /* Acquire: pairs with the release by which the units were freed. */
@@ -328,6 +440,7 @@ static void open_page(region_t *region, unsigned page, const guard_t *guard)
     if (key_seals(guard->key)) seal_page(region, page, guard->key);
     STALL(region_opening);
     release_page(region, page);
+    note_open(region, page);
 }
 
 bool region_open(region_t *region, const guard_t *guard)
@@ -356,6 +469,7 @@ static bool own_page(region_t *region, unsigned page, bool *was_open)
 /* The page is the caller's; from here on it may be opened. */
 static void close_page(region_t *region, unsigned page)
 {
+    note_closed(region, page);
     /* Release: pairs with the acquire in region_open. */
     and_release(&region->open, (uint8_t) ~(1u << page));
 }
@@ -394,12 +508,19 @@ static bool has_record(const region_t *region, unsigned page)
     return page * PAGE_WORDS * WORD_UNITS < region->record_end;
 }
 
-size_t region_release(region_t *region, size_t *keep, bool (*purge)(void *, size_t))
+/* Whether a page may be worth what it takes to own it. `unopened`: also one that is not open. */
+static bool may_release(const region_t *region, unsigned page, bool unopened)
+{
+    bool open = load_relaxed(&((region_t *)(uintptr_t)region)->open) >> page & 1;
+    return !has_record(region, page) && (open || unopened) && region_is_attached(region);
+}
+
+size_t region_release(region_t *region, bool unopened, size_t *keep, bool (*purge)(void *, size_t))
 {
     size_t pages = 0;
-    for (unsigned page = 0; page < GRANULE_PAGES && region_is_attached(region); page++) {
+    for (unsigned page = 0; page < GRANULE_PAGES; page++) {
         bool was_open;
-        if (has_record(region, page) || !own_page(region, page, &was_open)) continue;
+        if (!may_release(region, page, unopened) || !own_page(region, page, &was_open)) continue;
         bool gone = purge_page(region, page, keep, purge);
         pages += gone;
         if (gone || !was_open) close_page(region, page);
@@ -415,8 +536,10 @@ static void hold_all(region_t *region)
     for (unsigned at = 0; at < REGION_WORDS; at++)
         store_relaxed(&region->word[at], held(UINT32_MAX));
     store_relaxed(&region->open, (uint8_t)PAGES_OPEN);
-    store_relaxed(&region->first, (uint8_t)REGION_WORDS);
+    for (unsigned at = 0; at < REGION_WORDS; at++) rooms_lower(&region->rooms, at, 0);
     store_relaxed(&region->room, (uint8_t)0);
+    store_relaxed(&region->tail, (uint16_t)0);
+    store_relaxed(&region->tail_end, (uint16_t)0);
 }
 
 void region_init(region_t *region, unsigned record, unsigned record_end)
@@ -444,6 +567,7 @@ void region_clear(region_t *region, const guard_t *guard)
         if (!(open >> page & 1)) continue;
         if (key_seals(guard->key)) seal_page(region, page, guard->key);
         release_page(region, page);
+        note_open(region, page);
     }
 }
 

@@ -56,16 +56,54 @@ enum {
     REGION_BLOCK_MAX = 2 * WORD_UNITS * REGION_UNIT, /* bytes of a block */
     REGION_CLASSES = 32,                             /* the size classes up to that */
     PAGES_OPEN = (1 << GRANULE_PAGES) - 1,
+    REGION_ROOM = 2 * WORD_UNITS, /* what no hint is above: units of the largest block */
 };
+
+#define EIGHT_BYTES UINT64_C(0x0101010101010101) /* times n: eight bytes of n */
+
+/*
+ * Hints of where there is room, for 32 places: none of a place's holes has more units than its byte
+ * says. Any thread writes them, relaxed, and they may lag: then a hole is looked for where none is,
+ * or not found before region_look_again. Bytes are written one by one and read eight at a time.
+ */
+typedef union rooms {
+    _Atomic uint8_t of[REGION_WORDS];
+    _Atomic uint64_t eight[REGION_WORDS / 8];
+} rooms_t;
+
+/* The first place from one on with a hole of n units, or REGION_WORDS. No byte has its upper bit, so
+ * that a difference keeps it where the byte is n or more. */
+HAK_INLINE unsigned rooms_next(const rooms_t *rooms, unsigned at, unsigned n)
+{
+    uint64_t mask = ~UINT64_C(0) << at % 8 * 8;
+    for (unsigned i = at / 8; i < REGION_WORDS / 8; i++, mask = ~UINT64_C(0)) {
+        uint64_t eight = load_relaxed(&((rooms_t *)(uintptr_t)rooms)->eight[i]);
+        if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) eight = __builtin_bswap64(eight);
+        uint64_t hits = ((eight | 0x80 * EIGHT_BYTES) - n * EIGHT_BYTES) & 0x80 * EIGHT_BYTES & mask;
+        if (hits) return i * 8 + (unsigned)__builtin_ctzll(hits) / 8;
+    }
+    return REGION_WORDS;
+}
+HAK_INLINE void rooms_raise(rooms_t *rooms, unsigned at, unsigned units)
+{
+    unsigned most = (unsigned)hak_min(units, REGION_ROOM);
+    if (load_relaxed(&rooms->of[at]) < most) store_relaxed(&rooms->of[at], (uint8_t)most);
+}
+HAK_INLINE void rooms_lower(rooms_t *rooms, unsigned at, unsigned units)
+{
+    store_relaxed(&rooms->of[at], (uint8_t)units);
+}
 
 typedef struct region {
     /* The granule. Written while all is held; release pairs with the acquire of what reads it after
      * it has taken a unit or a page's bit. */
     char *_Atomic base;
-    uint16_t record, record_end;   /* const: units of the heap's own record, from, to before */
-    _Atomic uint8_t open;          /* bits of pages that are open, or being opened or closed */
-    _Atomic uint8_t first;         /* hint: no word before has a free unit; relaxed, and may lag */
-    _Atomic uint8_t room;          /* hint: no hole has more units; the same */
+    uint16_t record, record_end; /* const: units of the heap's own record, from, to before */
+    /* Hints, as rooms: from here to before there are no blocks, and the pages are open. */
+    _Atomic uint16_t tail, tail_end;
+    _Atomic uint8_t open; /* bits of pages that are open, or being opened or closed */
+    _Atomic uint8_t room; /* hint: of all words */
+    rooms_t rooms;        /* of each word, but for the tail */
     _Atomic uint64_t word[REGION_WORDS]; /* acquire to take units, release to free them */
 } region_t;
 
@@ -100,16 +138,23 @@ HAK_INLINE bool region_is_attached(const region_t *region)
 /* Forgets what the hints say. */
 HAK_INLINE void region_look_again(region_t *region)
 {
-    store_relaxed(&region->first, (uint8_t)0);
-    store_relaxed(&region->room, (uint8_t)(2 * WORD_UNITS));
+    for (unsigned at = 0; at < REGION_WORDS; at++) rooms_lower(&region->rooms, at, REGION_ROOM);
+    store_relaxed(&region->room, (uint8_t)REGION_ROOM);
 }
 /* A block of so many units that begins at a multiple of `alignment` units, a power of two; NULL:
  * the open pages have no such hole, or other threads took it. */
 void *region_take(region_t *region, unsigned units, unsigned alignment, const guard_t *guard);
+/* Units of the longest hole, about: no longer one was found by the last region_take. */
+unsigned region_room(const region_t *region);
+HAK_INLINE bool region_may_open(const region_t *region)
+{
+    return load_relaxed(&((region_t *)(uintptr_t)region)->open) != PAGES_OPEN;
+}
 /* Opens the first page that is not; false: there is none. */
 bool region_open(region_t *region, const guard_t *guard);
-/* Frees a block. Returns its units; 0: no block begins there, and nothing has changed. */
-unsigned region_put(region_t *region, void *ptr, const guard_t *guard);
+/* Frees a block. Returns its units; 0: no block begins there, and nothing has changed. *hole: units
+ * of the hole that it leaves, at least. */
+unsigned region_put(region_t *region, void *ptr, const guard_t *guard, unsigned *hole);
 /* The block that an address lies in, and its units; NULL: in none. */
 char *region_find(const region_t *region, const void *ptr, unsigned *units);
 /* Makes a live block longer, where what follows is free, or shorter. False: nothing has changed. */
@@ -120,8 +165,9 @@ bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
  * false: there are some, or another thread opens or closes a page. */
 bool region_close(region_t *region);
 /* Gives back pages without blocks to the kernel by `purge`, which says false where that refuses; the
- * first `keep` of them stay, and are taken off it. Returns pages. */
-size_t region_release(region_t *region, size_t *keep, bool (*purge)(void *, size_t));
+ * first `keep` of them stay, and are taken off it. `unopened`: also those that were written before
+ * the granule was this region's. Returns pages. */
+size_t region_release(region_t *region, bool unopened, size_t *keep, bool (*purge)(void *, size_t));
 
 /* What is in an attached region. Each unit counts once; while other threads work, each word is of a
  * moment of its own. */
