@@ -142,7 +142,8 @@ static bool ends_at_a_field(size_t size)
 {
 #define END(field) (offsetof(hak_heap_config_t, field) + sizeof(((hak_heap_config_t *)0)->field))
     static const size_t ends[] = {END(struct_size), END(name),        END(level),
-                                  END(flags),       END(cache_bytes), END(large_cache_bytes)};
+                                  END(flags),       END(cache_bytes), END(large_cache_bytes),
+                                  END(region_bytes)};
 #undef END
     if (size >= sizeof(hak_heap_config_t)) return true;
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)

@@ -15,7 +15,9 @@
     X(cache_bytes, 32 * HAK_MIB, 1, HAK_GIB, "HAKHEAP_CACHE_BYTES",                  \
       "bytes all magazines of a heap may hold")                                      \
     X(large_cache_bytes, 32 * HAK_MIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES", \
-      "bytes of freed large mappings kept")
+      "bytes of freed large mappings kept")                                          \
+    X(region_bytes, 32 * HAK_KIB, 1, HAK_MIB, "HAKHEAP_REGION_BYTES",                \
+      "bytes of blocks of a class that regions hold")
 
 enum { NAME_BYTES = 32 };
 
@@ -24,6 +26,7 @@ typedef struct settings {
     hak_level_t level; /* FAST or CHECKED */
     size_t cache_bytes;
     size_t large_cache_bytes;
+    size_t region_bytes;
 } settings_t;
 
 /* Reads the environment: once a process, before the first heap. A later setenv would race with

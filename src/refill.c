@@ -11,22 +11,17 @@
 
 /* ---- Blocks of classes that have few ---- */
 
-/* With so many bytes of blocks a class fills pages of its own, and magazines. */
-enum { CLASS_BYTES = 32 * 1024 };
 /* So often pages without blocks are looked for: what that costs is small beside as many takes. */
 enum { LOOK_TAKES = 128 };
-#define MOST(bytes, granules) CLASS_BYTES / (bytes),
-static const uint16_t most_in_regions[CLASS_COUNT] = {SIZE_CLASSES(MOST)};
 
-/* Whether regions serve a class: the one place that decides. A class that has moved to slabs stays
- * there. */
-HAK_INLINE bool is_in_regions(const hak_heap_t *heap, unsigned cls)
+/* Whether regions serve a class: the one place that decides. A class with enough blocks to fill
+ * pages of its own, and magazines, moves to slabs, and stays there. */
+HAK_INLINE bool is_in_regions(hak_heap_t *heap, unsigned cls)
 {
+    if (cls >= REGION_CLASSES || heap_class_made(heap, cls)) return false;
     /* Relaxed: a guess, see heap.h. */
-    return cls < REGION_CLASSES &&
-           load_relaxed(&((hak_heap_t *)(uintptr_t)heap)->region_blocks[cls]) <
-               most_in_regions[cls] &&
-           !heap_class_made(heap, cls);
+    size_t blocks = (size_t)load_relaxed(&heap->region_blocks[cls]) + 1;
+    return blocks * size_classes[cls].bytes <= heap->settings.region_bytes;
 }
 
 /* Opens a page of the first region that has one to open. False: none has. */

@@ -108,7 +108,7 @@ static size_t add_regions(hak_heap_t *heap, hak_heap_stats_t *out)
         superslab_t *ss = registry_superslab(base);
         out->resident_bytes +=
             superslab_touched_count((run_t){ss, superslab_index(ss, base)}, 1) * HAK_PAGE;
-        holders += sums.live + sums.held != 0;
+        holders += sums.live && !ss->shared;
     }
     return holders;
 }

@@ -1,4 +1,4 @@
-/* hakheap level 8: runs - the granules of a heap: from the nursery or SuperSlabs of its own */
+/* hakheap level 9: runs - the granules of a heap: from the nursery or SuperSlabs of its own */
 #ifndef HAK_RUNS_H
 #define HAK_RUNS_H
 

@@ -38,6 +38,14 @@ size_t contract_cached(const hak_heap_stats_t *stats)
     return stats->hot_bytes + stats->spare_bytes + stats->cold_bytes + stats->remote_bytes;
 }
 
+size_t contract_cradle(const hak_heap_t *heap)
+{
+    const region_t *cradle = &heap->near_region[0];
+    return GRANULE - (size_t)(cradle->record_end - cradle->record) * REGION_UNIT;
+}
+
+void contract_slabs_only(void) { setenv("HAKHEAP_REGION_BYTES", "1", 1); }
+
 size_t contract_sum(const hak_heap_stats_t *stats)
 {
     return stats->live_bytes + contract_cached(stats) + stats->large_cached_bytes +

@@ -36,6 +36,12 @@ size_t contract_work(size_t most);
 bool contract_is_locked(void);
 
 hak_heap_stats_t contract_stats(const hak_heap_t *heap);
+/* Bytes of a heap's cradle that the heap's own record does not have: what stays committed beside
+ * records where nothing is in use. */
+size_t contract_cradle(const hak_heap_t *heap);
+/* First in a test, or in a suite's .init: small blocks of all heaps lie in slabs from the first on,
+ * and none in regions. */
+void contract_slabs_only(void);
 /* What the balance says must be committed. */
 size_t contract_sum(const hak_heap_stats_t *stats);
 /* Free bytes in magazines. */

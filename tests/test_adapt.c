@@ -6,7 +6,7 @@
 #include "heap.h"
 #include "support_contract.h"
 
-TestSuite(adapt, .timeout = 600);
+TestSuite(adapt, .init = contract_slabs_only, .timeout = 600);
 
 enum { SIZE = 256, OTHER = 1024, MOST = 40000 };
 

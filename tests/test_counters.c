@@ -7,8 +7,9 @@
 
 #include "hakheap.h"
 #include "heap.h"
+#include "support_contract.h"
 
-TestSuite(counters, .timeout = 600);
+TestSuite(counters, .init = contract_slabs_only, .timeout = 600);
 
 Test(counters, rows_stand_where_their_names_say)
 {

@@ -20,7 +20,7 @@
 #include "support_os.h"
 #include "support_random.h"
 
-TestSuite(home, .timeout = 600);
+TestSuite(home, .init = contract_slabs_only, .timeout = 600);
 
 enum { SIZE = 1024, MOST = 16384, HERE = 0, THERE = 1, BEYOND = PERCPU_FEWEST + 2, SLOTS = 400 };
 

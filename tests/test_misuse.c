@@ -19,7 +19,7 @@
 #include "support_child.h"
 #include "support_contract.h"
 
-TestSuite(misuse, .timeout = 600);
+TestSuite(misuse, .init = contract_slabs_only, .timeout = 600);
 
 /* ---- What a row may use; all of it in the child ---- */
 

@@ -39,6 +39,7 @@ static void must_be_defaults(const settings_t *settings)
     cr_assert(settings->cache_bytes == default_cache_bytes, "%zu", settings->cache_bytes);
     cr_assert(settings->large_cache_bytes == default_large_cache_bytes, "%zu",
               settings->large_cache_bytes);
+    cr_assert(settings->region_bytes == default_region_bytes, "%zu", settings->region_bytes);
 }
 
 Test(options, no_config_and_an_empty_one_are_defaults)
@@ -60,12 +61,14 @@ Test(options, every_field_is_read)
     config.level = HAK_LEVEL_CHECKED;
     config.cache_bytes = 12345;
     config.large_cache_bytes = 67890;
+    config.region_bytes = 345;
     settings_t settings;
     cr_assert(read_again(&config, &settings) == 0);
     cr_assert(strcmp(settings.name, "sessions") == 0);
     cr_assert(settings.level == HAK_LEVEL_CHECKED);
     cr_assert(settings.cache_bytes == 12345);
     cr_assert(settings.large_cache_bytes == 67890);
+    cr_assert(settings.region_bytes == 345);
 }
 
 Test(options, names_are_cut_to_31_bytes)
@@ -130,10 +133,12 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                                   offsetof(hak_heap_config_t, flags),
                                   offsetof(hak_heap_config_t, cache_bytes),
                                   offsetof(hak_heap_config_t, large_cache_bytes),
+                                  offsetof(hak_heap_config_t, region_bytes),
                                   sizeof(hak_heap_config_t)};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         hak_heap_config_t config = {ends[i],        "given", HAK_LEVEL_CHECKED,
-                                    i < 3 ? 99 : 0, 1111,    2222};
+                                    i < 3 ? 99 : 0, 1111,    2222,
+                                    3333};
         settings_t settings;
         cr_assert(read_again(&config, &settings) == 0, "size %zu", ends[i]);
         cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);
@@ -143,6 +148,8 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                   ends[i]);
         cr_assert(settings.large_cache_bytes == (i > 4 ? 2222 : default_large_cache_bytes),
                   "size %zu", ends[i]);
+        cr_assert(settings.region_bytes == (i > 5 ? 3333 : default_region_bytes), "size %zu",
+                  ends[i]);
     }
 }
 
@@ -155,7 +162,8 @@ Test(options, a_struct_that_ends_inside_a_field_is_refused)
                                   offsetof(hak_heap_config_t, level) + 2,
                                   offsetof(hak_heap_config_t, flags) + 1,
                                   offsetof(hak_heap_config_t, cache_bytes) + 4,
-                                  offsetof(hak_heap_config_t, large_cache_bytes) + 7};
+                                  offsetof(hak_heap_config_t, large_cache_bytes) + 7,
+                                  offsetof(hak_heap_config_t, region_bytes) + 7};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         hak_heap_config_t config = {
             .struct_size = ends[i], .cache_bytes = 1000, .large_cache_bytes = 1000};

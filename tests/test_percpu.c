@@ -18,12 +18,13 @@
 
 #include "heap.h"
 #include "os.h"
+#include "support_contract.h"
 #include "support_os.h"
 #include "support_random.h"
 #include "support_realtime.h"
 #include "support_run.h"
 
-TestSuite(percpu, .timeout = 600);
+TestSuite(percpu, .init = contract_slabs_only, .timeout = 600);
 
 /* Every mode that this machine has: what was wished for may be refused, then the mode is tested
  * twice. */

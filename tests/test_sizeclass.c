@@ -5,54 +5,24 @@
 
 TestSuite(sizeclass, .timeout = 600);
 
-Test(sizeclass, the_fine_lookup_is_what_is_computed)
+Test(sizeclass, the_lookup_is_what_is_computed)
 {
     for (size_t size = 0; size <= LOOKUP_MAX; size++)
-        cr_assert(sizeclass_lookup(CLASSES_FINE, size) == sizeclass_of(size),
+        cr_assert(sizeclass_lookup(CLASSES_PLAIN, size) == sizeclass_of(size),
                   "%zu bytes: %u looked up, %u computed", size,
-                  sizeclass_lookup(CLASSES_FINE, size), sizeclass_of(size));
+                  sizeclass_lookup(CLASSES_PLAIN, size), sizeclass_of(size));
 }
 
-/* A marked table is the same table; what a heap that is gone reads (0) has no mark. */
+/* The marked copy is the same table; what a heap that is gone reads (0) has no mark. */
 Test(sizeclass, marks_change_no_class)
 {
-    static const size_t tables[] = {CLASSES_COARSE, CLASSES_FINE};
     for (size_t size = 0; size <= LOOKUP_MAX; size++) {
-        for (int i = 0; i < 2; i++) {
-            unsigned slot = sizeclass_slot(tables[i], size);
-            cr_assert(!(slot & SLOT_MARK) &&
-                      sizeclass_slot(tables[i] + CLASSES_MARKED, size) == slot + SLOT_MARK);
-            cr_assert(sizeclass_lookup(tables[i] + CLASSES_MARKED, size) == slot / 2);
-        }
+        unsigned slot = (unsigned)sizeclass_slot(CLASSES_PLAIN, size);
+        cr_assert(!(slot & SLOT_MARK) &&
+                  sizeclass_slot(CLASSES_MARKED, size) == slot + SLOT_MARK);
+        cr_assert(sizeclass_lookup(CLASSES_MARKED, size) == slot / 2);
         cr_assert(!(sizeclass_slot(0, size) & SLOT_MARK));
     }
-}
-
-/* 2^k or 1.5 * 2^k. */
-static bool is_coarse(size_t bytes)
-{
-    while (bytes % 2 == 0) bytes /= 2;
-    return bytes == 1 || bytes == 3;
-}
-
-/* The coarse lookup gives the smallest coarse class that holds a size, so less than
- * half of what was asked for is waste once 16 bytes, the smallest step, are less than that. */
-Test(sizeclass, the_coarse_lookup_fits_too)
-{
-    bool used[CLASS_COUNT] = {false};
-    for (size_t size = 0; size <= LOOKUP_MAX; size++) {
-        unsigned cls = sizeclass_lookup(CLASSES_COARSE, size);
-        unsigned wanted = sizeclass_of(size);
-        while (!is_coarse(size_classes[wanted].bytes)) wanted++;
-        cr_assert(cls == wanted, "%zu bytes: class %u, not %u", size, cls, wanted);
-        size_t waste = size_classes[cls].bytes - size;
-        cr_assert(size <= 32 ? waste <= BLOCK_ALIGN : waste * 2 < size, "%zu bytes waste %zu", size,
-                  waste);
-        used[cls] = true;
-    }
-    unsigned count = 0;
-    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) count += used[cls];
-    cr_assert(count == 12, "%u classes", count);
 }
 
 /* The class of a size is the first that holds it. */

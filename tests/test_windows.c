@@ -11,7 +11,7 @@
 #include "tls.h"
 #include "trim.h"
 
-TestSuite(windows, .timeout = 900);
+TestSuite(windows, .init = contract_slabs_only, .timeout = 900);
 
 static void hop(void)
 {
