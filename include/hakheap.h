@@ -115,8 +115,8 @@ typedef struct hak_heap_config {
 } hak_heap_config_t;
 
 /** A config of defaults, for this version of the struct. */
-#define HAK_HEAP_CONFIG_INIT                                        \
-    {                                                               \
+#define HAK_HEAP_CONFIG_INIT                                           \
+    {                                                                  \
         sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0, 0 \
     }
 

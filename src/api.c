@@ -140,8 +140,8 @@ static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
 {
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
-        void *ptr = pop_slot(heap, PERCPU_HOT(sizeclass_of(size)) |
-                                       (heap->policy.sealed ? SLOT_MARK : 0));
+        void *ptr =
+            pop_slot(heap, PERCPU_HOT(sizeclass_of(size)) | (heap->policy.sealed ? SLOT_MARK : 0));
         if (HAK_LIKELY(ptr)) return ptr;
     }
     return malloc_missed(heap, size);

@@ -28,9 +28,9 @@
  * Invariant: live + cached + free + untouched + metadata == committed.
  */
 enum {
-    NURSERY_RUNS = 40,   /* slabs' and mid blocks' runs that a heap takes from the nursery */
-    REGION_MOST = 32,    /* regions, the cradle's with them */
-    REGIONS_NEAR = 3,    /* whose maps are in the heap's own record */
+    NURSERY_RUNS = 40, /* slabs' and mid blocks' runs that a heap takes from the nursery */
+    REGION_MOST = 32,  /* regions, the cradle's with them */
+    REGIONS_NEAR = 3,  /* whose maps are in the heap's own record */
 };
 
 enum { HEAP_COLOURS = 8 /* places for a heap in its page, a line apart */ };
@@ -96,22 +96,22 @@ typedef struct meta_page {
 
 struct hak_heap {
     /* ---- every slow path ---- */
-    _Atomic uint64_t magic; /* HEAP_MAGIC ^ address while the heap lives */
-    guard_t guard;          /* const */
-    budget_t budget;        /* atomic: what magazines may still take */
-    class_bits_t made;      /* of classes; written under the HEAP lock */
+    _Atomic uint64_t magic;     /* HEAP_MAGIC ^ address while the heap lives */
+    guard_t guard;              /* const */
+    budget_t budget;            /* atomic: what magazines may still take */
+    class_bits_t made;          /* of classes; written under the HEAP lock */
     classes_t *_Atomic classes; /* never NULL; release pairs with acquire; made under HEAP */
-    _Atomic uint32_t divided;          /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
-    _Atomic uint32_t missed; /* relaxed: allocations that no area served; some may be lost */
-    hak_lock_t trim_lock;    /* rank TRIM: the order of `superslabs`, which trims turn */
-    remote_t deferred;       /* mid and large blocks that wait for HEAP */
+    _Atomic uint32_t divided;   /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
+    _Atomic uint32_t missed;    /* relaxed: allocations that no area served; some may be lost */
+    hak_lock_t trim_lock;       /* rank TRIM: the order of `superslabs`, which trims turn */
+    remote_t deferred;          /* mid and large blocks that wait for HEAP */
 
     /* ---- lock: HEAP ---- */
     hak_lock_t lock;
-    hak_lock_t areas_lock;       /* rank AREAS: percpu */
-    superslab_set_t superslabs;  /* owned */
-    nursery_t *nursery;          /* NULL until it is needed */
-    uint32_t runs;               /* slabs, mid blocks, and regions but the cradle */
+    hak_lock_t areas_lock;      /* rank AREAS: percpu */
+    superslab_set_t superslabs; /* owned */
+    nursery_t *nursery;         /* NULL until it is needed */
+    uint32_t runs;              /* slabs, mid blocks, and regions but the cradle */
     uint16_t nursery_count;
     bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
     size_t
@@ -133,7 +133,7 @@ struct hak_heap {
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
      * class are in regions. Only what serves a class follows from it. */
     _Atomic uint16_t region_blocks[REGION_CLASSES];
-    rooms_t region_rooms; /* hints, as in region.h: of regions, their longest holes */
+    rooms_t region_rooms;          /* hints, as in region.h: of regions, their longest holes */
     _Atomic uint32_t region_takes; /* relaxed: blocks that regions gave; some may be lost */
     region_t near_region[REGIONS_NEAR];
 
@@ -142,7 +142,7 @@ struct hak_heap {
         aligned(HAK_LINE))); /* const: what the registry's entries of this heap begin with */
     uint64_t key;            /* const: guard.key, here for its line */
     size_t lookup;           /* const: CLASSES_PLAIN, or CLASSES_MARKED in a CHECKED heap */
-    percpu_t percpu; /* its tables are the end of the record */
+    percpu_t percpu;         /* its tables are the end of the record */
 };
 
 #define HEAP_MAGIC 0x68616b6865617031ull
@@ -179,16 +179,17 @@ HAK_INLINE region_t *heap_region(hak_heap_t *heap, unsigned index)
  */
 HAK_INLINE region_t *heap_region_from(hak_heap_t *heap, unsigned *index)
 {
-    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in runs_take_region */
+    uint32_t regions =
+        load_acquire(&heap->regions); /* pairs with the release in runs_take_region */
     for (; *index < regions; ++*index) {
         region_t *region = heap_region(heap, *index);
         if (region_is_attached(region)) return region;
     }
     return NULL;
 }
-#define FOR_REGIONS(region, heap)                                                     \
+#define FOR_REGIONS(region, heap)                                                       \
     for (unsigned region##_at = 0, region##_once = 1; region##_once; region##_once = 0) \
-        for (region_t *region = heap_region_from((heap), &region##_at); region;        \
+        for (region_t *region = heap_region_from((heap), &region##_at); region;         \
              ++region##_at, region = heap_region_from((heap), &region##_at))
 
 /* Regions have one block of a class more. */

@@ -67,17 +67,14 @@ static void *note_taken(hak_heap_t *heap, unsigned cls, void *ptr)
     return ptr;
 }
 
-static unsigned units_of(size_t alignment)
-{
-    return (unsigned)hak_max(1, alignment / REGION_UNIT);
-}
+static unsigned units_of(size_t alignment) { return (unsigned)hak_max(1, alignment / REGION_UNIT); }
 
 /* A heap that breathes leaves pages without blocks behind, which no trim may ever come for. */
 static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
 {
     int before = errno;
     size_t keep = 0;
-    FOR_REGIONS (region, heap) (void)region_release(region, false, &keep, os_purge);
+    FOR_REGIONS(region, heap)(void) region_release(region, false, &keep, os_purge);
     errno = before;
 }
 

@@ -3,7 +3,8 @@
 
 #include "stall.h"
 
-_Static_assert((int)REGION_BLOCK_MAX == (int)LOOKUP_MAX && PAGE_WORDS * GRANULE_PAGES == REGION_WORDS,
+_Static_assert((int)REGION_BLOCK_MAX == (int)LOOKUP_MAX &&
+                   PAGE_WORDS * GRANULE_PAGES == REGION_WORDS,
                "a block spans three words at most");
 
 /* ---- Words ---- */
@@ -488,8 +489,7 @@ bool region_close(region_t *region)
 }
 
 /* The page is the caller's. True: the kernel has taken it. */
-static bool purge_page(region_t *region, unsigned page, size_t *keep,
-                       bool (*purge)(void *, size_t))
+static bool purge_page(region_t *region, unsigned page, size_t *keep, bool (*purge)(void *, size_t))
 {
     char *at = page_at(region, page);
     superslab_t *ss = registry_superslab(at);
@@ -638,7 +638,8 @@ static bool begins_nowhere(const region_t *region, unsigned at)
 {
     enum { LOOKS = 100 };
     for (unsigned look = 0; look < LOOKS; look++) {
-        if (!(inside_of(load_acquire(&((region_t *)(uintptr_t)region)->word[at])) & 1)) return false;
+        if (!(inside_of(load_acquire(&((region_t *)(uintptr_t)region)->word[at])) & 1))
+            return false;
         if (at && !(free_of(word_at(region, at - 1)) >> (WORD_UNITS - 1))) return false;
     }
     return true;

@@ -79,7 +79,8 @@ HAK_INLINE unsigned rooms_next(const rooms_t *rooms, unsigned at, unsigned n)
     for (unsigned i = at / 8; i < REGION_WORDS / 8; i++, mask = ~UINT64_C(0)) {
         uint64_t eight = load_relaxed(&((rooms_t *)(uintptr_t)rooms)->eight[i]);
         if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) eight = __builtin_bswap64(eight);
-        uint64_t hits = ((eight | 0x80 * EIGHT_BYTES) - n * EIGHT_BYTES) & 0x80 * EIGHT_BYTES & mask;
+        uint64_t hits =
+            ((eight | 0x80 * EIGHT_BYTES) - n * EIGHT_BYTES) & 0x80 * EIGHT_BYTES & mask;
         if (hits) return i * 8 + (unsigned)__builtin_ctzll(hits) / 8;
     }
     return REGION_WORDS;

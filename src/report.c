@@ -54,7 +54,7 @@ static size_t count_in_regions(hak_heap_t *heap, unsigned cls)
 {
     size_t blocks[REGION_CLASSES] = {0};
     if (cls >= REGION_CLASSES) return 0;
-    FOR_REGIONS (region, heap) region_count(region, blocks);
+    FOR_REGIONS(region, heap) region_count(region, blocks);
     return blocks[cls];
 }
 
@@ -97,7 +97,8 @@ static size_t add_class(hak_heap_t *heap, class_state_t *state, hak_heap_stats_t
 static size_t add_regions(hak_heap_t *heap, hak_heap_stats_t *out)
 {
     size_t holders = 0;
-    FOR_REGIONS (region, heap) {
+    FOR_REGIONS(region, heap)
+    {
         region_sums_t sums = region_sums(region);
         out->live_blocks += sums.blocks;
         out->live_bytes += sums.live * REGION_UNIT;

@@ -237,7 +237,8 @@ static void empty_nursery(hak_heap_t *heap)
     size_t count = 0, granules = 0;
     for (uint32_t i = 0; i < heap->nursery_count; i++)
         runs[count++] = dead_run(heap->nursery->start[i], heap->nursery->granules[i]);
-    FOR_REGIONS (region, heap) {
+    FOR_REGIONS(region, heap)
+    {
         char *base = load_relaxed(&region->base);
         if (region == heap->near_region) continue;
         if (run_at(base).ss->shared) runs[count++] = dead_run(base, 1);

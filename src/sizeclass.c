@@ -12,9 +12,9 @@ const size_class_t size_classes[CLASS_COUNT] = {SIZE_CLASSES(ROW)};
     _Static_assert((bytes) % BLOCK_ALIGN == 0, "blocks are aligned");
 SIZE_CLASSES(FITS)
 
-#define ONE(cls, mark)   (2 * (cls) + (mark))
-#define TWO(cls, mark)   ONE(cls, mark), ONE(cls, mark)
-#define FOUR(cls, mark)  TWO(cls, mark), TWO(cls, mark)
+#define ONE(cls, mark)  (2 * (cls) + (mark))
+#define TWO(cls, mark)  ONE(cls, mark), ONE(cls, mark)
+#define FOUR(cls, mark) TWO(cls, mark), TWO(cls, mark)
 
 /* clang-format off */
 #define LOOKUP(mark) \

@@ -155,6 +155,7 @@ static size_t cached_in_class(const hak_heap_t *heap, unsigned class)
 
 Test(flush_trim, flush_class_leaves_the_others)
 {
+    contract_slabs_only();
     hak_heap_t *heap = contract_heap(1, "classes");
     static void *blocks[2][EACH];
     const size_t sizes[2] = {64, 1024};
@@ -186,6 +187,7 @@ Test(flush_trim, flush_class_leaves_the_others)
 
 Test(flush_trim, phantoms_are_counted_and_flushed)
 {
+    contract_slabs_only();
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "phantom");
         /* Longer than any run of the nursery: the heap takes a SuperSlab of its own, and its slabs
@@ -671,6 +673,7 @@ static void refused_calls_must_change_nothing(hak_heap_t *heap, const hak_heap_s
 /* What others have cached stays where it is; what the running CPU has needs no fence. */
 Test(flush_trim, a_refused_fence_changes_nothing)
 {
+    contract_slabs_only();
     hak_heap_t *heap = contract_heap(1, "fence");
     if (contract_is_locked()) cr_skip_test("the locked twin needs no fence");
     int cpu;
@@ -711,6 +714,7 @@ Test(flush_trim, a_refused_fence_changes_nothing)
  * it. */
 Test(flush_trim, the_running_cpus_own_caches_need_no_fence)
 {
+    contract_slabs_only();
     if (contract_is_locked()) cr_skip_test("the locked twin needs no fence");
     int cpu;
     cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));

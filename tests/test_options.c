@@ -136,9 +136,8 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                                   offsetof(hak_heap_config_t, region_bytes),
                                   sizeof(hak_heap_config_t)};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        hak_heap_config_t config = {ends[i],        "given", HAK_LEVEL_CHECKED,
-                                    i < 3 ? 99 : 0, 1111,    2222,
-                                    3333};
+        hak_heap_config_t config = {ends[i], "given", HAK_LEVEL_CHECKED, i < 3 ? 99 : 0, 1111,
+                                    2222,    3333};
         settings_t settings;
         cr_assert(read_again(&config, &settings) == 0, "size %zu", ends[i]);
         cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);

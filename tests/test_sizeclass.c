@@ -18,8 +18,7 @@ Test(sizeclass, marks_change_no_class)
 {
     for (size_t size = 0; size <= LOOKUP_MAX; size++) {
         unsigned slot = (unsigned)sizeclass_slot(CLASSES_PLAIN, size);
-        cr_assert(!(slot & SLOT_MARK) &&
-                  sizeclass_slot(CLASSES_MARKED, size) == slot + SLOT_MARK);
+        cr_assert(!(slot & SLOT_MARK) && sizeclass_slot(CLASSES_MARKED, size) == slot + SLOT_MARK);
         cr_assert(sizeclass_lookup(CLASSES_MARKED, size) == slot / 2);
         cr_assert(!(sizeclass_slot(0, size) & SLOT_MARK));
     }
