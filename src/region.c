@@ -257,15 +257,22 @@ static unsigned find_hole(region_t *region, unsigned n, unsigned alignment)
     return REGION_UNITS;
 }
 
-/* Where blocks go on that found no hole. What is left out for the alignment is a hole. */
-static unsigned find_tail(region_t *region, unsigned n, unsigned alignment)
+/* Where blocks go on that found no hole. */
+static unsigned find_tail(const region_t *region, unsigned n, unsigned alignment)
 {
-    unsigned tail = load_relaxed(&region->tail), end = load_relaxed(&region->tail_end);
-    unsigned unit = (unsigned)hak_round_up(tail, alignment);
-    if (unit + n > end) return REGION_UNITS;
-    if (unit != tail) (void)note_hole(region, tail, unit - tail);
+    region_t *at = (region_t *)(uintptr_t)region;
+    unsigned unit = (unsigned)hak_round_up(load_relaxed(&at->tail), alignment);
+    return unit + n <= load_relaxed(&at->tail_end) ? unit : REGION_UNITS;
+}
+
+/* A block that reaches into the tail shortens it. What it leaves out before it, for its alignment,
+ * is a hole. */
+HAK_INLINE void note_taken(region_t *region, unsigned unit, unsigned n)
+{
+    unsigned tail = load_relaxed(&region->tail);
+    if (unit + n <= tail) return;
+    if (HAK_UNLIKELY(unit > tail)) (void)note_hole(region, tail, unit - tail);
     store_relaxed(&region->tail, (uint16_t)(unit + n));
-    return unit;
 }
 
 void *region_take(region_t *region, unsigned n, unsigned alignment, const guard_t *guard)
@@ -276,6 +283,7 @@ void *region_take(region_t *region, unsigned n, unsigned alignment, const guard_
         if (unit == REGION_UNITS) unit = find_tail(region, n, alignment);
         if (unit == REGION_UNITS) return NULL;
         if (HAK_UNLIKELY(!claim_units(region, unit, n, true))) continue;
+        note_taken(region, unit, n);
         /* After the claim, and acquire: by then it is the granule that the units are of. */
         char *at = load_acquire(&region->base) + unit * REGION_UNIT;
         if (key_seals(guard->key)) unseal(at, n, guard);
@@ -512,7 +520,8 @@ static bool has_record(const region_t *region, unsigned page)
 static bool may_release(const region_t *region, unsigned page, bool unopened)
 {
     bool open = load_relaxed(&((region_t *)(uintptr_t)region)->open) >> page & 1;
-    return !has_record(region, page) && (open || unopened) && region_is_attached(region);
+    if (has_record(region, page) || !region_is_attached(region)) return false;
+    return open ? !word_at(region, page * PAGE_WORDS) : unopened;
 }
 
 size_t region_release(region_t *region, bool unopened, size_t *keep, bool (*purge)(void *, size_t))
