@@ -213,8 +213,7 @@ Test(stats, in_order_while_threads_run)
         cr_assert(hak_heap_class_stats(common, class, &row) == 0);
         size_t all = row.live_blocks + row.hot_blocks + row.spare_blocks + row.cold_blocks +
                      row.remote_blocks + row.free_blocks + row.untouched_blocks;
-        /* Blocks of small classes may lie in regions besides. */
-        size_t of_slabs = row.slabs * size_classes[class].blocks;
+        size_t of_slabs = row.slabs * size_classes[class].blocks; /* others lie in regions */
         cr_assert(class < REGION_CLASSES ? all >= of_slabs : all == of_slabs,
                   "class %zu: %zu blocks of %zu slabs", row.block_bytes, all, row.slabs);
     }
