@@ -31,10 +31,13 @@ static struct {
 static bool get_bit(const uint64_t *bits, size_t i) { return bits[i / 64] >> (i % 64) & 1; }
 static void flip_bit(uint64_t *bits, size_t i) { bits[i / 64] ^= 1ull << (i % 64); }
 
-/* The first of `pages` free neighbours, or PAGES. As many as a granule has begin where one does. */
+/* As many pages as a granule has, or more, begin where one does. */
+static size_t places_of(size_t pages) { return pages < GRANULE_PAGES ? 1 : GRANULE_PAGES; }
+
+/* The first of `pages` free neighbours, or PAGES. */
 static size_t find(meta_t *meta, size_t pages)
 {
-    size_t places = pages < GRANULE_PAGES ? 1 : GRANULE_PAGES;
+    size_t places = places_of(pages);
     while (meta->hint < WORDS && !meta->free[meta->hint]) meta->hint++;
     size_t have = 0;
     for (size_t i = meta->hint * 64; i < PAGES; i++) {
@@ -78,7 +81,7 @@ static void *take_from(meta_t *meta, size_t pages)
     meta->free_pages -= pages;
     char *at = meta->base + first * HAK_PAGE;
     /* Granules may have been a heap's cradle before. */
-    for (size_t page = 0; page < pages; page++)
+    for (size_t page = 0; page < pages; page += places_of(pages))
         if (entry_code(registry_lookup(at + page * HAK_PAGE)) != CODE_META)
             registry_set_run(at + page * HAK_PAGE, 1, NULL, CODE_META);
     return at;

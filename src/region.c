@@ -545,7 +545,7 @@ static void hold_all(region_t *region)
     for (unsigned at = 0; at < REGION_WORDS; at++)
         store_relaxed(&region->word[at], held(UINT32_MAX));
     store_relaxed(&region->open, (uint8_t)PAGES_OPEN);
-    for (unsigned at = 0; at < REGION_WORDS; at++) rooms_lower(&region->rooms, at, 0);
+    rooms_set(&region->rooms, 0);
     store_relaxed(&region->room, (uint8_t)0);
     store_relaxed(&region->tail, (uint16_t)0);
     store_relaxed(&region->tail_end, (uint16_t)0);

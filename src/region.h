@@ -95,6 +95,13 @@ HAK_INLINE void rooms_lower(rooms_t *rooms, unsigned at, unsigned units)
     store_relaxed(&rooms->of[at], (uint8_t)units);
 }
 
+/* All places. */
+HAK_INLINE void rooms_set(rooms_t *rooms, unsigned units)
+{
+    for (unsigned i = 0; i < REGION_WORDS / 8; i++)
+        store_relaxed(&rooms->eight[i], units * EIGHT_BYTES);
+}
+
 typedef struct region {
     /* The granule. Written while all is held; release pairs with the acquire of what reads it after
      * it has taken a unit or a page's bit. */
@@ -139,7 +146,7 @@ HAK_INLINE bool region_is_attached(const region_t *region)
 /* Forgets what the hints say. */
 HAK_INLINE void region_look_again(region_t *region)
 {
-    for (unsigned at = 0; at < REGION_WORDS; at++) rooms_lower(&region->rooms, at, REGION_ROOM);
+    rooms_set(&region->rooms, REGION_ROOM);
     store_relaxed(&region->room, (uint8_t)REGION_ROOM);
 }
 /* A block of so many units that begins at a multiple of `alignment` units, a power of two; NULL:
