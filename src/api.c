@@ -161,26 +161,16 @@ void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
     return ptr && !zeroed ? memset(ptr, 0, bytes) : ptr;
 }
 
-/* A size whose class has blocks at multiples of `alignment`: slabs start at a multiple of a
- * granule, so every multiple of it will do; the next power of two always is one. */
-static size_t aligned_size(size_t alignment, size_t size)
-{
-    size_t rounded = hak_round_up(size ? size : 1, alignment);
-    while (rounded <= SMALL_MAX && size_classes[sizeclass_of(rounded)].bytes % alignment)
-        rounded = size_classes[sizeclass_of(rounded)].bytes + 1;
-    return rounded;
-}
-
 void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
 {
     if (!heap || alignment == 0 || (alignment & (alignment - 1)))
         return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size) || too_large(alignment)) return fail(HAK_ERROR_SIZE, ENOMEM);
     if (alignment <= BLOCK_ALIGN) return hak_heap_malloc(heap, size);
-    if (alignment <= GRANULE && size <= SMALL_MAX) {
-        size_t wanted = aligned_size(alignment, size);
-        if (wanted <= SMALL_MAX) return hak_heap_malloc(heap, wanted);
-    }
+    /* Slabs start at a multiple of a granule, and a multiple of an alignment has a class that is one,
+     * in either table: so each of its blocks will do. */
+    if (alignment <= GRANULE && size <= SMALL_MAX)
+        return hak_heap_malloc(heap, hak_round_up(hak_max(size, 1), alignment));
     bool zeroed;
     return malloc_slow(heap, hak_max(size, 1), alignment, &zeroed);
 }

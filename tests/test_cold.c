@@ -74,6 +74,19 @@ Test(cold, what_nobody_took_since_the_last_ageing_is_old)
     cr_assert(cold_take_old(&cold, 0) == chain_of(5, 2));
 }
 
+/* A chain is young in a place where an old one lay. */
+Test(cold, a_place_has_no_age)
+{
+    cold_t cold = {0};
+    for (unsigned i = 0; i < 3; i++) cr_assert(cold_put(&cold, chain_of(i, 2), 0) == 0);
+    cold_age(&cold, 0);
+    for (unsigned i = 0; i < 3; i++) cr_assert(cold_take(&cold, 0) != 0);
+    for (unsigned i = 3; i < 6; i++) cr_assert(cold_put(&cold, chain_of(i, 2), 0) == 0);
+    cr_assert(cold_take_old(&cold, 0) == 0);
+    cold_age(&cold, 0);
+    cr_assert(cold_take_old(&cold, 0) == chain_of(3, 2));
+}
+
 Test(cold, a_full_array_gives_up_its_oldest)
 {
     cold_t cold = {0};

@@ -298,6 +298,26 @@ Test(giveback, what_is_gone_belongs_to_nobody)
         }
 }
 
+/* A run that went back to its SuperSlab, which stays: in each of its granules. */
+Test(giveback, a_run_that_went_back_belongs_to_nobody)
+{
+    static const size_t sizes[] = {100000, 4000};
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "runs");
+        cr_assert(hak_heap_malloc(heap, HAK_MIB) != NULL); /* from here on it takes SuperSlabs */
+        for (size_t i = 0; i < CONTRACT_LENGTH(sizes); i++) {
+            char *other = hak_heap_malloc(heap, 16), *ptr = hak_heap_malloc(heap, sizes[i]);
+            cr_assert(other && ptr && hak_heap_of(ptr) == heap);
+            hak_heap_free(heap, ptr);
+            (void)hak_heap_flush(heap);
+            for (size_t at = 0; at < sizes[i]; at += 2000)
+                cr_assert(hak_heap_of(ptr + at) == NULL && hak_usable_size(ptr + at) == 0,
+                          "%zu bytes: byte %zu", sizes[i], at);
+        }
+        cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Large blocks ---- */
 
 /* A TiB that the kernel grants without a promise, and takes back: no table of it stays. */

@@ -14,11 +14,15 @@
 #include "drain.h"
 #include "heap.h"
 #include "home.h"
+#include "pointer.h"
 #include "process.h"
 #include "reserve.h"
+#include "support_child.h"
 #include "support_contract.h"
 #include "support_os.h"
 #include "support_random.h"
+#include "support_stall.h"
+#include "tls.h"
 
 TestSuite(home, .timeout = 600);
 
@@ -964,6 +968,29 @@ Test(home, sparse_slabs_are_adopted)
     }
 }
 
+/* What a period did not use goes home, as from a magazine. */
+Test(home, an_outbox_that_a_period_did_not_use_is_emptied)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_of_two(level);
+        size_t count = free_there_what_is_here(heap, 301);
+        area_t *there = percpu_area(&heap->percpu, THERE);
+        magazine_t *outbox = &load_relaxed(&there->outbox)[class_of(SIZE)];
+        cr_assert(posted(heap, THERE) > 0);
+        be(THERE);
+        /* An operation may miss, and then waits for the next period. */
+        for (unsigned period = 0; period < 16 && posted(heap, THERE); period++) {
+            store_relaxed(&outbox->misses, (uint16_t)0);
+            drain_ended_period(heap, there, THERE);
+        }
+        cr_assert(posted(heap, THERE) == 0);
+        be(HERE);
+        must_be_sound(heap, count, "after a period");
+        free_all(heap, count);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* An outbox that was emptied knows nothing of the homes of what was in it. */
 Test(home, an_empty_outbox_knows_no_home)
 {
@@ -978,6 +1005,179 @@ Test(home, an_empty_outbox_knows_no_home)
     free_all(heap, count);
     be(HERE);
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- Where the system refuses a slab ---- */
+
+/* All that the system grants, then of 8 blocks one goes back to its slab. Returns what is live. */
+static size_t fill_and_thin(hak_heap_t *heap)
+{
+    size_t count = divide(heap, 0), kept = 0;
+    fake_os_use();
+    fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+    for (void *ptr; (ptr = hak_heap_malloc(heap, SIZE)) != NULL; blocks[count++] = ptr)
+        cr_assert(count < MOST - 1);
+    for (size_t i = 0; i < count; i++) {
+        if (i % 8) blocks[kept++] = blocks[i];
+        else hak_heap_free(heap, blocks[i]);
+    }
+    cr_assert(hak_heap_flush(heap) > 0);
+    return kept;
+}
+
+/* Blocks of a home that is at work serve where no other do. */
+Test(home, a_busy_home_gives_where_the_system_does_not)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_on(HERE, level);
+        size_t count = fill_and_thin(heap);
+        pretend(THERE);
+        void *ptr = blocks[count++] = hak_heap_malloc(heap, SIZE);
+        fake_os_restore();
+        cr_assert(ptr != NULL && home_in(ptr) == HERE, "%p", ptr);
+        must_be_sound(heap, count, "taken from a busy home");
+        free_all(heap, count);
+        pretend(HERE);
+        cr_assert(hak_heap_destroy(heap) == 0);
+        (void)hak_reserve_trim();
+    }
+}
+
+/* A miss asks for several slabs at once. What is refused beyond the first is no error. */
+Test(home, a_second_slab_that_is_refused_is_no_error)
+{
+    enum { WIDE = 2048, FIRST = 1500, LEADS = 4 };
+    bool partly = false;
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    for (unsigned lead = 0; lead < LEADS; lead++) {
+        hak_heap_t *heap = contract_heap(0, "refused");
+        (void)must_malloc(heap, HAK_MIB); /* from here on it takes SuperSlabs */
+        for (unsigned i = 0; i < lead; i++) (void)must_malloc(heap, (size_t)64 << i);
+        for (unsigned i = 0; i < FIRST; i++) (void)must_malloc(heap, WIDE);
+        cr_assert(hak_heap_malloc(NULL, 1) == NULL && hak_last_error() == HAK_ERROR_ARGUMENT);
+        fake_os_use();
+        fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+        while (hak_heap_malloc(heap, WIDE)) {
+            cr_assert(hak_last_error() == HAK_ERROR_ARGUMENT, "lead %u", lead);
+            partly = partly || fake_os_calls(FAKE_COMMIT) > 0;
+        }
+        cr_assert(hak_last_error() == HAK_ERROR_COMMIT);
+        fake_os_restore();
+        cr_assert(hak_heap_destroy(heap) == 0);
+        (void)hak_reserve_trim();
+    }
+    cr_assert(partly, "no slab beyond the first was refused, so nothing is tested");
+}
+
+/* ---- What one step may do ---- */
+
+/* Begins the free of a mid or large block, and leaves it waiting. */
+static void defer(hak_heap_t *heap, void *ptr)
+{
+    block_id_t id = pointer_prove(heap, ptr, "free");
+    pointer_mark_freed(&id, ptr);
+    drain_big(heap, ptr, true);
+}
+
+Test(home, a_step_takes_a_bounded_number_of_deferred_blocks)
+{
+    enum { WAITING = 3 * DRAIN_BIG_AT_ONCE };
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "deferred");
+        for (unsigned i = 0; i < WAITING; i++) blocks[i] = must_malloc(heap, 40000);
+        for (unsigned i = 0; i < WAITING; i++) defer(heap, blocks[i]);
+        for (size_t left = WAITING; left; left -= DRAIN_BIG_AT_ONCE) {
+            cr_assert(remote_blocks(&heap->deferred) == left);
+            lock_acquire(&heap->lock, RANK_HEAP);
+            size_t moved = drain_some_deferred(heap, true);
+            lock_release(&heap->lock, RANK_HEAP);
+            cr_assert(moved == DRAIN_BIG_AT_ONCE, "%zu of %zu", moved, left);
+        }
+        must_be_sound(heap, 0, "all steps are done");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A mapping that is too large to be cached is freed, waits, and its heap goes; then it is freed
+ * again. */
+static void free_what_waited(void *level)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.level = *(int *)level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    config.large_cache_bytes = 1;
+    hak_heap_t *heap = hak_heap_create(&config);
+    void *ptr = hak_heap_malloc(heap, 2 * HAK_MIB);
+    if (!ptr) _exit(90);
+    defer(heap, ptr);
+    if (hak_heap_destroy(heap) != 0) _exit(91);
+    hak_free(ptr);
+}
+
+/* What was freed before the heap went was freed, also where it waited. */
+Test(home, a_block_that_waited_is_freed_before_its_heap_goes)
+{
+    static child_result_t child;
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        child_run(&child, free_what_waited, &level);
+        cr_assert(child_aborted(&child, "DOUBLE_FREE", "free"), "status %d: %s", child.status,
+                  child.text);
+    }
+}
+
+/* ---- Without the gate ---- */
+
+static int depth_there;
+static void note_depth(void *unused)
+{
+    (void)unused;
+    depth_there = hak_tls.depth;
+}
+
+/* A fork waits for those in the gate only: the twin's try-lock must not be held outside of it. */
+Test(home, the_twin_works_inside_the_gate)
+{
+    NEEDS_POINTS();
+    setenv("HAKHEAP_RSEQ", "0", 1);
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "locked");
+        hak_heap_free(heap, must_malloc(heap, SIZE)); /* it has an area */
+        void *ptr = must_malloc(heap, SIZE);
+        depth_there = -1;
+        stall_t look = {.run = note_depth, .nth = 1};
+        stall_arm(STALL_twin_chosen, &look);
+        hak_heap_free(heap, ptr);
+        stall_arm(STALL_twin_chosen, NULL);
+        cr_assert(depth_there == 1, "depth %d", depth_there);
+        must_be_sound(heap, 0, "locked");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+static void move_on(void *unused)
+{
+    (void)unused;
+    pretend(BEYOND);
+}
+
+/* The thread comes to a CPU that has no magazine for the chain in its hand, nor for the block. */
+Test(home, who_moves_with_a_chain_in_hand_loses_no_block)
+{
+    NEEDS_POINTS();
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_on(HERE, level);
+        size_t count = 100;
+        for (size_t i = 0; i < count; i++) blocks[i] = must_calloc_one(heap);
+        stall_t move = {.run = move_on, .nth = 1};
+        stall_arm(STALL_free_in_hand, &move);
+        while (count && !load_relaxed(&move.visits)) hak_heap_free(heap, blocks[--count]);
+        stall_arm(STALL_free_in_hand, NULL);
+        pretend(HERE);
+        cr_assert(load_relaxed(&move.visits), "no chain was in hand, so nothing is tested");
+        must_be_sound(heap, count, "moved with a chain in hand");
+        free_all(heap, count);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
 }
 
 /* ---- Anywhere, at any instant ---- */

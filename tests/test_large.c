@@ -87,6 +87,27 @@ Test(large, a_refused_unmap_changes_nothing)
     fake_os_restore();
 }
 
+static os_table_t watched;
+static large_t *named_then[2]; /* what names the mapping's first slots when it goes */
+
+static bool look_and_unmap(void *at, size_t bytes)
+{
+    for (size_t i = 0; i < 2; i++) named_then[i] = registry_range((char *)at + i * SUPERSLAB);
+    return os_kernel.unmap(at, bytes);
+}
+
+/* What is unmapped may be another thread's at once: the tombstone stands before. */
+Test(large, the_tombstone_stands_before_the_mapping_goes)
+{
+    large_t *large = make(0, 5 * HAK_MIB);
+    watched = os_kernel;
+    watched.unmap = look_and_unmap;
+    os = &watched;
+    bool gone = large_unmap(large_base(large), 5 * HAK_MIB, LARGE_RELEASED);
+    os = &os_kernel;
+    cr_assert(gone && named_then[0] == LARGE_RELEASED && named_then[1] == NULL);
+}
+
 /* Where the tables of its address space are refused, the mapping goes back. */
 Test(large, a_mapping_without_tables_goes_back)
 {

@@ -6,6 +6,7 @@
 
 #include "hakheap.h"
 #include "heap.h"
+#include "record.h"
 #include "registry.h"
 #include "reserve.h"
 #include "support_child.h"
@@ -61,6 +62,24 @@ Test(meta, a_destroyed_heap_leaves_no_page)
         cr_assert(memcmp(pages[i], pages[0], count[0] * sizeof *pages[0]) == 0);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+/* A heap is charged for each page of records, and notes each class that it has one for. */
+Test(meta, a_record_is_charged_and_noted)
+{
+    hak_heap_t *heap = hak_heap_create(NULL);
+    cr_assert(heap != NULL);
+    const size_t own = load_relaxed(&heap->metadata);
+    cr_assert(own > 0 && own % HAK_PAGE == 0 && load_relaxed(&heap->committed) == own);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        cr_assert(class_bits_next(&heap->made, cls) == CLASS_COUNT, "class %u", cls);
+        cr_assert(record_class(heap, cls) != NULL && class_bits_next(&heap->made, cls) == cls);
+        size_t pages = 0;
+        for (const meta_page_t *page = heap->pages; page; page = page->next) pages += page->pages;
+        cr_assert(load_relaxed(&heap->metadata) == own + pages * HAK_PAGE, "class %u", cls);
+    }
+    cr_assert(heap->pages != NULL, "no page was taken, so nothing is tested");
+    cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
 }
 
 /* Pages that were not written since they came from the kernel are not purged again. */
