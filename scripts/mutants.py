@@ -60,11 +60,12 @@ FIELDS = {"name", "file", "kind", "old", "new"}
 OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
 SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
-# The suite that knows most of a module without a suite of its name.
-SUITES = {"area": "home", "drain": "home", "refill": "home", "trim": "flush_trim",
-          "runs": "giveback", "mapping": "large", "record": "meta", "life": "api",
-          "resize": "api", "pointer": "misuse", "heap": "api", "walk": "stats",
-          "validate": "stats", "report": "stats", "os_linux": "os", "percpu_rseq": "percpu"}
+# The suites that know most of a module, where that is not just the one of its name.
+SUITES = {"area": "home", "drain": "@(home|adapt)", "refill": "@(home|api)",
+          "trim": "@(flush_trim|windows)", "runs": "@(giveback|home)", "mapping": "large",
+          "record": "meta", "life": "@(api|home)", "resize": "api", "pointer": "misuse",
+          "heap": "api", "walk": "stats", "validate": "stats", "report": "stats",
+          "os_linux": "os", "percpu_rseq": "percpu"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
 # These kinds are races where they are anything: ThreadSanitizer looks at them, too.
@@ -389,13 +390,13 @@ class Worker:
         yield self.suite("quick suites", f"!(tree|{SLOW_SUITES})/*", 600)
         if until == "quick":
             return
+        if row["kind"] in RACES:
+            yield THREADS, ["stress"] + (["tests/fuzz"] if self.fuzz else [])
+            yield from self.threaded()
         yield CHECKED, ["tests"]
         yield self.suite("slow suites", f"@({SLOW_SUITES})/*", 900)
         yield self.suite("locked", f"!(tree|{SLOW_SUITES})/*", 600, {"HAKHEAP_RSEQ": "0"})
         yield self.suite("locked, slow", "@(fault|stress)/*", 900, {"HAKHEAP_RSEQ": "0"})
-        if row["kind"] in RACES:
-            yield THREADS, ["stress"] + (["tests/fuzz"] if self.fuzz else [])
-            yield from self.threaded()
         if self.fuzz and seconds > FUZZ_FIRST:
             yield self.fuzzer("fuzz, longer", CHECKED, seconds - FUZZ_FIRST, 2)
 
