@@ -47,6 +47,7 @@ THREADS = "build/debug-counters-thread"
 BUILD = ["make", "-s", "DEBUG=1", "COUNTERS=1"]
 LEAST_KILLED = 0.9
 FUZZ_FIRST = 10  # seconds
+FUZZ_EPISODE = 240  # an episode that has begun, on a busy machine; the fuzzer itself tells a hang
 PLANTED_LIMIT = 60
 BUILD_LIMIT = 900
 FOUND = b"FAILED: seed"  # of the fuzzer, which goes on to cut down the sequence
@@ -61,10 +62,10 @@ OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
 SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
-SUITES = {"area": "home", "drain": "@(home|adapt)", "refill": "@(home|api)",
-          "trim": "@(flush_trim|windows)", "runs": "@(giveback|home)", "mapping": "large",
+SUITES = {"area": "@(home|adapt)", "drain": "@(home|adapt)", "refill": "@(home|api)",
+          "trim": "@(flush_trim|windows)", "runs": "@(giveback|home)", "mapping": "@(large|misuse|api)",
           "record": "meta", "life": "@(api|home)", "resize": "api", "pointer": "misuse",
-          "heap": "api", "walk": "stats", "validate": "stats", "report": "stats",
+          "heap": "api", "walk": "@(stats|home)", "validate": "stats", "report": "stats",
           "os_linux": "os", "percpu_rseq": "percpu"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
@@ -364,7 +365,7 @@ class Worker:
     def fuzzer(self, name, variant, seconds, seed, more=None):
         prefix = ["setarch", "-R"] if variant == THREADS else []
         argv = [*prefix, f"{variant}/tests/fuzz", "--seconds", str(seconds), "--seed", str(seed)]
-        return name, argv, seconds + 60, more or {}
+        return name, argv, seconds + FUZZ_EPISODE, more or {}
 
     def threaded(self):
         """What runs under ThreadSanitizer."""

@@ -418,6 +418,40 @@ Test(api, a_large_block_grows_into_the_room_of_the_cache)
     }
 }
 
+static os_table_t refuses_once;
+static bool has_refused;
+
+/* As the kernel does it, errno and all. */
+static void *map_at_the_second_try(size_t bytes, size_t alignment)
+{
+    if (bytes < 2 * HAK_MIB || has_refused) return os_kernel.map(bytes, alignment);
+    has_refused = true;
+    errno = ENOMEM;
+    return NULL;
+}
+
+/* What was refused on the way to a block is no error of the call. */
+Test(api, a_block_that_came_at_the_second_try_leaves_errno)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "second try");
+        hak_heap_free(heap, must_have(hak_heap_malloc(heap, 2 * HAK_MIB), 2 * HAK_MIB));
+        cr_assert(contract_stats(heap).large_cached_bytes == 2 * HAK_MIB);
+        has_refused = false;
+        refuses_once = os_kernel;
+        refuses_once.map = map_at_the_second_try;
+        os = &refuses_once;
+        errno = 4321;
+        void *ptr = hak_heap_malloc(heap, 9 * HAK_MIB);
+        int after = errno;
+        os = &os_kernel;
+        cr_assert(has_refused && ptr && after == 4321, "errno %d", after);
+        hak_heap_free(heap, ptr);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Refusals: what each call returns, errno, and hak_last_error() ---- */
 
 typedef struct refusal {

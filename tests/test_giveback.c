@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "hakheap.h"
+#include "heap.h"
 #include "registry.h"
 #include "support_child.h"
 #include "support_contract.h"
@@ -314,7 +315,24 @@ Test(giveback, a_run_that_went_back_belongs_to_nobody)
                 cr_assert(hak_heap_of(ptr + at) == NULL && hak_usable_size(ptr + at) == 0,
                           "%zu bytes: byte %zu", sizes[i], at);
         }
+        cr_assert(heap->nursery_count == 0, "a heap that owns memory takes none of the nursery");
         cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(giveback, what_a_shrunk_block_leaves_is_not_zero)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "shrunk");
+        cr_assert(hak_heap_malloc(heap, HAK_MIB) != NULL); /* from here on it takes SuperSlabs */
+        char *ptr = hak_heap_malloc(heap, 700000);
+        cr_assert(ptr != NULL);
+        memset(ptr, 0xff, 700000);
+        cr_assert(hak_heap_realloc(heap, ptr, 40000) == ptr);
+        char *tail = hak_heap_calloc(heap, 1, 300000);
+        cr_assert(tail > ptr && tail < ptr + 700000, "the tail was not given back");
+        cr_assert(contract_is_zero(tail, 300000));
+        cr_assert(contract_unsound(heap, 3) == 0 && hak_heap_destroy(heap) == 0);
     }
 }
 

@@ -465,6 +465,9 @@ Test(home, a_small_heap_has_no_homes)
     cr_assert(home_of(heap, state_of(heap), HERE, true) == HOME_NONE && state_of(heap)->homes == 0);
     lock_release(&state_of(heap)->lock, RANK_CLASS);
     for (size_t i = 0; i < count; i++) cr_assert(home_in(blocks[i]) == HOME_NONE);
+    cr_assert(load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].tag) ==
+                  registry_tag(HOME_NONE, class_of(SIZE)),
+              "no free of its blocks would find the magazine");
     /* What is freed there goes into that CPU's magazine: only homes are gone home to. */
     pretend(THERE);
     hak_heap_free(heap, must_malloc(heap, 4 * SIZE));
@@ -544,6 +547,29 @@ Test(home, each_cpu_has_slabs_of_its_own)
     }
 }
 
+Test(home, figures_are_of_the_slabs_of_all_homes)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_on(HERE, level);
+        size_t count = divide(heap, 100), free_blocks = 0, untouched = 0;
+        for (size_t i = 0; i < 50; i++) hak_heap_free(heap, blocks[--count]);
+        cr_assert(hak_heap_flush(heap) > 0);
+        class_state_t *state = state_of(heap);
+        FOR_SETS (set, state)
+            FOR_SLABS (at, set) {
+                free_blocks += chain_count(at.slab->free);
+                untouched += size_classes[state->cls].blocks - slab_touched(at.slab);
+            }
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(heap, state->cls, &row) == 0 && free_blocks > 0);
+        cr_assert(row.slabs == all_slabs(state) && row.live_blocks == count);
+        cr_assert(row.free_blocks == free_blocks && row.untouched_blocks == untouched,
+                  "%zu blocks free, %zu untouched", row.free_blocks, row.untouched_blocks);
+        free_all(heap, count);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 Test(home, a_slab_moves_with_all_that_names_its_home)
 {
     hak_heap_t *heap = heap_on(HERE, 1);
@@ -608,6 +634,24 @@ Test(home, all_of_a_home_is_taken_over)
         must_be_sound(heap, 0, "flushed");
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+/* 32 times in a row: a thread that takes a few blocks that another has freed divides no heap. */
+Test(home, one_way_divides_in_time)
+{
+    enum { TIMES = 32 };
+    hak_heap_t *heap = heap_on(HERE, 0);
+    (void)must_malloc(heap, SIZE);
+    class_state_t *state = state_of(heap);
+    lock_acquire(&state->lock, RANK_CLASS);
+    for (unsigned i = 1; i < TIMES; i++) home_note_taker(heap, state, THERE);
+    home_note_taker(heap, state, HERE); /* the other way: it begins anew */
+    for (unsigned i = 1; i < TIMES; i++) home_note_taker(heap, state, THERE);
+    cr_assert(load_relaxed(&heap->divided) == UNDIVIDED);
+    home_note_taker(heap, state, THERE);
+    cr_assert(load_relaxed(&heap->divided) == DUE);
+    lock_release(&state->lock, RANK_CLASS);
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 Test(home, who_does_nothing_is_idle)
@@ -1095,6 +1139,22 @@ Test(home, a_step_takes_a_bounded_number_of_deferred_blocks)
             cr_assert(moved == DRAIN_BIG_AT_ONCE, "%zu of %zu", moved, left);
         }
         must_be_sound(heap, 0, "all steps are done");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Who has the lock takes along what waits. */
+Test(home, a_free_of_a_big_block_frees_those_that_wait)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "deferred");
+        for (unsigned i = 0; i < 3; i++) blocks[i] = must_malloc(heap, i ? 40000 : 3 * HAK_MIB);
+        defer(heap, blocks[0]);
+        defer(heap, blocks[1]);
+        cr_assert(remote_blocks(&heap->deferred) == 2);
+        hak_heap_free(heap, blocks[2]);
+        cr_assert(remote_blocks(&heap->deferred) == 0);
+        must_be_sound(heap, 0, "nothing waits");
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }

@@ -303,6 +303,37 @@ Test(large, a_refused_change_changes_nothing)
     fake_os_restore();
 }
 
+static size_t resized_to[4];
+static unsigned resizes;
+
+static bool resize_by_name(void *at, size_t bytes, size_t wanted)
+{
+    (void)at, (void)bytes;
+    cr_assert(resizes < CONTRACT_LENGTH(resized_to));
+    resized_to[resizes++] = wanted;
+    return true;
+}
+
+static void *map_nothing(size_t bytes, size_t alignment)
+{
+    return (void)bytes, (void)alignment, NULL;
+}
+
+/* Where there is no table for what it grew into, a mapping is cut to what it was. */
+Test(large, a_mapping_that_grew_without_tables_is_cut)
+{
+    large_t *large = make(0, 4 * HAK_MIB);
+    watched = os_kernel;
+    watched.resize = resize_by_name;
+    watched.map = map_nothing;
+    os = &watched;
+    bool done = large_remap(&set, large, 8 * HAK_GIB);
+    os = &os_kernel;
+    cr_assert(!done && large_bytes(large) == 4 * HAK_MIB);
+    cr_assert(resizes == 2 && resized_to[0] == 8 * HAK_GIB && resized_to[1] == 4 * HAK_MIB);
+    must_hold(1, 4 * HAK_MIB, 0, 0);
+}
+
 /* ---- Mid blocks ---- */
 
 static char descriptors[SUPERSLAB_GRANULES * DESCRIPTOR_BYTES] __attribute__((aligned(64)));

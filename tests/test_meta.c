@@ -82,6 +82,24 @@ Test(meta, a_record_is_charged_and_noted)
     cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
 }
 
+Test(meta, areas_are_records_of_their_own)
+{
+    enum { AREAS = 5 };
+    hak_heap_t *heap = hak_heap_create(NULL);
+    area_t *areas[AREAS];
+    cr_assert(heap != NULL);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    for (unsigned i = 0; i < AREAS; i++) {
+        cr_assert((areas[i] = record_area(heap, true)) != NULL);
+        for (unsigned k = 0; k < i; k++) cr_assert(areas[i] != areas[k], "%u and %u", i, k);
+        cr_assert(memcmp(areas[i], &zero_area, sizeof zero_area) == 0, "area %u", i);
+        memset(areas[i], 1, sizeof *areas[i]);
+    }
+    lock_release(&heap->lock, RANK_HEAP);
+    cr_assert(areas[0] == &heap->first_area);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* Pages that were not written since they came from the kernel are not purged again. */
 Test(meta, used_pages_are_purged_once)
 {

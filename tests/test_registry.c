@@ -136,6 +136,20 @@ Test(registry, runs_lead_to_owner_class_and_start)
               entry_code(registry_lookup(base)) == CODE_DEAD);
 }
 
+Test(registry, a_run_is_lengthened_by_the_granules_behind_it)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_run(base, 4, heaps[0], CODE_MID);
+    registry_set_home(base, 4, 7); /* what is there stays as it is */
+    registry_extend_run(base, 4, 9, heaps[0], CODE_MID);
+    must_be_run(base, 9, heaps[0], CODE_MID);
+    for (size_t g = 0; g < 9; g++)
+        cr_assert(entry_home(registry_lookup(base + g * GRANULE)) == (g < 4 ? 7 : HOME_NONE),
+                  "granule %zu", g);
+    must_be_foreign(base + 9 * (size_t)GRANULE);
+}
+
 Test(registry, a_home_is_written_over_and_changes_nothing_else)
 {
     char *base = reserve_gib_aligned(HAK_GIB);
