@@ -1035,6 +1035,25 @@ Test(home, an_outbox_that_a_period_did_not_use_is_emptied)
     }
 }
 
+Test(home, what_is_at_home_nowhere_is_away_nowhere)
+{
+    static const struct {
+        unsigned home;
+        bool away;
+    } rows[] = {{HERE, false}, {THERE, true}, {HOME_LOOK, false}, {HOME_NONE, false}};
+    hak_heap_t *heap = heap_on(HERE, 0);
+    size_t count = divide(heap, 0);
+    const entry_t all = (entry_t)HOME_NONE << ENTRY_HOME_SHIFT;
+    entry_t entry = registry_lookup(blocks[0]) & ~all;
+    for (size_t i = 0; i < CONTRACT_LENGTH(rows); i++)
+        cr_assert(drain_is_away(heap, entry | (entry_t)rows[i].home << ENTRY_HOME_SHIFT) ==
+                      rows[i].away,
+                  "home %u", rows[i].home);
+    free_all(heap, count);
+    must_be_sound(heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* An outbox that was emptied knows nothing of the homes of what was in it. */
 Test(home, an_empty_outbox_knows_no_home)
 {
