@@ -370,7 +370,7 @@ class Worker:
     def threaded(self):
         """What runs under ThreadSanitizer."""
         options = {"TSAN_OPTIONS": "halt_on_error=1"}
-        for each in sorted((ROOT / "tests").glob("stress_*.c")):
+        for each in sorted((self.tree / "tests").glob("stress_*.c")):
             argv = ["setarch", "-R", f"{THREADS}/tests/{each.stem}", "--seconds", "2"]
             yield f"tsan {each.stem}", argv, 90, options
         if self.fuzz:
