@@ -62,7 +62,7 @@ OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
 SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
-SUITES = {"area": "@(home|adapt)", "drain": "@(home|adapt)", "refill": "@(home|api)",
+SUITES = {"area": "@(home|adapt)", "drain": "@(home|adapt)", "refill": "@(home|api|large)",
           "trim": "@(flush_trim|windows)", "runs": "@(giveback|home)", "mapping": "@(large|misuse|api)",
           "record": "meta", "life": "@(api|home)", "resize": "api", "pointer": "misuse",
           "heap": "api", "walk": "@(stats|home)", "validate": "stats", "report": "stats",

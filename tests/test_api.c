@@ -1201,6 +1201,39 @@ Test(api, a_block_that_looks_like_a_heap_is_none)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+/* Nor is one that lies among the library's records, but where no heap begins. */
+Test(api, a_record_that_looks_like_a_heap_is_none)
+{
+    uint32_t refused;
+    hak_heap_t *heap = contract_heap(0, "real");
+    char *page = meta_take(4, &refused);
+    must_have(page, 4 * HAK_PAGE);
+    hak_heap_t *forged = (hak_heap_t *)(void *)(page + HEAP_COLOURS * HAK_LINE);
+    memset(page, 0, 4 * HAK_PAGE);
+    store_relaxed(&forged->magic, HEAP_MAGIC ^ (uintptr_t)forged);
+    hak_heap_stats_t stats = {.struct_size = sizeof stats};
+    cr_assert(hak_heap_stats(forged, &stats) == EINVAL);
+    meta_put(page, 4);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* A free reports nothing, also where the kernel does not take what it gives back. */
+Test(api, a_free_leaves_the_error)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.large_cache_bytes = 1;
+    hak_heap_t *heap = hak_heap_create(&config);
+    void *ptr = must_have(hak_heap_malloc(heap, 2 * HAK_MIB), 2 * HAK_MIB);
+    cr_assert(hak_heap_malloc(NULL, 1) == NULL && hak_last_error() == HAK_ERROR_ARGUMENT);
+    fake_os_use();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    hak_heap_free(heap, ptr);
+    cr_assert(fake_os_calls(FAKE_UNMAP) > 0 && hak_last_error() == HAK_ERROR_ARGUMENT);
+    fake_os_restore();
+    must_be_sound(heap, 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 Test(api, destroy_takes_live_blocks)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {

@@ -11,6 +11,7 @@
 #include "hakheap.h"
 #include "heap.h"
 #include "registry.h"
+#include "runs.h"
 #include "support_child.h"
 #include "support_contract.h"
 #include "support_memory.h"
@@ -297,6 +298,20 @@ Test(giveback, what_is_gone_belongs_to_nobody)
             cr_assert(contract_unsound(stale_heap, COUNT) == 0 &&
                       hak_heap_destroy(stale_heap) == 0);
         }
+}
+
+/* A heap that has grown a little gets all classes, before it owns a SuperSlab. */
+Test(giveback, so_many_runs_of_the_nursery_end_the_coarse_classes)
+{
+    enum { SIZE = 80, COARSE = 96, RUN = 40000 };
+    hak_heap_t *heap = contract_heap(0, "grown");
+    for (unsigned runs = 0; runs < COARSE_RUNS; runs++) {
+        cr_assert(size_classes[heap_class_of(heap, SIZE)].bytes == COARSE, "%u runs", runs);
+        cr_assert(hak_heap_malloc(heap, RUN) != NULL);
+    }
+    cr_assert(heap->nursery_count == COARSE_RUNS && heap->superslabs.count == 0);
+    cr_assert(size_classes[heap_class_of(heap, SIZE)].bytes == SIZE);
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* A run that went back to its SuperSlab, which stays: in each of its granules. */

@@ -953,6 +953,24 @@ Test(home, reset_and_destroy_with_full_outboxes)
     }
 }
 
+/* The budget is whole after a reset, also where a limit grew on an area that was just retired. */
+Test(home, a_reset_empties_areas_without_a_cpu)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "idle");
+        hak_heap_free(heap, must_malloc(heap, SIZE));
+        (void)hak_heap_trim(heap, 0);
+        area_t *area = *percpu_idle(&heap->percpu);
+        cr_assert(area != NULL);
+        magazine_t *hot = &area->hot[class_of(SIZE)];
+        adapt_grow(heap, area, hot, state_of(heap));
+        cr_assert(load_relaxed(&hot->limit) > 0 && hak_heap_reset(heap) == 0);
+        cr_assert(load_relaxed(&hot->limit) == 0);
+        must_be_sound(heap, 0, "reset");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Memory does not pile up ---- */
 
 /* Nobody works at home any more: whoever frees takes all of it over, and allocates from it. */
@@ -1162,6 +1180,38 @@ Test(home, a_step_takes_a_bounded_number_of_deferred_blocks)
     }
 }
 
+static void *free_to_the_end(void *arg)
+{
+    freer_t *freer = arg;
+    free_all(freer->heap, freer->count);
+    store_release(&freer->end, true);
+    return NULL;
+}
+
+/* Where so many wait already, the thread that frees one more waits itself. */
+Test(home, no_more_than_so_many_big_blocks_wait)
+{
+    enum { STEPS = 120000, STEP_US = 500 };
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "deferred");
+        freer_t freer = {.heap = heap, .count = DRAIN_DEFERRED + 1};
+        for (size_t i = 0; i < freer.count; i++) blocks[i] = must_malloc(heap, 40000);
+        lock_acquire(&heap->lock, RANK_HEAP);
+        cr_assert(pthread_create(&freer.thread, NULL, free_to_the_end, &freer) == 0);
+        for (unsigned step = 0; step < STEPS && !lock_is_wanted(&heap->lock); step++) {
+            if (load_acquire(&freer.end)) break;
+            usleep(STEP_US);
+        }
+        bool waits = lock_is_wanted(&heap->lock);
+        size_t waiting = remote_blocks(&heap->deferred);
+        lock_release(&heap->lock, RANK_HEAP);
+        pthread_join(freer.thread, NULL);
+        cr_assert(waits && waiting == DRAIN_DEFERRED, "%zu wait", waiting);
+        must_be_sound(heap, 0, "freed");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* Who has the lock takes along what waits. */
 Test(home, a_free_of_a_big_block_frees_those_that_wait)
 {
@@ -1202,6 +1252,30 @@ Test(home, a_block_that_waited_is_freed_before_its_heap_goes)
         cr_assert(child_aborted(&child, "DOUBLE_FREE", "free"), "status %d: %s", child.status,
                   child.text);
     }
+}
+
+/* ---- What comes from below the magazines is proved ---- */
+
+static void take_what_was_written_to(void *unused)
+{
+    enum { FEW = 8 };
+    (void)unused;
+    hak_heap_t *heap = contract_heap(1, "written to");
+    for (size_t i = 0; i <= FEW; i++)
+        if (!(blocks[i] = hak_heap_malloc(heap, SIZE))) _exit(90);
+    free_all(heap, FEW); /* one keeps the slab */
+    if (!hak_heap_flush(heap)) _exit(91);
+    for (size_t i = 0; i < FEW; i++) ((block_t *)blocks[i])->word[0] ^= 1;
+    _exit(hak_heap_malloc(heap, SIZE) ? 92 : 93);
+}
+
+/* A freelist goes as it is, and is looked at by who gets it. */
+Test(home, a_block_of_a_slab_is_proved_before_it_is_handed_out)
+{
+    static child_result_t child;
+    child_run(&child, take_what_was_written_to, NULL);
+    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "status %d: %s", child.status,
+              child.text);
 }
 
 /* ---- Without the gate ---- */

@@ -456,6 +456,22 @@ Test(stats, resident_counts_pages)
     cr_assert(contract_unsound(heap, 2) == 0 && hak_heap_destroy(heap) == 0);
 }
 
+/* A mid block holds its SuperSlab, also where something is cached. */
+Test(stats, a_mid_block_holds_its_superslab)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "held");
+        void *mid = hak_heap_malloc(heap, HAK_MIB);
+        hak_heap_free(heap, hak_heap_malloc(heap, 64));
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(mid && stats.superslabs == 1 && contract_cached(&stats) > 0);
+        cr_assert(stats.phantom_superslabs == 0);
+        hak_heap_free(heap, mid);
+        cr_assert(contract_stats(heap).phantom_superslabs == 1, "what is cached holds none");
+        cr_assert(contract_unsound(heap, 0) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Frees that found a lock busy ---- */
 
 static pthread_barrier_t is_held, may_go;
