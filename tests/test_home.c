@@ -1265,7 +1265,7 @@ static void take_what_was_written_to(void *unused)
         if (!(blocks[i] = hak_heap_malloc(heap, SIZE))) _exit(90);
     free_all(heap, FEW); /* one keeps the slab */
     if (!hak_heap_flush(heap)) _exit(91);
-    for (size_t i = 0; i < FEW; i++) ((block_t *)blocks[i])->word[0] ^= 1;
+    chain_block(slab_at(blocks[FEW])->free)->word[0] ^= 1;
     _exit(hak_heap_malloc(heap, SIZE) ? 92 : 93);
 }
 
