@@ -1258,19 +1258,25 @@ Test(home, a_block_that_waited_is_freed_before_its_heap_goes)
 
 static void take_what_was_written_to(void *unused)
 {
-    enum { FEW = 8 };
+    enum { FEW = 100 };
+    int cpu;
     (void)unused;
+    if (!contract_cpus(&cpu, 1) || !contract_move_to(cpu)) _exit(90);
     hak_heap_t *heap = contract_heap(1, "written to");
-    for (size_t i = 0; i <= FEW; i++)
-        if (!(blocks[i] = hak_heap_malloc(heap, SIZE))) _exit(90);
-    free_all(heap, FEW); /* one keeps the slab */
-    if (!hak_heap_flush(heap)) _exit(91);
-    chain_block(slab_at(blocks[FEW])->free)->word[0] ^= 1;
-    _exit(hak_heap_malloc(heap, SIZE) ? 92 : 93);
+    for (size_t i = 0; i < FEW; i++)
+        if (!(blocks[i] = hak_heap_malloc(heap, SIZE))) _exit(91);
+    free_all(heap, FEW);
+    area_t *area = percpu_area(&heap->percpu, (unsigned)percpu_index());
+    chain_t spare = area ? load_relaxed(&area->spare[class_of(SIZE)]) : 0;
+    if (!spare) _exit(92);
+    chain_block(spare)->word[0] ^= 1;
+    for (size_t i = 0; i < FEW; i++)
+        if (!hak_heap_malloc(heap, SIZE)) _exit(93);
+    _exit(94);
 }
 
-/* A freelist goes as it is, and is looked at by who gets it. */
-Test(home, a_block_of_a_slab_is_proved_before_it_is_handed_out)
+/* A chain goes as it is, and is looked at by who gets it. */
+Test(home, the_first_block_of_a_spare_chain_is_proved)
 {
     static child_result_t child;
     child_run(&child, take_what_was_written_to, NULL);
