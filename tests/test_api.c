@@ -1234,6 +1234,38 @@ Test(api, a_free_leaves_the_error)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+Test(api, a_class_is_flushed_alone)
+{
+    hak_heap_t *heap = contract_heap(0, "classes");
+    static const size_t sizes[] = {64, 256, 1024};
+    for (size_t i = 0; i < 3; i++)
+        hak_heap_free(heap, must_have(hak_heap_malloc(heap, sizes[i]), sizes[i]));
+    hak_heap_stats_t before = contract_stats(heap);
+    size_t moved = hak_heap_flush_class(heap, hak_size_class_of(256));
+    hak_heap_stats_t after = contract_stats(heap);
+    cr_assert(moved > 0 && moved % 256 == 0 && moved < contract_cached(&before));
+    cr_assert(contract_cached(&before) - contract_cached(&after) == moved);
+    for (size_t i = 0; i < 3; i++) {
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(heap, hak_size_class_of(sizes[i]), &row) == 0);
+        cr_assert((row.hot_blocks + row.spare_blocks == 0) == (sizes[i] == 256), "%zu bytes",
+                  sizes[i]);
+    }
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(api, a_peak_stays)
+{
+    hak_heap_t *heap = contract_heap(0, "peak");
+    hak_heap_free(heap, must_have(hak_heap_malloc(heap, 9 * HAK_MIB), 9 * HAK_MIB));
+    size_t peak = contract_stats(heap).peak_bytes;
+    cr_assert(peak >= 9 * HAK_MIB && hak_heap_trim(heap, 0) > 0);
+    must_have(hak_heap_malloc(heap, 2 * HAK_MIB), 2 * HAK_MIB);
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.peak_bytes == peak && stats.committed_bytes < peak);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 Test(api, destroy_takes_live_blocks)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {

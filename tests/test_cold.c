@@ -9,6 +9,7 @@
 #include "os.h"
 #include "support_child.h"
 #include "support_random.h"
+#include "support_stall.h"
 
 TestSuite(cold, .timeout = 600);
 
@@ -195,6 +196,27 @@ Test(cold, a_remote_list_longer_than_its_count_loses_no_block)
         while (next_block()) cr_assert(++count == MANY * CHAIN || remote_blocks(&remote) > 0);
         cr_assert(count == MANY * CHAIN, "%zu", count);
         cr_assert(remote_blocks(&remote) == 0);
+    }
+}
+
+static void push_between(void *unused)
+{
+    (void)unused;
+    remote_push(&remote, block_push(0, &blocks[1], guard->key), guard, sizeof(block_t));
+}
+
+/* Another push comes between the look at the list and the push. */
+Test(cold, a_push_that_meets_another_loses_no_block)
+{
+    NEEDS_POINTS();
+    for (unsigned level = 0; level < 2; level++) {
+        guard = &guards[level];
+        stall_t between = {.run = push_between, .nth = 1};
+        stall_arm(STALL_remote_linked, &between);
+        remote_push(&remote, block_push(0, &blocks[0], guard->key), guard, sizeof(block_t));
+        stall_arm(STALL_remote_linked, NULL);
+        cr_assert(load_relaxed(&between.visits) > 1 && remote_blocks(&remote) == 2);
+        cr_assert(next_block() == &blocks[0] && next_block() == &blocks[1] && !next_block());
     }
 }
 

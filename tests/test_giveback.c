@@ -335,7 +335,7 @@ Test(giveback, a_run_that_went_back_belongs_to_nobody)
     }
 }
 
-Test(giveback, what_a_shrunk_block_leaves_is_not_zero)
+Test(giveback, what_a_shrunk_block_leaves_is_nobodys_and_not_zero)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "shrunk");
@@ -344,6 +344,8 @@ Test(giveback, what_a_shrunk_block_leaves_is_not_zero)
         cr_assert(ptr != NULL);
         memset(ptr, 0xff, 700000);
         cr_assert(hak_heap_realloc(heap, ptr, 40000) == ptr);
+        for (size_t at = 3 * GRANULE; at < 700000; at += GRANULE)
+            cr_assert(hak_heap_of(ptr + at) == NULL, "byte %zu is a block's", at);
         char *tail = hak_heap_calloc(heap, 1, 300000);
         cr_assert(tail > ptr && tail < ptr + 700000, "the tail was not given back");
         cr_assert(contract_is_zero(tail, 300000));

@@ -971,6 +971,28 @@ Test(home, a_reset_empties_areas_without_a_cpu)
     }
 }
 
+/* A remote list has two ends: what was pushed, and what was taken off it and waits. */
+Test(home, a_reset_forgets_both_ends_of_remote_lists)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "remote");
+        for (size_t i = 0; i < 6; i++) blocks[i] = must_malloc(heap, SIZE);
+        class_state_t *state = state_of(heap);
+        for (size_t i = 0; i < 6; i++) {
+            drain_remote(heap, state->cls, block_push(0, blocks[i], heap->key));
+            if (i != 2) continue;
+            lock_acquire(&state->lock, RANK_CLASS);
+            cr_assert(drain_waiting(heap, state, 1) == 1);
+            lock_release(&state->lock, RANK_CLASS);
+        }
+        cr_assert(load_relaxed(&state->remote.taken) && load_relaxed(&state->remote.head));
+        cr_assert(hak_heap_reset(heap) == 0);
+        cr_assert(remote_blocks(&state->remote) == 0);
+        must_be_sound(heap, 0, "reset");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Memory does not pile up ---- */
 
 /* Nobody works at home any more: whoever frees takes all of it over, and allocates from it. */
@@ -1209,6 +1231,24 @@ Test(home, no_more_than_so_many_big_blocks_wait)
         cr_assert(waits && waiting == DRAIN_DEFERRED, "%zu wait", waiting);
         must_be_sound(heap, 0, "freed");
         cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* The process's lock is busy: what was to go to the nursery waits, and is free all the same. */
+Test(home, a_mid_block_that_cannot_go_is_free)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "waits");
+        freer_t freer = {.heap = heap, .count = 1};
+        blocks[0] = must_malloc(heap, 40000);
+        lock_acquire(&process_reserve.lock, RANK_RESERVE);
+        cr_assert(pthread_create(&freer.thread, NULL, free_to_the_end, &freer) == 0);
+        pthread_join(freer.thread, NULL);
+        lock_release(&process_reserve.lock, RANK_RESERVE);
+        cr_assert(remote_blocks(&heap->deferred) == 1 && heap->nursery_count == 1);
+        cr_assert(hak_heap_of(blocks[0]) == NULL && hak_usable_size(blocks[0]) == 0);
+        must_be_sound(heap, 0, "it has gone");
+        cr_assert(heap->nursery_count == 0 && hak_heap_destroy(heap) == 0);
     }
 }
 

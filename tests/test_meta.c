@@ -264,6 +264,28 @@ Test(meta, a_used_superslab_remembers_its_pages)
               !memory_is_resident(ss->base + 6 * HAK_PAGE));
 }
 
+/* Its pages are counted until they are taken: a page that comes back then is kept as any other. */
+Test(meta, a_used_superslab_is_counted_page_by_page)
+{
+    reserve_set_limit(&process_reserve, SIZE_MAX);
+    superslab_t *ss = reserve_take(&process_reserve, false, &refused);
+    superslab_set_t set = {0};
+    superslab_set_add(&set, ss);
+    run_t run = superslab_take(&set, 2, 1);
+    memset(superslab_granule(ss, run.first), 9, 8 * HAK_PAGE);
+    superslab_put(&set, run, 2, 0xff);
+    superslab_set_remove(&set, ss);
+    size_t to_kernel = 0;
+    cr_assert(reserve_put(&process_reserve, ss, NULL, true, &to_kernel) && to_kernel == 0);
+    char *pages = take(8), *more = take(1);
+    cr_assert(pages == ss->base);
+    memset(more, 9, HAK_PAGE);
+    meta_put(more, 1);
+    cr_assert(memory_is_resident(more));
+    meta_put(pages, 8);
+    cr_assert(meta_trim() == 9 * HAK_PAGE);
+}
+
 Test(meta, refusals_are_named_and_pass)
 {
     fake_os_use();

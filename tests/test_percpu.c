@@ -369,6 +369,9 @@ Test(percpu, an_index_beyond_the_slots_is_none)
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
         cr_assert(percpu_index() >= 0, "%s", name());
+        *percpu_idle(percpu) = &areas[0]; /* what lies behind the areas */
+        cr_assert(percpu_area(percpu, percpu_slots) == NULL &&
+                  percpu_running(percpu, percpu_slots) == NULL);
         percpu_slots = 0;
         cr_assert(percpu_index() == PERCPU_NONE, "%s", name());
     }
