@@ -1210,21 +1210,25 @@ static void *free_to_the_end(void *arg)
     return NULL;
 }
 
+/* Whether the freer comes to wait for a lock, and not to its end. */
+static bool is_waited_for(hak_lock_t *lock, freer_t *freer)
+{
+    enum { STEPS = 120000, STEP_US = 500 };
+    for (unsigned step = 0; step < STEPS && !load_acquire(&freer->end); step++, usleep(STEP_US))
+        if (lock_is_wanted(lock)) return true;
+    return false;
+}
+
 /* Where so many wait already, the thread that frees one more waits itself. */
 Test(home, no_more_than_so_many_big_blocks_wait)
 {
-    enum { STEPS = 120000, STEP_US = 500 };
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "deferred");
         freer_t freer = {.heap = heap, .count = DRAIN_DEFERRED + 1};
         for (size_t i = 0; i < freer.count; i++) blocks[i] = must_malloc(heap, 40000);
         lock_acquire(&heap->lock, RANK_HEAP);
         cr_assert(pthread_create(&freer.thread, NULL, free_to_the_end, &freer) == 0);
-        for (unsigned step = 0; step < STEPS && !lock_is_wanted(&heap->lock); step++) {
-            if (load_acquire(&freer.end)) break;
-            usleep(STEP_US);
-        }
-        bool waits = lock_is_wanted(&heap->lock);
+        bool waits = is_waited_for(&heap->lock, &freer);
         size_t waiting = remote_blocks(&heap->deferred);
         lock_release(&heap->lock, RANK_HEAP);
         pthread_join(freer.thread, NULL);
@@ -1232,6 +1236,38 @@ Test(home, no_more_than_so_many_big_blocks_wait)
         must_be_sound(heap, 0, "freed");
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+static void *leave_one(void *arg)
+{
+    freer_t *freer = arg;
+    class_state_t *state = heap_class_made(freer->heap, class_of(16));
+    chain_t chain = block_push(0, blocks[0], freer->heap->key);
+    drain_chain(freer->heap, state, chain, PERCPU_NONE, false);
+    store_release(&freer->end, true);
+    return NULL;
+}
+
+/* No list of small blocks is made longer than its word can count. */
+Test(home, no_more_than_can_be_counted_wait)
+{
+    static void *many[CHAIN_MAX - 1];
+    hak_heap_t *heap = contract_heap(0, "remote");
+    freer_t freer = {.heap = heap};
+    blocks[0] = must_malloc(heap, 16);
+    class_state_t *state = heap_class_made(heap, class_of(16));
+    for (size_t i = 0; i < CONTRACT_LENGTH(many); i++) many[i] = must_malloc(heap, 16);
+    for (size_t i = 0; i < CONTRACT_LENGTH(many); i++)
+        drain_remote(heap, state->cls, block_push(0, many[i], heap->key));
+    lock_acquire(&state->lock, RANK_CLASS);
+    cr_assert(pthread_create(&freer.thread, NULL, leave_one, &freer) == 0);
+    bool waits = is_waited_for(&state->lock, &freer);
+    size_t waiting = remote_blocks(&state->remote);
+    lock_release(&state->lock, RANK_CLASS);
+    pthread_join(freer.thread, NULL);
+    cr_assert(waits && waiting == CHAIN_MAX - 1, "%zu wait", waiting);
+    must_be_sound(heap, 0, "all are free");
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* The process's lock is busy: what was to go to the nursery waits, and is free all the same. */
