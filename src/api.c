@@ -170,16 +170,6 @@ void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
     return ptr && !zeroed ? memset(ptr, 0, bytes) : ptr;
 }
 
-/* A size whose class has blocks at multiples of `alignment`: slabs start at a multiple of a
- * granule, so every multiple of it will do; the next power of two always is one. */
-static size_t aligned_size(size_t alignment, size_t size)
-{
-    size_t rounded = hak_round_up(size ? size : 1, alignment);
-    while (rounded <= SMALL_MAX && size_classes[sizeclass_of(rounded)].bytes % alignment)
-        rounded = size_classes[sizeclass_of(rounded)].bytes + 1;
-    return rounded;
-}
-
 /* Of a class whose blocks can all begin at multiples of the alignment: a block of a slab does. */
 static void *malloc_aligned(hak_heap_t *heap, size_t size, size_t alignment)
 {
@@ -196,10 +186,10 @@ void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
         return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size) || too_large(alignment)) return fail(HAK_ERROR_SIZE, ENOMEM);
     if (alignment <= BLOCK_ALIGN) return hak_heap_malloc(heap, size);
-    if (alignment <= GRANULE && size <= SMALL_MAX) {
-        size_t wanted = aligned_size(alignment, size);
-        if (wanted <= SMALL_MAX) return malloc_aligned(heap, wanted, alignment);
-    }
+    /* Slabs start at a multiple of a granule, and a multiple of an alignment has a class that is
+     * one: so each of its blocks will do. */
+    if (alignment <= GRANULE && size <= SMALL_MAX)
+        return malloc_aligned(heap, hak_round_up(hak_max(size, 1), alignment), alignment);
     bool zeroed;
     return malloc_slow(heap, hak_max(size, 1), alignment, &zeroed);
 }

@@ -236,6 +236,42 @@ Test(adapt, a_class_that_is_only_freed_returns_its_blocks)
     }
 }
 
+/* It stays so until an allocation wants blocks. */
+Test(adapt, a_tag_is_not_put_over_a_class_that_returns)
+{
+    hak_heap_t *heap = heap_here(0, 0);
+    fill(heap, SIZE, 0, 1);
+    int index;
+    unsigned cls = class_of(SIZE);
+    area_t *area = area_get(heap, &index, true);
+    area_tag(heap, area, index, cls);
+    cr_assert(!area_returns(area, cls));
+    percpu_tag(area, cls, TAG_NONE);
+    area_tag(heap, area, index, cls);
+    cr_assert(area_returns(area, cls));
+    adapt_wants(heap, area, index, cls);
+    cr_assert(!area_returns(area, cls));
+    empty(heap, SIZE, 0, 1);
+    must_be_sound(heap, 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* In a heap that is not divided chains wait in the cold level, and slabs are shared. */
+Test(adapt, a_small_heap_returns_no_class)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        fill(heap, SIZE, 0, 400);
+        area_t *area = area_here(heap);
+        store_relaxed(&area->hot[class_of(SIZE)].misses, (uint16_t)0); /* nothing was taken */
+        empty(heap, SIZE, 0, 400);
+        cr_assert(state_of(heap, SIZE)->cold && state_of(heap, SIZE)->cold->count > 0);
+        cr_assert(!home_is_divided(heap) && !area_returns(area, class_of(SIZE)));
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* Nothing helps it along but the frees themselves; and it ends where as much is allocated as is
  * freed, first in, first out. */
 Test(adapt, returning_begins_and_ends_by_itself)

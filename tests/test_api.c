@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,9 +10,10 @@
 #include <sys/mman.h>
 
 #include "hakheap.h"
-#include "sizeclass.h"
+#include "heap.h"
 #include "support_contract.h"
 #include "support_os.h"
+#include "support_step.h"
 
 TestSuite(api, .timeout = 600);
 
@@ -387,6 +389,63 @@ Test(api, a_refused_realloc_leaves_the_block)
         fake_os_restore();
         must_be_sound(heap, 1);
         cr_assert(contract_holds(ptr, 1000, 4) && hak_heap_of(ptr) == heap);
+        hak_heap_free(heap, ptr);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A block that cannot grow yet grows into what the heap has cached: there is no memory for a copy. */
+Test(api, a_large_block_grows_into_the_room_of_the_cache)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "room");
+        void *ptr = must_have(hak_heap_malloc(heap, 3 * HAK_MIB), 3 * HAK_MIB);
+        contract_fill(ptr, 3 * HAK_MIB, 6);
+        hak_heap_free(heap, must_have(hak_heap_malloc(heap, 2 * HAK_MIB), 2 * HAK_MIB));
+        cr_assert(contract_stats(heap).large_cached_bytes == 2 * HAK_MIB);
+        fake_os_use();
+        fake_os_refuse(FAKE_RESIZE, 1, 1);
+        fake_os_refuse(FAKE_RESERVE, 1, 1);
+        fake_os_bound(FAKE_MAP, HAK_MIB); /* tables of the registry are smaller */
+        ptr = hak_heap_realloc(heap, ptr, 5 * HAK_MIB);
+        fake_os_restore();
+        must_have(ptr, 5 * HAK_MIB);
+        cr_assert(contract_holds(ptr, 3 * HAK_MIB, 6) && hak_usable_size(ptr) == 5 * HAK_MIB);
+        cr_assert(contract_stats(heap).large_cached_bytes == 0);
+        must_be_sound(heap, 1);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+static os_table_t refuses_once;
+static bool has_refused;
+
+/* As the kernel does it, errno and all. */
+static void *map_at_the_second_try(size_t bytes, size_t alignment)
+{
+    if (bytes < 2 * HAK_MIB || has_refused) return os_kernel.map(bytes, alignment);
+    has_refused = true;
+    errno = ENOMEM;
+    return NULL;
+}
+
+/* What was refused on the way to a block is no error of the call. */
+Test(api, a_block_that_came_at_the_second_try_leaves_errno)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "second try");
+        hak_heap_free(heap, must_have(hak_heap_malloc(heap, 2 * HAK_MIB), 2 * HAK_MIB));
+        cr_assert(contract_stats(heap).large_cached_bytes == 2 * HAK_MIB);
+        has_refused = false;
+        refuses_once = os_kernel;
+        refuses_once.map = map_at_the_second_try;
+        os = &refuses_once;
+        errno = 4321;
+        void *ptr = hak_heap_malloc(heap, 9 * HAK_MIB);
+        int after = errno;
+        os = &os_kernel;
+        cr_assert(has_refused && ptr && after == 4321, "errno %d", after);
         hak_heap_free(heap, ptr);
         must_be_sound(heap, 0);
         cr_assert(hak_heap_destroy(heap) == 0);
@@ -1029,6 +1088,182 @@ Test(api, reset_leaves_a_heap_as_it_began)
         cr_assert(hak_heap_reset(heap) == 0);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+/* Chains below the magazines, too. */
+Test(api, a_reset_forgets_cold_chains)
+{
+    enum { BLOCKS = 400, SIZE = 256 }; /* so few that the heap is not divided */
+    void *blocks[BLOCKS];
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "cold");
+        for (size_t i = 0; i < BLOCKS; i++)
+            blocks[i] = must_have(hak_heap_malloc(heap, SIZE), SIZE);
+        for (size_t i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
+        cr_assert(contract_stats(heap).cold_bytes > 0, "no chain is cold, so nothing is tested");
+        cr_assert(hak_heap_reset(heap) == 0);
+        must_be_sound(heap, 0);
+        for (unsigned i = 0; i < BLOCKS; i++) {
+            blocks[i] = must_have(hak_heap_malloc(heap, SIZE), SIZE);
+            contract_fill(blocks[i], SIZE, i);
+        }
+        for (unsigned i = 0; i < BLOCKS; i++) cr_assert(contract_holds(blocks[i], SIZE, i));
+        must_be_sound(heap, BLOCKS);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Its record is part of what it has committed from the start. */
+Test(api, a_fresh_heap_has_its_record)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "fresh");
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(stats.metadata_bytes >= sizeof(hak_heap_t) &&
+                  stats.committed_bytes == stats.metadata_bytes &&
+                  stats.peak_bytes == stats.metadata_bytes);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+static struct {
+    hak_heap_t *heap;
+    int error[2];
+    bool was_alive;
+} twice;
+
+static void destroy_first(void) { twice.error[0] = hak_heap_destroy(twice.heap); }
+static void *destroy_in_thread(void *unused)
+{
+    (void)unused;
+    twice.error[1] = hak_heap_destroy(twice.heap);
+    return NULL;
+}
+
+/* As long as the first has not taken the heap it has no lock either: the other comes to its end. */
+static void destroy_other(void)
+{
+    pthread_t thread;
+    uint64_t alive = HEAP_MAGIC ^ (uintptr_t)twice.heap;
+    twice.was_alive = load_relaxed(&twice.heap->magic) == alive;
+    if (twice.was_alive && pthread_create(&thread, NULL, destroy_in_thread, NULL) == 0)
+        pthread_join(thread, NULL);
+}
+
+/* Of two threads that destroy a heap one does, wherever the other is by then. */
+Test(api, of_two_that_destroy_one_does_at_every_instruction)
+{
+    enum { MOST = 10000 };
+    unsigned at = 1;
+    for (; at < MOST; at++) {
+        twice.heap = contract_heap((int)at & 1, "twice");
+        twice.error[0] = twice.error[1] = -1;
+        if (!step_run(&(step_t){destroy_first, destroy_other, at}) || !twice.was_alive) break;
+        cr_assert(twice.error[0] == EINVAL && twice.error[1] == 0, "after instruction %u: %d, %d",
+                  at, twice.error[0], twice.error[1]);
+    }
+    if (at == 1) cr_skip_test("no single steps here");
+    cr_assert(at > 10 && at < MOST && twice.error[0] == 0);
+}
+
+/* Not even what its magazines held. */
+Test(api, a_destroyed_heap_hands_out_nothing)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "gone");
+        hak_heap_t *volatile gone = heap;
+        void *freed[8];
+        for (size_t i = 0; i < 8; i++) freed[i] = must_have(hak_heap_malloc(heap, 100), 100);
+        for (size_t i = 0; i < 8; i++) hak_heap_free(heap, freed[i]);
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(contract_cached(&stats) > 0 && hak_heap_destroy(heap) == 0);
+        for (size_t i = 0; i < 8; i++) {
+            errno = 0;
+            cr_assert(hak_heap_malloc(gone, 100) == NULL && errno == EINVAL);
+        }
+    }
+}
+
+/* A value is a heap by where it lies, and only then by what it says. */
+Test(api, a_block_that_looks_like_a_heap_is_none)
+{
+    hak_heap_t *heap = contract_heap(0, "real");
+    hak_heap_t *forged = hak_heap_aligned_alloc(heap, HAK_PAGE, 4 * HAK_PAGE);
+    must_have(forged, 4 * HAK_PAGE);
+    memset((void *)forged, 0, 4 * HAK_PAGE);
+    store_relaxed(&forged->magic, HEAP_MAGIC ^ (uintptr_t)forged);
+    hak_heap_stats_t stats = {.struct_size = sizeof stats};
+    cr_assert(hak_heap_stats(forged, &stats) == EINVAL && hak_heap_check(forged) == EINVAL);
+    hak_heap_free(heap, forged);
+    must_be_sound(heap, 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* Nor is one that lies among the library's records, but where no heap begins. */
+Test(api, a_record_that_looks_like_a_heap_is_none)
+{
+    uint32_t refused;
+    hak_heap_t *heap = contract_heap(0, "real");
+    char *page = meta_take(4, &refused);
+    must_have(page, 4 * HAK_PAGE);
+    hak_heap_t *forged = (hak_heap_t *)(void *)(page + HEAP_COLOURS * HAK_LINE);
+    memset(page, 0, 4 * HAK_PAGE);
+    store_relaxed(&forged->magic, HEAP_MAGIC ^ (uintptr_t)forged);
+    hak_heap_stats_t stats = {.struct_size = sizeof stats};
+    cr_assert(hak_heap_stats(forged, &stats) == EINVAL);
+    meta_put(page, 4);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* A free reports nothing, also where the kernel does not take what it gives back. */
+Test(api, a_free_leaves_the_error)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.large_cache_bytes = 1;
+    hak_heap_t *heap = hak_heap_create(&config);
+    void *ptr = must_have(hak_heap_malloc(heap, 2 * HAK_MIB), 2 * HAK_MIB);
+    cr_assert(hak_heap_malloc(NULL, 1) == NULL && hak_last_error() == HAK_ERROR_ARGUMENT);
+    fake_os_use();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    hak_heap_free(heap, ptr);
+    cr_assert(fake_os_calls(FAKE_UNMAP) > 0 && hak_last_error() == HAK_ERROR_ARGUMENT);
+    fake_os_restore();
+    must_be_sound(heap, 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(api, a_class_is_flushed_alone)
+{
+    hak_heap_t *heap = contract_heap(0, "classes");
+    static const size_t sizes[] = {64, 256, 1024};
+    for (size_t i = 0; i < 3; i++)
+        hak_heap_free(heap, must_have(hak_heap_malloc(heap, sizes[i]), sizes[i]));
+    hak_heap_stats_t before = contract_stats(heap);
+    size_t moved = hak_heap_flush_class(heap, hak_size_class_of(256));
+    hak_heap_stats_t after = contract_stats(heap);
+    cr_assert(moved > 0 && moved % 256 == 0 && moved < contract_cached(&before));
+    cr_assert(contract_cached(&before) - contract_cached(&after) == moved);
+    for (size_t i = 0; i < 3; i++) {
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(heap, hak_size_class_of(sizes[i]), &row) == 0);
+        cr_assert((row.hot_blocks + row.spare_blocks == 0) == (sizes[i] == 256), "%zu bytes",
+                  sizes[i]);
+    }
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(api, a_peak_stays)
+{
+    hak_heap_t *heap = contract_heap(0, "peak");
+    hak_heap_free(heap, must_have(hak_heap_malloc(heap, 9 * HAK_MIB), 9 * HAK_MIB));
+    size_t peak = contract_stats(heap).peak_bytes;
+    cr_assert(peak >= 9 * HAK_MIB && hak_heap_trim(heap, 0) > 0);
+    must_have(hak_heap_malloc(heap, 2 * HAK_MIB), 2 * HAK_MIB);
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.peak_bytes == peak && stats.committed_bytes < peak);
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 Test(api, destroy_takes_live_blocks)

@@ -136,6 +136,25 @@ static void follow_damaged_link(void *arg)
     (void)block_next(chain, guard, "flush", 48);
 }
 
+static void hand_out_damaged(void *arg)
+{
+    const guard_t *guard = arg;
+    (void)block_push(0, &blocks[0], guard->key);
+    blocks[0].block.word[0] ^= 1;
+    block_hand_out(&blocks[0].block, 0, guard, 64);
+}
+
+Test(block, a_block_is_handed_out_whole_and_without_its_seal)
+{
+    guard_t guard = guards[1];
+    (void)block_push(0, &blocks[2], guard.key);
+    block_hand_out(&blocks[2].block, 0, &guard, 64);
+    cr_assert(!block_is_sealed(&blocks[2].block, 0, guard.key));
+    child_run(&child, hand_out_damaged, &guard);
+    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "signal %d: %s", child.signal,
+              child.text);
+}
+
 Test(block, a_damaged_block_ends_a_checked_process)
 {
     guard_t guard = guards[1];

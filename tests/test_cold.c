@@ -9,6 +9,7 @@
 #include "os.h"
 #include "support_child.h"
 #include "support_random.h"
+#include "support_stall.h"
 
 TestSuite(cold, .timeout = 600);
 
@@ -72,6 +73,19 @@ Test(cold, what_nobody_took_since_the_last_ageing_is_old)
     cr_assert(cold_take_old(&cold, 0) == 0 && cold.count == 3 && cold.blocks == 6);
     cold_age(&cold, 0);
     cr_assert(cold_take_old(&cold, 0) == chain_of(5, 2));
+}
+
+/* A chain is young in a place where an old one lay. */
+Test(cold, a_place_has_no_age)
+{
+    cold_t cold = {0};
+    for (unsigned i = 0; i < 3; i++) cr_assert(cold_put(&cold, chain_of(i, 2), 0) == 0);
+    cold_age(&cold, 0);
+    for (unsigned i = 0; i < 3; i++) cr_assert(cold_take(&cold, 0) != 0);
+    for (unsigned i = 3; i < 6; i++) cr_assert(cold_put(&cold, chain_of(i, 2), 0) == 0);
+    cr_assert(cold_take_old(&cold, 0) == 0);
+    cold_age(&cold, 0);
+    cr_assert(cold_take_old(&cold, 0) == chain_of(3, 2));
 }
 
 Test(cold, a_full_array_gives_up_its_oldest)
@@ -182,6 +196,27 @@ Test(cold, a_remote_list_longer_than_its_count_loses_no_block)
         while (next_block()) cr_assert(++count == MANY * CHAIN || remote_blocks(&remote) > 0);
         cr_assert(count == MANY * CHAIN, "%zu", count);
         cr_assert(remote_blocks(&remote) == 0);
+    }
+}
+
+static void push_between(void *unused)
+{
+    (void)unused;
+    remote_push(&remote, block_push(0, &blocks[1], guard->key), guard, sizeof(block_t));
+}
+
+/* Another push comes between the look at the list and the push. */
+Test(cold, a_push_that_meets_another_loses_no_block)
+{
+    NEEDS_POINTS();
+    for (unsigned level = 0; level < 2; level++) {
+        guard = &guards[level];
+        stall_t between = {.run = push_between, .nth = 1};
+        stall_arm(STALL_remote_linked, &between);
+        remote_push(&remote, block_push(0, &blocks[0], guard->key), guard, sizeof(block_t));
+        stall_arm(STALL_remote_linked, NULL);
+        cr_assert(load_relaxed(&between.visits) > 1 && remote_blocks(&remote) == 2);
+        cr_assert(next_block() == &blocks[0] && next_block() == &blocks[1] && !next_block());
     }
 }
 

@@ -9,7 +9,9 @@
 #include <unistd.h>
 
 #include "hakheap.h"
+#include "heap.h"
 #include "registry.h"
+#include "runs.h"
 #include "support_child.h"
 #include "support_contract.h"
 #include "support_memory.h"
@@ -296,6 +298,45 @@ Test(giveback, what_is_gone_belongs_to_nobody)
             cr_assert(contract_unsound(stale_heap, COUNT) == 0 &&
                       hak_heap_destroy(stale_heap) == 0);
         }
+}
+
+/* A run that went back to its SuperSlab, which stays: in each of its granules. */
+Test(giveback, a_run_that_went_back_belongs_to_nobody)
+{
+    static const size_t sizes[] = {100000, 4000};
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "runs");
+        cr_assert(hak_heap_malloc(heap, HAK_MIB) != NULL); /* from here on it takes SuperSlabs */
+        for (size_t i = 0; i < CONTRACT_LENGTH(sizes); i++) {
+            char *other = hak_heap_malloc(heap, 16), *ptr = hak_heap_malloc(heap, sizes[i]);
+            cr_assert(other && ptr && hak_heap_of(ptr) == heap);
+            hak_heap_free(heap, ptr);
+            (void)hak_heap_flush(heap);
+            for (size_t at = 0; at < sizes[i]; at += 2000)
+                cr_assert(hak_heap_of(ptr + at) == NULL && hak_usable_size(ptr + at) == 0,
+                          "%zu bytes: byte %zu", sizes[i], at);
+        }
+        cr_assert(heap->nursery_count == 0, "a heap that owns memory takes none of the nursery");
+        cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(giveback, what_a_shrunk_block_leaves_is_nobodys_and_not_zero)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "shrunk");
+        cr_assert(hak_heap_malloc(heap, HAK_MIB) != NULL); /* from here on it takes SuperSlabs */
+        char *ptr = hak_heap_malloc(heap, 700000);
+        cr_assert(ptr != NULL);
+        memset(ptr, 0xff, 700000);
+        cr_assert(hak_heap_realloc(heap, ptr, 40000) == ptr);
+        for (size_t at = 3 * GRANULE; at < 700000; at += GRANULE)
+            cr_assert(hak_heap_of(ptr + at) == NULL, "byte %zu is a block's", at);
+        char *tail = hak_heap_calloc(heap, 1, 300000);
+        cr_assert(tail > ptr && tail < ptr + 700000, "the tail was not given back");
+        cr_assert(contract_is_zero(tail, 300000));
+        cr_assert(contract_unsound(heap, 3) == 0 && hak_heap_destroy(heap) == 0);
+    }
 }
 
 /* ---- Large blocks ---- */

@@ -14,11 +14,15 @@
 #include "drain.h"
 #include "heap.h"
 #include "home.h"
+#include "pointer.h"
 #include "process.h"
 #include "reserve.h"
+#include "support_child.h"
 #include "support_contract.h"
 #include "support_os.h"
 #include "support_random.h"
+#include "support_stall.h"
+#include "tls.h"
 
 TestSuite(home, .init = contract_slabs_only, .timeout = 600);
 
@@ -461,6 +465,9 @@ Test(home, a_small_heap_has_no_homes)
     cr_assert(home_of(heap, state_of(heap), HERE, true) == HOME_NONE && state_of(heap)->homes == 0);
     lock_release(&state_of(heap)->lock, RANK_CLASS);
     for (size_t i = 0; i < count; i++) cr_assert(home_in(blocks[i]) == HOME_NONE);
+    cr_assert(load_relaxed(&percpu_area(&heap->percpu, HERE)->hot[class_of(SIZE)].tag) ==
+                  registry_tag(HOME_NONE, class_of(SIZE)),
+              "no free of its blocks would find the magazine");
     /* What is freed there goes into that CPU's magazine: only homes are gone home to. */
     pretend(THERE);
     hak_heap_free(heap, must_malloc(heap, 4 * SIZE));
@@ -540,6 +547,29 @@ Test(home, each_cpu_has_slabs_of_its_own)
     }
 }
 
+Test(home, figures_are_of_the_slabs_of_all_homes)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_on(HERE, level);
+        size_t count = divide(heap, 100), free_blocks = 0, untouched = 0;
+        for (size_t i = 0; i < 50; i++) hak_heap_free(heap, blocks[--count]);
+        cr_assert(hak_heap_flush(heap) > 0);
+        class_state_t *state = state_of(heap);
+        FOR_SETS (set, state)
+            FOR_SLABS (at, set) {
+                free_blocks += chain_count(at.slab->free);
+                untouched += size_classes[state->cls].blocks - slab_touched(at.slab);
+            }
+        hak_class_stats_t row = {.struct_size = sizeof row};
+        cr_assert(hak_heap_class_stats(heap, state->cls, &row) == 0 && free_blocks > 0);
+        cr_assert(row.slabs == all_slabs(state) && row.live_blocks == count);
+        cr_assert(row.free_blocks == free_blocks && row.untouched_blocks == untouched,
+                  "%zu blocks free, %zu untouched", row.free_blocks, row.untouched_blocks);
+        free_all(heap, count);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 Test(home, a_slab_moves_with_all_that_names_its_home)
 {
     hak_heap_t *heap = heap_on(HERE, 1);
@@ -604,6 +634,24 @@ Test(home, all_of_a_home_is_taken_over)
         must_be_sound(heap, 0, "flushed");
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+/* 32 times in a row: a thread that takes a few blocks that another has freed divides no heap. */
+Test(home, one_way_divides_in_time)
+{
+    enum { TIMES = 32 };
+    hak_heap_t *heap = heap_on(HERE, 0);
+    (void)must_malloc(heap, SIZE);
+    class_state_t *state = state_of(heap);
+    lock_acquire(&state->lock, RANK_CLASS);
+    for (unsigned i = 1; i < TIMES; i++) home_note_taker(heap, state, THERE);
+    home_note_taker(heap, state, HERE); /* the other way: it begins anew */
+    for (unsigned i = 1; i < TIMES; i++) home_note_taker(heap, state, THERE);
+    cr_assert(load_relaxed(&heap->divided) == UNDIVIDED);
+    home_note_taker(heap, state, THERE);
+    cr_assert(load_relaxed(&heap->divided) == DUE);
+    lock_release(&state->lock, RANK_CLASS);
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 Test(home, who_does_nothing_is_idle)
@@ -905,6 +953,46 @@ Test(home, reset_and_destroy_with_full_outboxes)
     }
 }
 
+/* The budget is whole after a reset, also where a limit grew on an area that was just retired. */
+Test(home, a_reset_empties_areas_without_a_cpu)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "idle");
+        hak_heap_free(heap, must_malloc(heap, SIZE));
+        (void)hak_heap_trim(heap, 0);
+        area_t *area = *percpu_idle(&heap->percpu);
+        cr_assert(area != NULL);
+        magazine_t *hot = &area->hot[class_of(SIZE)];
+        adapt_grow(heap, area, hot, state_of(heap));
+        cr_assert(load_relaxed(&hot->limit) > 0 && hak_heap_reset(heap) == 0);
+        cr_assert(load_relaxed(&hot->limit) == 0);
+        must_be_sound(heap, 0, "reset");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A remote list has two ends: what was pushed, and what was taken off it and waits. */
+Test(home, a_reset_forgets_both_ends_of_remote_lists)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "remote");
+        for (size_t i = 0; i < 6; i++) blocks[i] = must_malloc(heap, SIZE);
+        class_state_t *state = state_of(heap);
+        for (size_t i = 0; i < 6; i++) {
+            drain_remote(heap, state->cls, block_push(0, blocks[i], heap->key));
+            if (i != 2) continue;
+            lock_acquire(&state->lock, RANK_CLASS);
+            cr_assert(drain_waiting(heap, state, 1) == 1);
+            lock_release(&state->lock, RANK_CLASS);
+        }
+        cr_assert(load_relaxed(&state->remote.taken) && load_relaxed(&state->remote.head));
+        cr_assert(hak_heap_reset(heap) == 0);
+        cr_assert(remote_blocks(&state->remote) == 0);
+        must_be_sound(heap, 0, "reset");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Memory does not pile up ---- */
 
 /* Nobody works at home any more: whoever frees takes all of it over, and allocates from it. */
@@ -964,6 +1052,48 @@ Test(home, sparse_slabs_are_adopted)
     }
 }
 
+/* What a period did not use goes home, as from a magazine. */
+Test(home, an_outbox_that_a_period_did_not_use_is_emptied)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_of_two(level);
+        size_t count = free_there_what_is_here(heap, 301);
+        area_t *there = percpu_area(&heap->percpu, THERE);
+        magazine_t *outbox = &load_relaxed(&there->outbox)[class_of(SIZE)];
+        cr_assert(posted(heap, THERE) > 0);
+        be(THERE);
+        /* An operation may miss, and then waits for the next period. */
+        for (unsigned period = 0; period < 16 && posted(heap, THERE); period++) {
+            store_relaxed(&outbox->misses, (uint16_t)0);
+            drain_ended_period(heap, there, THERE);
+        }
+        cr_assert(posted(heap, THERE) == 0);
+        be(HERE);
+        must_be_sound(heap, count, "after a period");
+        free_all(heap, count);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(home, what_is_at_home_nowhere_is_away_nowhere)
+{
+    static const struct {
+        unsigned home;
+        bool away;
+    } rows[] = {{HERE, false}, {THERE, true}, {HOME_LOOK, false}, {HOME_NONE, false}};
+    hak_heap_t *heap = heap_on(HERE, 0);
+    size_t count = divide(heap, 0);
+    const entry_t all = (entry_t)HOME_NONE << ENTRY_HOME_SHIFT;
+    entry_t entry = registry_lookup(blocks[0]) & ~all;
+    for (size_t i = 0; i < CONTRACT_LENGTH(rows); i++)
+        cr_assert(drain_is_away(heap, entry | (entry_t)rows[i].home << ENTRY_HOME_SHIFT) ==
+                      rows[i].away,
+                  "home %u", rows[i].home);
+    free_all(heap, count);
+    must_be_sound(heap, 0, "at the end");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* An outbox that was emptied knows nothing of the homes of what was in it. */
 Test(home, an_empty_outbox_knows_no_home)
 {
@@ -978,6 +1108,311 @@ Test(home, an_empty_outbox_knows_no_home)
     free_all(heap, count);
     be(HERE);
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- Where the system refuses a slab ---- */
+
+/* All that the system grants, then of 8 blocks one goes back to its slab. Returns what is live. */
+static size_t fill_and_thin(hak_heap_t *heap)
+{
+    size_t count = divide(heap, 0), kept = 0;
+    fake_os_use();
+    fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+    for (void *ptr; (ptr = hak_heap_malloc(heap, SIZE)) != NULL; blocks[count++] = ptr)
+        cr_assert(count < MOST - 1);
+    for (size_t i = 0; i < count; i++) {
+        if (i % 8) blocks[kept++] = blocks[i];
+        else hak_heap_free(heap, blocks[i]);
+    }
+    cr_assert(hak_heap_flush(heap) > 0);
+    return kept;
+}
+
+/* Blocks of a home that is at work serve where no other do. */
+Test(home, a_busy_home_gives_where_the_system_does_not)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_on(HERE, level);
+        size_t count = fill_and_thin(heap);
+        pretend(THERE);
+        void *ptr = blocks[count++] = hak_heap_malloc(heap, SIZE);
+        fake_os_restore();
+        cr_assert(ptr != NULL && home_in(ptr) == HERE, "%p", ptr);
+        must_be_sound(heap, count, "taken from a busy home");
+        free_all(heap, count);
+        pretend(HERE);
+        cr_assert(hak_heap_destroy(heap) == 0);
+        (void)hak_reserve_trim();
+    }
+}
+
+/* A miss asks for several slabs at once. What is refused beyond the first is no error. */
+Test(home, a_second_slab_that_is_refused_is_no_error)
+{
+    enum { WIDE = 2048, FIRST = 1500, LEADS = 4 };
+    bool partly = false;
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    for (unsigned lead = 0; lead < LEADS; lead++) {
+        hak_heap_t *heap = contract_heap(0, "refused");
+        (void)must_malloc(heap, HAK_MIB); /* from here on it takes SuperSlabs */
+        for (unsigned i = 0; i < lead; i++) (void)must_malloc(heap, (size_t)64 << i);
+        for (unsigned i = 0; i < FIRST; i++) (void)must_malloc(heap, WIDE);
+        cr_assert(hak_heap_malloc(NULL, 1) == NULL && hak_last_error() == HAK_ERROR_ARGUMENT);
+        fake_os_use();
+        fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+        while (hak_heap_malloc(heap, WIDE)) {
+            cr_assert(hak_last_error() == HAK_ERROR_ARGUMENT, "lead %u", lead);
+            partly = partly || fake_os_calls(FAKE_COMMIT) > 0;
+        }
+        cr_assert(hak_last_error() == HAK_ERROR_COMMIT);
+        fake_os_restore();
+        cr_assert(hak_heap_destroy(heap) == 0);
+        (void)hak_reserve_trim();
+    }
+    cr_assert(partly, "no slab beyond the first was refused, so nothing is tested");
+}
+
+/* ---- What one step may do ---- */
+
+/* Begins the free of a mid or large block, and leaves it waiting. */
+static void defer(hak_heap_t *heap, void *ptr)
+{
+    block_id_t id = pointer_prove(heap, ptr, "free");
+    pointer_mark_freed(&id, ptr);
+    drain_big(heap, ptr, true);
+}
+
+Test(home, a_step_takes_a_bounded_number_of_deferred_blocks)
+{
+    enum { WAITING = 3 * DRAIN_BIG_AT_ONCE };
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "deferred");
+        for (unsigned i = 0; i < WAITING; i++) blocks[i] = must_malloc(heap, 40000);
+        for (unsigned i = 0; i < WAITING; i++) defer(heap, blocks[i]);
+        for (size_t left = WAITING; left; left -= DRAIN_BIG_AT_ONCE) {
+            cr_assert(remote_blocks(&heap->deferred) == left);
+            lock_acquire(&heap->lock, RANK_HEAP);
+            size_t moved = drain_some_deferred(heap, true);
+            lock_release(&heap->lock, RANK_HEAP);
+            cr_assert(moved == DRAIN_BIG_AT_ONCE, "%zu of %zu", moved, left);
+        }
+        must_be_sound(heap, 0, "all steps are done");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+static void *free_to_the_end(void *arg)
+{
+    freer_t *freer = arg;
+    free_all(freer->heap, freer->count);
+    store_release(&freer->end, true);
+    return NULL;
+}
+
+/* Whether the freer comes to wait for a lock, and not to its end. */
+static bool is_waited_for(hak_lock_t *lock, freer_t *freer)
+{
+    enum { STEPS = 120000, STEP_US = 500 };
+    for (unsigned step = 0; step < STEPS && !load_acquire(&freer->end); step++, usleep(STEP_US))
+        if (lock_is_wanted(lock)) return true;
+    return false;
+}
+
+/* Where so many wait already, the thread that frees one more waits itself. */
+Test(home, no_more_than_so_many_big_blocks_wait)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "deferred");
+        freer_t freer = {.heap = heap, .count = DRAIN_DEFERRED + 1};
+        for (size_t i = 0; i < freer.count; i++) blocks[i] = must_malloc(heap, 40000);
+        lock_acquire(&heap->lock, RANK_HEAP);
+        cr_assert(pthread_create(&freer.thread, NULL, free_to_the_end, &freer) == 0);
+        bool waits = is_waited_for(&heap->lock, &freer);
+        size_t waiting = remote_blocks(&heap->deferred);
+        lock_release(&heap->lock, RANK_HEAP);
+        pthread_join(freer.thread, NULL);
+        cr_assert(waits && waiting == DRAIN_DEFERRED, "%zu wait", waiting);
+        must_be_sound(heap, 0, "freed");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+static void *leave_one(void *arg)
+{
+    freer_t *freer = arg;
+    class_state_t *state = heap_class_made(freer->heap, class_of(16));
+    chain_t chain = block_push(0, blocks[0], freer->heap->key);
+    drain_chain(freer->heap, state, chain, PERCPU_NONE, false);
+    store_release(&freer->end, true);
+    return NULL;
+}
+
+/* No list of small blocks is made longer than its word can count. */
+Test(home, no_more_than_can_be_counted_wait)
+{
+    static void *many[CHAIN_MAX - 1];
+    hak_heap_t *heap = contract_heap(0, "remote");
+    freer_t freer = {.heap = heap};
+    blocks[0] = must_malloc(heap, 16);
+    class_state_t *state = heap_class_made(heap, class_of(16));
+    for (size_t i = 0; i < CONTRACT_LENGTH(many); i++) many[i] = must_malloc(heap, 16);
+    for (size_t i = 0; i < CONTRACT_LENGTH(many); i++)
+        drain_remote(heap, state->cls, block_push(0, many[i], heap->key));
+    lock_acquire(&state->lock, RANK_CLASS);
+    cr_assert(pthread_create(&freer.thread, NULL, leave_one, &freer) == 0);
+    bool waits = is_waited_for(&state->lock, &freer);
+    size_t waiting = remote_blocks(&state->remote);
+    lock_release(&state->lock, RANK_CLASS);
+    pthread_join(freer.thread, NULL);
+    cr_assert(waits && waiting == CHAIN_MAX - 1, "%zu wait", waiting);
+    must_be_sound(heap, 0, "all are free");
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* The process's lock is busy: what was to go to the nursery waits, and is free all the same. */
+Test(home, a_mid_block_that_cannot_go_is_free)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "waits");
+        freer_t freer = {.heap = heap, .count = 1};
+        blocks[0] = must_malloc(heap, 40000);
+        lock_acquire(&process_reserve.lock, RANK_RESERVE);
+        cr_assert(pthread_create(&freer.thread, NULL, free_to_the_end, &freer) == 0);
+        pthread_join(freer.thread, NULL);
+        lock_release(&process_reserve.lock, RANK_RESERVE);
+        cr_assert(remote_blocks(&heap->deferred) == 1 && heap->nursery_count == 1);
+        cr_assert(hak_heap_of(blocks[0]) == NULL && hak_usable_size(blocks[0]) == 0);
+        must_be_sound(heap, 0, "it has gone");
+        cr_assert(heap->nursery_count == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Who has the lock takes along what waits. */
+Test(home, a_free_of_a_big_block_frees_those_that_wait)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "deferred");
+        for (unsigned i = 0; i < 3; i++) blocks[i] = must_malloc(heap, i ? 40000 : 3 * HAK_MIB);
+        defer(heap, blocks[0]);
+        defer(heap, blocks[1]);
+        cr_assert(remote_blocks(&heap->deferred) == 2);
+        hak_heap_free(heap, blocks[2]);
+        cr_assert(remote_blocks(&heap->deferred) == 0);
+        must_be_sound(heap, 0, "nothing waits");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A mapping that is too large to be cached is freed, waits, and its heap goes; then it is freed
+ * again. */
+static void free_what_waited(void *level)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.level = *(int *)level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    config.large_cache_bytes = 1;
+    hak_heap_t *heap = hak_heap_create(&config);
+    void *ptr = hak_heap_malloc(heap, 2 * HAK_MIB);
+    if (!ptr) _exit(90);
+    defer(heap, ptr);
+    if (hak_heap_destroy(heap) != 0) _exit(91);
+    hak_free(ptr);
+}
+
+/* What was freed before the heap went was freed, also where it waited. */
+Test(home, a_block_that_waited_is_freed_before_its_heap_goes)
+{
+    static child_result_t child;
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        child_run(&child, free_what_waited, &level);
+        cr_assert(child_aborted(&child, "DOUBLE_FREE", "free"), "status %d: %s", child.status,
+                  child.text);
+    }
+}
+
+/* ---- What comes from below the magazines is proved ---- */
+
+static void take_what_was_written_to(void *unused)
+{
+    enum { FEW = 100 };
+    int cpu;
+    (void)unused;
+    if (!contract_cpus(&cpu, 1) || !contract_move_to(cpu)) _exit(90);
+    hak_heap_t *heap = contract_heap(1, "written to");
+    for (size_t i = 0; i < FEW; i++)
+        if (!(blocks[i] = hak_heap_malloc(heap, SIZE))) _exit(91);
+    free_all(heap, FEW);
+    area_t *area = percpu_area(&heap->percpu, (unsigned)percpu_index());
+    chain_t spare = area ? load_relaxed(&area->spare[class_of(SIZE)]) : 0;
+    if (!spare) _exit(92);
+    chain_block(spare)->word[0] ^= 1;
+    for (size_t i = 0; i < FEW; i++)
+        if (!hak_heap_malloc(heap, SIZE)) _exit(93);
+    _exit(94);
+}
+
+/* A chain goes as it is, and is looked at by who gets it. */
+Test(home, the_first_block_of_a_spare_chain_is_proved)
+{
+    static child_result_t child;
+    child_run(&child, take_what_was_written_to, NULL);
+    cr_assert(child_aborted(&child, "CORRUPT", "malloc"), "status %d: %s", child.status,
+              child.text);
+}
+
+/* ---- Without the gate ---- */
+
+static int depth_there;
+static void note_depth(void *unused)
+{
+    (void)unused;
+    depth_there = hak_tls.depth;
+}
+
+/* A fork waits for those in the gate only: the twin's try-lock must not be held outside of it. */
+Test(home, the_twin_works_inside_the_gate)
+{
+    NEEDS_POINTS();
+    setenv("HAKHEAP_RSEQ", "0", 1);
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "locked");
+        hak_heap_free(heap, must_malloc(heap, SIZE)); /* it has an area */
+        void *ptr = must_malloc(heap, SIZE);
+        depth_there = -1;
+        stall_t look = {.run = note_depth, .nth = 1};
+        stall_arm(STALL_twin_chosen, &look);
+        hak_heap_free(heap, ptr);
+        stall_arm(STALL_twin_chosen, NULL);
+        cr_assert(depth_there == 1, "depth %d", depth_there);
+        must_be_sound(heap, 0, "locked");
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+static void move_on(void *unused)
+{
+    (void)unused;
+    pretend(BEYOND);
+}
+
+/* The thread comes to a CPU that has no magazine for the chain in its hand, nor for the block. */
+Test(home, who_moves_with_a_chain_in_hand_loses_no_block)
+{
+    NEEDS_POINTS();
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_on(HERE, level);
+        size_t count = 100;
+        for (size_t i = 0; i < count; i++) blocks[i] = must_calloc_one(heap);
+        stall_t move = {.run = move_on, .nth = 1};
+        stall_arm(STALL_free_in_hand, &move);
+        while (count && !load_relaxed(&move.visits)) hak_heap_free(heap, blocks[--count]);
+        stall_arm(STALL_free_in_hand, NULL);
+        pretend(HERE);
+        cr_assert(load_relaxed(&move.visits), "no chain was in hand, so nothing is tested");
+        must_be_sound(heap, count, "moved with a chain in hand");
+        free_all(heap, count);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
 }
 
 /* ---- Anywhere, at any instant ---- */

@@ -87,6 +87,27 @@ Test(large, a_refused_unmap_changes_nothing)
     fake_os_restore();
 }
 
+static os_table_t watched;
+static large_t *named_then[2]; /* what names the mapping's first slots when it goes */
+
+static bool look_and_unmap(void *at, size_t bytes)
+{
+    for (size_t i = 0; i < 2; i++) named_then[i] = registry_range((char *)at + i * SUPERSLAB);
+    return os_kernel.unmap(at, bytes);
+}
+
+/* What is unmapped may be another thread's at once: the tombstone stands before. */
+Test(large, the_tombstone_stands_before_the_mapping_goes)
+{
+    large_t *large = make(0, 5 * HAK_MIB);
+    watched = os_kernel;
+    watched.unmap = look_and_unmap;
+    os = &watched;
+    bool gone = large_unmap(large_base(large), 5 * HAK_MIB, LARGE_RELEASED);
+    os = &os_kernel;
+    cr_assert(gone && named_then[0] == LARGE_RELEASED && named_then[1] == NULL);
+}
+
 /* Where the tables of its address space are refused, the mapping goes back. */
 Test(large, a_mapping_without_tables_goes_back)
 {
@@ -280,6 +301,37 @@ Test(large, a_refused_change_changes_nothing)
     must_be_at(large, 9 * HAK_MIB, 5, 4 * HAK_MIB);
     cr_assert(registry_range(base) == LARGE_RELEASED && large_find(base + SUPERSLAB) == NULL);
     fake_os_restore();
+}
+
+static size_t resized_to[4];
+static unsigned resizes;
+
+static bool resize_by_name(void *at, size_t bytes, size_t wanted)
+{
+    (void)at, (void)bytes;
+    cr_assert(resizes < CONTRACT_LENGTH(resized_to));
+    resized_to[resizes++] = wanted;
+    return true;
+}
+
+static void *map_nothing(size_t bytes, size_t alignment)
+{
+    return (void)bytes, (void)alignment, NULL;
+}
+
+/* Where there is no table for what it grew into, a mapping is cut to what it was. */
+Test(large, a_mapping_that_grew_without_tables_is_cut)
+{
+    large_t *large = make(0, 4 * HAK_MIB);
+    watched = os_kernel;
+    watched.resize = resize_by_name;
+    watched.map = map_nothing;
+    os = &watched;
+    bool done = large_remap(&set, large, 8 * HAK_GIB);
+    os = &os_kernel;
+    cr_assert(!done && large_bytes(large) == 4 * HAK_MIB);
+    cr_assert(resizes == 2 && resized_to[0] == 8 * HAK_GIB && resized_to[1] == 4 * HAK_MIB);
+    must_hold(1, 4 * HAK_MIB, 0, 0);
 }
 
 /* ---- Mid blocks ---- */

@@ -6,6 +6,7 @@
 
 #include "hakheap.h"
 #include "heap.h"
+#include "record.h"
 #include "registry.h"
 #include "reserve.h"
 #include "support_child.h"
@@ -61,6 +62,41 @@ Test(meta, a_destroyed_heap_leaves_no_page)
         cr_assert(memcmp(pages[i], pages[0], count[0] * sizeof *pages[0]) == 0);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+/* A heap is charged for each page of records, and notes each class that it has one for. */
+Test(meta, a_record_is_charged_and_noted)
+{
+    hak_heap_t *heap = hak_heap_create(NULL);
+    cr_assert(heap != NULL);
+    const size_t own = load_relaxed(&heap->metadata);
+    cr_assert(own > 0 && own % HAK_PAGE == 0 && load_relaxed(&heap->committed) == own);
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        cr_assert(class_bits_next(&heap->made, cls) == CLASS_COUNT, "class %u", cls);
+        cr_assert(record_class(heap, cls) != NULL && class_bits_next(&heap->made, cls) == cls);
+        size_t pages = 0;
+        for (const meta_page_t *page = heap->pages; page; page = page->next) pages += page->pages;
+        cr_assert(load_relaxed(&heap->metadata) == own + pages * HAK_PAGE, "class %u", cls);
+    }
+    cr_assert(heap->pages != NULL, "no page was taken, so nothing is tested");
+    cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+}
+
+Test(meta, areas_are_records_of_their_own)
+{
+    enum { AREAS = 5 };
+    hak_heap_t *heap = hak_heap_create(NULL);
+    area_t *areas[AREAS];
+    cr_assert(heap != NULL);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    for (unsigned i = 0; i < AREAS; i++) {
+        cr_assert((areas[i] = record_take(heap, sizeof **areas, true)) != NULL);
+        for (unsigned k = 0; k < i; k++) cr_assert(areas[i] != areas[k], "%u and %u", i, k);
+        cr_assert(memcmp(areas[i], &zero_area, sizeof zero_area) == 0, "area %u", i);
+        memset(areas[i], 1, sizeof *areas[i]);
+    }
+    lock_release(&heap->lock, RANK_HEAP);
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* Pages that were not written since they came from the kernel are not purged again. */
@@ -225,6 +261,28 @@ Test(meta, a_used_superslab_remembers_its_pages)
     cr_assert(meta_trim() == 2 * HAK_PAGE);
     cr_assert(!memory_is_resident(ss->base + HAK_PAGE) &&
               !memory_is_resident(ss->base + 6 * HAK_PAGE));
+}
+
+/* Its pages are counted until they are taken: a page that comes back then is kept as any other. */
+Test(meta, a_used_superslab_is_counted_page_by_page)
+{
+    reserve_set_limit(&process_reserve, SIZE_MAX);
+    superslab_t *ss = reserve_take(&process_reserve, false, &refused);
+    superslab_set_t set = {0};
+    superslab_set_add(&set, ss);
+    run_t run = superslab_take(&set, 2, 1);
+    memset(superslab_granule(ss, run.first), 9, 8 * HAK_PAGE);
+    superslab_put(&set, run, 2, 0xff);
+    superslab_set_remove(&set, ss);
+    size_t to_kernel = 0;
+    cr_assert(reserve_put(&process_reserve, ss, NULL, true, &to_kernel) && to_kernel == 0);
+    char *pages = take(8), *more = take(1);
+    cr_assert(pages == ss->base);
+    memset(more, 9, HAK_PAGE);
+    meta_put(more, 1);
+    cr_assert(memory_is_resident(more));
+    meta_put(pages, 8);
+    cr_assert(meta_trim() == 9 * HAK_PAGE);
 }
 
 Test(meta, refusals_are_named_and_pass)

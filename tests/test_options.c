@@ -396,6 +396,25 @@ Test(options, an_unknown_value_is_named_once)
     }
 }
 
+static void tell_twice(void *unused)
+{
+    (void)unused;
+    options_start_process();
+    for (int i = 0; i < 2; i++) options_tell_unknown();
+}
+
+/* Whoever asks for the lines: the first one writes them. */
+Test(options, lines_are_written_once)
+{
+    child_result_t result;
+    setenv("HAKHEAP_LEVEL", "no level", 1);
+    child_run(&result, tell_twice, NULL);
+    unsetenv("HAKHEAP_LEVEL");
+    const char *first = strstr(result.text, "hakheap: CONFIG: HAKHEAP_LEVEL");
+    cr_assert(result.status == 0 && first, "status %d: %s", result.status, result.text);
+    cr_assert(strstr(first + 1, "hakheap: CONFIG") == NULL, "%s", result.text);
+}
+
 /* All at once, each as long and as odd as can be. */
 Test(options, every_unknown_value_has_one_line)
 {

@@ -3,12 +3,19 @@
 #include "os.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "percpu.h"
+#include "support_child.h"
+#include "support_contract.h"
 #include "support_memory.h"
 #include "support_os.h"
 
@@ -79,6 +86,48 @@ Test(os, aligning_leaves_nothing_behind)
     }
     size_t after = memory_mapped();
     cr_assert(before > 0 && after < before + HAK_GIB / 2, "%zu bytes more", after - before);
+}
+
+enum { CUT = 2 << 20 };
+
+/* From here on the kernel unmaps nothing shorter than CUT, as near its limit of mappings it does not
+ * cut any. False: it takes no such rule. */
+static bool refuse_cuts(void)
+{
+    static struct sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, CUT, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOMEM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {CONTRACT_LENGTH(rules), rules};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static void map_without_cuts(void *unused)
+{
+    enum { TIMES = 20 };
+    (void)unused;
+    size_t before = memory_mapped();
+    if (!refuse_cuts()) _exit(70);
+    for (int i = 0; i < TIMES; i++) {
+        void *at = os_kernel.map(CUT, CUT);
+        if (at && !os_kernel.unmap(at, CUT)) _exit(71);
+    }
+    _exit(memory_mapped() < before + 2 * CUT ? 0 : 72);
+}
+
+/* What cannot be cut to its alignment goes back whole. */
+Test(os, a_mapping_that_cannot_be_cut_goes_back)
+{
+    if (CONTRACT_SANITIZED) cr_skip_test("the sanitizer unmaps, too");
+    static child_result_t child;
+    child_run(&child, map_without_cuts, NULL);
+    if (child.status == 70) cr_skip_test("no filter of system calls here");
+    cr_assert(child.status == 0, "status %d, signal %d", child.status, child.signal);
 }
 
 Test(os, what_no_system_has_is_refused)

@@ -370,6 +370,9 @@ Test(percpu, an_index_beyond_the_slots_is_none)
     for (unsigned w = 0; w < WISHES; w++) {
         begin(wishes[w]);
         cr_assert(percpu_index() >= 0, "%s", name());
+        *percpu_idle(percpu) = &areas[0]; /* what lies behind the areas */
+        cr_assert(percpu_area(percpu, percpu_slots) == NULL &&
+                  percpu_running(percpu, percpu_slots) == NULL);
         percpu_slots = 0;
         cr_assert(percpu_index() == PERCPU_NONE, "%s", name());
     }
@@ -878,6 +881,9 @@ Test(percpu, locked_mode_arms_no_section)
     percpu_start_process("0");
     setenv("HAKHEAP_RSEQ", "0", 1);
     hak_heap_t *heap = make_heap(HAK_LEVEL_FAST);
+    /* What a section takes for its index there is no CPU's: it must find no table. */
+    cr_assert(load_relaxed(&heap->percpu.count) == 0 &&
+              load_relaxed(&heap->percpu.slots) == percpu_slots);
     for (int i = 0; i < 100; i++) {
         void *ptr = hak_heap_malloc(heap, 64);
         cr_assert(ptr != NULL && armed() == 0);

@@ -212,6 +212,26 @@ Test(process, pages_of_another_size_are_refused)
     fake_os_restore();
 }
 
+static size_t page_size_and_errno(void)
+{
+    errno = EIO;
+    return os_kernel.page_size();
+}
+
+/* Whatever the system says on the way; here in a call that does no more than start the process. */
+Test(process, a_start_leaves_errno)
+{
+    table = os_kernel;
+    table.page_size = page_size_and_errno;
+    os = &table;
+    errno = 4242;
+    const char *mode = hak_percpu_mode();
+    int after = errno;
+    os = &os_kernel;
+    cr_assert(mode != NULL && after == 4242, "errno %d", after);
+    cr_assert(load_relaxed(&process_ready) == 1);
+}
+
 /* ---- Cancellation ---- */
 
 static _Atomic bool returned;

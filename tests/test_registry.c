@@ -9,6 +9,8 @@
 #include "os.h"
 #include "support_os.h"
 #include "support_random.h"
+#include "support_stall.h"
+#include "support_step.h"
 
 TestSuite(registry, .timeout = 600);
 
@@ -134,6 +136,20 @@ Test(registry, runs_lead_to_owner_class_and_start)
               entry_code(registry_lookup(base)) == CODE_DEAD);
 }
 
+Test(registry, a_run_is_lengthened_by_the_granules_behind_it)
+{
+    char *base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(base, HAK_GIB));
+    registry_set_run(base, 4, heaps[0], CODE_MID);
+    registry_set_home(base, 4, 7); /* what is there stays as it is */
+    registry_extend_run(base, 4, 9, heaps[0], CODE_MID);
+    must_be_run(base, 9, heaps[0], CODE_MID);
+    for (size_t g = 0; g < 9; g++)
+        cr_assert(entry_home(registry_lookup(base + g * GRANULE)) == (g < 4 ? 7 : HOME_NONE),
+                  "granule %zu", g);
+    must_be_foreign(base + 9 * (size_t)GRANULE);
+}
+
 Test(registry, a_home_is_written_over_and_changes_nothing_else)
 {
     char *base = reserve_gib_aligned(HAK_GIB);
@@ -251,6 +267,28 @@ Test(registry, of_several_that_release_one_wins)
     for (int i = 0; i < RELEASERS; i++) pthread_join(threads[i], NULL);
     for (unsigned i = 0; i < RACES; i++)
         cr_assert(race_wins[i] == 1, "run %u: %u winners", i, race_wins[i]);
+}
+
+static char *stepped_base;
+static bool stepped_won[2];
+static void release_first(void) { stepped_won[0] = registry_release(stepped_base); }
+static void release_other(void) { stepped_won[1] = registry_release(stepped_base); }
+
+Test(registry, of_two_that_release_one_wins_at_every_instruction)
+{
+    enum { MOST = 10000 };
+    stepped_base = reserve_gib_aligned(HAK_GIB);
+    cr_assert(registry_cover(stepped_base, HAK_GIB));
+    unsigned wins[2] = {0, 0}, at = 1;
+    for (; at < MOST; at++) {
+        registry_set_run(stepped_base, 1, heaps[0], CODE_MID);
+        if (!step_run(&(step_t){release_first, release_other, at})) break;
+        cr_assert(stepped_won[0] != stepped_won[1], "after instruction %u: %d and %d", at,
+                  stepped_won[0], stepped_won[1]);
+        wins[stepped_won[0]]++;
+    }
+    if (at == 1) cr_skip_test("no single steps here");
+    cr_assert(wins[0] && wins[1] && at < MOST);
 }
 
 /* ---- SuperSlabs and ranges ---- */
@@ -379,6 +417,43 @@ Test(registry, of_several_that_cover_one_makes_each_table)
     cr_assert(cover_failures == 0);
     cr_assert(fake_os_calls(FAKE_MAP) == 4, "%ld tables", fake_os_calls(FAKE_MAP));
     fake_os_restore();
+}
+
+static os_table_t slow;
+static _Atomic bool is_mapping, may_map;
+static _Atomic unsigned maps;
+
+static void *map_when_told(size_t bytes, size_t alignment)
+{
+    if (maps++ == 0) {
+        store_release(&is_mapping, true);
+        (void)stall_wait(&may_map);
+    }
+    return os_kernel.map(bytes, alignment);
+}
+
+static void cover_one(void)
+{
+    if (!registry_cover(cover_base, HAK_GIB)) atomic_fetch_add(&cover_failures, 1u);
+}
+
+/* The one is still mapping a table when the others come. */
+Test(registry, who_waits_for_a_table_makes_no_other)
+{
+    static crew_t crew;
+    cover_base = reserve_gib_aligned(HAK_GIB);
+    slow = os_kernel;
+    slow.map = map_when_told;
+    os = &slow;
+    crew_start(&crew, cover_one);
+    bool mapping = stall_wait(&is_mapping);
+    for (int i = 1; i < RACERS; i++) crew_start(&crew, cover_one);
+    crew_settle(&crew);
+    store_release(&may_map, true);
+    bool ended = crew_finish(&crew);
+    os = &os_kernel;
+    cr_assert(mapping && ended && cover_failures == 0);
+    cr_assert(maps == 1, "%u tables", maps);
 }
 
 /* The top table of a process that locks everything is a MiB; all of it but where an entry is may be

@@ -665,6 +665,26 @@ Test(reserve, the_nursery_is_bounded_when_everything_comes_back)
               "%zu dirty, %zu clean", stats.dirty_superslabs, stats.clean_superslabs);
 }
 
+/* Many runs at once, as a heap gives that is destroyed: their owner may wait, and goes on until what
+ * is left is what may be kept. */
+Test(reserve, who_may_wait_takes_as_many_steps_as_it_needs)
+{
+    enum { RUNS = 40, PAGES = 16 * GRANULE_PAGES };
+    _Static_assert(RUNS / 2 * PAGES > 4 * NURSERY_STEP, "one step is not enough");
+    nursery_run_t runs[RUNS / 2];
+    reserve_set_limit(&reserve, 0);
+    for (unsigned i = 0; i < RUNS; i++) {
+        run_t run = take_nursery(16);
+        /* Every other one stays, so that no SuperSlab leaves the nursery. */
+        if (i % 2) runs[i / 2] = (nursery_run_t){run, 16, PAGES_ALL};
+    }
+    returned = 0;
+    cr_assert(nursery_put(&reserve, runs, RUNS / 2, true, &returned));
+    cr_assert(reserve_stats(&reserve).nursery_touched_bytes == 0, "%zu bytes stay",
+              reserve_stats(&reserve).nursery_touched_bytes);
+    cr_assert(returned == (size_t)RUNS / 2 * PAGES * HAK_PAGE, "%zu bytes told", returned);
+}
+
 /* ---- A lock that is busy ---- */
 
 static superslab_t *waiting;

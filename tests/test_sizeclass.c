@@ -58,6 +58,18 @@ Test(sizeclass, blocks_ascend_and_are_aligned)
     }
 }
 
+/* Slabs begin at a granule. So a size that is a multiple of an alignment gets an aligned block of
+ * the first class that holds it. */
+Test(sizeclass, multiples_of_an_alignment_have_classes_that_are_multiples)
+{
+    for (size_t alignment = BLOCK_ALIGN; alignment <= GRANULE; alignment *= 2)
+        for (size_t size = alignment; size <= SMALL_MAX; size += alignment) {
+            size_t bytes = size_classes[sizeclass_of(size)].bytes;
+            cr_assert(bytes % alignment == 0, "%zu bytes, aligned to %zu: %zu", size, alignment,
+                      bytes);
+        }
+}
+
 static bool slab_is_good(size_t granules, size_t bytes)
 {
     size_t blocks = granules * GRANULE / bytes;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@
 #include "hakheap.h"
 #include "heap.h"
 #include "home.h"
+#include "os.h"
 #include "support_contract.h"
 #include "support_memory.h"
 #include "support_random.h"
@@ -461,6 +463,22 @@ Test(stats, resident_counts_pages)
     cr_assert(contract_unsound(heap, 3) == 0 && hak_heap_destroy(heap) == 0);
 }
 
+/* A mid block holds its SuperSlab, also where something is cached. */
+Test(stats, a_mid_block_holds_its_superslab)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "held");
+        void *mid = hak_heap_malloc(heap, HAK_MIB);
+        hak_heap_free(heap, hak_heap_malloc(heap, 64));
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(mid && stats.superslabs == 1 && contract_cached(&stats) > 0);
+        cr_assert(stats.phantom_superslabs == 0);
+        hak_heap_free(heap, mid);
+        cr_assert(contract_stats(heap).phantom_superslabs == 1, "what is cached holds none");
+        cr_assert(contract_unsound(heap, 0) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* ---- Frees that found a lock busy ---- */
 
 static pthread_barrier_t is_held, may_go;
@@ -776,8 +794,9 @@ static int writer_that_calls(void *ctx, const char *at, size_t length)
 Test(stats, the_writer_may_call_the_heap)
 {
     hak_heap_t *heap = contract_heap(1, "called");
+    cr_assert(hak_heap_malloc(heap, 64) != NULL); /* a class has a line of its own */
     cr_assert(hak_heap_report(heap, writer_that_calls, heap) == 0);
-    cr_assert(contract_unsound(heap, 0) == 0);
+    cr_assert(contract_unsound(heap, 1) == 0);
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
@@ -880,6 +899,7 @@ typedef struct patient {
     slab_t *slab;         /* in use, with free blocks */
     area_t *area;
     void *cached, *live, *mid, *large;
+    void *other; /* a live block of another class */
 } patient_t;
 
 /* Each does one kind of damage to what a check reads, and undoes it. */
@@ -1058,7 +1078,42 @@ static void lengthen_the_remote_list(bool damaged, const patient_t *p)
     }
 }
 
+/* The link stays. Without seals it is the first word, and counts one block more then. */
+static void break_a_seal(bool damaged, const patient_t *p)
+{
+    block_t *block = p->cached;
+    block->word[0] += damaged ? 1 : (uint64_t)-1;
+}
+
+/* Whatever lies there has a seal, a link and a count that are right. */
+static void lead_to_what_looks_like_a_block(bool damaged, const patient_t *p)
+{
+    static chain_t before;
+    static block_t held_by_program;
+    uint64_t key = p->heap->key;
+    if (damaged) before = p->slab->free;
+    block_t *inside = chain_block(before) + 1;
+    if (damaged) {
+        held_by_program = *inside;
+        p->slab->free = block_push(block_link(chain_block(before), key), inside, key);
+    } else {
+        *inside = held_by_program;
+        p->slab->free = before;
+    }
+}
+
+static void lead_to_another_class(bool damaged, const patient_t *p)
+{
+    static chain_t before;
+    _Atomic chain_t *word = &p->area->hot[p->state->cls].word;
+    if (damaged) before = load_relaxed(word);
+    store_relaxed(word, damaged ? block_push(before, p->other, p->heap->key) : before);
+}
+
 static void (*const surgeries[])(bool damaged, const patient_t *p) = {
+    break_a_seal,
+    lead_to_what_looks_like_a_block,
+    lead_to_another_class,
     lose_granule,
     lose_entry,
     lose_slot,
@@ -1104,6 +1159,7 @@ static patient_t admit(int level)
     static void *blocks[BLOCKS];
     p.mid = hak_heap_malloc(p.heap, 600000);
     p.large = hak_heap_malloc(p.heap, 3 * HAK_MIB);
+    p.other = hak_heap_malloc(p.heap, 2048);
     for (int i = 0; i < BLOCKS; i++) cr_assert((blocks[i] = hak_heap_malloc(p.heap, 64)) != NULL);
     /* Half of a slab free and half in use, with nothing cached, then a few blocks cached. */
     for (int i = 0; i < BLOCKS; i += 2) hak_heap_free(p.heap, blocks[i]);
@@ -1151,7 +1207,188 @@ Test(stats, check_can_fail)
     cr_assert(how > 20 && missed == 0, "%u of %u kinds of damage were not found", missed, how);
 }
 
+/* What the check says of the patient. */
+static int check_quietly(const patient_t *p)
+{
+    int quiet = open("/dev/null", O_WRONLY | O_CLOEXEC), stderr_before = dup(STDERR_FILENO);
+    dup2(quiet, STDERR_FILENO);
+    int error = hak_heap_check(p->heap);
+    dup2(stderr_before, STDERR_FILENO);
+    close(quiet);
+    close(stderr_before);
+    return error;
+}
+
+static const struct {
+    void (*damage)(bool damaged, const patient_t *p);
+    const char *words, *checked; /* in the line; of a CHECKED heap where that says another */
+} findings[] = {
+    {lead_to_another_class, "a chain leads out of its class", NULL},
+    {lead_to_what_looks_like_a_block, "leads to an address that is no block", NULL},
+    {cache_twice, "a free block was found twice", NULL},
+    {break_a_seal, "does not have as many blocks", "a free block was written to"},
+    {count_one_too_many, "a chain does not have as many blocks as it counts", NULL},
+    {lengthen_the_remote_list, "a remote list does not have as many", NULL},
+    {lose_entry, "the granule table disagrees", NULL},
+    {move_home, "the granule table disagrees", NULL},
+    {lose_slot, "the range table disagrees", NULL},
+    {lose_second_slot, "the range table disagrees", NULL},
+    {lose_owner, "a large block's record is damaged", NULL},
+    {take_granules_for_no_slab, "granules in use are in no slab", NULL},
+    {claim_a_run_of_the_nursery, "granules of the nursery are in no slab", NULL},
+};
+
+/* The sum at the end is off, too: the line is about what was found first. */
+Test(stats, check_names_what_it_finds_first)
+{
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        patient_t p = admit(level);
+        for (size_t i = 0; i < CONTRACT_LENGTH(findings); i++) {
+            const char *checked = level ? findings[i].checked : NULL;
+            findings[i].damage(true, &p);
+            damage_sums(true, &p, 0);
+            int error = check_quietly(&p);
+            damage_sums(false, &p, 0);
+            findings[i].damage(false, &p);
+            cr_assert(error == EFAULT &&
+                          strstr(hak_fatal_line, checked ? checked : findings[i].words),
+                      "level %d, row %zu: %d: %s", level, i, error, hak_fatal_line);
+        }
+        cr_assert(hak_heap_check(p.heap) == 0 && hak_heap_destroy(p.heap) == 0);
+    }
+}
+
+/* Whatever was found before: a list without an end is followed once around. */
+Test(stats, check_ends_on_a_cycle_after_other_damage, .timeout = 60)
+{
+    int cpu;
+    cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        patient_t p = admit(level);
+        block_t held_by_program = *(block_t *)p.live;
+        block_set_link(p.live, chain_address(p.live) | 1, p.heap->key);
+        store_relaxed(&p.state->remote.head, chain_address(p.live) | 1);
+        damage_slabs(true, &p, 1);
+        cr_assert(check_quietly(&p) == EFAULT);
+        damage_slabs(false, &p, 1);
+        store_relaxed(&p.state->remote.head, 0);
+        *(block_t *)p.live = held_by_program;
+        cr_assert(hak_heap_check(p.heap) == 0 && hak_heap_destroy(p.heap) == 0);
+    }
+}
+
 /* ---- The check beside other threads ---- */
+
+typedef struct checker {
+    pthread_t thread;
+    hak_heap_t *heap;
+    int error;
+    _Atomic bool done;
+} checker_t;
+
+static void *check_once(void *arg)
+{
+    checker_t *checker = arg;
+    checker->error = hak_heap_check(checker->heap);
+    store_release(&checker->done, true);
+    return NULL;
+}
+
+/* Until a thread waits for the lock, or has nothing to wait for. */
+static bool wait_until_wanted(hak_lock_t *lock, _Atomic bool *done)
+{
+    enum { STEPS = 120000, STEP_US = 500 };
+    for (unsigned step = 0; step < STEPS; step++, usleep(STEP_US))
+        if (lock_is_wanted(lock) || load_acquire(done)) return true;
+    return false;
+}
+
+/* A class that is made after the check has looked for it is looked at under its lock, too: here one
+ * whose counts are on the move. */
+Test(stats, a_check_takes_the_lock_of_a_class_that_is_made_meanwhile)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        checker_t checker = {.heap = contract_heap(level, "made")};
+        void *block = hak_heap_malloc(checker.heap, 512);
+        class_state_t *last = heap_class_made(checker.heap, hak_size_class_of(512));
+        cr_assert(block && last && !heap_class_made(checker.heap, 0));
+        lock_acquire(&last->lock, RANK_CLASS);
+        cr_assert(pthread_create(&checker.thread, NULL, check_once, &checker) == 0);
+        cr_assert(wait_until_wanted(&last->lock, &checker.done));
+        class_state_t *made = record_class(checker.heap, 0);
+        cr_assert(made != NULL && !load_relaxed(&checker.done));
+        lock_acquire_next(&made->lock, RANK_CLASS);
+        store_relaxed(&made->outside, 1);
+        lock_release_next(&last->lock);
+        cr_assert(wait_until_wanted(&made->lock, &checker.done));
+        store_relaxed(&made->outside, 0);
+        lock_release(&made->lock, RANK_CLASS);
+        pthread_join(checker.thread, NULL);
+        cr_assert(checker.error == 0, "%d: %s", checker.error, hak_fatal_line);
+        cr_assert(contract_unsound(checker.heap, 1) == 0 && hak_heap_destroy(checker.heap) == 0);
+    }
+}
+
+static struct {
+    os_table_t os;
+    class_state_t *state;
+    pthread_t waiter;
+    bool waited;
+    long slept; /* how often the check's thread had slept, when its walk was over */
+    _Atomic bool done;
+} rest;
+
+static void *take_class_lock(void *unused)
+{
+    (void)unused;
+    lock_acquire(&rest.state->lock, RANK_CLASS);
+    lock_release(&rest.state->lock, RANK_CLASS);
+    store_release(&rest.done, true);
+    return NULL;
+}
+
+static long times_slept(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_nvcsw;
+}
+
+/* The check maps its bits once it holds every lock. */
+static void *map_while_wanted(size_t bytes, size_t alignment)
+{
+    if (pthread_create(&rest.waiter, NULL, take_class_lock, NULL) == 0)
+        rest.waited = wait_until_wanted(&rest.state->lock, &rest.done) && !load_relaxed(&rest.done);
+    return os_kernel.map(bytes, alignment);
+}
+
+static bool note_and_unmap(void *at, size_t bytes)
+{
+    bool done = os_kernel.unmap(at, bytes);
+    rest.slept = times_slept();
+    return done;
+}
+
+/* Who waited for a class is to get its lock before this thread asks for it again. */
+Test(stats, a_check_rests_where_a_thread_waited)
+{
+    hak_heap_t *heap = contract_heap(0, "waited for");
+    cr_assert(hak_heap_malloc(heap, 64) != NULL);
+    rest.state = heap_class_made(heap, hak_size_class_of(64));
+    rest.os = os_kernel;
+    rest.os.map = map_while_wanted;
+    rest.os.unmap = note_and_unmap;
+    os = &rest.os;
+    int error = hak_heap_check(heap);
+    long slept = times_slept() - rest.slept;
+    os = &os_kernel;
+    cr_assert(error == 0 && rest.waited, "no thread waited, so nothing is tested");
+    pthread_join(rest.waiter, NULL);
+    cr_assert(slept > 0, "the check goes on at once");
+    cr_assert(contract_unsound(heap, 1) == 0 && hak_heap_destroy(heap) == 0);
+}
 
 static void *check_while_cancelled(void *arg)
 {

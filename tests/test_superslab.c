@@ -258,6 +258,27 @@ Test(superslab, every_alignment_of_the_longest_run)
     }
 }
 
+/* Each page that a byte lies in, and no other. */
+Test(superslab, bytes_touch_the_pages_they_lie_in)
+{
+    static const size_t places[] = {0, 16, 4080, 4095, 8000, 16000, SUPERSLAB - 20000};
+    static const size_t lengths[] = {1, 16, 4096, 4097, 5000, 12288, 20000};
+    enum { LENGTHS = sizeof lengths / sizeof lengths[0], PLACES = sizeof places / sizeof *places };
+    for (size_t i = 0; i < PLACES * LENGTHS; i++) {
+        make(1);
+        superslab_t *ss = &slabs[0];
+        size_t at = places[i / LENGTHS], end = at + lengths[i % LENGTHS], count = 0;
+        uint32_t fresh = superslab_touch(ss, ss->base + at, end - at);
+        for (size_t page = 0; page < SUPERSLAB; page += HAK_PAGE) {
+            bool lies_in = page < end && page + HAK_PAGE > at;
+            cr_assert(superslab_is_touched(ss, ss->base + page) == lies_in, "%zu to %zu: page %zu",
+                      at, end, page / HAK_PAGE);
+            count += lies_in;
+        }
+        cr_assert(fresh == count && superslab_touch(ss, ss->base + at, end - at) == 0);
+    }
+}
+
 /* The smallest hole that surely fits comes first; what nobody has used stays whole. */
 Test(superslab, the_fuller_superslab_serves_first)
 {
