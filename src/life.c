@@ -41,7 +41,8 @@ static void found_region(hak_heap_t *heap)
 {
     size_t before = cradle_granules() - 1;
     char *base = cradle_of(heap) + before * GRANULE;
-    size_t end = (size_t)((char *)heap + heap_bytes() - base);
+    char *behind = (char *)heap + heap_bytes(); /* may be before the last granule: see colours */
+    size_t end = behind > base ? (size_t)(behind - base) : 0;
     unsigned record = before ? 0 : region_unit(heap);
     region_t *region = heap->near_region;
     if (before) registry_set_run(cradle_of(heap), before, heap, CODE_RELEASED);
@@ -123,6 +124,7 @@ void life_reset(hak_heap_t *heap)
     lock_acquire(&heap->lock, RANK_HEAP);
     runs_empty(heap);
     region_clear(heap->near_region, &heap->guard);
+    rooms_raise(&heap->region_rooms, 0, REGION_ROOM);
     mapping_empty(heap);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);

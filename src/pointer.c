@@ -66,12 +66,15 @@ static _Noreturn HAK_COLD void foreign(const hak_heap_t *heap, const void *ptr,
                        : "no heap has this address"});
 }
 
-/* Whether an address in a region may have been a block's: not what the library itself has there. */
-static bool was_in_region(entry_t entry, const void *ptr)
+/* Whether an address lies in what a heap itself has of its cradle, which may go on before the
+ * granule that is a region. */
+static bool is_record(entry_t entry, const void *ptr)
 {
     hak_heap_t *heap = entry_heap(entry);
-    if (entry_code(entry) != CODE_REGION) return false;
-    return !region_is_record(heap_region(heap, entry_back(entry)), ptr);
+    if (entry_code(entry) == CODE_REGION)
+        return region_is_record(heap_region(heap, entry_back(entry)), ptr);
+    return heap_is_valid(heap) && (uintptr_t)ptr / GRANULE >= (uintptr_t)heap / GRANULE &&
+           (uintptr_t)ptr < (uintptr_t)load_relaxed(&heap->near_region->base);
 }
 
 /* What is known of a pointer that is in no live block. */
@@ -79,7 +82,8 @@ static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, co
 {
     if (heap && !heap_is_valid(heap)) heap = NULL;
     entry_t entry = registry_lookup(ptr);
-    if (was_in_region(entry, ptr)) double_free(entry_heap(entry), ptr, 0, operation);
+    if (is_record(entry, ptr)) foreign(heap, ptr, operation);
+    if (entry_code(entry) == CODE_REGION) double_free(entry_heap(entry), ptr, 0, operation);
     large_t *range = registry_range(ptr);
     bool aligned = (uintptr_t)ptr % SUPERSLAB == 0; /* what a large block began at */
     bool was_large =

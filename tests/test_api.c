@@ -296,6 +296,23 @@ Test(api, realloc_from_every_size_to_every_size)
     }
 }
 
+/* A block of a region grows into the free units behind it; the next block comes behind that, in the
+ * same granule. */
+Test(api, realloc_of_a_block_of_a_region_leaves_the_room_behind_it)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "realloc");
+        size_t committed = contract_stats(heap).committed_bytes;
+        char *ptr = must_have(hak_heap_malloc(heap, 16), 16);
+        cr_assert(hak_heap_realloc(heap, ptr, 128) == ptr, "there is room behind");
+        char *next = must_have(hak_heap_malloc(heap, 1000), 1000);
+        cr_assert(next == ptr + 128, "%p, then %p", (void *)ptr, (void *)next);
+        cr_assert(contract_stats(heap).committed_bytes == committed, "a granule was taken");
+        must_be_sound(heap, 2);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 /* A mid block grows into free granules behind it and gives back those it does not need; a neighbour
  * is in the way. */
 Test(api, realloc_of_a_mid_block_stays_where_there_is_room)
@@ -1027,6 +1044,23 @@ Test(api, reset_leaves_a_heap_as_it_began)
                 cr_assert(stats.metadata_bytes == metadata, "records grow at each reset");
         }
         cr_assert(hak_heap_reset(heap) == 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* What a reset empties is used again, also where it was full before. */
+Test(api, a_reset_heap_fills_its_cradle_again)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "reset");
+        size_t committed = contract_stats(heap).committed_bytes;
+        for (int round = 0; round < 3; round++) {
+            for (int i = 0; i < 40; i++) must_have(hak_heap_malloc(heap, 100), 100);
+            cr_assert(contract_stats(heap).committed_bytes == committed, "round %d", round);
+            for (int i = 0; i < 200; i++) must_have(hak_heap_malloc(heap, 100), 100);
+            cr_assert(contract_stats(heap).committed_bytes > committed, "the cradle was full");
+            cr_assert(hak_heap_reset(heap) == 0);
+        }
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
