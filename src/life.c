@@ -47,8 +47,7 @@ static void found_region(hak_heap_t *heap)
     region_t *region = heap->near_region;
     if (before) registry_set_run(cradle_of(heap), before, heap, CODE_RELEASED);
     registry_set_region(base, heap, runs_code(heap, CODE_REGION), 0);
-    superslab_t *ss = registry_superslab(base);
-    superslab_forget((run_t){ss, superslab_index(ss, base)}, 1, PAGES_ALL);
+    meta_note(cradle_of(heap), before * GRANULE_PAGES);
     region_init(region, record, (unsigned)(end / REGION_UNIT));
     region_attach(region, base);
     for (size_t page = 0; page < end; page += HAK_PAGE) (void)region_open(region, &heap->guard);

@@ -1048,6 +1048,21 @@ Test(api, reset_leaves_a_heap_as_it_began)
     }
 }
 
+/* A cradle has pages that an earlier heap has written: they are counted, and a trim returns them. */
+Test(api, a_trim_returns_what_an_earlier_heap_wrote)
+{
+    hak_heap_t *heap = contract_heap(0, "first");
+    for (int i = 0; i < 100; i++) memset(must_have(hak_heap_malloc(heap, 128), 128), 1, 128);
+    cr_assert(hak_heap_destroy(heap) == 0);
+    hak_heap_t *again = contract_heap(0, "second");
+    cr_assert(again == heap, "the cradle is the same");
+    cr_assert(contract_stats(again).resident_bytes == GRANULE);
+    size_t returned = hak_heap_trim(again, 0);
+    cr_assert(returned > 0 &&
+              contract_stats(again).resident_bytes == GRANULE - returned);
+    cr_assert(hak_heap_destroy(again) == 0);
+}
+
 /* What a reset empties is used again, also where it was full before. */
 Test(api, a_reset_heap_fills_its_cradle_again)
 {
