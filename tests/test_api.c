@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "hakheap.h"
+#include "heap.h"
 #include "sizeclass.h"
 #include "support_contract.h"
 #include "support_os.h"
@@ -1061,6 +1062,26 @@ Test(api, a_trim_returns_what_an_earlier_heap_wrote)
     cr_assert(returned > 0 &&
               contract_stats(again).resident_bytes == GRANULE - returned);
     cr_assert(hak_heap_destroy(again) == 0);
+}
+
+/* A heap's record may end before its cradle's last granule begins, at its start, or far in it. */
+Test(api, a_heap_has_room_for_every_number_of_cpus)
+{
+    hak_heap_destroy(contract_heap(0, "starts the process"));
+    for (uint32_t slots = percpu_slots; slots < 2200; slots += 9) {
+        percpu_slots = slots;
+        hak_heap_t *heaps[9];
+        for (size_t i = 0; i < CONTRACT_LENGTH(heaps); i++) {
+            heaps[i] = contract_heap(i % CONTRACT_LEVELS, "cpus");
+            const region_t *region = heaps[i]->near_region;
+            size_t units = GRANULE / REGION_UNIT;
+            cr_assert(region->record <= region->record_end && region->record_end <= units);
+            memset(must_have(hak_heap_malloc(heaps[i], 1000), 1000), 1, 1000);
+            cr_assert(hak_heap_of(heaps[i]) == NULL && hak_heap_check(heaps[i]) == 0);
+        }
+        for (size_t i = 0; i < CONTRACT_LENGTH(heaps); i++)
+            cr_assert(hak_heap_destroy(heaps[i]) == 0);
+    }
 }
 
 /* What a reset empties is used again, also where it was full before. */
