@@ -20,6 +20,21 @@ static _Noreturn HAK_COLD void double_free(hak_heap_t *heap, const void *ptr, si
     bad_pointer("DOUBLE_FREE", operation, ptr, heap, bytes, "the block is free already");
 }
 
+/* The map of a region that an entry names. NULL: its heap has given the granule back meanwhile. The
+ * memory of a heap that another thread destroys may be read, but what it says is followed only where
+ * the entry still stood after that. */
+static region_t *region_of(entry_t entry, const void *ptr)
+{
+    hak_heap_t *heap = entry_heap(entry);
+    unsigned index = entry_back(entry);
+    if (index < REGIONS_NEAR) return &heap->near_region[index];
+    /* Acquire, both: pair with the releases in runs_take_region, and come before the second look. */
+    far_regions_t *far = load_acquire(&heap->far_regions);
+    if (registry_lookup(ptr) != entry) return NULL;
+    region_t *region = load_acquire(&far->at[index - REGIONS_NEAR]);
+    return registry_lookup(ptr) == entry ? region : NULL;
+}
+
 bool pointer_find(const void *ptr, block_id_t *out)
 {
     entry_t entry = registry_lookup(ptr);
@@ -33,8 +48,9 @@ bool pointer_find(const void *ptr, block_id_t *out)
     }
     if (out->heap && code == CODE_REGION) {
         unsigned units;
+        region_t *region = region_of(entry, ptr);
         out->kind = KIND_REGION;
-        out->start = region_find(heap_region(out->heap, entry_back(entry)), ptr, &units);
+        out->start = region ? region_find(region, ptr, &units) : NULL;
         if (out->start) out->usable = units * (size_t)REGION_UNIT;
         return out->start != NULL;
     }
