@@ -1059,8 +1059,7 @@ Test(api, a_trim_returns_what_an_earlier_heap_wrote)
     cr_assert(again == heap, "the cradle is the same");
     cr_assert(contract_stats(again).resident_bytes == GRANULE);
     size_t returned = hak_heap_trim(again, 0);
-    cr_assert(returned > 0 &&
-              contract_stats(again).resident_bytes == GRANULE - returned);
+    cr_assert(returned > 0 && contract_stats(again).resident_bytes == GRANULE - returned);
     cr_assert(hak_heap_destroy(again) == 0);
 }
 
