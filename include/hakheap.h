@@ -231,8 +231,8 @@ HAK_API size_t hak_usable_size(const void *ptr);
 
 /**
  * The size of the class that serves a request: asking for it costs no more memory than asking for
- * `size`. For callers that grow buffers: what is asked for may be used. A heap with few blocks,
- * and a large mapping that is used again, may give more than this.
+ * `size`. For callers that grow buffers: what is asked for may be used. A large mapping that is
+ * used again may give more than this.
  * @param size bytes.
  * @return bytes, at least `size`; `size` itself where no heap could serve it.
  */

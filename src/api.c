@@ -47,24 +47,23 @@ HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, 
     return refill_large(heap, size, alignment, zeroed);
 }
 
-/* Refused: what is cached may be all that is in the way. `before`: the error that a call which
- * succeeds leaves. */
-static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed,
-                                     uint32_t before)
+/* Refused: what is cached may be all that is in the way. */
+static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
     uint32_t why = hak_tls.last_error;
     bool room = trim_make_room(heap);
     hak_tls.last_error = why;
-    void *ptr = room ? allocate_once(heap, size, alignment, zeroed) : NULL;
-    if (ptr) hak_tls.last_error = before;
-    return ptr;
+    return room ? allocate_once(heap, size, alignment, zeroed) : NULL;
 }
 
 HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
     uint32_t before = hak_tls.last_error;
     void *ptr = allocate_once(heap, size, alignment, zeroed);
-    return HAK_LIKELY(ptr) ? ptr : allocate_again(heap, size, alignment, zeroed, before);
+    if (HAK_UNLIKELY(!ptr)) ptr = allocate_again(heap, size, alignment, zeroed);
+    /* One rung may be refused and the next one answer: that is no error. */
+    if (HAK_LIKELY(ptr)) hak_tls.last_error = before;
+    return ptr;
 }
 
 /* Everything but the pop. */

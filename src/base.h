@@ -67,7 +67,6 @@ HAK_INLINE size_t hak_max(size_t a, size_t b) { return a > b ? a : b; }
 #define or_relaxed(p, v)       atomic_fetch_or_explicit((p), (v), memory_order_relaxed)
 #define or_acquire(p, v)       atomic_fetch_or_explicit((p), (v), memory_order_acquire)
 #define and_relaxed(p, v)      atomic_fetch_and_explicit((p), (v), memory_order_relaxed)
-#define and_acq_rel(p, v)      atomic_fetch_and_explicit((p), (v), memory_order_acq_rel)
 #define and_release(p, v)      atomic_fetch_and_explicit((p), (v), memory_order_release)
 #define exchange_acquire(p, v) atomic_exchange_explicit((p), (v), memory_order_acquire)
 #define exchange_acq_rel(p, v) atomic_exchange_explicit((p), (v), memory_order_acq_rel)

@@ -20,7 +20,7 @@
  *
  *   cradle, 16 KiB
  *   +--------+-------------------------------------------------------+---------------------------+
- *   | blocks | hak_heap_t: slow paths | maps of regions 0 and 1 | line | blocks, to the end of the |
+ *   | blocks | hak_heap_t: slow paths | maps of regions 0 to 2 | line | blocks, to the end of the |
  *   |        |                        |        of every call and table | granule                   |
  *   +--------+-------------------------------------------------------+---------------------------+
  *            ^ colour * 64 bytes: page-aligned heaps would all fall in the same cache sets

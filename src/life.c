@@ -41,13 +41,13 @@ static void found_region(hak_heap_t *heap)
 {
     size_t before = cradle_granules() - 1;
     char *base = cradle_of(heap) + before * GRANULE;
-    size_t end = (size_t)((char *)heap + heap_bytes() - base);
+    char *behind = (char *)heap + heap_bytes(); /* may be before the last granule: see colours */
+    size_t end = behind > base ? (size_t)(behind - base) : 0;
     unsigned record = before ? 0 : region_unit(heap);
     region_t *region = heap->near_region;
     if (before) registry_set_run(cradle_of(heap), before, heap, CODE_RELEASED);
     registry_set_region(base, heap, runs_code(heap, CODE_REGION), 0);
-    superslab_t *ss = registry_superslab(base);
-    superslab_forget((run_t){ss, superslab_index(ss, base)}, 1, PAGES_ALL);
+    meta_note(cradle_of(heap), before * GRANULE_PAGES);
     region_init(region, record, (unsigned)(end / REGION_UNIT));
     region_attach(region, base);
     for (size_t page = 0; page < end; page += HAK_PAGE) (void)region_open(region, &heap->guard);
@@ -123,6 +123,7 @@ void life_reset(hak_heap_t *heap)
     lock_acquire(&heap->lock, RANK_HEAP);
     runs_empty(heap);
     region_clear(heap->near_region, &heap->guard);
+    rooms_raise(&heap->region_rooms, 0, REGION_ROOM);
     mapping_empty(heap);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);

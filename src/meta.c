@@ -68,6 +68,13 @@ static meta_t *grow(uint32_t *refused)
     return meta;
 }
 
+void meta_note(char *at, size_t pages)
+{
+    superslab_t *ss = registry_superslab(at);
+    for (char *end = at + pages * HAK_PAGE; at < end; at += HAK_PAGE)
+        if (!superslab_is_touched(ss, at)) superslab_touch_one(ss, at);
+}
+
 static void *take_from(meta_t *meta, size_t pages)
 {
     if (meta->free_pages < pages) return NULL;
@@ -80,6 +87,7 @@ static void *take_from(meta_t *meta, size_t pages)
     }
     meta->free_pages -= pages;
     char *at = meta->base + first * HAK_PAGE;
+    if (pages < GRANULE_PAGES) meta_note(at, pages);
     /* Granules may have been a heap's cradle before. */
     for (size_t page = 0; page < pages; page += places_of(pages))
         if (entry_code(registry_lookup(at + page * HAK_PAGE)) != CODE_META)
@@ -126,8 +134,11 @@ static size_t purge(meta_t *meta)
         if (!touched ||
             !os_purge_by(metas.reserve->os, meta->base + page * HAK_PAGE, (end - page) * HAK_PAGE))
             continue;
-        for (; page < end; page++)
+        for (; page < end; page++) {
+            char *at = meta->base + page * HAK_PAGE;
             if (get_bit(meta->touched, page)) flip_bit(meta->touched, page);
+            superslab_forget_one(registry_superslab(at), at);
+        }
         purged += touched;
     }
     metas.free_touched -= purged;

@@ -20,6 +20,21 @@ static _Noreturn HAK_COLD void double_free(hak_heap_t *heap, const void *ptr, si
     bad_pointer("DOUBLE_FREE", operation, ptr, heap, bytes, "the block is free already");
 }
 
+/* The map of a region that an entry names. NULL: its heap has given the granule back meanwhile. The
+ * memory of a heap that another thread destroys may be read, but what it says is followed only where
+ * the entry still stood after that. */
+static region_t *region_of(entry_t entry, const void *ptr)
+{
+    hak_heap_t *heap = entry_heap(entry);
+    unsigned index = entry_back(entry);
+    if (index < REGIONS_NEAR) return &heap->near_region[index];
+    /* Acquire, both: pair with the releases in runs_take_region, and come before the second look. */
+    far_regions_t *far = load_acquire(&heap->far_regions);
+    if (registry_lookup(ptr) != entry) return NULL;
+    region_t *region = load_acquire(&far->at[index - REGIONS_NEAR]);
+    return registry_lookup(ptr) == entry ? region : NULL;
+}
+
 bool pointer_find(const void *ptr, block_id_t *out)
 {
     entry_t entry = registry_lookup(ptr);
@@ -33,8 +48,9 @@ bool pointer_find(const void *ptr, block_id_t *out)
     }
     if (out->heap && code == CODE_REGION) {
         unsigned units;
+        region_t *region = region_of(entry, ptr);
         out->kind = KIND_REGION;
-        out->start = region_find(heap_region(out->heap, entry_back(entry)), ptr, &units);
+        out->start = region ? region_find(region, ptr, &units) : NULL;
         if (out->start) out->usable = units * (size_t)REGION_UNIT;
         return out->start != NULL;
     }
@@ -66,12 +82,15 @@ static _Noreturn HAK_COLD void foreign(const hak_heap_t *heap, const void *ptr,
                        : "no heap has this address"});
 }
 
-/* Whether an address in a region may have been a block's: not what the library itself has there. */
-static bool was_in_region(entry_t entry, const void *ptr)
+/* Whether an address lies in what a heap itself has of its cradle, which may go on before the
+ * granule that is a region. */
+static bool is_record(entry_t entry, const void *ptr)
 {
     hak_heap_t *heap = entry_heap(entry);
-    if (entry_code(entry) != CODE_REGION) return false;
-    return !region_is_record(heap_region(heap, entry_back(entry)), ptr);
+    if (entry_code(entry) == CODE_REGION)
+        return region_is_record(heap_region(heap, entry_back(entry)), ptr);
+    return heap_is_valid(heap) && (uintptr_t)ptr / GRANULE >= (uintptr_t)heap / GRANULE &&
+           (uintptr_t)ptr < (uintptr_t)load_relaxed(&heap->near_region->base);
 }
 
 /* What is known of a pointer that is in no live block. */
@@ -79,7 +98,8 @@ static _Noreturn HAK_COLD void not_a_block(hak_heap_t *heap, const void *ptr, co
 {
     if (heap && !heap_is_valid(heap)) heap = NULL;
     entry_t entry = registry_lookup(ptr);
-    if (was_in_region(entry, ptr)) double_free(entry_heap(entry), ptr, 0, operation);
+    if (is_record(entry, ptr)) foreign(heap, ptr, operation);
+    if (entry_code(entry) == CODE_REGION) double_free(entry_heap(entry), ptr, 0, operation);
     large_t *range = registry_range(ptr);
     bool aligned = (uintptr_t)ptr % SUPERSLAB == 0; /* what a large block began at */
     bool was_large =

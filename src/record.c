@@ -35,6 +35,7 @@ void *record_take(hak_heap_t *heap, size_t bytes, bool may_wait)
     char *page = may_wait ? record_pages(pages) : meta_take_now(pages);
     if (!page) return NULL;
     heap_charge_records(heap, pages * HAK_PAGE);
+    if (pages >= GRANULE_PAGES) meta_note(page, pages);
     meta_page_t *header = (meta_page_t *)(void *)page;
     *header = (meta_page_t){heap->pages, pages};
     heap->pages = header;

@@ -73,8 +73,10 @@ static unsigned units_of(size_t alignment) { return (unsigned)hak_max(1, alignme
 static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
 {
     int before = errno;
+    uint32_t error = hak_tls.last_error;
     size_t keep = 0;
     FOR_REGIONS(region, heap)(void) region_release(region, false, &keep, os_purge);
+    hak_tls.last_error = error;
     errno = before;
 }
 
@@ -135,12 +137,11 @@ static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
     return true;
 }
 
-/* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. What is
- * refused beyond the first is no error of the call. */
+/* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. */
 static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home,
                         const slab_wanted_t *wanted)
 {
-    uint32_t blocks = size_classes[state->cls].blocks, error = hak_tls.last_error;
+    uint32_t blocks = size_classes[state->cls].blocks;
     uint32_t left = wanted->ahead < wanted->blocks ? wanted->ahead : wanted->blocks;
     bool any = false;
     while (fresh_slab(heap, state, home)) {
@@ -148,7 +149,6 @@ static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home,
         if (HAK_LIKELY(left < 2 * blocks)) return true;
         left -= blocks;
     }
-    if (any) hak_tls.last_error = error;
     return any;
 }
 

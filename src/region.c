@@ -365,6 +365,7 @@ bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
     if (wanted > units) {
         if (unit + wanted > REGION_UNITS) return false;
         if (!claim_units(region, unit + units, wanted - units, false)) return false;
+        note_taken(region, unit + units, wanted - units);
         if (key_seals(guard->key)) unseal(end + units * REGION_UNIT, wanted - units, guard);
         return true;
     }

@@ -68,12 +68,18 @@ static _Atomic entry_t *entry_at(const void *start)
                 ->entry[(uintptr_t)start >> GRANULE_SHIFT & (GIB_GRANULES - 1)];
 }
 
-void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap,
-                         unsigned code)
+/* Of a run's first granule. */
+static entry_t first_entry(const void *heap, unsigned code)
 {
     entry_t entry =
         entry_owner_bits(heap) | registry_tag(HOME_NONE, code & ~(unsigned)CODE_CHECKED);
-    if (code & CODE_CHECKED) entry |= ENTRY_CHECKED;
+    return code & CODE_CHECKED ? entry | ENTRY_CHECKED : entry;
+}
+
+void registry_extend_run(const void *base, size_t had, size_t granules, const void *heap,
+                         unsigned code)
+{
+    entry_t entry = first_entry(heap, code);
     _Atomic entry_t *at = entry_at(base);
     for (size_t i = had; i < granules; i++)
         store_relaxed(&at[i], entry | ((entry_t)i & ENTRY_BACK_MASK) << ENTRY_BACK_SHIFT);
@@ -86,9 +92,8 @@ void registry_set_run(const void *base, size_t granules, const void *heap, unsig
 
 void registry_set_region(const void *base, const void *heap, unsigned code, unsigned index)
 {
-    registry_set_run(base, 1, heap, code);
-    _Atomic entry_t *at = entry_at(base);
-    store_relaxed(at, load_relaxed(at) | (entry_t)index << ENTRY_BACK_SHIFT);
+    /* In one: a stray address must never be looked up in the map of another region. */
+    store_relaxed(entry_at(base), first_entry(heap, code) | (entry_t)index << ENTRY_BACK_SHIFT);
 }
 
 void registry_set_home(const void *base, size_t granules, unsigned home)

@@ -156,15 +156,16 @@ static region_t *made_region(hak_heap_t *heap, uint32_t index)
     if (index < load_relaxed(&heap->regions)) return heap_region(heap, index);
     region_t *region = index < REGIONS_NEAR ? &heap->near_region[index] : NULL;
     far_regions_t *far = load_relaxed(&heap->far_regions);
-    if (!region && !far) far = record_take(heap, sizeof *far, true);
+    if (!region && !far) {
+        far = record_take(heap, sizeof *far, true);
+        /* Release: pairs with the acquire in heap_region. */
+        store_release(&heap->far_regions, far);
+    }
     if (!region && far) region = record_take(heap, sizeof *region, true);
     if (!region) return NULL;
     region_init(region, 0, 0);
-    if (index >= REGIONS_NEAR) {
-        /* Release: pairs with the acquires in heap_region. */
-        store_release(&far->at[index - REGIONS_NEAR], region);
-        store_release(&heap->far_regions, far);
-    }
+    /* Release: likewise. */
+    if (index >= REGIONS_NEAR) store_release(&far->at[index - REGIONS_NEAR], region);
     /* Release: pairs with the acquire in heap_region_from. */
     store_release(&heap->regions, index + 1);
     return region;

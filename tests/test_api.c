@@ -1093,6 +1093,7 @@ Test(api, reset_leaves_a_heap_as_it_began)
 /* Chains below the magazines, too. */
 Test(api, a_reset_forgets_cold_chains)
 {
+    contract_slabs_only();
     enum { BLOCKS = 400, SIZE = 256 }; /* so few that the heap is not divided */
     void *blocks[BLOCKS];
     int cpu;
@@ -1122,8 +1123,8 @@ Test(api, a_fresh_heap_has_its_record)
         hak_heap_t *heap = contract_heap(level, "fresh");
         hak_heap_stats_t stats = contract_stats(heap);
         cr_assert(stats.metadata_bytes >= sizeof(hak_heap_t) &&
-                  stats.committed_bytes == stats.metadata_bytes &&
-                  stats.peak_bytes == stats.metadata_bytes);
+                  stats.committed_bytes == stats.metadata_bytes + contract_cradle(heap) &&
+                  stats.peak_bytes == stats.committed_bytes);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
@@ -1305,4 +1306,71 @@ Test(api, words)
               "%s", mode);
     if (wish && strcmp(wish, "0") == 0) cr_assert(strcmp(mode, "locked") == 0, "%s", mode);
     if (wish && strcmp(wish, "cpu") == 0) cr_assert(strcmp(mode, "mm_cid") != 0, "%s", mode);
+}
+/* A block of a region grows into the free units behind it; the next block comes behind that, in the
+ * same granule. */
+Test(api, realloc_of_a_block_of_a_region_leaves_the_room_behind_it)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "realloc");
+        size_t committed = contract_stats(heap).committed_bytes;
+        char *ptr = must_have(hak_heap_malloc(heap, 16), 16);
+        cr_assert(hak_heap_realloc(heap, ptr, 128) == ptr, "there is room behind");
+        char *next = must_have(hak_heap_malloc(heap, 1000), 1000);
+        cr_assert(next == ptr + 128, "%p, then %p", (void *)ptr, (void *)next);
+        cr_assert(contract_stats(heap).committed_bytes == committed, "a granule was taken");
+        must_be_sound(heap, 2);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A cradle has pages that an earlier heap has written: they are counted, and a trim returns them. */
+Test(api, a_trim_returns_what_an_earlier_heap_wrote)
+{
+    hak_heap_t *heap = contract_heap(0, "first");
+    for (int i = 0; i < 100; i++) memset(must_have(hak_heap_malloc(heap, 128), 128), 1, 128);
+    cr_assert(hak_heap_destroy(heap) == 0);
+    hak_heap_t *again = contract_heap(0, "second");
+    cr_assert(again == heap, "the cradle is the same");
+    cr_assert(contract_stats(again).resident_bytes == GRANULE);
+    size_t returned = hak_heap_trim(again, 0);
+    cr_assert(returned > 0 && contract_stats(again).resident_bytes == GRANULE - returned);
+    cr_assert(hak_heap_destroy(again) == 0);
+}
+
+/* A heap's record may end before its cradle's last granule begins, at its start, or far in it. */
+Test(api, a_heap_has_room_for_every_number_of_cpus)
+{
+    hak_heap_destroy(contract_heap(0, "starts the process"));
+    for (uint32_t slots = percpu_slots; slots < 2200; slots += 9) {
+        percpu_slots = slots;
+        hak_heap_t *heaps[9];
+        for (size_t i = 0; i < CONTRACT_LENGTH(heaps); i++) {
+            heaps[i] = contract_heap(i % CONTRACT_LEVELS, "cpus");
+            const region_t *region = heaps[i]->near_region;
+            size_t units = GRANULE / REGION_UNIT;
+            cr_assert(region->record <= region->record_end && region->record_end <= units);
+            memset(must_have(hak_heap_malloc(heaps[i], 1000), 1000), 1, 1000);
+            cr_assert(hak_heap_of(heaps[i]) == NULL && hak_heap_check(heaps[i]) == 0);
+        }
+        for (size_t i = 0; i < CONTRACT_LENGTH(heaps); i++)
+            cr_assert(hak_heap_destroy(heaps[i]) == 0);
+    }
+}
+
+/* What a reset empties is used again, also where it was full before. */
+Test(api, a_reset_heap_fills_its_cradle_again)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "reset");
+        size_t committed = contract_stats(heap).committed_bytes;
+        for (int round = 0; round < 3; round++) {
+            for (int i = 0; i < 40; i++) must_have(hak_heap_malloc(heap, 100), 100);
+            cr_assert(contract_stats(heap).committed_bytes == committed, "round %d", round);
+            for (int i = 0; i < 200; i++) must_have(hak_heap_malloc(heap, 100), 100);
+            cr_assert(contract_stats(heap).committed_bytes > committed, "the cradle was full");
+            cr_assert(hak_heap_reset(heap) == 0);
+        }
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
 }

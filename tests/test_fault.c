@@ -97,8 +97,12 @@ static void keep(void *ptr, size_t size)
 static bool take(size_t size)
 {
     errno = 0;
+    hak_error_t before = hak_last_error();
     void *ptr = hak_heap_malloc(world.heap, size);
     if (!ptr) return refused("malloc", size), false;
+    if (errno || hak_last_error() != before)
+        wrong("malloc of %zu bytes gave errno %d, \"%s\"", size, errno,
+              hak_error_text(hak_last_error()));
     keep(ptr, size);
     return true;
 }
