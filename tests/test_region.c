@@ -2,9 +2,12 @@
 #include "region.h"
 
 #include <criterion/criterion.h>
-#include <signal.h>
+#include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
+#include "hakheap.h"
+#include "heap.h"
 #include "os.h"
 #include "reserve.h"
 #include "support_child.h"
@@ -762,4 +765,365 @@ Test(region, a_map_that_cannot_be_is_found)
     must_be_refused(31, 1u << 31, no_begin);         /* the last */
     must_be_refused(3, (uint64_t)1 << 40, "a region's map has lost the record");
     must_be_refused(9, (uint64_t)1 << 33, "a region's map has lost the record");
+}
+
+/* ---- By the public calls: a heap of the default config ---- */
+
+static hak_heap_t *heap_with(int level, size_t region_bytes)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = "mine";
+    config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    config.region_bytes = region_bytes;
+    hak_heap_t *heap = hak_heap_create(&config);
+    cr_assert(heap != NULL);
+    return heap;
+}
+static bool in_region(const void *ptr) { return entry_code(registry_lookup(ptr)) == CODE_REGION; }
+static void must_be_sound(const hak_heap_t *heap, size_t live)
+{
+    int line = contract_unsound(heap, live);
+    cr_assert(line == 0, "support_contract.c:%d", line);
+}
+
+Test(region, api_usable_size_is_the_good_size)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++)
+        for (size_t size = 0; size <= REGION_BLOCK_MAX; size++) {
+            hak_heap_t *heap = heap_with(level, 0);
+            char *ptr = hak_heap_malloc(heap, size);
+            cr_assert(in_region(ptr) && hak_usable_size(ptr) == hak_good_size(size));
+            contract_fill(ptr, hak_usable_size(ptr), 1);
+            must_be_sound(heap, 1);
+            cr_assert(hak_heap_of(ptr) == heap);
+            hak_free(ptr);
+            must_be_sound(heap, 0);
+            cr_assert(hak_heap_destroy(heap) == 0);
+        }
+}
+
+Test(region, api_aligned_blocks_are)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_with(level, HAK_MIB);
+        for (size_t alignment = 32; alignment <= 1024; alignment *= 2)
+            for (size_t size = 1; size <= 1024; size += 37) {
+                cr_assert(hak_heap_malloc(heap, size % 48) != NULL);
+                char *ptr = hak_heap_aligned_alloc(heap, alignment, size);
+                cr_assert(ptr && (uintptr_t)ptr % alignment == 0 && hak_usable_size(ptr) >= size);
+                cr_assert(in_region(ptr));
+                contract_fill(ptr, hak_usable_size(ptr), 1);
+                if (size % 2) hak_heap_free(heap, ptr);
+            }
+        cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(region, api_realloc_grows_and_shrinks_in_place)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_with(level, 0);
+        char *ptr = hak_heap_malloc(heap, 16);
+        for (size_t size = 32; size <= REGION_BLOCK_MAX; size += 16) {
+            contract_fill(ptr, size - 16, 3);
+            ptr = hak_heap_realloc(heap, ptr, size);
+            cr_assert(contract_holds(ptr, size - 16, 3) && in_region(ptr));
+            cr_assert(hak_usable_size(ptr) == hak_good_size(size));
+        }
+        for (size_t size = REGION_BLOCK_MAX; size > 0; size -= 16) {
+            memset(ptr, (int)(size / 16), hak_usable_size(ptr));
+            cr_assert(hak_heap_realloc(heap, ptr, size) == ptr);
+            for (size_t i = 0; i < size; i++) cr_assert((unsigned char)ptr[i] == size / 16);
+            cr_assert(hak_usable_size(ptr) == hak_good_size(size));
+        }
+        must_be_sound(heap, 1);
+        char *behind = hak_heap_malloc(heap, 16);
+        cr_assert(behind == ptr + 16);
+        contract_fill(ptr, 16, 6);
+        char *moved = hak_heap_realloc(heap, ptr, 100);
+        cr_assert(moved != ptr && contract_holds(moved, 16, 6));
+        must_be_sound(heap, 2);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- Misuse ---- */
+
+typedef struct misuse {
+    hak_heap_t *heap;
+    char *ptr;
+    size_t units;
+} misuse_t;
+
+static void free_twice(void *arg)
+{
+    misuse_t *misuse = arg;
+    hak_heap_free(misuse->heap, misuse->ptr);
+    hak_heap_free(misuse->heap, misuse->ptr);
+}
+static void free_inside(void *arg)
+{
+    misuse_t *misuse = arg;
+    hak_free(misuse->ptr + (misuse->units - 1) * REGION_UNIT);
+}
+static void free_off_unit(void *arg) { hak_free(((misuse_t *)arg)->ptr + 8); }
+static void write_after_free(void *arg)
+{
+    misuse_t *misuse = arg;
+    hak_heap_free(misuse->heap, misuse->ptr);
+    misuse->ptr[misuse->units * REGION_UNIT - 1] ^= 1;
+    if (!hak_heap_malloc(misuse->heap, misuse->units * REGION_UNIT)) _exit(99);
+}
+static void write_beyond(void *arg)
+{
+    misuse_t *misuse = arg;
+    misuse->ptr[misuse->units * REGION_UNIT] ^= 1;
+    if (!hak_heap_malloc(misuse->heap, misuse->units * REGION_UNIT)) _exit(99);
+}
+static void check_after_write(void *arg)
+{
+    misuse_t *misuse = arg;
+    misuse->ptr[misuse->units * REGION_UNIT] ^= 1;
+    _exit(hak_heap_check(misuse->heap) ? 41 : 0);
+}
+static void check_after_free(void *arg)
+{
+    misuse_t *misuse = arg;
+    hak_heap_free(misuse->heap, misuse->ptr);
+    misuse->ptr[0] ^= 1;
+    _exit(hak_heap_check(misuse->heap) ? 41 : 0);
+}
+
+static void must_abort(void (*run)(void *), misuse_t *misuse, const char *code,
+                       const char *operation)
+{
+    child_result_t result;
+    child_run(&result, run, misuse);
+    cr_assert(child_aborted(&result, code, operation), "%s, %zu units: %d, %s", code, misuse->units,
+              result.status, result.text);
+}
+static void must_be_checked(void (*run)(void *), misuse_t *misuse)
+{
+    child_result_t result;
+    child_run(&result, run, misuse);
+    cr_assert(result.status == 41 && strstr(result.text, "CORRUPT: check"), "%s", result.text);
+}
+
+static misuse_t misuse_of(int level, size_t units)
+{
+    misuse_t misuse = {heap_with(level, 0), NULL, units};
+    misuse.ptr = hak_heap_malloc(misuse.heap, units * REGION_UNIT);
+    cr_assert(in_region(misuse.ptr));
+    memset(misuse.ptr, 0x5a, units * REGION_UNIT);
+    return misuse;
+}
+
+Test(region, api_misuse_is_named)
+{
+    static const size_t units[] = {1, 2, 8, 40, 64};
+    for (int level = 0; level < CONTRACT_LEVELS; level++)
+        for (size_t i = 0; i < CONTRACT_LENGTH(units); i++) {
+            misuse_t misuse = misuse_of(level, units[i]);
+            must_abort(free_twice, &misuse, "DOUBLE_FREE", "free");
+            must_abort(free_off_unit, &misuse, "INTERIOR", "free");
+            if (units[i] > 1) must_abort(free_inside, &misuse, "INTERIOR", "free");
+            if (!level) continue;
+            must_abort(write_after_free, &misuse, "CORRUPT", "malloc");
+            must_abort(write_beyond, &misuse, "CORRUPT", "malloc");
+            must_be_checked(check_after_write, &misuse);
+            must_be_checked(check_after_free, &misuse);
+        }
+}
+
+/* ---- What regions serve ---- */
+
+Test(region, api_a_class_moves_to_slabs)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        enum { BYTES = 64, LIMIT = 8192 };
+        hak_heap_t *heap = heap_with(level, LIMIT);
+        static char *blocks[400];
+        for (size_t i = 0; i < 400; i++) {
+            blocks[i] = hak_heap_malloc(heap, BYTES);
+            contract_fill(blocks[i], BYTES, (unsigned)i);
+            cr_assert(in_region(blocks[i]) == (i < LIMIT / BYTES), "block %zu", i);
+        }
+        cr_assert(in_region(hak_heap_malloc(heap, 2 * BYTES)));
+        must_be_sound(heap, 401);
+        for (size_t i = 0; i < 400; i++) {
+            cr_assert(contract_holds(blocks[i], BYTES, (unsigned)i));
+            hak_heap_free(heap, blocks[i]);
+        }
+        cr_assert(!in_region(hak_heap_malloc(heap, BYTES))); /* for ever */
+        must_be_sound(heap, 2);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+Test(region, api_one_byte_serves_nothing_from_regions)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_with(level, 1);
+        for (size_t size = 0; size <= REGION_BLOCK_MAX; size += 8)
+            cr_assert(!in_region(hak_heap_malloc(heap, size)));
+        cr_assert(!in_region(hak_heap_aligned_alloc(heap, 64, 64)));
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+enum { MANY = 40000 };
+static char *many[MANY];
+
+static size_t regions_of(hak_heap_t *heap)
+{
+    size_t count = 0;
+    FOR_REGIONS(region, heap) count++;
+    return count;
+}
+
+/* More regions than there can be: the class goes on in slabs. */
+static hak_heap_t *heap_of_many(int level, size_t size)
+{
+    hak_heap_t *heap = heap_with(level, HAK_MIB);
+    for (size_t i = 0; i < MANY; i++) {
+        many[i] = hak_heap_malloc(heap, size);
+        cr_assert(many[i] != NULL);
+        contract_fill(many[i], size, (unsigned)i);
+    }
+    return heap;
+}
+
+Test(region, api_goes_on_beyond_the_last_region)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_of_many(level, 16);
+        cr_assert(regions_of(heap) == REGION_MOST && !in_region(many[MANY - 1]));
+        must_be_sound(heap, MANY);
+        size_t full = contract_stats(heap).committed_bytes;
+        for (size_t i = 0; i < MANY; i++) {
+            cr_assert(contract_holds(many[i], 16, (unsigned)i));
+            hak_heap_free(heap, many[i]);
+        }
+        must_be_sound(heap, 0);
+        (void)hak_heap_trim(heap, 0);
+        must_be_sound(heap, 0);
+        cr_assert(regions_of(heap) == 1);
+        hak_heap_stats_t stats = contract_stats(heap);
+        cr_assert(stats.committed_bytes + 31 * GRANULE < full);
+        cr_assert(stats.resident_bytes < stats.metadata_bytes + GRANULE);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* The regions of a heap that has SuperSlabs lie in those, else in the nursery. */
+static void reset_and_destroy(int level, bool own)
+{
+    hak_heap_t *heap = heap_with(level, HAK_MIB);
+    for (size_t i = 0; own && i < NURSERY_RUNS + 1; i++)
+        cr_assert(hak_heap_malloc(heap, 40000) != NULL);
+    cr_assert((contract_stats(heap).superslabs != 0) == own);
+    for (unsigned round = 0; round < 3; round++) {
+        for (size_t i = 0; i < 6000; i++)
+            contract_fill(many[i] = hak_heap_malloc(heap, 16 + i % 100), 16, (unsigned)i);
+        cr_assert(regions_of(heap) > REGIONS_NEAR);
+        for (size_t i = 0; i < 6000; i++) cr_assert(contract_holds(many[i], 16, (unsigned)i));
+        superslab_t *ss = registry_superslab(many[5999]);
+        cr_assert(round || !ss->shared == own);
+        cr_assert(hak_heap_check(heap) == 0);
+        cr_assert(hak_heap_reset(heap) == 0);
+        must_be_sound(heap, 0);
+        cr_assert(regions_of(heap) == 1);
+    }
+    for (size_t i = 0; i < 2000; i++) many[i] = hak_heap_malloc(heap, 48);
+    cr_assert(hak_heap_destroy(heap) == 0);
+    cr_assert(hak_heap_of(many[0]) == NULL && hak_heap_of(many[1999]) == NULL);
+}
+
+Test(region, api_reset_and_destroy)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        reset_and_destroy(level, false);
+        reset_and_destroy(level, true);
+    }
+}
+
+Test(region, api_a_destroyed_heap_gives_nothing)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_with(level, 0);
+        cr_assert(hak_heap_malloc(heap, 64) != NULL);
+        cr_assert(hak_heap_destroy(heap) == 0);
+        for (size_t size = 0; size <= 1040; size += 16) {
+            errno = 0;
+            cr_assert(hak_heap_malloc(heap, size) == NULL && errno == EINVAL);
+            cr_assert(hak_last_error() == HAK_ERROR_ARGUMENT);
+        }
+    }
+}
+
+/* Blocks of every eighth page are kept: the others' pages go, but for what may stay. */
+Test(region, api_trim_gives_pages_back)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_with(level, HAK_MIB);
+        enum { BLOCKS = 480 };
+        for (size_t i = 0; i < BLOCKS; i++) {
+            many[i] = hak_heap_malloc(heap, 512);
+            contract_fill(many[i], 512, (unsigned)i);
+        }
+        size_t live = 0;
+        for (size_t i = 0; i < BLOCKS; i++) {
+            if (i % 64 < 8) live++;
+            else hak_heap_free(heap, many[i]);
+        }
+        must_be_sound(heap, live);
+        size_t before = contract_stats(heap).resident_bytes;
+        (void)hak_heap_trim(heap, 5 * HAK_PAGE);
+        size_t kept = contract_stats(heap).resident_bytes;
+        size_t bytes = hak_heap_trim(heap, 0);
+        size_t after = contract_stats(heap).resident_bytes;
+        cr_assert(kept <= before && kept - after == 5 * HAK_PAGE, "%zu, %zu, %zu", before, kept,
+                  after);
+        cr_assert(bytes >= kept - after);
+        must_be_sound(heap, live);
+        for (size_t i = 0; i < BLOCKS; i++) {
+            if (i % 64 >= 8) continue;
+            cr_assert(contract_holds(many[i], 512, (unsigned)i));
+            hak_heap_free(heap, many[i]);
+        }
+        (void)hak_heap_trim(heap, 0);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- Fork ---- */
+
+static void use_in_child(void *arg)
+{
+    hak_heap_t *heap = arg;
+    for (size_t i = 0; i < 300; i++) {
+        if (!contract_holds(many[i], 96, (unsigned)i)) _exit(2);
+        if (i % 2) hak_heap_free(heap, many[i]);
+    }
+    for (size_t i = 0; i < 100; i++)
+        if (!hak_heap_malloc(heap, 16 + i)) _exit(3);
+    if (contract_unsound(heap, 250)) _exit(4);
+    (void)hak_heap_trim(heap, 0);
+    if (contract_unsound(heap, 250)) _exit(5);
+}
+
+Test(region, api_a_fork_has_both_whole)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_with(level, 0);
+        for (size_t i = 0; i < 300; i++)
+            contract_fill(many[i] = hak_heap_malloc(heap, 96), 96, (unsigned)i);
+        child_result_t result;
+        child_run(&result, use_in_child, heap);
+        cr_assert(result.status == 0, "%d: %s", result.status, result.text);
+        must_be_sound(heap, 300);
+        for (size_t i = 0; i < 300; i++) cr_assert(contract_holds(many[i], 96, (unsigned)i));
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
 }
