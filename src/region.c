@@ -175,10 +175,11 @@ static void raise_room(region_t *region, unsigned units)
 static unsigned note_hole(region_t *region, unsigned unit, unsigned n)
 {
     unsigned at = unit / WORD_UNITS, last = (unit + n - 1) / WORD_UNITS;
-    uint64_t after = ~(free_in_two(region, last) >> (unit + n - 1) % WORD_UNITS);
+    uint64_t after = ~free_in_two(region, last) >> (unit + n - 1) % WORD_UNITS;
     uint64_t before = at ? free_in_two(region, at - 1) : (uint64_t)free_at(region, 0) << WORD_UNITS;
-    before = ~(before << (WORD_UNITS - 1 - unit % WORD_UNITS));
-    unsigned first = unit + 1 - (before ? (unsigned)__builtin_clzll(before) : REGION_ROOM);
+    before = ~before << (WORD_UNITS - 1 - unit % WORD_UNITS);
+    unsigned left = before ? (unsigned)__builtin_clzll(before) : REGION_ROOM;
+    unsigned first = unit + 1 - (unsigned)hak_min(left, unit + 1);
     unsigned end = unit + n - 1 + (after ? (unsigned)__builtin_ctzll(after) : REGION_ROOM);
     for (unsigned from = first, word = first / WORD_UNITS; word <= last; word++) {
         rooms_raise(&region->rooms, word, end - from);
@@ -268,6 +269,13 @@ static unsigned find_tail(region_t *region, unsigned n, unsigned alignment)
     return unit;
 }
 
+/* These units were taken: where the tail began in them, it begins behind them. */
+static void pass_tail(region_t *region, unsigned from, unsigned end)
+{
+    unsigned tail = load_relaxed(&region->tail);
+    if (tail >= from && tail < end) store_relaxed(&region->tail, (uint16_t)end);
+}
+
 void *region_take(region_t *region, unsigned n, unsigned alignment, const guard_t *guard)
 {
     enum { TRIES = 4 }; /* others may take each hole that is found */
@@ -276,6 +284,7 @@ void *region_take(region_t *region, unsigned n, unsigned alignment, const guard_
         if (unit == REGION_UNITS) unit = find_tail(region, n, alignment);
         if (unit == REGION_UNITS) return NULL;
         if (HAK_UNLIKELY(!claim_units(region, unit, n, true))) continue;
+        pass_tail(region, unit, unit + n);
         /* After the claim, and acquire: by then it is the granule that the units are of. */
         char *at = load_acquire(&region->base) + unit * REGION_UNIT;
         if (key_seals(guard->key)) unseal(at, n, guard);
@@ -357,6 +366,7 @@ bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
     if (wanted > units) {
         if (unit + wanted > REGION_UNITS) return false;
         if (!claim_units(region, unit + units, wanted - units, false)) return false;
+        pass_tail(region, unit + units, unit + wanted);
         if (key_seals(guard->key)) unseal(end + units * REGION_UNIT, wanted - units, guard);
         return true;
     }

@@ -496,6 +496,34 @@ Test(region, a_block_grows_to_the_end_and_no_further)
 
 /* ---- Hints ---- */
 
+/* In one thread: no hole is there that the last call did not find. */
+static size_t hidden_after(randoms_t *randoms)
+{
+    size_t hidden = 0;
+    for (unsigned tries = 0; tries < 20; tries++) {
+        unsigned n = some_units(randoms), alignment = 1u << random_below(randoms, 3);
+        bool room = find_room(n, alignment) < REGION_UNITS;
+        unsigned unit = take(n, alignment);
+        hidden += room && unit == REGION_UNITS;
+        if (unit < REGION_UNITS) put(unit);
+    }
+    return hidden;
+}
+
+Test(region, hints_hide_no_hole_from_one_thread)
+{
+    size_t hidden = 0;
+    randoms_t randoms = {1};
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        begin(level, 8, 200);
+        for (size_t i = 0, steps = contract_work(20000); i < steps; i++) {
+            step(&randoms, i / 500 % 2 ? 40 : 60);
+            if (i % 8 == 0) hidden += hidden_after(&randoms);
+        }
+    }
+    cr_assert(hidden == 0, "%zu holes", hidden);
+}
+
 Test(region, all_holes_are_found_by_another_look)
 {
     begin(0, 0, 0);
