@@ -75,7 +75,11 @@ static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
     int before = errno;
     uint32_t error = hak_tls.last_error;
     size_t keep = 0;
-    FOR_REGIONS(region, heap)(void) region_release(region, false, &keep, os_purge);
+    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
+    for (uint32_t at = 0; at < regions; at++) {
+        (void)region_release(heap_region(heap, at), false, &keep, os_purge);
+        rooms_raise(&heap->region_rooms, at, region_room(heap_region(heap, at)));
+    }
     hak_tls.last_error = error;
     errno = before;
 }

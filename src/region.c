@@ -175,10 +175,11 @@ static void raise_room(region_t *region, unsigned units)
 static unsigned note_hole(region_t *region, unsigned unit, unsigned n)
 {
     unsigned at = unit / WORD_UNITS, last = (unit + n - 1) / WORD_UNITS;
-    uint64_t after = ~(free_in_two(region, last) >> (unit + n - 1) % WORD_UNITS);
+    uint64_t after = ~free_in_two(region, last) >> (unit + n - 1) % WORD_UNITS;
     uint64_t before = at ? free_in_two(region, at - 1) : (uint64_t)free_at(region, 0) << WORD_UNITS;
-    before = ~(before << (WORD_UNITS - 1 - unit % WORD_UNITS));
-    unsigned first = unit + 1 - (before ? (unsigned)__builtin_clzll(before) : REGION_ROOM);
+    before = ~before << (WORD_UNITS - 1 - unit % WORD_UNITS);
+    unsigned left = before ? (unsigned)__builtin_clzll(before) : REGION_ROOM;
+    unsigned first = unit + 1 - (unsigned)hak_min(left, unit + 1);
     unsigned end = unit + n - 1 + (after ? (unsigned)__builtin_ctzll(after) : REGION_ROOM);
     for (unsigned from = first, word = first / WORD_UNITS; word <= last; word++) {
         rooms_raise(&region->rooms, word, end - from);
@@ -385,7 +386,17 @@ static void release_page(region_t *region, unsigned page)
         and_release(&region->word[at], ~held(~record_of(region, at)));
 }
 
-/* A page is open. It goes on with the tail, or is a hole, which may begin up to two words before. */
+/* There is room in a page: it is open, or its units were held for a while, so that a thread that
+ * looked for room has found less. A hole may begin up to two words before. */
+static void note_again(region_t *region, unsigned page)
+{
+    unsigned first = page * PAGE_WORDS;
+    for (unsigned at = page ? first - 2 : 0; at < first + PAGE_WORDS; at++)
+        rooms_raise(&region->rooms, at, REGION_ROOM);
+    raise_room(region, REGION_ROOM);
+}
+
+/* A page is open. It goes on with the tail, or is a hole. */
 static void note_open(region_t *region, unsigned page)
 {
     unsigned first = page * PAGE_WORDS, end = first + PAGE_WORDS;
@@ -397,11 +408,9 @@ static void note_open(region_t *region, unsigned page)
             store_relaxed(&region->tail, region->record_end);
         }
         store_relaxed(&region->tail_end, (uint16_t)(end * WORD_UNITS));
-        return;
+    } else {
+        note_again(region, page);
     }
-    for (unsigned at = page ? first - 2 : 0; at < end; at++)
-        rooms_raise(&region->rooms, at, REGION_ROOM);
-    raise_room(region, REGION_ROOM);
 }
 
 /* A page is not open any more. */
@@ -426,6 +435,7 @@ static bool claim_page(region_t *region, unsigned page)
     }
     if (at == first + PAGE_WORDS) return true;
     while (at-- > first) and_release(&region->word[at], ~held(~record_of(region, at)));
+    note_again(region, page);
     return false;
 }
 
@@ -484,6 +494,13 @@ static void close_page(region_t *region, unsigned page)
     and_release(&region->open, (uint8_t) ~(1u << page));
 }
 
+/* The page is the caller's, who has no use for it. */
+static void reopen_page(region_t *region, unsigned page)
+{
+    release_page(region, page);
+    note_again(region, page);
+}
+
 bool region_close(region_t *region)
 {
     bool was_open[GRANULE_PAGES];
@@ -491,7 +508,7 @@ bool region_close(region_t *region)
     while (page < GRANULE_PAGES && own_page(region, page, &was_open[page])) page++;
     if (page == GRANULE_PAGES) return true;
     while (page-- > 0) {
-        if (was_open[page]) release_page(region, page);
+        if (was_open[page]) reopen_page(region, page);
         else close_page(region, page);
     }
     return false;
@@ -534,7 +551,7 @@ size_t region_release(region_t *region, bool unopened, size_t *keep, bool (*purg
         bool gone = purge_page(region, page, keep, purge);
         pages += gone;
         if (gone || !was_open) close_page(region, page);
-        else release_page(region, page);
+        else reopen_page(region, page);
     }
     return pages;
 }

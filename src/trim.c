@@ -286,8 +286,10 @@ static size_t release_nursery(hak_heap_t *heap, size_t *stay)
 static size_t release_regions(hak_heap_t *heap, size_t *stay)
 {
     size_t pages = 0;
-    for (uint32_t at = 0; at < load_acquire(&heap->regions); at++)
+    for (uint32_t at = 0; at < load_acquire(&heap->regions); at++) {
         pages += region_release(heap_region(heap, at), true, stay, os_purge);
+        rooms_raise(&heap->region_rooms, at, REGION_ROOM); /* what was held meanwhile is there */
+    }
     return pages;
 }
 

@@ -1172,6 +1172,7 @@ Test(api, of_two_that_destroy_one_does_at_every_instruction)
 /* Not even what its magazines held. */
 Test(api, a_destroyed_heap_hands_out_nothing)
 {
+    contract_slabs_only();
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "gone");
         hak_heap_t *volatile gone = heap;
@@ -1237,6 +1238,7 @@ Test(api, a_free_leaves_the_error)
 
 Test(api, a_class_is_flushed_alone)
 {
+    contract_slabs_only();
     hak_heap_t *heap = contract_heap(0, "classes");
     static const size_t sizes[] = {64, 256, 1024};
     for (size_t i = 0; i < 3; i++)

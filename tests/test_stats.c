@@ -466,6 +466,7 @@ Test(stats, resident_counts_pages)
 /* A mid block holds its SuperSlab, also where something is cached. */
 Test(stats, a_mid_block_holds_its_superslab)
 {
+    contract_slabs_only();
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         hak_heap_t *heap = contract_heap(level, "held");
         void *mid = hak_heap_malloc(heap, HAK_MIB);
@@ -1241,6 +1242,7 @@ static const struct {
 /* The sum at the end is off, too: the line is about what was found first. */
 Test(stats, check_names_what_it_finds_first)
 {
+    contract_slabs_only();
     int cpu;
     cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -1263,6 +1265,7 @@ Test(stats, check_names_what_it_finds_first)
 /* Whatever was found before: a list without an end is followed once around. */
 Test(stats, check_ends_on_a_cycle_after_other_damage, .timeout = 60)
 {
+    contract_slabs_only();
     int cpu;
     cr_assert(contract_cpus(&cpu, 1) == 1 && contract_move_to(cpu));
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -1309,6 +1312,7 @@ static bool wait_until_wanted(hak_lock_t *lock, _Atomic bool *done)
  * whose counts are on the move. */
 Test(stats, a_check_takes_the_lock_of_a_class_that_is_made_meanwhile)
 {
+    contract_slabs_only();
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         checker_t checker = {.heap = contract_heap(level, "made")};
         void *block = hak_heap_malloc(checker.heap, 512);
@@ -1374,6 +1378,7 @@ static bool note_and_unmap(void *at, size_t bytes)
 /* Who waited for a class is to get its lock before this thread asks for it again. */
 Test(stats, a_check_rests_where_a_thread_waited)
 {
+    contract_slabs_only();
     hak_heap_t *heap = contract_heap(0, "waited for");
     cr_assert(hak_heap_malloc(heap, 64) != NULL);
     rest.state = heap_class_made(heap, hak_size_class_of(64));
