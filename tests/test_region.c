@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -703,6 +704,54 @@ Test(region, a_clear_frees_every_block_at_once)
         must_be_as_known();
     }
 }
+
+/* ---- Another thread, between any two instructions of a take ---- */
+
+#if defined(__x86_64__)
+/* The trap flag, by which the CPU raises SIGTRAP after each instruction; beyond the red zone. */
+#define TRAP(change)                                               \
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n\tpushfq\n\t" change \
+                     "\n\tpopfq\n\tlea 128(%%rsp), %%rsp" ::       \
+                         : "memory", "cc")
+
+static volatile unsigned traps, trap_wanted;
+static char *granules[2];
+
+/* What another thread does that gives the granule back, and takes the next one. */
+static void move_region(int number)
+{
+    (void)number;
+    if (++traps != trap_wanted || !region_close(&shadow.region)) return;
+    region_detach(&shadow.region);
+    region_attach(&shadow.region, granules[1]);
+    (void)region_open(&shadow.region, shadow.guard);
+}
+
+Test(region, a_take_gets_units_of_the_granule_that_is_there)
+{
+    struct sigaction action = {.sa_handler = move_region};
+    cr_assert(sigaction(SIGTRAP, &action, NULL) == 0);
+    for (int i = 0; i < 2; i++) granules[i] = some_granule();
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        size_t moves = 0;
+        trap_wanted = traps = 0;
+        for (; trap_wanted <= traps; trap_wanted++) {
+            shadow.guard = &guards[level];
+            region_init(&shadow.region, 0, 0);
+            region_attach(&shadow.region, granules[0]);
+            cr_assert(region_open(&shadow.region, shadow.guard));
+            traps = 0;
+            TRAP("orl $0x100, (%%rsp)");
+            char *ptr = region_take(&shadow.region, 3, 1, shadow.guard);
+            TRAP("andl $0xfffffeff, (%%rsp)");
+            char *base = load_relaxed(&shadow.region.base);
+            cr_assert(ptr >= base && ptr < base + GRANULE, "after %u instructions", trap_wanted);
+            moves += base == granules[1];
+        }
+        cr_assert(traps > 20 && moves > 5);
+    }
+}
+#endif
 
 /* ---- Seals ---- */
 
