@@ -160,8 +160,8 @@ HAK_INLINE bool region_may_open(const region_t *region)
 }
 /* Opens the first page that is not; false: there is none. */
 bool region_open(region_t *region, const guard_t *guard);
-/* Frees a block. Returns its units; 0: no block begins there, and nothing has changed. *hole: units
- * of the hole that it leaves, at least. */
+/* Frees a block. Returns its units; 0: no block begins there, and nothing has changed. *hole: as a
+ * hint, units of the hole that it leaves; it may have fewer. */
 unsigned region_put(region_t *region, void *ptr, const guard_t *guard, unsigned *hole);
 /* The block that an address lies in, and its units; NULL: in none. */
 char *region_find(const region_t *region, const void *ptr, unsigned *units);
