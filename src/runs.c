@@ -111,13 +111,6 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
     return true;
 }
 
-/* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every call. */
-static void keep_one_empty(hak_heap_t *heap, superslab_t *ss, bool may_wait)
-{
-    if (superslab_is_empty(ss) && heap->superslabs.empty > 1)
-        (void)runs_put_superslab(heap, ss, may_wait);
-}
-
 bool runs_put(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
@@ -126,7 +119,10 @@ bool runs_put(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, boo
     if (run.ss->shared) return true;
     registry_set_run(superslab_granule(run.ss, run.first), granules, heap, CODE_RELEASED);
     superslab_put(&heap->superslabs, run, granules, pages);
-    keep_one_empty(heap, run.ss, may_wait);
+    /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every
+     * call. */
+    if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1)
+        (void)runs_put_superslab(heap, run.ss, may_wait);
     return true;
 }
 
@@ -210,7 +206,6 @@ bool runs_put_region(hak_heap_t *heap, region_t *region)
     heap->runs--;
     if (!run.ss->shared) {
         superslab_put(&heap->superslabs, run, 1, 0);
-        keep_one_empty(heap, run.ss, true);
         return true;
     }
     nursery_run_t given = {run, 1, 0};
