@@ -112,6 +112,7 @@ struct hak_heap {
     superslab_set_t superslabs; /* owned */
     nursery_t *nursery;         /* NULL until it is needed */
     uint32_t runs;              /* slabs, mid blocks, and regions but the cradle */
+    uint32_t regions_looked;    /* so many regions there were at the last look; see refill.c */
     uint16_t nursery_count;
     bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
     size_t

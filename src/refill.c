@@ -94,18 +94,26 @@ void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
     return note_taken(heap, cls, take_from_regions(heap, cls, units_of(alignment)));
 }
 
-/* The same, with one more region where that has to be. Where there can be none, what the hints hide
- * is looked at before the class moves to slabs. Lock: HEAP. */
-static void *take_or_grow(hak_heap_t *heap, unsigned cls, unsigned alignment)
+/* What the hints hide is looked at before a class moves to slabs because all regions are full: once
+ * for each number of them, because it takes as long as some hundred blocks. Lock: HEAP. */
+static void *take_hidden(hak_heap_t *heap, unsigned cls, unsigned alignment)
 {
-    void *ptr = take_from_regions(heap, cls, alignment);
-    while (!ptr && runs_take_region(heap)) ptr = take_from_regions(heap, cls, alignment);
-    if (ptr) return ptr;
-    for (uint32_t index = 0; index < load_relaxed(&heap->regions); index++) {
+    uint32_t regions = load_relaxed(&heap->regions);
+    if (heap->regions_looked == regions) return NULL;
+    heap->regions_looked = regions;
+    for (uint32_t index = 0; index < regions; index++) {
         region_look_again(heap_region(heap, index));
         rooms_raise(&heap->region_rooms, index, REGION_ROOM);
     }
     return take_from_regions(heap, cls, alignment);
+}
+
+/* The same, with one more region where that has to be. Lock: HEAP. */
+static void *take_or_grow(hak_heap_t *heap, unsigned cls, unsigned alignment)
+{
+    void *ptr = take_from_regions(heap, cls, alignment);
+    while (!ptr && runs_take_region(heap)) ptr = take_from_regions(heap, cls, alignment);
+    return ptr ? ptr : take_hidden(heap, cls, alignment);
 }
 
 static void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
