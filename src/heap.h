@@ -175,6 +175,12 @@ HAK_INLINE region_t *heap_region(hak_heap_t *heap, unsigned index)
     /* Acquire: pairs with the releases in runs_take_region. */
     return load_acquire(&load_acquire(&heap->far_regions)->at[index - REGIONS_NEAR]);
 }
+/* Forgets what the hints say of a region: others held its units for a while, or hints lag. */
+HAK_INLINE void heap_look_again(hak_heap_t *heap, unsigned index)
+{
+    region_look_again(heap_region(heap, index));
+    rooms_raise(&heap->region_rooms, index, REGION_ROOM);
+}
 /* Those that have a granule.
  *     FOR_REGIONS (region, heap) look(region);
  */

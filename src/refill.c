@@ -101,10 +101,7 @@ static void *take_hidden(hak_heap_t *heap, unsigned cls, unsigned alignment)
     uint32_t regions = load_relaxed(&heap->regions);
     if (heap->regions_looked == regions) return NULL;
     heap->regions_looked = regions;
-    for (uint32_t index = 0; index < regions; index++) {
-        region_look_again(heap_region(heap, index));
-        rooms_raise(&heap->region_rooms, index, REGION_ROOM);
-    }
+    for (uint32_t index = 0; index < regions; index++) heap_look_again(heap, index);
     return take_from_regions(heap, cls, alignment);
 }
 

@@ -228,8 +228,7 @@ static void check_region(walk_t *walk, region_t *region, unsigned index)
     const char *words = region_check(region, &walk->heap->guard, &ptr);
     if (words) wrong(walk, ptr, 0, words);
     /* While its seals were proved a region seemed to have less room. */
-    region_look_again(region);
-    rooms_raise(&walk->heap->region_rooms, index, REGION_ROOM);
+    heap_look_again(walk->heap, index);
     region_sums_t sums = region_sums(region);
     walk->live_bytes += sums.live * REGION_UNIT;
     walk->free_bytes += sums.free * REGION_UNIT;
