@@ -106,17 +106,19 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
         if (pending) registry_release(start);
         return false;
     }
+    STALL(nursery_given);
     forget_nursery_run(heap, start);
     heap->nursery_given = true;
+    heap->runs--;
     return true;
 }
 
 bool runs_put(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, bool may_wait)
 {
     hak_assert(lock_is_held(&heap->lock));
-    if (run.ss->shared && !put_nursery_run(heap, run, granules, pages, may_wait)) return false;
+    /* Asked before: once the run is the nursery's, its SuperSlab may be a heap's own at once. */
+    if (run.ss->shared) return put_nursery_run(heap, run, granules, pages, may_wait);
     heap->runs--;
-    if (run.ss->shared) return true;
     registry_set_run(superslab_granule(run.ss, run.first), granules, heap, CODE_RELEASED);
     superslab_put(&heap->superslabs, run, granules, pages);
     /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every

@@ -50,6 +50,7 @@
     X(superslab_leaving,  "gate HEAP (TRIM CLASS)", "in no set; not yet in the reserve")           \
     X(superslab_left,     "gate HEAP (TRIM CLASS)", "in the reserve; the heap is still charged")   \
     X(superslab_unlisted, "gate HEAP (TRIM CLASS)", "in no list; not yet the kernel's")            \
+    X(nursery_given,      "gate HEAP (TRIM CLASS)", "a run is given; its heap still names it")     \
     X(superslab_purged,   "gate TRIM",              "its free pages are gone; not yet slabs'")     \
     X(trim_unmapped,      "gate (TRIM)",            "a mapping is gone; not yet its record")       \
     X(large_buried,       "gate (HEAP TRIM)",       "a mapping has its tombstone; still mapped")   \

@@ -51,7 +51,9 @@ typedef struct superslab {
     uint32_t free_granules; /* lock: the set's */
     uint32_t free_touched;  /* lock: the set's; pages */
     uint8_t bin;            /* lock: the set's */
-    bool shared;            /* lock: the set's; the nursery's or metadata, in no heap's set */
+    /* lock: the set's; const for as long as the reader has a run here; the nursery's or metadata, in
+     * no heap's set */
+    bool shared;
     bool far; /* lock: the set's; the second page of descriptors may have been written */
     bool
         /* lock: RESERVE; false: no thread may read or write it. Of what is in a set: true */

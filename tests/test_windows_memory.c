@@ -327,6 +327,49 @@ Test(windows, superslab_unlisted)
            .there = scene_signal, .danger = other_uses_reserve, .after = other_is_whole);
 }
 
+/* One slab of the nursery, which has nothing else. */
+static void only_one_nursery_run(void)
+{
+    only_one_slab();
+    (void)hak_reserve_trim();
+    STALL_REQUIRE(registry_superslab(stale)->shared);
+}
+
+/* Its SuperSlab leaves the nursery by way of the reserve, and is the other heap's own. Returns which
+ * of the other heap's blocks has the granule. */
+static item_t *nursery_changes_hands(void)
+{
+    superslab_t *ss = registry_superslab(stale);
+    (void)hak_reserve_trim();
+    for (size_t at = 0; at < OTHERS; at++) {
+        item_make(other, &others[at], SCENE_BIG); /* too long for the nursery */
+        size_t before = (size_t)(stale - others[at].ptr);
+        if (before < SCENE_BIG) return &others[at];
+    }
+    STALL_REQUIRE(!ss->shared);
+    return NULL;
+}
+static void other_uses_granule(void) { STALL_REQUIRE(nursery_changes_hands() != NULL); }
+static void other_frees_granule(void)
+{
+    item_t *there = nursery_changes_hands();
+    item_make(other, &others[OTHERS - 1], SCENE_BIG); /* in the other half of the SuperSlab */
+    STALL_REQUIRE(registry_superslab(others[OTHERS - 1].ptr) == registry_superslab(stale));
+    item_free(other, there);
+}
+
+Test(windows, nursery_given)
+{
+    WINDOW(.point = STALL_nursery_given, .prepare = only_one_nursery_run, .act = free_and_trim,
+           .danger = other_uses_granule, .after = other_is_whole, .quiet = true);
+}
+
+Test(windows, nursery_given_and_the_granule_is_free)
+{
+    WINDOW(.point = STALL_nursery_given, .prepare = only_one_nursery_run, .act = free_and_trim,
+           .danger = other_frees_granule, .after = other_is_whole, .quiet = true);
+}
+
 /* A SuperSlab whose only block is among `acts`; the trim looks at its slabs next. */
 static void superslab_of_slabs(void)
 {
