@@ -117,6 +117,8 @@ void hak_complain(const hak_fault_t *fault); /* the line alone; no cancellation 
 /* The one order in which locks nest: a thread takes only ranks above those it holds. */
 typedef enum lock_rank {
     RANK_GATE_CLOSE = 1, /* one closer of the fork gate at a time */
+    RANK_SQUEEZE,        /* one recall of a tree of heaps at a time */
+    RANK_TREE,           /* the process's trees of heaps */
     RANK_TRIM,           /* one trim or check of a heap at a time */
     RANK_AREAS,          /* a heap's areas: from stop to restart */
     RANK_CLASS,          /* one size class of one heap */

@@ -1,0 +1,136 @@
+/* hakheap level 6: ledger - what heaps may have live, in trees: limits, leases, credits */
+#ifndef HAK_LEDGER_H
+#define HAK_LEDGER_H
+
+#include "base.h"
+
+/*
+ * Role: counts what metered heaps have live, so that no heap of a tree, with all below it, is above
+ * its limit. Callers: recall, tree, life, and the ladders, which charge and refund. Memory: each
+ * ledger is a part of its heap's record. Nothing here knows of blocks or caches.
+ *
+ *   root     sum <= limit           sum == lease + the sums of the children
+ *    |- heap sum <= limit           lease - credit == bytes of blocks that are outside of slabs, regions
+ *    |                              and runs: live, cached, or in a thread's hands
+ *    `- heap
+ *
+ * A heap borrows from its chain, itself and all above it, more than it needs at once: its lease. What
+ * no block has of that is its credit, which the next blocks take by a compare-and-swap, and which
+ * frees give back to: no lock, no step up the tree. Where a chain has no room, credits and caches of
+ * all heaps below the one that is full are recalled (recall.c). So whether a request is refused
+ * follows from what is live, and not from who has borrowed what.
+ *
+ * A heap whose chain was squeezed a short while ago is tight: it takes a block at a time, borrows no
+ * more than that, and caches nothing; so there is nothing to recall when it is refused again.
+ *
+ * Lock: TREE, one of the process, taken here: a few steps for each level of the tree, or for
+ * LEDGER_AT_ONCE ledgers. Nothing else is locked, called or waited for under it.
+ *
+ * Invariants: the two of the picture, whenever TREE is free; sum <= limit at every moment, because
+ * all of a chain is asked before anything is added.
+ */
+enum {
+    LEDGER_DEPTH = 32,    /* heaps from the root to the deepest */
+    LEDGER_AT_ONCE = 64,  /* ledgers of one step of a recall */
+    LEDGER_SHARE = 64,    /* of the room in its chain a heap borrows such a part ahead, */
+    LEDGER_AHEAD = HAK_MIB, /* and no more than this */
+    LEDGER_SLACK = 8,     /* a tree is tight until such a part of its limit is free, */
+    LEDGER_TIGHT_MS = 100 /* and so long */
+};
+
+#define LEDGER_NO_LIMIT SIZE_MAX
+
+typedef struct ledger {
+    /* Ordered: pairs of `tight` and `credit` are written one after the other, and read in the other
+     * order: see ledger_refund. Any thread. */
+    _Atomic size_t credit;
+    _Atomic uint32_t tight;
+    uint16_t height; /* lock: TREE, as all that follows; of the tree below it, at least; 1: alone */
+    bool away;       /* is emptied, or leaves: a recall passes it by */
+    bool squeezed;   /* what is below was recalled a short while ago, and is tight */
+    uint32_t squeezed_at; /* milliseconds of the clock; see ledger_begin */
+    uint32_t pins;        /* steps of recalls that are at it */
+    uint32_t stamp, done; /* the last recall that was at it, and that was at all below it */
+    struct ledger *parent, *first, *last, *next, *prev;
+    void *heap; /* const: whose ledger it is */
+    _Atomic size_t lease; /* these: lock: TREE; read by anybody, relaxed: figures */
+    _Atomic size_t sum;
+    _Atomic size_t limit;
+    _Atomic size_t peak;     /* of sum */
+    _Atomic size_t refusals; /* requests refused because this heap is full */
+    /* The epoch of such a refusal, and the bytes asked for: as long as nothing is freed, so many are
+     * refused again. */
+    uint64_t refused_at;
+    size_t refused_size;
+} ledger_t;
+
+/* ---- Any thread, no lock ---- */
+
+/* Takes up to n times so many bytes from the credit. Returns how many times; 0: borrow. */
+size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n);
+/* Bytes that no block has any more; after the block is free for others. Never waits. */
+void ledger_refund(ledger_t *ledger, size_t bytes);
+/* Something of a tight heap was freed that is not refunded yet. */
+void ledger_note_freed(ledger_t *ledger);
+HAK_INLINE bool ledger_is_tight(const ledger_t *ledger)
+{
+    /* Ordered: pairs with ledger_step, which sets it before it takes the credit. */
+    return load_ordered(&((ledger_t *)(uintptr_t)ledger)->tight);
+}
+/* What the chain owes for this heap, and what blocks have of it; while others work, about. */
+size_t ledger_live(const ledger_t *ledger);
+
+/* ---- What follows takes TREE ---- */
+
+/* Begins as a root, or below a parent. False: the tree would be deeper than LEDGER_DEPTH. */
+bool ledger_join(ledger_t *ledger, ledger_t *parent, size_t limit);
+/* From here on no recall comes to it. False: one is at it now, and this is to be asked again. */
+bool ledger_hide(ledger_t *ledger);
+/* All of its lease goes back: its blocks are gone. It was hidden; recalls come again. */
+void ledger_clear(ledger_t *ledger);
+/* Leaves the tree with its lease; it is hidden, and has no children. */
+void ledger_leave(ledger_t *ledger);
+/* Some child, or NULL. */
+ledger_t *ledger_child(const ledger_t *ledger);
+
+typedef enum ledger_answer { LEDGER_DONE, LEDGER_FULL, LEDGER_LOOP, LEDGER_DEEP } ledger_answer_t;
+/* Moves a heap, with all below it, under another parent; NULL: it becomes a root. LEDGER_FULL: the
+ * chain has no room for what is borrowed; LEDGER_LOOP: the parent is below the heap. */
+ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent);
+/* False: more than that is borrowed; nothing has changed. */
+bool ledger_set_limit(ledger_t *ledger, size_t limit);
+
+/* What refused a request. */
+typedef struct refusal {
+    ledger_t *full; /* the lowest of the chain without room; NULL: none, and the bytes are the
+                     * caller's */
+    bool again;     /* it was refused since the last recall, and nothing was freed since */
+} refusal_t;
+/* Bytes for the caller, and some ahead as credit. */
+refusal_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now);
+/* Notes that `full` refused so many bytes after a recall that began in this epoch. */
+void ledger_note_refused(ledger_t *ledger, const ledger_t *full, size_t bytes, uint64_t epoch);
+uint64_t ledger_epoch(void);
+
+/* ---- A recall: begin, steps until there is no more, end; one at a time ---- */
+
+typedef struct recall {
+    ledger_t *of;  /* the heap that asks: it lives */
+    ledger_t *top; /* all below this; an ancestor of `of`, or itself */
+    uint32_t serial;
+    uint32_t now; /* milliseconds */
+    bool more;
+    size_t count;
+    ledger_t *at[LEDGER_AT_ONCE]; /* of this step; pinned */
+} recall_t;
+
+void ledger_begin(recall_t *recall, ledger_t *of, ledger_t *top, uint32_t now);
+/* The next ledgers, which are tight from here on. */
+void ledger_step(recall_t *recall);
+/* The credits of the step's ledgers go back, and their pins. */
+void ledger_settle(recall_t *recall);
+
+/* Proves the sums of a whole tree; false: one is wrong. For tests and checks. */
+bool ledger_is_sound(ledger_t *ledger);
+
+#endif

@@ -1,0 +1,323 @@
+/* ledger: sums of trees, by a plain model beside it. */
+#include "ledger.h"
+
+#include <criterion/criterion.h>
+
+#include "support_random.h"
+
+TestSuite(ledger, .timeout = 600);
+
+static void join(ledger_t *ledger, ledger_t *parent, size_t limit)
+{
+    *ledger = (ledger_t){.heap = ledger};
+    cr_assert(ledger_join(ledger, parent, limit));
+}
+
+/* Bytes for the caller; false: refused. */
+static bool take(ledger_t *ledger, size_t bytes)
+{
+    return ledger_grab(ledger, bytes, 1) || !ledger_borrow(ledger, bytes, 0).full;
+}
+
+static void recall_all(ledger_t *of, ledger_t *top, uint32_t now)
+{
+    recall_t recall;
+    ledger_begin(&recall, of, top, now);
+    while (recall.more) {
+        ledger_step(&recall);
+        ledger_settle(&recall);
+    }
+}
+
+Test(ledger, a_heap_takes_what_its_limit_allows_to_the_byte)
+{
+    ledger_t root;
+    join(&root, NULL, 1000);
+    cr_assert(take(&root, 600) && take(&root, 400));
+    cr_assert(!take(&root, 1) && load_relaxed(&root.sum) == 1000);
+    ledger_refund(&root, 400);
+    cr_assert(!take(&root, 401) && take(&root, 400));
+    cr_assert(ledger_live(&root) == 1000 && ledger_is_sound(&root));
+}
+
+Test(ledger, the_lowest_heap_without_room_refuses)
+{
+    ledger_t root, middle, leaf;
+    join(&root, NULL, 1000);
+    join(&middle, &root, 500);
+    join(&leaf, &middle, LEDGER_NO_LIMIT);
+    cr_assert(take(&leaf, 500));
+    cr_assert(ledger_borrow(&leaf, 1, 0).full == &middle);
+    cr_assert(ledger_set_limit(&middle, LEDGER_NO_LIMIT));
+    cr_assert(take(&leaf, 500));
+    cr_assert(ledger_borrow(&leaf, 1, 0).full == &root);
+    cr_assert(load_relaxed(&middle.sum) == 1000 && load_relaxed(&root.sum) == 1000);
+    cr_assert(!ledger_set_limit(&root, 999) && ledger_set_limit(&root, 1000));
+}
+
+Test(ledger, a_heap_borrows_ahead_a_part_of_the_room)
+{
+    ledger_t root;
+    join(&root, NULL, 64 * LEDGER_SHARE);
+    cr_assert(take(&root, 16));
+    cr_assert(load_relaxed(&root.sum) == 64 && load_relaxed(&root.credit) == 48);
+    cr_assert(ledger_grab(&root, 16, 8) == 3 && ledger_grab(&root, 16, 1) == 0);
+    ledger_t wide;
+    join(&wide, NULL, LEDGER_NO_LIMIT);
+    cr_assert(take(&wide, 16) && load_relaxed(&wide.sum) == LEDGER_AHEAD);
+}
+
+Test(ledger, a_recall_returns_credits_of_all_below)
+{
+    enum { HEAPS = 3 * LEDGER_AT_ONCE };
+    static ledger_t root, heaps[HEAPS];
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    size_t live = 0;
+    for (size_t i = 0; i < HEAPS; i++) {
+        join(&heaps[i], i % 3 ? &heaps[i - 1] : &root, LEDGER_NO_LIMIT);
+        cr_assert(take(&heaps[i], 16 * (i + 1)));
+        live += 16 * (i + 1);
+    }
+    cr_assert(load_relaxed(&root.sum) > live);
+    recall_all(&heaps[HEAPS - 1], &root, 0);
+    cr_assert(load_relaxed(&root.sum) == live && ledger_is_sound(&root));
+    for (size_t i = 0; i < HEAPS; i++)
+        cr_assert(ledger_is_tight(&heaps[i]) && load_relaxed(&heaps[i].credit) == 0 &&
+                  heaps[i].pins == 0);
+}
+
+/* Each step has a bound, and each heap is visited once. */
+Test(ledger, steps_of_a_recall_are_short)
+{
+    enum { HEAPS = 10 * LEDGER_AT_ONCE };
+    static ledger_t root, heaps[HEAPS];
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    for (size_t i = 0; i < HEAPS; i++)
+        join(&heaps[i], i % 7 ? &heaps[i - 1] : &root, LEDGER_NO_LIMIT);
+    recall_t recall;
+    size_t visited = 0;
+    for (ledger_begin(&recall, &root, &root, 0); recall.more;) {
+        ledger_step(&recall);
+        cr_assert(recall.count <= LEDGER_AT_ONCE);
+        for (size_t i = 0; i < recall.count; i++) cr_assert(recall.at[i]->pins == 1);
+        visited += recall.count;
+        ledger_settle(&recall);
+    }
+    cr_assert(visited == HEAPS + 1, "%zu", visited);
+}
+
+/* A recall goes on only as long as the heap that asks is below what it recalls. */
+Test(ledger, a_recall_ends_where_its_heap_has_moved_away)
+{
+    ledger_t root, other, leaf;
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    join(&other, NULL, LEDGER_NO_LIMIT);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    recall_t recall;
+    ledger_begin(&recall, &leaf, &root, 0);
+    cr_assert(ledger_move(&leaf, &other) == LEDGER_DONE);
+    ledger_step(&recall);
+    cr_assert(!recall.more && recall.count == 0 && !ledger_is_tight(&root));
+}
+
+Test(ledger, a_tight_heap_borrows_no_more_than_it_needs)
+{
+    ledger_t root, leaf;
+    join(&root, NULL, 16384);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    cr_assert(take(&leaf, 16384 - 16384 / LEDGER_SLACK + 16));
+    recall_all(&leaf, &root, 0);
+    cr_assert(!ledger_borrow(&leaf, 16, LEDGER_TIGHT_MS).full);
+    cr_assert(load_relaxed(&leaf.credit) == 0 && ledger_is_tight(&leaf));
+    ledger_refund(&leaf, 64);
+    cr_assert(ledger_grab(&leaf, 16, 4) == 1, "a block at a time");
+    /* What is left over goes back before more is borrowed. */
+    cr_assert(!ledger_borrow(&leaf, 32, LEDGER_TIGHT_MS - 1).full && ledger_is_tight(&leaf));
+    cr_assert(load_relaxed(&leaf.credit) == 0);
+    /* There is room, and time has passed. */
+    ledger_refund(&leaf, 128);
+    cr_assert(!ledger_borrow(&leaf, 16, LEDGER_TIGHT_MS).full);
+    cr_assert(!ledger_is_tight(&leaf) && load_relaxed(&leaf.credit) > 0);
+    ledger_t child;
+    recall_all(&leaf, &root, 500);
+    join(&child, &leaf, LEDGER_NO_LIMIT);
+    cr_assert(ledger_is_tight(&child), "born tight");
+}
+
+Test(ledger, a_refusal_holds_until_something_is_freed)
+{
+    ledger_t root, a, b;
+    join(&root, NULL, 1024);
+    join(&a, &root, LEDGER_NO_LIMIT);
+    join(&b, &root, LEDGER_NO_LIMIT);
+    cr_assert(take(&a, 512) && take(&b, 496));
+    uint64_t epoch = ledger_epoch();
+    recall_all(&a, &root, 0);
+    ledger_note_refused(&a, &root, 32, epoch);
+    refusal_t refusal = ledger_borrow(&b, 32, 0);
+    cr_assert(refusal.full == &root && refusal.again);
+    cr_assert(!ledger_borrow(&b, 17, 0).again, "less may fit");
+    ledger_note_freed(&a);
+    cr_assert(!ledger_borrow(&b, 32, 0).again, "what is freed may wait somewhere");
+    ledger_note_refused(&a, &root, 32, ledger_epoch());
+    cr_assert(ledger_borrow(&b, 32, 0).again);
+    ledger_refund(&a, 512);
+    cr_assert(!ledger_borrow(&b, 32, 0).again);
+    recall_all(&b, &root, 0);
+    cr_assert(!ledger_borrow(&b, 32, 0).full);
+    ledger_note_refused(&b, &root, 16, ledger_epoch());
+    cr_assert(ledger_set_limit(&root, 4096) && !ledger_borrow(&b, 2000, 0).again);
+    cr_assert(load_relaxed(&root.refusals) == 3);
+}
+
+Test(ledger, a_move_asks_the_chain_first)
+{
+    ledger_t top, left, right, heap, below;
+    join(&top, NULL, 10000);
+    join(&left, &top, LEDGER_NO_LIMIT);
+    join(&right, &top, 300);
+    join(&heap, &left, LEDGER_NO_LIMIT);
+    join(&below, &heap, LEDGER_NO_LIMIT);
+    cr_assert(take(&below, 301));
+    cr_assert(ledger_move(&heap, &right) == LEDGER_FULL && heap.parent == &left);
+    cr_assert(ledger_move(&heap, &below) == LEDGER_LOOP && ledger_move(&heap, &heap) == LEDGER_LOOP);
+    ledger_refund(&below, 45);
+    recall_all(&below, &below, 0);
+    cr_assert(ledger_move(&heap, &right) == LEDGER_DONE && ledger_is_sound(&top));
+    cr_assert(load_relaxed(&left.sum) == 0 && load_relaxed(&right.sum) == 256);
+    cr_assert(load_relaxed(&top.sum) == 256);
+    cr_assert(ledger_move(&heap, NULL) == LEDGER_DONE && load_relaxed(&top.sum) == 0);
+    cr_assert(ledger_is_sound(&top) && ledger_is_sound(&heap));
+}
+
+Test(ledger, no_tree_is_deeper_than_its_bound)
+{
+    static ledger_t chain[LEDGER_DEPTH + 1], other, third;
+    for (size_t i = 0; i < LEDGER_DEPTH; i++)
+        join(&chain[i], i ? &chain[i - 1] : NULL, LEDGER_NO_LIMIT);
+    ledger_t *deepest = &chain[LEDGER_DEPTH - 1];
+    cr_assert(!ledger_join(&chain[LEDGER_DEPTH], deepest, LEDGER_NO_LIMIT));
+    join(&other, NULL, LEDGER_NO_LIMIT);
+    cr_assert(ledger_move(&other, deepest) == LEDGER_DEEP);
+    cr_assert(ledger_move(&other, &chain[LEDGER_DEPTH - 2]) == LEDGER_DONE);
+    join(&third, NULL, LEDGER_NO_LIMIT);
+    cr_assert(ledger_move(&chain[1], &third) == LEDGER_DONE);
+    cr_assert(ledger_move(&third, &chain[0]) == LEDGER_DEEP);
+}
+
+Test(ledger, a_heap_that_is_emptied_is_passed_by)
+{
+    ledger_t root, leaf;
+    join(&root, NULL, 1024);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    cr_assert(take(&leaf, 512));
+    recall_t recall;
+    ledger_begin(&recall, &root, &root, 0);
+    ledger_step(&recall);
+    cr_assert(!ledger_hide(&leaf), "it is pinned");
+    ledger_settle(&recall);
+    cr_assert(ledger_hide(&leaf));
+    recall_all(&root, &root, 0);
+    cr_assert(load_relaxed(&leaf.lease) == 512);
+    ledger_clear(&leaf);
+    cr_assert(load_relaxed(&leaf.lease) == 0 && load_relaxed(&root.sum) == 0);
+    cr_assert(take(&leaf, 100) && ledger_hide(&leaf));
+    ledger_leave(&leaf);
+    cr_assert(ledger_is_sound(&root) && !ledger_child(&root) && load_relaxed(&root.sum) == 0);
+}
+
+/* ---- A random tree beside a model that knows each heap's bytes ---- */
+
+enum { MOST = 40, STEPS = 200000 };
+static ledger_t heaps[MOST];
+static bool alive[MOST];
+static size_t live[MOST], limits[MOST];
+static int parents[MOST];
+
+static size_t live_below(int at)
+{
+    size_t sum = live[at];
+    for (int i = 0; i < MOST; i++)
+        if (alive[i] && parents[i] == at) sum += live_below(i);
+    return sum;
+}
+
+/* The lowest that has no room by what is live. */
+static int full_by_model(int at, size_t bytes)
+{
+    for (; at >= 0; at = parents[at])
+        if (live_below(at) + bytes > limits[at]) return at;
+    return -1;
+}
+
+/* As recall.c does it. */
+static int charge(int at, size_t bytes)
+{
+    ledger_t *last = NULL;
+    if (ledger_grab(&heaps[at], bytes, 1)) return -1;
+    for (;;) {
+        refusal_t refusal = ledger_borrow(&heaps[at], bytes, 0);
+        if (!refusal.full) return -1;
+        if (refusal.again || refusal.full == last) {
+            ledger_note_refused(&heaps[at], refusal.full, bytes, ledger_epoch());
+            return (int)(refusal.full - heaps);
+        }
+        last = refusal.full;
+        recall_all(&heaps[at], last, 0);
+    }
+}
+
+static bool is_below(int at, int top)
+{
+    for (; at >= 0; at = parents[at])
+        if (at == top) return true;
+    return false;
+}
+
+static void step(randoms_t *randoms)
+{
+    int at = (int)random_below(randoms, MOST);
+    unsigned what = random_below(randoms, 20);
+    if (!alive[at]) {
+        int parent = (int)random_below(randoms, MOST + 1) - 1;
+        if (parent >= 0 && !alive[parent]) return;
+        limits[at] = random_below(randoms, 3) ? 100 + random_below(randoms, 100000) : SIZE_MAX;
+        heaps[at] = (ledger_t){0};
+        if (!ledger_join(&heaps[at], parent >= 0 ? &heaps[parent] : NULL, limits[at])) return;
+        alive[at] = true, parents[at] = parent, live[at] = 0;
+    } else if (what < 12) {
+        size_t bytes = 1 + random_below(randoms, 4000);
+        int full = full_by_model(at, bytes), refused = charge(at, bytes);
+        cr_assert(full == refused, "heap %d, %zu bytes: %d, not %d", at, bytes, refused, full);
+        if (refused < 0) live[at] += bytes;
+    } else if (what < 17) {
+        size_t bytes = live[at] ? 1 + random_below(randoms, (unsigned)live[at]) : 0;
+        ledger_refund(&heaps[at], bytes);
+        live[at] -= bytes;
+    } else if (what == 17) {
+        int parent = (int)random_below(randoms, MOST + 1) - 1;
+        if (parent >= 0 && (!alive[parent] || is_below(parent, at))) return;
+        if (ledger_move(&heaps[at], parent >= 0 ? &heaps[parent] : NULL) == LEDGER_DONE)
+            parents[at] = parent;
+    } else if (what == 18) {
+        size_t limit = 100 + random_below(randoms, 200000);
+        if (ledger_set_limit(&heaps[at], limit)) limits[at] = limit;
+        else recall_all(&heaps[at], &heaps[at], 0);
+    } else if (!ledger_child(&heaps[at])) {
+        cr_assert(ledger_hide(&heaps[at]));
+        ledger_leave(&heaps[at]);
+        alive[at] = false;
+    }
+}
+
+Test(ledger, random_trees_refuse_what_a_model_refuses)
+{
+    randoms_t randoms = {1};
+    for (size_t i = 0; i < STEPS; i++) {
+        step(&randoms);
+        if (i % 100) continue;
+        for (int at = 0; at < MOST; at++)
+            if (alive[at])
+                cr_assert(ledger_is_sound(&heaps[at]) && ledger_live(&heaps[at]) == live[at]);
+    }
+}
