@@ -84,6 +84,21 @@ typedef enum hak_level {
     HAK_LEVEL_HARDENED = 3
 } hak_level_t;
 
+/**
+ * Told that a limit refuses a request, before the request fails. It runs once for a request, on the
+ * thread that asks, with nothing locked: it may free blocks of any heap, also of this one, allocate
+ * in heaps that are not below the full one, lower or raise limits, and leave by longjmp(). It may
+ * not destroy or reset the full heap, or one above or below it. Afterwards the request is tried once
+ * more.
+ * @param ctx what the config of the full heap says.
+ * @param full the heap whose limit refuses.
+ * @param bytes what the request is charged.
+ */
+typedef void (*hak_pressure_fn)(void *ctx, hak_heap_t *full, size_t bytes);
+
+/** A limit that refuses nothing, for a heap that shall count, or may get a limit later. */
+#define HAK_NO_LIMIT SIZE_MAX
+
 /** What a heap is created with. Initialise with #HAK_HEAP_CONFIG_INIT, then set fields. */
 typedef struct hak_heap_config {
     /** Size of this struct in bytes. Set by #HAK_HEAP_CONFIG_INIT. */
@@ -112,12 +127,30 @@ typedef struct hak_heap_config {
      * 32 KiB. At most 1 MiB; 1: every class has pages of its own from its first block on.
      */
     size_t region_bytes;
+    /**
+     * The heap above this one, or NULL. What this heap has live counts in all heaps above it, and
+     * is bounded by their limits. Destroying or resetting a heap destroys all heaps below it. The
+     * parent must count: see `live_limit`.
+     */
+    hak_heap_t *parent;
+    /**
+     * Bytes that this heap and all heaps below it may have live together: for each block
+     * hak_good_size() of what was asked for. A request beyond it fails with ENOMEM and
+     * HAK_ERROR_LIMIT, at the same byte whatever caches hold. #HAK_NO_LIMIT: none, but the heap
+     * counts. 0: none, and a heap without parent does not count: it costs nothing, and can neither
+     * get a limit nor a child later.
+     */
+    size_t live_limit;
+    /** Called before a request fails because this heap is full; NULL: nothing is. */
+    hak_pressure_fn on_pressure;
+    /** Passed to `on_pressure`. */
+    void *pressure_ctx;
 } hak_heap_config_t;
 
 /** A config of defaults, for this version of the struct. */
-#define HAK_HEAP_CONFIG_INIT                                           \
-    {                                                                  \
-        sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0, 0 \
+#define HAK_HEAP_CONFIG_INIT                                                                \
+    {                                                                                       \
+        sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0, 0, NULL, 0, NULL, NULL \
     }
 
 /**
@@ -301,6 +334,75 @@ HAK_API size_t hak_reserve_trim(void);
  */
 HAK_API int hak_reserve_set_limit(size_t bytes);
 
+/* ---- Limits and trees ---- */
+
+/** What heaps may have live. Initialise `struct_size` with the size of the struct. */
+typedef struct hak_limits {
+    /** Size of this struct in bytes; set by the caller. */
+    size_t struct_size;
+    /** As in hak_heap_config_t; 0: as #HAK_NO_LIMIT. */
+    size_t live_limit;
+} hak_limits_t;
+
+/**
+ * Changes the limits of a heap. Where more is in use than the new limit allows, what this heap and
+ * those below it have cached goes back first. Any thread. No cancellation point.
+ * @param heap a heap that counts: see `live_limit` in hak_heap_config_t.
+ * @param limits the limits; read during the call only.
+ * @return 0; EBUSY (more is live, and nothing has changed); EAGAIN (the kernel refused the fence);
+ *         EINVAL (NULL or destroyed heap, one that does not count, a struct size that this version
+ *         does not know); EDEADLK (in a signal handler that interrupted this library).
+ */
+HAK_API int hak_heap_set_limits(hak_heap_t *heap, const hak_limits_t *limits);
+
+/**
+ * Moves a heap, with all heaps below it, below another parent. Any thread; other threads may use
+ * all these heaps meanwhile. Which callbacks a request meets changes with the move.
+ * @param heap a heap that counts.
+ * @param parent a heap that counts, or NULL: `heap` becomes the root of a tree of its own.
+ * @return 0; ENOMEM and HAK_ERROR_LIMIT (a heap above the new place has no room for what is live);
+ *         EINVAL (NULL or destroyed heap, one that does not count, or `parent` lies below `heap`);
+ *         E2BIG (the tree would have more than 32 levels); EAGAIN (the kernel refused the fence);
+ *         EDEADLK as above. Where it is not 0, nothing has changed.
+ */
+HAK_API int hak_heap_move(hak_heap_t *heap, hak_heap_t *parent);
+
+/** What a heap that counts, and all heaps below it, have in use. Bytes. */
+typedef struct hak_usage {
+    /** Size of this struct in bytes; set by the caller, and no more than that is written. */
+    size_t struct_size;
+    /** Blocks of this heap in the program's hands or in caches, by what they are charged. */
+    size_t live_bytes;
+    /** The same with all heaps below, and with what each has borrowed ahead from its limit: what
+     * the limit is held to. Exact after a refusal, at most #live_limit always. */
+    size_t tree_bytes;
+    /** The highest `tree_bytes` so far. */
+    size_t tree_peak_bytes;
+    /** The limit; #HAK_NO_LIMIT: none. */
+    size_t live_limit;
+    /** Memory that this heap alone has committed; at least `live_bytes`. */
+    size_t committed_bytes;
+    /** The highest `committed_bytes` so far. */
+    size_t peak_bytes;
+    /** Requests that failed because this heap was full, of this heap and of those below. */
+    size_t refusals;
+} hak_usage_t;
+
+/**
+ * Reads what a heap has in use, without a lock and without a walk: some loads, however large the
+ * heap and its tree are. Any thread, at any time; while others work each figure is of a moment of
+ * its own, inside the bounds that hak_usage_t states.
+ * @param heap a heap that counts.
+ * @param out receives the figures; `out->struct_size` must be set.
+ * @return 0; EINVAL (NULL or destroyed heap, one that does not count, or a struct size smaller than
+ *         its first field).
+ */
+HAK_API int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out);
+
+/** @return the heap whose limit refused the calling thread's last request that failed with
+ *          HAK_ERROR_LIMIT; NULL where none has. The heap may have been destroyed since. */
+HAK_API hak_heap_t *hak_limit_heap(void);
+
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
  *  part, and no sum of parts, is above `committed_bytes`. At any time `large_bytes` is at most
  *  `live_bytes`, `phantom_superslabs` at most `superslabs`, and `resident_bytes` and
@@ -451,7 +553,9 @@ typedef enum hak_error {
     HAK_ERROR_PURGE,     /**< The system refused to take memory back; it is still counted. */
     HAK_ERROR_FENCE,     /**< The system refused membarrier; other CPUs' caches were not flushed. */
     HAK_ERROR_REENTERED, /**< A signal handler interrupted this library and called it. */
-    HAK_ERROR_PAGES      /**< The system's pages are not of 4096 bytes. */
+    HAK_ERROR_PAGES,     /**< The system's pages are not of 4096 bytes. */
+    HAK_ERROR_LIMIT,     /**< A heap's limit refuses: hak_limit_heap() says which. */
+    HAK_ERROR_DEPTH      /**< A tree of heaps would have more than 32 levels. */
 } hak_error_t;
 
 /** @return why the calling thread's last failed call failed. Thread-local; a call that succeeds

@@ -88,7 +88,7 @@ void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const clas
     /* What the budget has no room for may fit by half: a first limit is much at once. */
     for (; wanted > limit && wanted >= LEAST_BLOCKS; wanted /= 2) {
         size_t bytes = percpu_limit_bytes(area, magazine, state->cls, wanted - limit);
-        if (!budget_take(&heap->budget, bytes)) continue;
+        if (!heap_budget_take(heap, bytes)) continue;
         STALL(limit_charged);
         if (!set_limit(magazine, limit, wanted)) budget_put(&heap->budget, bytes);
         return;

@@ -9,11 +9,13 @@
 #include "os.h"
 #include "pointer.h"
 #include "process.h"
+#include "recall.h"
 #include "refill.h"
 #include "report.h"
 #include "reserve.h"
 #include "resize.h"
 #include "tls.h"
+#include "tree.h"
 #include "trim.h"
 #include "validate.h"
 
@@ -32,18 +34,14 @@ HAK_INLINE bool too_large(size_t size)
     return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB;
 }
 
-/* Whether the blocks of the size's class can all begin at multiples of the alignment. */
-HAK_INLINE bool is_class_aligned(size_t size, size_t alignment)
-{
-    return alignment <= BLOCK_ALIGN ||
-           (alignment <= GRANULE && size_classes[sizeclass_of(size)].bytes % alignment == 0);
-}
-
+/* Of a heap that counts, the block is charged already. */
 HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
-    if (size <= SMALL_MAX && is_class_aligned(size, alignment))
-        return refill_block(heap, sizeclass_of(size), alignment);
-    if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
+    switch (pointer_place(size, alignment)) {
+    case PLACE_SMALL: return refill_block(heap, sizeclass_of(size), alignment);
+    case PLACE_MID: return refill_mid(heap, size, alignment, zeroed);
+    case PLACE_LARGE: break;
+    }
     return refill_large(heap, size, alignment, zeroed);
 }
 
@@ -66,15 +64,62 @@ HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment
     return ptr;
 }
 
+/* The same of a heap that counts. */
+static void *allocate_charged(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed,
+                              refused_t *refused)
+{
+    size_t bytes = pointer_charge(size, alignment);
+    if (!recall_charge(heap, bytes, refused)) return NULL;
+    void *ptr = allocate_inside(heap, size, alignment, zeroed);
+    if (!ptr) heap_refund(heap, bytes);
+    return ptr;
+}
+
+static void *reenter(hak_heap_t *heap)
+{
+    counter_add(&heap->counters, early_reentered, 1);
+    return fail(HAK_ERROR_REENTERED, EDEADLK);
+}
+
+/*
+ * Whether a request that a limit refused shall be tried again: the full heap's callback has run,
+ * outside of the gate and with nothing locked. What is refused inside of a callback calls none. A
+ * callback that left by longjmp is known by its frame, which is no longer above this one: stacks
+ * grow downwards.
+ */
+static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes)
+{
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0), before = hak_tls.pressing;
+    if (!refused->heap || !refused->on_pressure || (before && here < before)) return false;
+    hak_tls.pressing = here;
+    refused->on_pressure(refused->ctx, refused->heap, bytes);
+    hak_tls.pressing = 0;
+    return true;
+}
+
+static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t alignment,
+                                         bool *zeroed)
+{
+    int before = errno;
+    refused_t refused = {NULL};
+    void *ptr = NULL;
+    for (int tries = 0; tries < 2 && !ptr; tries++) {
+        if (tries && !press(&refused, pointer_charge(size, alignment))) break;
+        if (gate_enter(true) != GATE_IN) return reenter(heap);
+        ptr = allocate_charged(heap, size, alignment, zeroed, &refused);
+        gate_leave();
+    }
+    errno = ptr ? before : ENOMEM;
+    return ptr;
+}
+
 /* Everything but the pop. */
 static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
-    if (gate_enter(true) != GATE_IN) {
-        counter_add(&heap->counters, early_reentered, 1);
-        return fail(HAK_ERROR_REENTERED, EDEADLK);
-    }
+    if (heap->ledger) return malloc_counted(heap, size, alignment, zeroed);
+    if (gate_enter(true) != GATE_IN) return reenter(heap);
     int before = errno;
     void *ptr = allocate_inside(heap, size, alignment, zeroed);
     errno = ptr ? before : ENOMEM;
@@ -366,12 +411,58 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 
 /* ---- realloc ---- */
 
+/* Charges a heap that counts, outside of the gate. */
+static bool charge(hak_heap_t *heap, size_t bytes)
+{
+    refused_t refused = {NULL};
+    bool done = false;
+    for (int tries = 0; tries < 2 && !done; tries++) {
+        if (tries && !press(&refused, bytes)) break;
+        if (gate_enter(true) != GATE_IN) return reenter(heap) != NULL;
+        done = recall_charge(heap, bytes, &refused);
+        gate_leave();
+    }
+    if (!done) errno = ENOMEM;
+    return done;
+}
+
+/* Puts a block's content in a fresh one, whose charge is the old one's and the caller's. */
+static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, size_t size)
+{
+    bool zeroed;
+    if (gate_enter(true) != GATE_IN) return reenter(heap);
+    void *fresh = allocate_inside(heap, size, BLOCK_ALIGN, &zeroed);
+    if (fresh) {
+        memcpy(fresh, ptr, hak_min(size, id->usable));
+        if (id->kind >= KIND_MID) pointer_mark_freed(id, ptr);
+        drain_charged(id, ptr);
+    }
+    gate_leave();
+    return fresh ? fresh : fail((hak_error_t)hak_tls.last_error, ENOMEM);
+}
+
+/* Of a heap that counts: charges the difference, whether or not the block stays where it is. */
+static HAK_NOINLINE void *realloc_counted(const block_id_t *id, void *ptr, size_t size)
+{
+    hak_heap_t *heap = id->heap;
+    int before = errno;
+    size_t had = pointer_charged(id, ptr), wants = pointer_charge(size, BLOCK_ALIGN);
+    if (wants > had && !charge(heap, wants - had)) return NULL;
+    void *at = resize_block(id, ptr, size);
+    if (!at) at = move_charged(heap, id, ptr, size);
+    if (!at && wants > had) heap_refund(heap, wants - had);
+    if (at && wants < had) heap_refund(heap, had - wants);
+    if (at) errno = before;
+    return at;
+}
+
 void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
 {
     if (!ptr) return hak_heap_malloc(heap, size);
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     block_id_t id = pointer_prove(heap, ptr, "realloc");
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
+    if (HAK_UNLIKELY(heap->ledger != NULL)) return realloc_counted(&id, ptr, size);
     void *same = resize_block(&id, ptr, size);
     if (same) return same;
     void *fresh = hak_heap_malloc(heap, size);
@@ -455,10 +546,7 @@ int hak_heap_destroy(hak_heap_t *heap)
     int before = errno;
     int error = control_enter(heap);
     if (!error) {
-        uint64_t alive = HEAP_MAGIC ^ (uintptr_t)heap;
-        /* Of two that destroy the same heap, one wins the word. */
-        if (cas_acquire(&heap->magic, &alive, 0)) life_destroy(heap);
-        else error = bad_argument();
+        if (!tree_destroy(heap)) error = bad_argument();
         gate_leave();
     }
     errno = before;
@@ -470,7 +558,7 @@ int hak_heap_reset(hak_heap_t *heap)
     int before = errno;
     int error = control_enter(heap);
     if (!error) {
-        life_reset(heap);
+        tree_reset(heap);
         gate_leave();
     }
     errno = before;
@@ -614,6 +702,8 @@ const char *hak_error_text(hak_error_t error)
         return "the system refused membarrier; other CPUs' caches were not flushed";
     case HAK_ERROR_REENTERED: return "a signal handler interrupted the library and called it";
     case HAK_ERROR_PAGES: return "the system's pages are not of 4096 bytes";
+    case HAK_ERROR_LIMIT: return "the limit of a heap refuses";
+    case HAK_ERROR_DEPTH: return "a tree of heaps would have more than 32 levels";
     }
     return "unknown error";
 }

@@ -118,7 +118,6 @@ void hak_complain(const hak_fault_t *fault); /* the line alone; no cancellation 
 typedef enum lock_rank {
     RANK_GATE_CLOSE = 1, /* one closer of the fork gate at a time */
     RANK_SQUEEZE,        /* one recall of a tree of heaps at a time */
-    RANK_TREE,           /* the process's trees of heaps */
     RANK_TRIM,           /* one trim or check of a heap at a time */
     RANK_AREAS,          /* a heap's areas: from stop to restart */
     RANK_CLASS,          /* one size class of one heap */
@@ -126,6 +125,7 @@ typedef enum lock_rank {
     RANK_META,           /* the process's metadata pages */
     RANK_RESERVE,        /* the process's SuperSlabs: reservations, reserve, nursery */
     RANK_REGISTRY,       /* tables of the registry, written when they are made */
+    RANK_TREE,           /* the process's trees of heaps */
 } lock_rank_t;
 
 typedef struct hak_lock {

@@ -33,6 +33,7 @@ HAK_INLINE void put_block(hak_heap_t *heap, class_state_t *state, block_t *block
 static void note_returned(hak_heap_t *heap, class_state_t *state, size_t blocks)
 {
     store_relaxed(&state->outside, load_relaxed(&state->outside) - blocks);
+    heap_refund(heap, blocks * size_classes[state->cls].bytes);
     counter_add(&heap->counters, ss_local, blocks);
 }
 
@@ -114,6 +115,7 @@ void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain)
 {
     counter_add(&heap->counters, ss_remote, chain_count(chain));
     remote_push(&heap_class_made(heap, cls)->remote, chain, &heap->guard, size_classes[cls].bytes);
+    heap_note_waiting(heap);
     STALL(remote_pushed);
 }
 
@@ -122,7 +124,9 @@ static bool may_leave(hak_heap_t *heap, class_state_t *state, chain_t chain)
 {
     size_t blocks = chain_count(chain);
     if (remote_blocks(&state->remote) + blocks >= CHAIN_MAX) return false;
-    if (!budget_take(&heap->budget, blocks * size_classes[state->cls].bytes)) return false;
+    /* It has no budget, and the next request takes what waits. */
+    if (heap_is_tight(heap)) return true;
+    if (!heap_budget_take(heap, blocks * size_classes[state->cls].bytes)) return false;
     add_relaxed(&state->remote_charged, (uint32_t)blocks);
     return true;
 }
@@ -155,7 +159,7 @@ static cold_t *cold_of(hak_heap_t *heap, class_state_t *state)
 static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, int index)
 {
     size_t bytes = size_classes[state->cls].bytes;
-    if (!budget_take(&heap->budget, chain_count(chain) * bytes)) return chain;
+    if (!heap_budget_take(heap, chain_count(chain) * bytes)) return chain;
     cold_t *cold = cold_of(heap, state);
     chain_t overflow = cold ? cold_put(cold, chain, (unsigned)index) : chain;
     budget_put(&heap->budget, chain_count(overflow) * bytes);
@@ -316,15 +320,23 @@ void drain_ended_period(hak_heap_t *heap, area_t *area, int index)
 
 /* ---- The ladder ---- */
 
-bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
+/* Returns the block's units; 0: there is none. */
+static unsigned put_in_region(hak_heap_t *heap, entry_t entry, void *ptr)
 {
     unsigned hole, index = entry_back(entry);
     unsigned units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
-    if (HAK_UNLIKELY(!units)) return false;
+    if (HAK_UNLIKELY(!units)) return 0;
     rooms_raise(&heap->region_rooms, index, hole);
     heap_note_freed(heap, units);
     counter_add(&heap->counters, region, 1);
-    return true;
+    return units;
+}
+
+bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
+{
+    unsigned units = put_in_region(heap, entry, ptr);
+    heap_refund(heap, units * (size_t)REGION_UNIT);
+    return units;
 }
 
 bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
@@ -402,42 +414,48 @@ static const guard_t plain = {0, "deferred"};
 static void defer(hak_heap_t *heap, void *ptr)
 {
     remote_push(&heap->deferred, block_push(0, ptr, 0), &plain, 0);
+    heap_note_waiting(heap);
     STALL(deferred_pushed);
 }
 
 /* Where the process's lock is busy, the block is noted again. */
-static void free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
+static size_t free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
 {
     superslab_t *ss = registry_superslab(mid->start);
     run_t run = {ss, superslab_index(ss, mid->start)};
     unsigned granules = mid->granules;
     size_t bytes = mid_bytes(mid);
     mid_remove(&heap->large, mid);
-    if (runs_put(heap, run, granules, PAGES_ALL, may_wait)) return;
+    if (runs_put(heap, run, granules, PAGES_ALL, may_wait)) return bytes;
     mid_add(&heap->large, run, granules, bytes);
     defer(heap, superslab_granule(run.ss, run.first));
+    return 0;
 }
 
 /* Unmaps what the cache has no room for; a block too big for all of it does not drive out the
  * others. What the kernel refuses to unmap stays cached, and counted. */
-static void free_large(hak_heap_t *heap, large_t *large)
+static size_t free_large(hak_heap_t *heap, large_t *large)
 {
     large_set_t *set = &heap->large;
+    size_t bytes = hak_round_up(large->asked.size, HAK_PAGE);
     large_remove(set, large);
-    if (large_bytes(large) > set->cache_limit && mapping_drop(heap, large, LARGE_RELEASED)) return;
+    if (large_bytes(large) > set->cache_limit && mapping_drop(heap, large, LARGE_RELEASED))
+        return bytes;
     large_cache(set, large);
     for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
         if (mapping_drop(heap, old, LARGE_RELEASED)) continue;
         large_cache(set, old);
-        return;
+        break;
     }
+    return bytes;
 }
 
-static void free_big(hak_heap_t *heap, void *ptr, bool may_wait)
+/* Returns what the block was charged; 0: it waits. */
+static size_t free_big(hak_heap_t *heap, void *ptr, bool may_wait)
 {
     entry_t entry = registry_lookup(ptr);
-    if (entry) free_mid(heap, mid_of(entry, ptr), may_wait);
-    else free_large(heap, registry_range(ptr));
+    if (entry) return free_mid(heap, mid_of(entry, ptr), may_wait);
+    return free_large(heap, registry_range(ptr));
 }
 
 /* One at a time is taken off the list, and no more than are there: what may not wait is deferred
@@ -447,7 +465,8 @@ size_t drain_some_deferred(hak_heap_t *heap, bool may_wait)
     hak_assert(lock_is_held(&heap->lock));
     size_t moved = 0, most = hak_min(remote_blocks(&heap->deferred), DRAIN_BIG_AT_ONCE);
     STALL(deferred_counted);
-    for (; moved < most; moved++) free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait);
+    for (; moved < most; moved++)
+        heap_refund(heap, free_big(heap, remote_next(&heap->deferred, &plain, 0), may_wait));
     return moved;
 }
 
@@ -492,6 +511,30 @@ void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
     purge_uncacheable(heap, ptr);
     if (!lock_or_defer(heap, ptr)) return;
     (void)drain_deferred(heap, false);
-    free_big(heap, ptr, false);
+    heap_refund(heap, free_big(heap, ptr, false));
     lock_release(&heap->lock, RANK_HEAP);
+}
+
+/* ---- A block whose charge another takes over ---- */
+
+static void return_one(hak_heap_t *heap, class_state_t *state, void *ptr)
+{
+    lock_acquire(&state->lock, RANK_CLASS);
+    put_block(heap, state, ptr);
+    store_relaxed(&state->outside, load_relaxed(&state->outside) - 1);
+    drain_leave(heap, state);
+}
+
+void drain_charged(const block_id_t *id, void *ptr)
+{
+    hak_heap_t *heap = id->heap;
+    if (id->kind == KIND_SMALL) {
+        return_one(heap, heap_class_made(heap, id->cls), ptr);
+    } else if (id->kind == KIND_REGION) {
+        if (!put_in_region(heap, id->entry, ptr)) pointer_refuse_again(id, ptr);
+    } else {
+        lock_acquire(&heap->lock, RANK_HEAP);
+        (void)free_big(heap, ptr, true);
+        lock_release(&heap->lock, RANK_HEAP);
+    }
 }

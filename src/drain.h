@@ -3,6 +3,7 @@
 #define HAK_DRAIN_H
 
 #include "adapt.h"
+#include "pointer.h"
 
 /*
  * Role: where freed blocks go. Each rung asks one layer; one that overflows returns the overflow,
@@ -35,6 +36,9 @@ bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr);
 void drain_remote(hak_heap_t *heap, unsigned cls, chain_t chain);
 /* Mid and large blocks, by now marked as freed. `deferred`: the lock is not even tried. */
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred);
+/* Frees a block of a heap that counts, past all caches, without a refund: its charge is another
+ * block's by now. Inside the gate; a mid or large block is marked as freed. */
+void drain_charged(const block_id_t *id, void *ptr);
 /* Some of what was deferred; lock: HEAP. Returns how many. */
 size_t drain_some_deferred(hak_heap_t *heap, bool may_wait);
 HAK_INLINE size_t drain_deferred(hak_heap_t *heap, bool may_wait)

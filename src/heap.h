@@ -6,6 +6,7 @@
 #include "counters.h"
 #include "hakheap.h"
 #include "large.h"
+#include "ledger.h"
 #include "meta.h"
 #include "options.h"
 #include "percpu.h"
@@ -98,6 +99,7 @@ struct hak_heap {
     /* ---- every slow path ---- */
     _Atomic uint64_t magic;     /* HEAP_MAGIC ^ address while the heap lives */
     guard_t guard;              /* const */
+    ledger_t *ledger;           /* const: behind the record; NULL: the heap counts nothing */
     budget_t budget;            /* atomic: what magazines may still take */
     class_bits_t made;          /* of classes; written under the HEAP lock */
     classes_t *_Atomic classes; /* never NULL; release pairs with acquire; made under HEAP */
@@ -211,6 +213,32 @@ HAK_INLINE void heap_note_freed(hak_heap_t *heap, unsigned units)
     _Atomic uint16_t *blocks = &heap->region_blocks[sizeclass_of(units * REGION_UNIT)];
     uint16_t were = load_relaxed(blocks);
     store_relaxed(blocks, (uint16_t)(were - (were != 0)));
+}
+
+/* ---- What is live, where the heap counts ---- */
+
+HAK_INLINE bool heap_is_tight(const hak_heap_t *heap)
+{
+    return heap->ledger && ledger_is_tight(heap->ledger);
+}
+/* More for the caller, of what the heap has borrowed: so many blocks. */
+HAK_INLINE size_t heap_grab(hak_heap_t *heap, size_t bytes, size_t n)
+{
+    return heap->ledger ? ledger_grab(heap->ledger, bytes, n) : n;
+}
+HAK_INLINE void heap_refund(hak_heap_t *heap, size_t bytes)
+{
+    if (HAK_UNLIKELY(heap->ledger != NULL) && bytes) ledger_refund(heap->ledger, bytes);
+}
+/* Blocks were freed that wait for another thread. */
+HAK_INLINE void heap_note_waiting(hak_heap_t *heap)
+{
+    if (HAK_UNLIKELY(heap->ledger != NULL)) ledger_note_freed(heap->ledger);
+}
+/* Room in the budget of magazines and cold chains; a tight heap has none. */
+HAK_INLINE bool heap_budget_take(hak_heap_t *heap, size_t bytes)
+{
+    return !heap_is_tight(heap) && budget_take(&heap->budget, bytes);
 }
 
 /* ---- What is committed; lock: HEAP ---- */

@@ -3,9 +3,9 @@
 
 #include "stall.h"
 
-static hak_lock_t tree_lock;          /* rank TREE */
-static _Atomic uint64_t epoch;        /* frees in tight heaps, and changes of a tree; ordered */
-static uint32_t serials; /* lock: TREE; of recalls */
+static hak_lock_t tree_lock;   /* rank TREE */
+static _Atomic uint64_t epoch; /* frees in tight heaps, and changes of a tree; ordered */
+static uint32_t serials;       /* lock: TREE; of recalls */
 
 static void hold(void) { lock_acquire(&tree_lock, RANK_TREE); }
 static void release(void) { lock_release(&tree_lock, RANK_TREE); }
@@ -17,8 +17,7 @@ size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n)
     size_t had = load_relaxed(&ledger->credit);
     for (;;) {
         size_t k = hak_min(had / bytes, n);
-        if (k && ledger_is_tight(ledger)) k = 1;
-        if (!k) return 0;
+        if (!k || ledger_is_tight(ledger)) return 0;
         /* Relaxed: a number of bytes orders nothing; the blocks are handed over by other words. */
         if (cas_relaxed(&ledger->credit, &had, had - k * bytes)) return k;
     }
@@ -117,7 +116,7 @@ static void return_credit(ledger_t *ledger)
 
 /* ---- Tight ---- */
 
-/* Whether what a heap's limit leaves is little. */
+/* Whether a heap's limit leaves little. */
 static bool is_scarce(ledger_t *at)
 {
     return room_of(at) < load_relaxed(&at->limit) / LEDGER_SLACK;
@@ -130,54 +129,81 @@ static bool is_squeezed(ledger_t *from)
     return false;
 }
 
-/* What was squeezed long enough ago, and has room again, is so no more. */
+/* What was squeezed long enough ago is so no more. */
 static void relax(ledger_t *ledger, uint32_t now)
 {
     ledger_t *at = ledger;
     do
-        if (at->squeezed && now - at->squeezed_at >= LEDGER_TIGHT_MS && !is_scarce(at))
-            at->squeezed = false;
+        if (at->squeezed && now - at->squeezed_at >= LEDGER_TIGHT_MS) at->squeezed = false;
     while ((at = at->parent) != NULL);
     if (load_relaxed(&ledger->tight) && !is_squeezed(ledger)) store_ordered(&ledger->tight, 0u);
 }
 
 /* ---- Borrowing ---- */
 
-static size_t ahead(size_t room, size_t bytes)
+/* With the bytes asked for. */
+static size_t ahead(ledger_t *ledger, size_t room, size_t bytes)
 {
-    size_t most = hak_min(room / LEDGER_SHARE, (size_t)LEDGER_AHEAD);
-    return most > bytes ? most : bytes;
+    if (load_relaxed(&ledger->tight)) return bytes;
+    size_t most =
+        hak_min(room / LEDGER_SHARE, load_relaxed(&ledger->lease) / LEDGER_OF_LEASE + HAK_PAGE);
+    return hak_max(hak_min(most, LEDGER_AHEAD), bytes);
 }
 
-refusal_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
+borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
 {
     hold();
-    if (load_relaxed(&ledger->tight)) return_credit(ledger);
-    relax(ledger, now);
     size_t room;
-    refusal_t refusal = {find_full(ledger, bytes, &room), false};
+    borrowed_t refusal = {find_full(ledger, bytes, &room), false, {NULL}};
+    if (refusal.full || load_relaxed(&ledger->tight)) {
+        return_credit(ledger);
+        refusal.full = find_full(ledger, bytes, &room);
+    }
+    relax(ledger, now);
     if (!refusal.full) {
-        size_t amount = load_relaxed(&ledger->tight) ? bytes : ahead(room, bytes);
+        size_t amount = ahead(ledger, room, bytes);
         lend(ledger, amount);
         add_ordered(&ledger->credit, amount - bytes);
     } else {
         const ledger_t *full = refusal.full;
-        refusal.again = full->squeezed && full->refused_at == ledger_epoch() + 1 &&
-                        bytes >= full->refused_size;
+        refusal.by = full->own;
+        refusal.again =
+            full->squeezed && full->refused_at == ledger_epoch() + 1 && bytes >= full->refused_size;
     }
     release();
     return refusal;
 }
 
+/* It may have left the chain, and be gone. */
+static ledger_t *find_above(ledger_t *ledger, const ledger_t *full)
+{
+    ledger_t *at = ledger;
+    while (at && at != full) at = at->parent;
+    return at;
+}
+
+static void count_refusal(ledger_t *at)
+{
+    store_relaxed(&at->refusals, load_relaxed(&at->refusals) + 1);
+}
+
 void ledger_note_refused(ledger_t *ledger, const ledger_t *full, size_t bytes, uint64_t at_epoch)
 {
     hold();
-    for (ledger_t *at = ledger; at; at = at->parent) {
-        if (at != full) continue;
+    ledger_t *at = find_above(ledger, full);
+    if (at) {
         at->refused_at = at_epoch + 1; /* 0: never */
         at->refused_size = bytes;
-        store_relaxed(&at->refusals, load_relaxed(&at->refusals) + 1);
+        count_refusal(at);
     }
+    release();
+}
+
+void ledger_note_again(ledger_t *ledger, const ledger_t *full)
+{
+    hold();
+    ledger_t *at = find_above(ledger, full);
+    if (at) count_refusal(at);
     release();
 }
 
@@ -189,6 +215,7 @@ void ledger_begin(recall_t *recall, ledger_t *of, ledger_t *top, uint32_t now)
     recall->top = top;
     recall->now = now;
     recall->more = true;
+    recall->again = false;
     recall->count = 0;
     hold();
     recall->serial = ++serials;
@@ -226,6 +253,16 @@ static ledger_t *next_of(const recall_t *recall, ledger_t *at)
     return parent;
 }
 
+/* What was refused before is asked again, until a recall has come to its end. */
+static void squeeze(recall_t *recall, ledger_t *top)
+{
+    recall->again |=
+        !top->squeezed && top->squeezed_at && recall->now - top->squeezed_at < LEDGER_TIGHT_MS;
+    top->squeezed = true;
+    top->squeezed_at = recall->now;
+    top->refused_at = 0;
+}
+
 void ledger_step(recall_t *recall)
 {
     enum { STEPS = 4 * LEDGER_AT_ONCE };
@@ -233,11 +270,9 @@ void ledger_step(recall_t *recall)
     hold();
     ledger_t *at = recall->top;
     recall->more = is_above(at, recall->of);
-    if (recall->more && !at->squeezed) {
-        at->squeezed = true;
-        at->squeezed_at = recall->now;
-    }
-    for (unsigned step = 0; recall->more && step < STEPS && recall->count < LEDGER_AT_ONCE; step++) {
+    if (recall->more) squeeze(recall, at);
+    for (unsigned step = 0; recall->more && step < STEPS && recall->count < LEDGER_AT_ONCE;
+         step++) {
         visit(recall, at);
         at = next_of(recall, at);
         recall->more = at != NULL;
@@ -254,6 +289,18 @@ void ledger_settle(recall_t *recall)
         recall->at[i]->pins--;
     }
     recall->count = 0;
+    release();
+}
+
+void ledger_end(recall_t *recall, uint32_t now)
+{
+    hold();
+    ledger_t *top = find_above(recall->of, recall->top);
+    if (top) {
+        /* Where it found much, caches may go on; but not where that comes again and again. */
+        top->squeezed = is_scarce(top) || recall->again;
+        top->squeezed_at = now;
+    }
     release();
 }
 
@@ -329,6 +376,7 @@ void ledger_clear(ledger_t *ledger)
     hold();
     return_lease(ledger);
     ledger->away = false;
+    store_ordered(&ledger->tight, (uint32_t)is_squeezed(ledger));
     note_change();
     release();
 }
@@ -358,25 +406,27 @@ static ledger_t *common(ledger_t *a, const ledger_t *b)
     return a;
 }
 
-static bool has_room(ledger_t *from, const ledger_t *end, size_t bytes)
+/* The lowest of [from, end) that has less room, or NULL. */
+static ledger_t *find_full_before(ledger_t *from, const ledger_t *end, size_t bytes)
 {
     for (ledger_t *at = from; at != end; at = at->parent)
-        if (room_of(at) < bytes) return false;
-    return true;
+        if (room_of(at) < bytes) return at;
+    return NULL;
 }
 
-static ledger_answer_t may_move(ledger_t *ledger, ledger_t *parent)
+static ledger_answer_t may_move(ledger_t *ledger, ledger_t *parent, ledger_t **full)
 {
     if (parent && is_above(ledger, parent)) return LEDGER_LOOP;
     if (parent && depth_of(parent) + ledger->height > LEDGER_DEPTH) return LEDGER_DEEP;
     const ledger_t *end = common(ledger->parent, parent);
-    return has_room(parent, end, load_relaxed(&ledger->sum)) ? LEDGER_DONE : LEDGER_FULL;
+    *full = find_full_before(parent, end, load_relaxed(&ledger->sum));
+    return *full ? LEDGER_FULL : LEDGER_DONE;
 }
 
-ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent)
+ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, ledger_t **full)
 {
     hold();
-    ledger_answer_t answer = may_move(ledger, parent);
+    ledger_answer_t answer = may_move(ledger, parent, full);
     if (answer == LEDGER_DONE) {
         size_t bytes = load_relaxed(&ledger->sum);
         take_off(ledger->parent, bytes);

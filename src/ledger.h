@@ -3,6 +3,7 @@
 #define HAK_LEDGER_H
 
 #include "base.h"
+#include "hakheap.h"
 
 /*
  * Role: counts what metered heaps have live, so that no heap of a tree, with all below it, is above
@@ -20,8 +21,9 @@
  * all heaps below the one that is full are recalled (recall.c). So whether a request is refused
  * follows from what is live, and not from who has borrowed what.
  *
- * A heap whose chain was squeezed a short while ago is tight: it takes a block at a time, borrows no
- * more than that, and caches nothing; so there is nothing to recall when it is refused again.
+ * A heap whose chain was recalled a short while ago, and is still nearly full, is tight: it borrows a
+ * block at a time, and caches nothing: it has no area, and no budget. So there is nothing to fence
+ * when it is refused again, and a heap that hammers its limit causes ten fences a second at most.
  *
  * Lock: TREE, one of the process, taken here: a few steps for each level of the tree, or for
  * LEDGER_AT_ONCE ledgers. Nothing else is locked, called or waited for under it.
@@ -30,15 +32,23 @@
  * all of a chain is asked before anything is added.
  */
 enum {
-    LEDGER_DEPTH = 32,    /* heaps from the root to the deepest */
-    LEDGER_AT_ONCE = 64,  /* ledgers of one step of a recall */
-    LEDGER_SHARE = 64,    /* of the room in its chain a heap borrows such a part ahead, */
-    LEDGER_AHEAD = HAK_MIB, /* and no more than this */
-    LEDGER_SLACK = 8,     /* a tree is tight until such a part of its limit is free, */
-    LEDGER_TIGHT_MS = 100 /* and so long */
+    LEDGER_DEPTH = 32,      /* heaps from the root to the deepest */
+    LEDGER_AT_ONCE = 64,    /* ledgers of one step of a recall */
+    LEDGER_SHARE = 64,      /* of the room in its chain a heap borrows such a part ahead, */
+    LEDGER_AHEAD = HAK_MIB, /* and no more than this, */
+    LEDGER_OF_LEASE = 8,    /* than such a part of what it has, and a page; */
+    LEDGER_SLACK = 8,       /* a recall that leaves less than such a part of a limit makes tight, */
+    LEDGER_TIGHT_MS = 100   /* for so long; and one that comes so soon after another */
 };
 
 #define LEDGER_NO_LIMIT SIZE_MAX
+
+/* Which heap is full, and whom it tells. A copy: the heap itself may go. */
+typedef struct refused {
+    hak_heap_t *heap;
+    hak_pressure_fn on_pressure;
+    void *ctx;
+} refused_t;
 
 typedef struct ledger {
     /* Ordered: pairs of `tight` and `credit` are written one after the other, and read in the other
@@ -52,7 +62,7 @@ typedef struct ledger {
     uint32_t pins;        /* steps of recalls that are at it */
     uint32_t stamp, done; /* the last recall that was at it, and that was at all below it */
     struct ledger *parent, *first, *last, *next, *prev;
-    void *heap; /* const: whose ledger it is */
+    refused_t own;        /* const: whose ledger it is */
     _Atomic size_t lease; /* these: lock: TREE; read by anybody, relaxed: figures */
     _Atomic size_t sum;
     _Atomic size_t limit;
@@ -94,22 +104,25 @@ void ledger_leave(ledger_t *ledger);
 ledger_t *ledger_child(const ledger_t *ledger);
 
 typedef enum ledger_answer { LEDGER_DONE, LEDGER_FULL, LEDGER_LOOP, LEDGER_DEEP } ledger_answer_t;
-/* Moves a heap, with all below it, under another parent; NULL: it becomes a root. LEDGER_FULL: the
- * chain has no room for what is borrowed; LEDGER_LOOP: the parent is below the heap. */
-ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent);
+/* Moves a heap, with all below it, under another parent; NULL: it becomes a root. LEDGER_FULL: *full,
+ * of the chain, has no room for what is borrowed; LEDGER_LOOP: the parent is below the heap. */
+ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, ledger_t **full);
 /* False: more than that is borrowed; nothing has changed. */
 bool ledger_set_limit(ledger_t *ledger, size_t limit);
 
 /* What refused a request. */
-typedef struct refusal {
+typedef struct borrowed {
     ledger_t *full; /* the lowest of the chain without room; NULL: none, and the bytes are the
                      * caller's */
     bool again;     /* it was refused since the last recall, and nothing was freed since */
-} refusal_t;
+    refused_t by;
+} borrowed_t;
 /* Bytes for the caller, and some ahead as credit. */
-refusal_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now);
-/* Notes that `full` refused so many bytes after a recall that began in this epoch. */
+borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now);
+/* Notes that `full` refused so many bytes after a whole recall that began in this epoch. */
 void ledger_note_refused(ledger_t *ledger, const ledger_t *full, size_t bytes, uint64_t epoch);
+/* The same where that was known. */
+void ledger_note_again(ledger_t *ledger, const ledger_t *full);
 uint64_t ledger_epoch(void);
 
 /* ---- A recall: begin, steps until there is no more, end; one at a time ---- */
@@ -120,6 +133,7 @@ typedef struct recall {
     uint32_t serial;
     uint32_t now; /* milliseconds */
     bool more;
+    bool again; /* the last one ended a short while ago */
     size_t count;
     ledger_t *at[LEDGER_AT_ONCE]; /* of this step; pinned */
 } recall_t;
@@ -129,6 +143,8 @@ void ledger_begin(recall_t *recall, ledger_t *of, ledger_t *top, uint32_t now);
 void ledger_step(recall_t *recall);
 /* The credits of the step's ledgers go back, and their pins. */
 void ledger_settle(recall_t *recall);
+/* All was recalled. */
+void ledger_end(recall_t *recall, uint32_t now);
 
 /* Proves the sums of a whole tree; false: one is wrong. For tests and checks. */
 bool ledger_is_sound(ledger_t *ledger);

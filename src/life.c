@@ -10,15 +10,19 @@
 #include "runs.h"
 #include "tls.h"
 
-/* A heap with its tables. */
-static size_t heap_bytes(void)
+/* A heap with its tables, and behind them what it counts with. */
+static size_t table_end(void)
 {
     return hak_round_up(offsetof(hak_heap_t, percpu) + percpu_bytes(), HAK_LINE);
+}
+static size_t heap_bytes(bool counts)
+{
+    return table_end() + (counts ? hak_round_up(sizeof(ledger_t), HAK_LINE) : 0);
 }
 /* One, but for machines of very many CPUs. */
 static size_t cradle_granules(void)
 {
-    return (heap_bytes() + HEAP_COLOURS * HAK_LINE + GRANULE - 1) / GRANULE;
+    return (heap_bytes(true) + HEAP_COLOURS * HAK_LINE + GRANULE - 1) / GRANULE;
 }
 
 static char *cradle_of(const hak_heap_t *heap)
@@ -41,7 +45,8 @@ static void found_region(hak_heap_t *heap)
 {
     size_t before = cradle_granules() - 1;
     char *base = cradle_of(heap) + before * GRANULE;
-    char *behind = (char *)heap + heap_bytes(); /* may be before the last granule: see colours */
+    char *behind =
+        (char *)heap + heap_bytes(heap->ledger); /* may be before the last granule: see colours */
     size_t end = behind > base ? (size_t)(behind - base) : 0;
     unsigned record = before ? 0 : region_unit(heap);
     region_t *region = heap->near_region;
@@ -55,13 +60,57 @@ static void found_region(hak_heap_t *heap)
     store_release(&heap->regions, 1u);
 }
 
+static hak_heap_t *refuse(hak_error_t why, int error, int *out)
+{
+    hak_tls.last_error = why;
+    *out = error;
+    return NULL;
+}
+
+static void place_ledger(hak_heap_t *heap)
+{
+    const settings_t *settings = &heap->settings;
+    if (!options_counts(settings)) return;
+    heap->ledger = (ledger_t *)(void *)((char *)heap + table_end());
+    *heap->ledger = (ledger_t){.own = {heap, settings->on_pressure, settings->pressure_ctx}};
+}
+
+/* Last: recalls come to the heap from here on. False: the tree would be too deep. */
+static bool begin_counting(hak_heap_t *heap)
+{
+    const settings_t *settings = &heap->settings;
+    return !heap->ledger ||
+           ledger_join(heap->ledger, settings->parent ? settings->parent->ledger : NULL,
+                       settings->live_limit ? settings->live_limit : HAK_NO_LIMIT);
+}
+
+/* All of it is given back; nothing refers to it. */
+static void end(hak_heap_t *heap)
+{
+    drain_settle(heap);
+    percpu_close(&heap->percpu);
+    lock_acquire(&heap->lock, RANK_HEAP);
+    runs_empty(heap);
+    mapping_empty(heap);
+    lock_release(&heap->lock, RANK_HEAP);
+    for (meta_page_t *page = heap->pages; page;) {
+        meta_page_t *next = page->next;
+        meta_put(page, page->pages);
+        page = next;
+    }
+    store_relaxed(&heap->regions, 0u);
+    registry_set_run(cradle_of(heap), cradle_granules(), NULL, CODE_DEAD);
+    meta_put(cradle_of(heap), cradle_granules() * GRANULE_PAGES);
+}
+
 hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
 {
     settings_t settings;
-    if ((*error = options_read(config, &settings)) != 0) {
-        hak_tls.last_error = HAK_ERROR_ARGUMENT;
-        return NULL;
-    }
+    if ((*error = options_read(config, &settings)) != 0)
+        return refuse(HAK_ERROR_ARGUMENT, *error, error);
+    hak_heap_t *parent = settings.parent;
+    if (parent && (!heap_is_valid(parent) || !parent->ledger))
+        return refuse(HAK_ERROR_ARGUMENT, EINVAL, error);
     char *cradle = record_cradle(cradle_granules());
     if (!cradle) {
         *error = ENOMEM;
@@ -69,6 +118,7 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     }
     hak_heap_t *heap = place(cradle);
     heap->settings = settings;
+    place_ledger(heap);
     heap->guard.name = heap->settings.name;
     heap->policy = heap_policies[settings.level];
     if (heap->policy.sealed) heap->guard.key = block_next_key();
@@ -82,6 +132,10 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     found_region(heap);
     heap_charge_records(heap, (cradle_granules() - 1) * GRANULE);
     heap_charge(heap, GRANULE);
+    if (!begin_counting(heap)) {
+        end(heap);
+        return refuse(HAK_ERROR_DEPTH, E2BIG, error);
+    }
     /* Release: pairs with the acquire in heap_is_valid. */
     store_release(&heap->magic, HEAP_MAGIC ^ (uintptr_t)heap);
     return heap;
@@ -116,8 +170,15 @@ static void empty_caches(hak_heap_t *heap)
     store_relaxed(&heap->budget.room, (int64_t)heap->settings.cache_bytes);
 }
 
+/* No recall is at the heap, and none comes. */
+static void hide(hak_heap_t *heap)
+{
+    for (unsigned turn = 0; heap->ledger && !ledger_hide(heap->ledger); turn++) hak_wait(turn);
+}
+
 void life_reset(hak_heap_t *heap)
 {
+    hide(heap);
     drain_settle(heap);
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     lock_acquire(&heap->lock, RANK_HEAP);
@@ -128,22 +189,12 @@ void life_reset(hak_heap_t *heap)
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);
     lock_release(&heap->areas_lock, RANK_AREAS);
+    if (heap->ledger) ledger_clear(heap->ledger);
 }
 
 void life_destroy(hak_heap_t *heap)
 {
-    drain_settle(heap);
-    percpu_close(&heap->percpu);
-    lock_acquire(&heap->lock, RANK_HEAP);
-    runs_empty(heap);
-    mapping_empty(heap);
-    lock_release(&heap->lock, RANK_HEAP);
-    for (meta_page_t *page = heap->pages; page;) {
-        meta_page_t *next = page->next;
-        meta_put(page, page->pages);
-        page = next;
-    }
-    store_relaxed(&heap->regions, 0u);
-    registry_set_run(cradle_of(heap), cradle_granules(), NULL, CODE_DEAD);
-    meta_put(cradle_of(heap), cradle_granules() * GRANULE_PAGES);
+    hide(heap);
+    if (heap->ledger) ledger_leave(heap->ledger);
+    end(heap);
 }

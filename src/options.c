@@ -141,9 +141,10 @@ static int read_level(hak_level_t given, hak_level_t *out)
 static bool ends_at_a_field(size_t size)
 {
 #define END(field) (offsetof(hak_heap_config_t, field) + sizeof(((hak_heap_config_t *)0)->field))
-    static const size_t ends[] = {END(struct_size), END(name),        END(level),
-                                  END(flags),       END(cache_bytes), END(large_cache_bytes),
-                                  END(region_bytes)};
+    static const size_t ends[] = {END(struct_size),  END(name),        END(level),
+                                  END(flags),        END(cache_bytes), END(large_cache_bytes),
+                                  END(region_bytes), END(parent),      END(live_limit),
+                                  END(on_pressure),  END(pressure_ctx)};
 #undef END
     if (size >= sizeof(hak_heap_config_t)) return true;
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
@@ -162,6 +163,12 @@ int options_read(const hak_heap_config_t *config, settings_t *out)
         memcpy(&given, config, hak_min(size, sizeof given));
     }
     if (given.flags != 0) return EINVAL;
+    out->parent = given.parent;
+    out->live_limit = given.live_limit;
+    out->on_pressure = given.on_pressure;
+    out->pressure_ctx = given.pressure_ctx;
+    /* It would never run. */
+    if (given.on_pressure && !options_counts(out)) return EINVAL;
     memset(out->name, 0, sizeof out->name);
     strncpy(out->name, given.name ? given.name : "unnamed", sizeof out->name - 1);
     int error = read_level(given.level, &out->level);

@@ -27,7 +27,17 @@ typedef struct settings {
     size_t cache_bytes;
     size_t large_cache_bytes;
     size_t region_bytes;
+    hak_heap_t *parent; /* read by create only */
+    size_t live_limit;
+    hak_pressure_fn on_pressure;
+    void *pressure_ctx;
 } settings_t;
+
+/* Whether a heap counts what it has live: it has a limit, or a place in a tree. */
+HAK_INLINE bool options_counts(const settings_t *settings)
+{
+    return settings->live_limit || settings->parent;
+}
 
 /* Reads the environment: once a process, before the first heap. A later setenv would race with
  * getenv. */

@@ -63,7 +63,9 @@ bool pointer_find(const void *ptr, block_id_t *out)
     if (!out->large) return false;
     out->kind = KIND_LARGE;
     out->heap = large_heap(out->large);
-    out->usable = large_bytes(out->large);
+    /* In a heap that counts a mapping may be longer than what is charged for it. */
+    out->usable = out->heap->ledger ? hak_round_up(out->large->asked.size, HAK_PAGE)
+                                    : large_bytes(out->large);
     return true;
 }
 
@@ -166,4 +168,33 @@ asked_t *pointer_asked(const block_id_t *id, const void *ptr)
 {
     if (id->kind < KIND_MID) return NULL;
     return id->kind == KIND_MID ? &mid_of(id->entry, ptr)->asked : &id->large->asked;
+}
+
+/* Whether the blocks of the size's class can all begin at multiples of the alignment. */
+static bool is_class_aligned(size_t size, size_t alignment)
+{
+    return alignment <= BLOCK_ALIGN ||
+           (alignment <= GRANULE && size_classes[sizeclass_of(size)].bytes % alignment == 0);
+}
+
+block_place_t pointer_place(size_t size, size_t alignment)
+{
+    if (size <= SMALL_MAX && is_class_aligned(size, alignment)) return PLACE_SMALL;
+    return alignment <= MID_MAX && size <= MID_MAX ? PLACE_MID : PLACE_LARGE;
+}
+
+size_t pointer_charge(size_t size, size_t alignment)
+{
+    switch (pointer_place(size, alignment)) {
+    case PLACE_SMALL: return size_classes[sizeclass_of(size)].bytes;
+    case PLACE_MID: return hak_round_up(size, GRANULE);
+    case PLACE_LARGE: break;
+    }
+    return hak_round_up(size, HAK_PAGE);
+}
+
+size_t pointer_charged(const block_id_t *id, const void *ptr)
+{
+    return id->kind == KIND_LARGE ? hak_round_up(pointer_asked(id, ptr)->size, HAK_PAGE)
+                                  : id->usable;
 }

@@ -33,4 +33,11 @@ void pointer_mark_freed(const block_id_t *id, void *ptr);
 /* What a mid or large block was asked for with; NULL for others. */
 asked_t *pointer_asked(const block_id_t *id, const void *ptr);
 
+/* What serves a request. */
+typedef enum block_place { PLACE_SMALL, PLACE_MID, PLACE_LARGE } block_place_t;
+block_place_t pointer_place(size_t size, size_t alignment);
+/* What a request is charged, and a live block of a heap that counts. */
+size_t pointer_charge(size_t size, size_t alignment);
+size_t pointer_charged(const block_id_t *id, const void *ptr);
+
 #endif

@@ -84,14 +84,30 @@ static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
     errno = before;
 }
 
-/* A heap that is gone has no regions, and nothing else is read of it. */
-void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
+static void *take_uncharged(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
-    if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !is_in_regions(heap, cls)) return NULL;
     uint32_t takes = load_relaxed(&heap->region_takes) + 1;
     store_relaxed(&heap->region_takes, takes);
     if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) give_pages_back(heap);
     return note_taken(heap, cls, take_from_regions(heap, cls, units_of(alignment)));
+}
+
+/* The same in a heap that counts, of what it has borrowed. */
+static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    size_t bytes = size_classes[cls].bytes;
+    if (!ledger_grab(heap->ledger, bytes, 1)) return NULL;
+    void *ptr = take_uncharged(heap, cls, alignment);
+    if (!ptr) ledger_refund(heap->ledger, bytes);
+    return ptr;
+}
+
+/* A heap that is gone has no regions, and nothing else is read of it. */
+void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !is_in_regions(heap, cls)) return NULL;
+    if (HAK_UNLIKELY(heap->ledger != NULL)) return take_counted(heap, cls, alignment);
+    return take_uncharged(heap, cls, alignment);
 }
 
 /* What the hints hide is looked at before a class moves to slabs because all regions are full: once
@@ -211,8 +227,27 @@ HAK_INLINE size_t take_waiting(hak_heap_t *heap, class_state_t *state)
     return drain_waiting(heap, state, DRAIN_AT_ONCE);
 }
 
-static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index,
-                         const slab_wanted_t *wanted)
+/* ---- Of a heap that counts: one block is charged before the ladder, and is the caller's ---- */
+
+/* What is cached is charged already. */
+HAK_INLINE void refund_cached(hak_heap_t *heap, const class_state_t *state)
+{
+    heap_refund(heap, size_classes[state->cls].bytes);
+}
+
+/* As much of what is wanted as the heap has borrowed. Returns blocks that are charged. */
+static size_t charge_wanted(hak_heap_t *heap, const class_state_t *state, slab_wanted_t *wanted)
+{
+    size_t more = heap_is_tight(heap) ? 0 : wanted->most - 1;
+    size_t blocks = 1 + (more ? heap_grab(heap, size_classes[state->cls].bytes, more) : 0);
+    wanted->blocks = (uint32_t)hak_min(wanted->blocks, blocks);
+    wanted->ahead = (uint32_t)hak_min(wanted->ahead, blocks);
+    wanted->most = wanted->bound = (uint32_t)blocks;
+    return blocks;
+}
+
+static chain_t take_slabs(hak_heap_t *heap, class_state_t *state, int index,
+                          const slab_wanted_t *wanted)
 {
     enum { WAITING_STEPS = 4 }; /* so often waiting blocks are returned before memory is taken */
     int steps = take_waiting(heap, state) ? 1 : WAITING_STEPS;
@@ -229,6 +264,19 @@ static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index,
     return chain;
 }
 
+static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index,
+                         const slab_wanted_t *wanted)
+{
+    if (HAK_LIKELY(!heap->ledger)) return take_slabs(heap, state, index, wanted);
+    slab_wanted_t granted = *wanted;
+    size_t charged = charge_wanted(heap, state, &granted);
+    chain_t chain = take_slabs(heap, state, index, &granted);
+    /* One stays charged where there is none: the caller takes it back. */
+    size_t left = charged - hak_max(chain_count(chain), 1);
+    heap_refund(heap, left * size_classes[state->cls].bytes);
+    return chain;
+}
+
 /* The rungs below the areas. */
 static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index,
                            const slab_wanted_t *wanted)
@@ -236,6 +284,7 @@ static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index,
     lock_acquire(&state->lock, RANK_CLASS);
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
     budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
+    if (chain) refund_cached(heap, state);
     if (chain) counter_add(&heap->counters, refill_cold, 1);
     else chain = take_slab(heap, state, index, wanted);
     drain_leave(heap, state);
@@ -301,7 +350,7 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
         if (area_returns(area, state->cls)) adapt_wants(heap, area, index, state->cls);
         adapt_grow(heap, area, hot, state);
     }
-    slab_wanted_t wanted = hot ? adapt_wanted(state, hot) : (slab_wanted_t){1, 1, 0};
+    slab_wanted_t wanted = hot ? adapt_wanted(state, hot) : (slab_wanted_t){1, 1, 0, 0};
     chain_t chain = take_shared(heap, state, index, &wanted);
     home_divide(heap, index);
     if (area) drain_period(heap, area, index);
@@ -320,9 +369,13 @@ static void *refill_class(hak_heap_t *heap, unsigned cls)
     area_t *area = area_get(heap, &index, true);
     if (area) area_tag(heap, area, index, cls);
     block_t *block = pop_again(heap, cls);
-    if (block) return block;
+    if (block) {
+        refund_cached(heap, state);
+        return block;
+    }
     counter_add(&heap->counters, early_empty, 1);
     chain_t chain = percpu_take(&heap->percpu, PERCPU_SPARE(cls));
+    if (chain) refund_cached(heap, state);
     if (chain) counter_add(&heap->counters, refill_spare, 1);
     else chain = take_below(heap, state, area, index);
     return chain ? hand_out(heap, state, chain, index) : NULL;

@@ -6,6 +6,11 @@
 #include "tls.h"
 #include "trim.h"
 
+bool resize_is_charged(const block_id_t *id, size_t size)
+{
+    return id->kind == KIND_LARGE ? size > MID_MAX : pointer_charge(size, 1) == id->usable;
+}
+
 /* A mid block where it is. */
 static void *resize_mid(const block_id_t *id, void *ptr, size_t size)
 {

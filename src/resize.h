@@ -12,10 +12,15 @@
  * Callers: api, outside the gate. Lock: HEAP, taken inside; none for a block of a region.
  */
 
+/* Of a heap that counts: whether the block is what a fresh one of that size would be charged. What a
+ * large block is charged is noted in its record. */
+bool resize_is_charged(const block_id_t *id, size_t size);
+
 /* Whether the block has so much, and so little more, that a copy would save nothing to speak of. */
 HAK_INLINE bool resize_holds(const block_id_t *id, size_t size)
 {
-    return size <= id->usable && size >= id->usable / 2;
+    return size <= id->usable && size >= id->usable / 2 &&
+           (HAK_LIKELY(!id->heap->ledger) || resize_is_charged(id, size));
 }
 /* Of a block that is in no slab. */
 void *resize_other(const block_id_t *id, void *ptr, size_t size);

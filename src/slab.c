@@ -156,6 +156,11 @@ static size_t next_index(const slab_t *slab)
     return at < blocks ? at : at - blocks;
 }
 
+/* How many blocks are wanted, may lie beyond the page, and are too many. */
+typedef struct carve {
+    size_t want, ahead, most;
+} carve_t;
+
 /* Blocks whose first byte lies before the end of the page where carving begins, or `ahead` where
  * that is more, up to the last block of the slab, and whole cache lines of them where several blocks
  * share one. */
@@ -219,11 +224,10 @@ static void prove_unused(const slab_t *slab, size_t index, size_t count, const g
 }
 
 /* Lowest address on top, so that a program walks memory upwards. */
-static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, size_t want, size_t ahead,
-                     const guard_t *guard)
+static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, carve_t of, const guard_t *guard)
 {
     size_t index = next_index(slab);
-    size_t count = carvable(slab, index, want, ahead);
+    size_t count = hak_min(carvable(slab, index, of.want, of.ahead), of.most);
     size_t bytes = size_classes[slab->cls].bytes;
     uint64_t key = guard->key;
     if (key_seals(key)) prove_unused(slab, index, count, guard);
@@ -311,8 +315,9 @@ chain_t slab_take(slab_set_t *set, unsigned cls, const slab_wanted_t *wanted, co
         bool listed = slab->free != 0;
         size_t before = chain_count(chain);
         if (before >= (listed ? (want + 3) / 4 : want)) break;
+        size_t most = wanted->bound ? wanted->bound - before : SIZE_MAX;
         chain = listed ? take_listed(slab, chain, want, wanted->most, guard)
-                       : carve(set, slab, chain, want - before, ahead, guard);
+                       : carve(set, slab, chain, (carve_t){want - before, ahead, most}, guard);
         size_t count = chain_count(chain) - before;
         set->outside += count;
         rebin(set, slab);

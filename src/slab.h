@@ -143,6 +143,7 @@ typedef struct slab_wanted {
     uint32_t blocks;
     uint32_t most;  /* a slab's freelist of no more blocks than these is taken whole */
     uint32_t ahead; /* so many may be carved beyond the page where carving begins */
+    uint32_t bound; /* never more than these; 0: a cache line more does no harm */
 } slab_wanted_t;
 /* A chain of about as many blocks as are wanted: more where they fill a cache line or are a whole
  * freelist, fewer where freelists have a quarter of them; the empty chain where no slab has

@@ -135,6 +135,18 @@ static void steal_area(hak_heap_t *heap, stolen_t *stolen, area_at_t at, unsigne
     else percpu_restart(&heap->percpu, at.index);
 }
 
+/* Of halted and fenced areas. */
+static void take_areas(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsigned end,
+                       bool retire, size_t *bytes)
+{
+    FOR_AREAS (at, &heap->percpu) {
+        /* Many CPUs' words may not fit: then some blocks go back while the last areas still
+         * wait. */
+        if (stolen->count + AREA_KINDS * CLASS_COUNT > STOLEN) return_stolen(heap, stolen, bytes);
+        steal_area(heap, stolen, at, first, end, retire);
+    }
+}
+
 /* False: the kernel refused the fence, and the areas run as before. */
 static bool steal_areas(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsigned end,
                         bool retire, size_t *bytes)
@@ -145,12 +157,7 @@ static bool steal_areas(hak_heap_t *heap, stolen_t *stolen, unsigned first, unsi
         return false;
     }
     STALL(areas_fenced);
-    FOR_AREAS (at, &heap->percpu) {
-        /* Many CPUs' words may not fit: then some blocks go back while the last areas still
-         * wait. */
-        if (stolen->count + AREA_KINDS * CLASS_COUNT > STOLEN) return_stolen(heap, stolen, bytes);
-        steal_area(heap, stolen, at, first, end, retire);
-    }
+    take_areas(heap, stolen, first, end, retire, bytes);
     return true;
 }
 
@@ -198,6 +205,52 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
         flush_class(heap, heap_class_made(heap, cls), bytes);
     drain_settle(heap);
     return true;
+}
+
+/* ---- Many heaps at once ---- */
+
+/* Halts a heap's areas, with its lock held; false: it has none. `next`: others are halted. */
+static bool halt_one(hak_heap_t *heap, bool next)
+{
+    if (next) lock_acquire_next(&heap->areas_lock, RANK_AREAS);
+    else lock_acquire(&heap->areas_lock, RANK_AREAS);
+    if (area_at_from(&heap->percpu, 0).area) {
+        percpu_halt(&heap->percpu);
+        return true;
+    }
+    if (next) lock_release_next(&heap->areas_lock);
+    else lock_release(&heap->areas_lock, RANK_AREAS);
+    return false;
+}
+
+/* Empties a halted heap's areas and lets its lock go. `last`: no other is halted any more. */
+static void end_halt(hak_heap_t *heap, bool fenced, bool last)
+{
+    stolen_t stolen;
+    size_t bytes = 0;
+    stolen.count = 0;
+    if (fenced) take_areas(heap, &stolen, 0, CLASS_COUNT, true, &bytes);
+    else percpu_restart_all(&heap->percpu);
+    if (last) lock_release(&heap->areas_lock, RANK_AREAS);
+    else lock_release_next(&heap->areas_lock);
+    return_stolen(heap, &stolen, &bytes);
+}
+
+bool trim_recall(hak_heap_t *const heaps[], size_t count)
+{
+    hak_heap_t *halted[LEDGER_AT_ONCE];
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++)
+        if (halt_one(heaps[i], used != 0)) halted[used++] = heaps[i];
+    bool fenced = !used || percpu_fence();
+    for (size_t i = used; i-- > 0;) end_halt(halted[i], fenced, i == 0);
+    for (size_t i = 0; i < count; i++) {
+        size_t bytes = 0;
+        FOR_CLASSES (cls, &heaps[i]->made)
+            flush_class(heaps[i], heap_class_made(heaps[i], cls), &bytes);
+        drain_all_deferred(heaps[i]);
+    }
+    return fenced;
 }
 
 /* ---- Slabs ---- */

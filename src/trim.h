@@ -17,6 +17,10 @@
  * running CPU's moved. */
 bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes);
 bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes);
+/* For a recall: returns all that these heaps, at most LEDGER_AT_ONCE, have cached, waiting and
+ * deferred, with one fence for all of them, and leaves their magazines without limits. False: the
+ * kernel refused the fence, and what other CPUs have cached stays. */
+bool trim_recall(hak_heap_t *const heaps[], size_t count);
 /* For an allocation that the system has refused: gives it the heap's cached mappings, then what the
  * process's reserve keeps. False: there was nothing, and to ask again is in vain. No lock is
  * held. */

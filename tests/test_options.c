@@ -125,6 +125,11 @@ Test(options, a_longer_struct_that_says_more_is_refused)
     cr_assert(read_again(&longer.known, &settings) == 0);
 }
 
+static void note_pressure(void *ctx, hak_heap_t *full, size_t bytes)
+{
+    (void)ctx, (void)full, (void)bytes;
+}
+
 /* Fields beyond the struct's end take their defaults, whatever lies there. */
 Test(options, a_shorter_struct_is_read_up_to_its_end)
 {
@@ -134,10 +139,23 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                                   offsetof(hak_heap_config_t, cache_bytes),
                                   offsetof(hak_heap_config_t, large_cache_bytes),
                                   offsetof(hak_heap_config_t, region_bytes),
+                                  offsetof(hak_heap_config_t, parent),
+                                  offsetof(hak_heap_config_t, live_limit),
+                                  offsetof(hak_heap_config_t, on_pressure),
+                                  offsetof(hak_heap_config_t, pressure_ctx),
                                   sizeof(hak_heap_config_t)};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        hak_heap_config_t config = {ends[i], "given", HAK_LEVEL_CHECKED, i < 3 ? 99 : 0, 1111,
-                                    2222,    3333};
+        hak_heap_config_t config = {ends[i],
+                                    "given",
+                                    HAK_LEVEL_CHECKED,
+                                    i < 3 ? 99 : 0,
+                                    1111,
+                                    2222,
+                                    3333,
+                                    (hak_heap_t *)(uintptr_t)64,
+                                    4444,
+                                    note_pressure,
+                                    (void *)(uintptr_t)64};
         settings_t settings;
         cr_assert(read_again(&config, &settings) == 0, "size %zu", ends[i]);
         cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);
@@ -149,6 +167,10 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                   "size %zu", ends[i]);
         cr_assert(settings.region_bytes == (i > 5 ? 3333 : default_region_bytes), "size %zu",
                   ends[i]);
+        cr_assert((settings.parent != NULL) == (i > 6), "size %zu", ends[i]);
+        cr_assert(settings.live_limit == (i > 7 ? 4444 : 0), "size %zu", ends[i]);
+        cr_assert(settings.on_pressure == (i > 8 ? note_pressure : NULL), "size %zu", ends[i]);
+        cr_assert((settings.pressure_ctx != NULL) == (i > 9), "size %zu", ends[i]);
     }
 }
 
@@ -162,13 +184,28 @@ Test(options, a_struct_that_ends_inside_a_field_is_refused)
                                   offsetof(hak_heap_config_t, flags) + 1,
                                   offsetof(hak_heap_config_t, cache_bytes) + 4,
                                   offsetof(hak_heap_config_t, large_cache_bytes) + 7,
-                                  offsetof(hak_heap_config_t, region_bytes) + 7};
+                                  offsetof(hak_heap_config_t, region_bytes) + 7,
+                                  offsetof(hak_heap_config_t, parent) + 1,
+                                  offsetof(hak_heap_config_t, live_limit) + 4,
+                                  offsetof(hak_heap_config_t, on_pressure) + 7,
+                                  offsetof(hak_heap_config_t, pressure_ctx) + 4};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         hak_heap_config_t config = {
             .struct_size = ends[i], .cache_bytes = 1000, .large_cache_bytes = 1000};
         settings_t settings;
         cr_assert(read_again(&config, &settings) == EINVAL, "size %zu", ends[i]);
     }
+}
+
+/* A callback of a heap that counts nothing would never run. */
+Test(options, a_callback_without_a_limit_is_refused)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.on_pressure = note_pressure;
+    settings_t settings;
+    cr_assert(read_again(&config, &settings) == EINVAL);
+    config.live_limit = HAK_NO_LIMIT;
+    cr_assert(read_again(&config, &settings) == 0, "a limit may come later");
 }
 
 Test(options, a_struct_without_a_size_is_refused)

@@ -90,7 +90,7 @@ static char *blocks[4 * MOST_BLOCKS];
 static size_t take(unsigned cls, size_t want, const guard_t *guard, char *out[])
 {
     chain_t chain =
-        slab_take(&set, cls, &(slab_wanted_t){(uint32_t)want, 2 * (uint32_t)want, 0}, guard);
+        slab_take(&set, cls, &(slab_wanted_t){(uint32_t)want, 2 * (uint32_t)want, 0, 0}, guard);
     size_t count = unchain(chain, guard, size_classes[cls].bytes, out, MOST_BLOCKS);
     cr_assert(count == chain_count(chain));
     return count;
@@ -153,7 +153,7 @@ static void carve_whole_slab(unsigned cls, const guard_t *guard)
                   (unsigned long)slab_pages(slab), (unsigned long)pages);
     }
     cr_assert(slab->bin == BIN_FULL);
-    cr_assert(slab_take(&set, cls, &(slab_wanted_t){1, 2, 0}, guard) == 0,
+    cr_assert(slab_take(&set, cls, &(slab_wanted_t){1, 2, 0, 0}, guard) == 0,
               "class %u: more blocks than there are", cls);
     must_add_up();
     slab_remove(&set, slab);
@@ -245,7 +245,7 @@ Test(slab, small_blocks_come_by_whole_lines)
 Test(slab, a_take_gets_about_what_it_wants)
 {
     slab_t *slab = add(7); /* 128 bytes: 32 a page */
-    cr_assert(slab_take(&set, 7, &(slab_wanted_t){0, 0, 0}, &fast) == 0);
+    cr_assert(slab_take(&set, 7, &(slab_wanted_t){0, 0, 0, 0}, &fast) == 0);
     size_t first = take(7, 5, &fast, blocks);
     cr_assert(first > 0 && first <= 5);
     cr_assert(slab->carved == first);
@@ -278,7 +278,7 @@ Test(slab, the_fullest_slab_serves_first)
     for (unsigned i = 0; i < 3; i++) slabs[i] = add(CLASS);
     cr_assert(empty_into(CLASS, 48, blocks) == 48);
     cr_assert(set.bin[BIN_FULL] &&
-              slab_take(&set, CLASS, &(slab_wanted_t){1, 2, 0}, &checked) == 0);
+              slab_take(&set, CLASS, &(slab_wanted_t){1, 2, 0, 0}, &checked) == 0);
 
     /* Sparse, half and high: 2, 8 and 13 outside. */
     static const size_t keep[3] = {2, 8, 13};
@@ -305,7 +305,7 @@ Test(slab, the_fullest_slab_serves_first)
         }
         cr_assert(slabs[from]->bin == BIN_FULL);
     }
-    cr_assert(slab_take(&set, CLASS, &(slab_wanted_t){1, 2, 0}, &checked) == 0);
+    cr_assert(slab_take(&set, CLASS, &(slab_wanted_t){1, 2, 0, 0}, &checked) == 0);
     must_add_up();
 }
 
@@ -327,7 +327,7 @@ Test(slab, a_slab_moves_to_another_set_with_all_that_is_counted)
               slab_find(&set, BIN_HIGH) == NULL);
     cr_assert(other.slabs == 1 && other.outside == 5 && other.carved == 16 &&
               slab_find(&other, BIN_HIGH) == goes);
-    chain_t chain = slab_take(&other, CLASS, &(slab_wanted_t){11, 22, 0}, &checked);
+    chain_t chain = slab_take(&other, CLASS, &(slab_wanted_t){11, 22, 0, 0}, &checked);
     cr_assert(chain_count(chain) == 11 && other.outside == 16 && goes->bin == BIN_FULL);
     slab_move(&other, &set, goes);
     must_add_up();
@@ -641,7 +641,7 @@ Test(slab, the_last_block_back_makes_a_slab_empty)
     cr_assert(superslab_granule(run.ss, run.first) == slab->start);
     slab_remove(&set, slab);
     cr_assert(set.slabs == 0 && set.carved == 0 && slab_empty(&set) == NULL);
-    cr_assert(slab_take(&set, CLASS, &(slab_wanted_t){1, 2, 0}, &checked) == 0);
+    cr_assert(slab_take(&set, CLASS, &(slab_wanted_t){1, 2, 0, 0}, &checked) == 0);
     slab_restore(&set, slab);
     cr_assert(set.slabs == 1 && set.carved == all && slab_empty(&set) == slab);
     must_add_up();
@@ -741,7 +741,7 @@ Test(slab, a_double_put_ends_the_process, .signal = SIGABRT)
 static void take_damaged(void *arg)
 {
     (void)arg;
-    (void)slab_take(&set, 7, &(slab_wanted_t){2, 4, 0}, &checked);
+    (void)slab_take(&set, 7, &(slab_wanted_t){2, 4, 0, 0}, &checked);
 }
 
 Test(slab, a_freed_block_that_was_written_to_aborts)
@@ -965,7 +965,7 @@ Test(slab, a_growing_class_carves_ahead)
         const guard_t *guard = cls % 2 ? &checked : &fast;
         slab_t *pair[2] = {add(cls), add(cls)};
         uint32_t all = size_classes[cls].blocks, want = all + all / 2;
-        chain_t chain = slab_take(&set, cls, &(slab_wanted_t){want, want, want}, guard);
+        chain_t chain = slab_take(&set, cls, &(slab_wanted_t){want, want, want, 0}, guard);
         size_t count = unchain(chain, guard, size_classes[cls].bytes, blocks, 4 * MOST_BLOCKS);
         cr_assert(count == chain_count(chain) && count >= want && count < want + 4,
                   "class %u: %zu, not %u", cls, count, want);
@@ -983,9 +983,9 @@ Test(slab, carving_ahead_stops_where_it_may)
     enum { CLASS = 47 }; /* 4096 bytes: a block a page */
     slab_t *slab = add(CLASS);
     cr_assert(size_classes[CLASS].bytes == HAK_PAGE);
-    chain_t chain = slab_take(&set, CLASS, &(slab_wanted_t){8, 8, 0}, &fast);
+    chain_t chain = slab_take(&set, CLASS, &(slab_wanted_t){8, 8, 0, 0}, &fast);
     cr_assert(chain_count(chain) == 1 && slab->pages == 1);
-    chain = slab_take(&set, CLASS, &(slab_wanted_t){8, 8, 3}, &fast);
+    chain = slab_take(&set, CLASS, &(slab_wanted_t){8, 8, 3, 0}, &fast);
     cr_assert(chain_count(chain) == 3 && slab->pages == 4, "%zu", chain_count(chain));
     must_add_up();
     /* Upwards, but where it begins again at the slab's first block. */
@@ -1008,7 +1008,7 @@ Test(slab, random_takes_and_puts)
 static void carve_all(void *arg)
 {
     (void)arg;
-    while (slab_take(&set, 7, &(slab_wanted_t){32, 64, 0}, &checked)) {
+    while (slab_take(&set, 7, &(slab_wanted_t){32, 64, 0, 0}, &checked)) {
     }
 }
 
@@ -1016,7 +1016,7 @@ static void carve_all_at_once(void *arg)
 {
     uint32_t all = size_classes[7].blocks;
     (void)arg;
-    while (slab_take(&set, 7, &(slab_wanted_t){all, all, all}, &checked)) {
+    while (slab_take(&set, 7, &(slab_wanted_t){all, all, all, 0}, &checked)) {
     }
 }
 

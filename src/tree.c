@@ -1,0 +1,42 @@
+/* hakheap level 14: tree - destroying from below */
+#include "tree.h"
+
+#include "gate.h"
+#include "life.h"
+
+/* Of two threads that destroy the same heap, one wins the word. */
+static bool end_one(hak_heap_t *heap)
+{
+    uint64_t alive = HEAP_MAGIC ^ (uintptr_t)heap;
+    if (!cas_acquire(&heap->magic, &alive, 0)) return false;
+    life_destroy(heap);
+    return true;
+}
+
+/* A heap without heaps below it, below one that has some. */
+static hak_heap_t *deepest(hak_heap_t *heap)
+{
+    ledger_t *at = heap->ledger;
+    for (ledger_t *child; (child = ledger_child(at)) != NULL;) at = child;
+    return at->own.heap;
+}
+
+static void end_below(hak_heap_t *heap)
+{
+    while (heap->ledger && ledger_child(heap->ledger)) {
+        (void)end_one(deepest(heap));
+        if (HAK_UNLIKELY(gate_is_closed())) gate_pass();
+    }
+}
+
+bool tree_destroy(hak_heap_t *heap)
+{
+    end_below(heap);
+    return end_one(heap);
+}
+
+void tree_reset(hak_heap_t *heap)
+{
+    end_below(heap);
+    life_reset(heap);
+}

@@ -1,0 +1,347 @@
+/* limits and trees, by the public calls: what is refused follows from what is live. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "heap.h"
+#include "support_contract.h"
+#include "support_os.h"
+#include "support_random.h"
+
+TestSuite(limits, .timeout = 600);
+
+static hak_heap_t *make(hak_heap_t *parent, size_t limit, int level)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = "counted";
+    config.parent = parent;
+    config.live_limit = limit;
+    config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    hak_heap_t *heap = hak_heap_create(&config);
+    cr_assert(heap != NULL, "%s", hak_error_text(hak_last_error()));
+    return heap;
+}
+
+static hak_usage_t usage_of(const hak_heap_t *heap)
+{
+    hak_usage_t usage = {.struct_size = sizeof usage};
+    cr_assert(hak_heap_usage(heap, &usage) == 0);
+    return usage;
+}
+
+static void require_sound(hak_heap_t *heap)
+{
+    cr_assert(hak_heap_check(heap) == 0);
+    cr_assert(ledger_is_sound(heap->ledger));
+}
+
+static void require_refused(hak_heap_t *heap, size_t bytes, const hak_heap_t *full)
+{
+    errno = 0;
+    cr_assert(hak_heap_malloc(heap, bytes) == NULL, "%zu bytes", bytes);
+    cr_assert(errno == ENOMEM && hak_last_error() == HAK_ERROR_LIMIT);
+    cr_assert(hak_limit_heap() == full);
+}
+
+/* Sizes of each kind: regions, slabs, mid, large. */
+static const size_t kinds[] = {16, 64, 1000, 3000, 20000, 40000, 500000, 3000000};
+enum { KINDS = sizeof kinds / sizeof kinds[0] };
+
+Test(limits, a_heap_is_refused_at_the_byte)
+{
+    for (int level = 0; level < 2; level++)
+        for (size_t k = 0; k < KINDS; k++) {
+            enum { BLOCKS = 100 };
+            size_t charge = hak_good_size(kinds[k]);
+            hak_heap_t *heap = make(NULL, BLOCKS * charge + 16, level);
+            void *blocks[BLOCKS];
+            for (size_t i = 0; i < BLOCKS; i++) {
+                blocks[i] = hak_heap_malloc(heap, kinds[k]);
+                cr_assert(blocks[i] != NULL, "%zu bytes, block %zu", kinds[k], i);
+                memset(blocks[i], (int)i, kinds[k]);
+            }
+            void *last = kinds[k] > 16 ? hak_heap_malloc(heap, 16) : NULL;
+            require_refused(heap, kinds[k] > 16 ? 1 : 17, heap);
+            require_refused(heap, kinds[k] > 16 ? kinds[k] : 17, heap);
+            hak_heap_free(heap, blocks[0]);
+            blocks[0] = hak_heap_malloc(heap, kinds[k]);
+            cr_assert(blocks[0] != NULL, "%zu bytes", kinds[k]);
+            for (size_t i = 0; i < BLOCKS; i++) {
+                if (i) cr_assert(((unsigned char *)blocks[i])[kinds[k] - 1] == i);
+                hak_heap_free(heap, blocks[i]);
+            }
+            hak_heap_free(heap, last);
+            (void)hak_heap_flush(heap);
+            require_sound(heap);
+            cr_assert(usage_of(heap).live_bytes == 0, "%zu", usage_of(heap).live_bytes);
+            cr_assert(hak_heap_destroy(heap) == 0);
+        }
+}
+
+Test(limits, the_full_heap_of_a_chain_is_named)
+{
+    const size_t charge = hak_good_size(30000);
+    hak_heap_t *root = make(NULL, 3 * charge + 100, 0), *left = make(root, 2 * charge - 1, 0),
+               *right = make(root, HAK_NO_LIMIT, 1), *leaf = make(left, 0, 0);
+    cr_assert(hak_heap_malloc(leaf, 30000) != NULL);
+    require_refused(leaf, 30000, left);
+    cr_assert(hak_heap_malloc(right, 30000) != NULL && hak_heap_malloc(right, 30000) != NULL);
+    require_refused(right, 30000, root);
+    require_refused(leaf, 200, root);
+    cr_assert(usage_of(root).refusals == 2 && usage_of(left).refusals == 1);
+    cr_assert(usage_of(root).tree_bytes == 3 * charge);
+    cr_assert(hak_heap_destroy(left) == 0);
+    cr_assert(usage_of(root).tree_bytes == 2 * charge && hak_heap_malloc(right, 30000) != NULL);
+    cr_assert(hak_heap_reset(root) == 0, "right is destroyed");
+    cr_assert(usage_of(root).tree_bytes == 0 && ledger_is_sound(root->ledger));
+    cr_assert(hak_heap_destroy(root) == 0);
+}
+
+/* ---- Refusals follow from sizes alone ---- */
+
+enum { OPERATIONS = 3000, HELD = 200, LIMIT = 2 << 20 };
+
+typedef struct item {
+    char *block;
+    size_t size;
+    unsigned char mark;
+} item_t;
+
+static size_t random_size(randoms_t *randoms)
+{
+    size_t top = (size_t)1 << (4 + random_below(randoms, 17));
+    return top / 2 + random_below(randoms, (unsigned)top);
+}
+
+static void write_item(item_t *item, void *block, size_t size)
+{
+    item->block = block;
+    item->size = size;
+    memset(block, item->mark, size);
+}
+
+static void prove_item(const item_t *item, size_t size)
+{
+    for (size_t i = 0; i < size; i += size < 64 ? 1 : size / 64)
+        cr_assert((unsigned char)item->block[i] == item->mark);
+}
+
+/* One operation; true: it was refused. */
+static bool operate(hak_heap_t *heap, randoms_t *randoms, item_t *items)
+{
+    item_t *item = &items[random_below(randoms, HELD)];
+    size_t size = random_size(randoms);
+    unsigned what = random_below(randoms, 8);
+    unsigned char mark = (unsigned char)random_below(randoms, 256);
+    void *block = NULL;
+    if (item->block && what < 4) {
+        prove_item(item, item->size);
+        if (what & 1) hak_free(item->block);
+        else hak_heap_free(heap, item->block);
+        item->block = NULL;
+        return false;
+    }
+    if (item->block) {
+        prove_item(item, item->size);
+        block = hak_heap_realloc(heap, item->block, size);
+        if (!block) return true;
+        item->block = block;
+        prove_item(item, hak_min(size, item->size));
+    } else if (what == 7) {
+        block = hak_heap_aligned_alloc(heap, (size_t)16 << mark % 10, size);
+    } else {
+        block = what == 6 ? hak_heap_calloc(heap, 1, size) : hak_heap_malloc(heap, size);
+    }
+    if (!block) return true;
+    item->mark = mark;
+    write_item(item, block, size);
+    return false;
+}
+
+/* Which operations of a sequence are refused; everything is freed at the end. */
+static void run_sequence(hak_heap_t *heap, uint64_t seed, bool refused[OPERATIONS])
+{
+    randoms_t randoms = {seed};
+    item_t items[HELD] = {{0}};
+    for (size_t i = 0; i < OPERATIONS; i++) refused[i] = operate(heap, &randoms, items);
+    for (size_t i = 0; i < HELD; i++) hak_heap_free(heap, items[i].block);
+}
+
+static void *warm(void *arg)
+{
+    randoms_t randoms = {(uintptr_t)&randoms};
+    void *blocks[64] = {NULL};
+    for (unsigned i = 0; i < 5000; i++) {
+        unsigned at = random_below(&randoms, 64);
+        hak_heap_free(arg, blocks[at]);
+        blocks[at] = hak_heap_malloc(arg, 16 + random_below(&randoms, 500));
+    }
+    for (unsigned at = 0; at < 64; at++) hak_heap_free(arg, blocks[at]);
+    return NULL;
+}
+
+static void warm_by(hak_heap_t *heap, unsigned threads)
+{
+    pthread_t thread[8];
+    for (unsigned i = 0; i < threads; i++)
+        cr_assert(pthread_create(&thread[i], NULL, warm, heap) == 0);
+    for (unsigned i = 0; i < threads; i++) pthread_join(thread[i], NULL);
+}
+
+static void require_same(const bool *expected, const bool *refused, uint64_t seed,
+                         const char *where)
+{
+    for (size_t i = 0; i < OPERATIONS; i++)
+        cr_assert(expected[i] == refused[i], "seed %lu: operation %zu, %s", (unsigned long)seed, i,
+                  where);
+}
+
+static void compare(uint64_t seed)
+{
+    static bool expected[OPERATIONS], refused[OPERATIONS];
+    hak_heap_t *heap = make(NULL, LIMIT, 0), *checked = make(NULL, LIMIT, 1);
+    run_sequence(heap, seed, expected);
+    run_sequence(heap, seed, refused);
+    require_same(expected, refused, seed, "caches of the same");
+    warm_by(heap, 1 + 7 * (seed & 1));
+    run_sequence(heap, seed, refused);
+    require_same(expected, refused, seed, "caches of threads");
+    cr_assert(hak_heap_reset(heap) == 0);
+    run_sequence(heap, seed, refused);
+    require_same(expected, refused, seed, "after a reset");
+    run_sequence(checked, seed, refused);
+    require_same(expected, refused, seed, "checked");
+    hak_heap_t *parent = make(NULL, LIMIT, 0), *child = make(parent, 0, 1),
+               *sibling = make(parent, HAK_NO_LIMIT, 0);
+    warm_by(sibling, 2);
+    run_sequence(child, seed, refused);
+    require_same(expected, refused, seed, "the parent's limit");
+    require_sound(heap);
+    require_sound(child);
+    require_sound(sibling);
+    cr_assert(usage_of(parent).tree_peak_bytes <= LIMIT);
+    cr_assert(hak_heap_destroy(parent) == 0 && hak_heap_destroy(heap) == 0);
+    cr_assert(hak_heap_destroy(checked) == 0);
+}
+
+Test(limits, refusals_follow_from_sizes_alone)
+{
+    size_t refusals = 0;
+    for (uint64_t seed = 1; seed <= 30; seed++) compare(seed);
+    hak_heap_t *heap = make(NULL, LIMIT, 0);
+    static bool refused[OPERATIONS];
+    run_sequence(heap, 1, refused);
+    for (size_t i = 0; i < OPERATIONS; i++) refusals += refused[i];
+    cr_assert(refusals > 20 && refusals < OPERATIONS / 2, "%zu", refusals);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- The callback ---- */
+
+typedef struct pressed {
+    hak_heap_t *heap;
+    void *blocks[4];
+    unsigned count, calls;
+    size_t bytes;
+    bool again; /* asks the full heap itself */
+} pressed_t;
+
+static void free_one(void *ctx, hak_heap_t *full, size_t bytes)
+{
+    pressed_t *pressed = ctx;
+    pressed->calls++;
+    pressed->bytes = bytes;
+    pressed->heap = full;
+    if (pressed->again) cr_assert(hak_heap_malloc(full, bytes) == NULL);
+    if (pressed->count) hak_free(pressed->blocks[--pressed->count]);
+}
+
+Test(limits, a_full_heap_tells_once_before_it_refuses)
+{
+    pressed_t pressed = {.again = true};
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.live_limit = 4 * 4096;
+    config.on_pressure = free_one;
+    config.pressure_ctx = &pressed;
+    hak_heap_t *heap = hak_heap_create(&config);
+    cr_assert(heap != NULL);
+    for (; pressed.count < 4; pressed.count++)
+        cr_assert((pressed.blocks[pressed.count] = hak_heap_malloc(heap, 4096)) != NULL);
+    cr_assert(pressed.calls == 0);
+    void *block = hak_heap_malloc(heap, 4000);
+    cr_assert(block != NULL && pressed.calls == 1 && pressed.bytes == hak_good_size(4000));
+    cr_assert(pressed.heap == heap && pressed.count == 3);
+    pressed.count = 0;
+    require_refused(heap, 4000, heap);
+    cr_assert(pressed.calls == 2);
+    cr_assert(hak_heap_realloc(heap, block, 9000) == NULL && pressed.calls == 3);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- Arguments ---- */
+
+Test(limits, calls_that_make_no_sense_are_refused)
+{
+    hak_heap_t *plain = hak_heap_create(NULL), *counted = make(NULL, 1000, 0);
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.parent = plain;
+    cr_assert(hak_heap_create(&config) == NULL && errno == EINVAL, "the parent does not count");
+    hak_usage_t usage = {.struct_size = sizeof usage};
+    hak_limits_t limits = {.struct_size = sizeof limits, .live_limit = 2000};
+    cr_assert(hak_heap_usage(plain, &usage) == EINVAL && hak_heap_usage(NULL, &usage) == EINVAL);
+    cr_assert(hak_heap_usage(counted, NULL) == EINVAL);
+    cr_assert(hak_heap_set_limits(plain, &limits) == EINVAL);
+    cr_assert(hak_heap_set_limits(counted, NULL) == EINVAL);
+    limits.struct_size = 3;
+    cr_assert(hak_heap_set_limits(counted, &limits) == EINVAL);
+    limits.struct_size = sizeof limits;
+    cr_assert(hak_heap_set_limits(counted, &limits) == 0 && usage_of(counted).live_limit == 2000);
+    void *block = hak_heap_malloc(counted, 1900);
+    cr_assert(block != NULL);
+    limits.live_limit = 1000;
+    cr_assert(hak_heap_set_limits(counted, &limits) == EBUSY);
+    cr_assert(usage_of(counted).live_limit == 2000);
+    hak_heap_free(counted, block);
+    cr_assert(hak_heap_set_limits(counted, &limits) == 0, "caches give way");
+    limits.live_limit = 0;
+    cr_assert(hak_heap_set_limits(counted, &limits) == 0);
+    cr_assert(usage_of(counted).live_limit == HAK_NO_LIMIT);
+    cr_assert(hak_heap_move(plain, counted) == EINVAL && hak_heap_move(counted, plain) == EINVAL);
+    cr_assert(hak_heap_move(counted, counted) == EINVAL);
+    cr_assert(hak_heap_destroy(plain) == 0 && hak_heap_destroy(counted) == 0);
+}
+
+Test(limits, a_tree_has_a_bound_and_leaves_nothing_where_it_is_met)
+{
+    hak_heap_t *root = make(NULL, HAK_NO_LIMIT, 0), *heap = root;
+    for (int i = 1; i < LEDGER_DEPTH; i++) heap = make(heap, 0, i & 1);
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.parent = heap;
+    cr_assert(hak_heap_create(&config) == NULL && errno == E2BIG);
+    cr_assert(hak_last_error() == HAK_ERROR_DEPTH);
+    cr_assert(ledger_is_sound(root->ledger));
+    cr_assert(hak_heap_destroy(root) == 0 && hak_heap_destroy(heap) == EINVAL);
+}
+
+Test(limits, a_move_takes_what_is_live)
+{
+    hak_heap_t *a = make(NULL, 1 << 20, 0), *b = make(NULL, 1 << 20, 0), *child = make(a, 0, 0),
+               *other = make(b, 0, 1);
+    void *block = hak_heap_malloc(child, 500000);
+    void *rest = hak_heap_malloc(other, 600000);
+    cr_assert(block != NULL && rest != NULL);
+    cr_assert(hak_heap_move(child, b) == ENOMEM && hak_last_error() == HAK_ERROR_LIMIT);
+    cr_assert(usage_of(a).tree_bytes >= 500000);
+    hak_heap_free(other, rest);
+    warm_by(other, 2);
+    cr_assert(hak_heap_move(child, b) == 0);
+    cr_assert(usage_of(a).tree_bytes == 0 && usage_of(b).tree_bytes >= 500000);
+    cr_assert(hak_heap_destroy(a) == 0);
+    require_refused(child, 600000, b);
+    hak_heap_free(child, block);
+    cr_assert(hak_heap_malloc(child, 600000) != NULL);
+    cr_assert(hak_heap_move(child, NULL) == 0 && hak_heap_destroy(b) == 0);
+    require_sound(child);
+    cr_assert(hak_heap_destroy(child) == 0);
+}
