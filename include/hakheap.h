@@ -399,9 +399,14 @@ typedef struct hak_usage {
  */
 HAK_API int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out);
 
-/** @return the heap whose limit refused the calling thread's last request that failed with
- *          HAK_ERROR_LIMIT; NULL where none has. The heap may have been destroyed since. */
-HAK_API hak_heap_t *hak_limit_heap(void);
+/**
+ * Which heap was full. Any thread.
+ * @param heap a heap that counts.
+ * @return the heap whose limit refused the last request of `heap` that failed with HAK_ERROR_LIMIT:
+ *         `heap` itself or one above it; NULL where none has, or that one is above it no longer, or
+ *         `heap` is NULL, destroyed or does not count.
+ */
+HAK_API hak_heap_t *hak_heap_refused_by(const hak_heap_t *heap);
 
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
  *  part, and no sum of parts, is above `committed_bytes`. At any time `large_bytes` is at most
@@ -554,7 +559,7 @@ typedef enum hak_error {
     HAK_ERROR_FENCE,     /**< The system refused membarrier; other CPUs' caches were not flushed. */
     HAK_ERROR_REENTERED, /**< A signal handler interrupted this library and called it. */
     HAK_ERROR_PAGES,     /**< The system's pages are not of 4096 bytes. */
-    HAK_ERROR_LIMIT,     /**< A heap's limit refuses: hak_limit_heap() says which. */
+    HAK_ERROR_LIMIT,     /**< A limit refuses: hak_heap_refused_by() says whose. */
     HAK_ERROR_DEPTH      /**< A tree of heaps would have more than 32 levels. */
 } hak_error_t;
 

@@ -81,16 +81,23 @@ static void *reenter(hak_heap_t *heap)
     return fail(HAK_ERROR_REENTERED, EDEADLK);
 }
 
+/* Where the stack is, in units of its alignment: a number that fits the thread-local record. */
+HAK_INLINE uint32_t frame_number(const void *frame)
+{
+    return (uint32_t)((uintptr_t)frame >> 4) | 1;
+}
+
 /*
  * Whether a request that a limit refused shall be tried again: the full heap's callback has run,
  * outside of the gate and with nothing locked. What is refused inside of a callback calls none. A
- * callback that left by longjmp is known by its frame, which is no longer above this one: stacks
- * grow downwards.
+ * callback that was left by longjmp is known by its frame, which is no longer above this one:
+ * stacks grow downwards.
  */
 static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes)
 {
-    uintptr_t here = (uintptr_t)__builtin_frame_address(0), before = hak_tls.pressing;
-    if (!refused->heap || !refused->on_pressure || (before && here < before)) return false;
+    uint32_t here = frame_number(__builtin_frame_address(0)), before = hak_tls.pressing;
+    if (!refused->heap || !refused->on_pressure || (before && (int32_t)(here - before) < 0))
+        return false;
     hak_tls.pressing = here;
     refused->on_pressure(refused->ctx, refused->heap, bytes);
     hak_tls.pressing = 0;

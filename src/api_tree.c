@@ -55,7 +55,13 @@ int hak_heap_set_limits(hak_heap_t *heap, const hak_limits_t *limits)
     return error;
 }
 
-hak_heap_t *hak_limit_heap(void) { return hak_tls.limit_heap; }
+hak_heap_t *hak_heap_refused_by(const hak_heap_t *heap)
+{
+    if (enter(heap)) return NULL;
+    hak_heap_t *full = ledger_refused_by(heap->ledger);
+    gate_leave();
+    return full;
+}
 
 /* ---- Trees ---- */
 

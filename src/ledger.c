@@ -182,8 +182,9 @@ static ledger_t *find_above(ledger_t *ledger, const ledger_t *full)
     return at;
 }
 
-static void count_refusal(ledger_t *at)
+static void count_refusal(ledger_t *ledger, ledger_t *at)
 {
+    ledger->refused_by = at;
     store_relaxed(&at->refusals, load_relaxed(&at->refusals) + 1);
 }
 
@@ -194,7 +195,7 @@ void ledger_note_refused(ledger_t *ledger, const ledger_t *full, size_t bytes, u
     if (at) {
         at->refused_at = at_epoch + 1; /* 0: never */
         at->refused_size = bytes;
-        count_refusal(at);
+        count_refusal(ledger, at);
     }
     release();
 }
@@ -203,8 +204,16 @@ void ledger_note_again(ledger_t *ledger, const ledger_t *full)
 {
     hold();
     ledger_t *at = find_above(ledger, full);
-    if (at) count_refusal(at);
+    if (at) count_refusal(ledger, at);
     release();
+}
+
+hak_heap_t *ledger_refused_by(ledger_t *ledger)
+{
+    hold();
+    const ledger_t *at = find_above(ledger, ledger->refused_by);
+    release();
+    return at ? at->own.heap : NULL;
 }
 
 /* ---- Recalls ---- */

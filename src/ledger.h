@@ -72,6 +72,7 @@ typedef struct ledger {
      * refused again. */
     uint64_t refused_at;
     size_t refused_size;
+    const struct ledger *refused_by; /* what refused this heap's last request; it may be gone */
 } ledger_t;
 
 /* ---- Any thread, no lock ---- */
@@ -123,6 +124,8 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now);
 void ledger_note_refused(ledger_t *ledger, const ledger_t *full, size_t bytes, uint64_t epoch);
 /* The same where that was known. */
 void ledger_note_again(ledger_t *ledger, const ledger_t *full);
+/* What refused the last request, where it is still above; NULL: none. */
+hak_heap_t *ledger_refused_by(ledger_t *ledger);
 uint64_t ledger_epoch(void);
 
 /* ---- A recall: begin, steps until there is no more, end; one at a time ---- */

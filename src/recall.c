@@ -56,7 +56,6 @@ static bool refuse(hak_error_t why)
 static bool refuse_full(const borrowed_t *refusal, refused_t *refused)
 {
     *refused = refusal->by;
-    hak_tls.limit_heap = refusal->by.heap;
     return refuse(HAK_ERROR_LIMIT);
 }
 

@@ -41,7 +41,7 @@ static void require_refused(hak_heap_t *heap, size_t bytes, const hak_heap_t *fu
     errno = 0;
     cr_assert(hak_heap_malloc(heap, bytes) == NULL, "%zu bytes", bytes);
     cr_assert(errno == ENOMEM && hak_last_error() == HAK_ERROR_LIMIT);
-    cr_assert(hak_limit_heap() == full);
+    cr_assert(hak_heap_refused_by(heap) == full);
 }
 
 /* Sizes of each kind: regions, slabs, mid, large. */
@@ -291,6 +291,7 @@ Test(limits, calls_that_make_no_sense_are_refused)
     hak_limits_t limits = {.struct_size = sizeof limits, .live_limit = 2000};
     cr_assert(hak_heap_usage(plain, &usage) == EINVAL && hak_heap_usage(NULL, &usage) == EINVAL);
     cr_assert(hak_heap_usage(counted, NULL) == EINVAL);
+    cr_assert(hak_heap_refused_by(plain) == NULL && hak_heap_refused_by(counted) == NULL);
     cr_assert(hak_heap_set_limits(plain, &limits) == EINVAL);
     cr_assert(hak_heap_set_limits(counted, NULL) == EINVAL);
     limits.struct_size = 3;
