@@ -1,0 +1,214 @@
+/*
+ * Trees of heaps: threads create children below a few limited parents, fill them to where a limit
+ * refuses, move, empty and destroy them; others free their blocks, lower and raise limits; one reads
+ * usage all the time. No ancestor is above its limit at any look, every block's content is proved,
+ * and at the end every sum is exact.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "support_contract.h"
+#include "support_stress.h"
+
+enum { PARENTS = 4, PLACES = 8, BLOCKS = 100, MAILBOXES = 64, LIMIT = 4 << 20 };
+
+/* A child, which one thread owns; the others free its blocks under `lock` for reading. */
+typedef struct place {
+    pthread_rwlock_t lock;
+    hak_heap_t *heap;
+    uint64_t generation;
+} place_t;
+
+typedef struct parcel {
+    void *block;
+    place_t *place;
+    uint64_t generation;
+} parcel_t;
+
+static hak_heap_t *root, *parents[PARENTS];
+static place_t places[64][PLACES];
+static _Atomic(parcel_t *) mailboxes[MAILBOXES];
+static _Atomic size_t children, refused, moved, freed, looks, pressed;
+
+static hak_heap_t *counted(hak_heap_t *parent, size_t limit, int level, hak_pressure_fn on_pressure)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = "tree";
+    config.parent = parent;
+    config.live_limit = limit;
+    config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    config.on_pressure = on_pressure;
+    hak_heap_t *heap = hak_heap_create(&config);
+    if (!heap) stress_fail("no heap: %s", hak_error_text(hak_last_error()));
+    return heap;
+}
+
+static void on_pressure(void *ctx, hak_heap_t *full, size_t bytes)
+{
+    (void)ctx, (void)full;
+    STRESS_REQUIRE(bytes > 0);
+    atomic_fetch_add_explicit(&pressed, 1, memory_order_relaxed);
+}
+
+static void open_parcel(parcel_t *parcel)
+{
+    pthread_rwlock_rdlock(&parcel->place->lock);
+    if (parcel->generation == parcel->place->generation) {
+        (void)stress_prove(parcel->block, NULL);
+        hak_free(parcel->block);
+        atomic_fetch_add_explicit(&freed, 1, memory_order_relaxed);
+    }
+    pthread_rwlock_unlock(&parcel->place->lock);
+    free(parcel);
+}
+
+/* To another thread, which frees it, or nobody does before the heap goes. */
+static void post(randoms_t *randoms, place_t *place, void *block)
+{
+    parcel_t *parcel = malloc(sizeof *parcel);
+    if (!parcel) stress_fail("no memory for a parcel");
+    *parcel = (parcel_t){block, place, place->generation};
+    parcel = atomic_exchange(&mailboxes[random_below(randoms, MAILBOXES)], parcel);
+    if (parcel) open_parcel(parcel);
+}
+
+static void fill(randoms_t *randoms, place_t *place)
+{
+    void *blocks[BLOCKS] = {NULL};
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        size_t bytes = stress_size(randoms);
+        blocks[i] = hak_heap_malloc(place->heap, bytes);
+        if (!blocks[i]) {
+            STRESS_REQUIRE(errno == ENOMEM && hak_last_error() == HAK_ERROR_LIMIT);
+            atomic_fetch_add_explicit(&refused, 1, memory_order_relaxed);
+            continue;
+        }
+        stress_write(blocks[i], bytes, (uint32_t)random_next(randoms), 1);
+    }
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        if (!blocks[i] || random_below(randoms, 8) == 0) continue;
+        (void)stress_prove(blocks[i], NULL);
+        if (random_below(randoms, 4)) hak_heap_free(place->heap, blocks[i]);
+        else post(randoms, place, blocks[i]);
+    }
+}
+
+static void move(randoms_t *randoms, place_t *place)
+{
+    int error = hak_heap_move(place->heap, parents[random_below(randoms, PARENTS)]);
+    STRESS_REQUIRE(error == 0 || (error == ENOMEM && hak_last_error() == HAK_ERROR_LIMIT));
+    atomic_fetch_add_explicit(&moved, error == 0, memory_order_relaxed);
+}
+
+/* With nobody else at the heap. */
+static void replace(randoms_t *randoms, place_t *place)
+{
+    pthread_rwlock_wrlock(&place->lock);
+    place->generation++;
+    STRESS_REQUIRE(!place->heap || hak_heap_check(place->heap) == 0);
+    if (place->heap && random_below(randoms, 3) == 0) {
+        STRESS_REQUIRE(hak_heap_reset(place->heap) == 0);
+    } else {
+        if (place->heap) STRESS_REQUIRE(hak_heap_destroy(place->heap) == 0);
+        place->heap = counted(parents[random_below(randoms, PARENTS)],
+                              random_below(randoms, 2) ? LIMIT / 8 : HAK_NO_LIMIT,
+                              (int)random_below(randoms, 2), NULL);
+        atomic_fetch_add_explicit(&children, 1, memory_order_relaxed);
+    }
+    pthread_rwlock_unlock(&place->lock);
+}
+
+static void *work(void *arg)
+{
+    place_t *mine = arg;
+    randoms_t randoms = {(uintptr_t)arg};
+    while (!stress_is_over()) {
+        place_t *place = &mine[random_below(&randoms, PLACES)];
+        unsigned what = random_below(&randoms, 10);
+        if (!place->heap || what < 2) replace(&randoms, place);
+        else if (what < 4) move(&randoms, place);
+        else if (what < 5) (void)hak_heap_trim(place->heap, 0);
+        else fill(&randoms, place);
+    }
+    return NULL;
+}
+
+static void require_bounds(const hak_heap_t *heap)
+{
+    hak_usage_t usage = {.struct_size = sizeof usage};
+    STRESS_REQUIRE(hak_heap_usage(heap, &usage) == 0);
+    STRESS_REQUIRE(usage.live_bytes <= usage.tree_bytes && usage.tree_bytes <= usage.live_limit);
+    STRESS_REQUIRE(usage.live_bytes <= usage.committed_bytes);
+    STRESS_REQUIRE(usage.committed_bytes <= usage.peak_bytes);
+    STRESS_REQUIRE(usage.tree_bytes <= usage.tree_peak_bytes);
+    atomic_fetch_add_explicit(&looks, 1, memory_order_relaxed);
+}
+
+static void *read_usage(void *arg)
+{
+    (void)arg;
+    while (!stress_is_over()) {
+        require_bounds(root);
+        for (unsigned i = 0; i < PARENTS; i++) require_bounds(parents[i]);
+    }
+    return NULL;
+}
+
+static void *change_limits(void *arg)
+{
+    randoms_t randoms = {1};
+    (void)arg;
+    while (!stress_is_over()) {
+        hak_limits_t limits = {sizeof limits, LIMIT / 2 + random_below(&randoms, LIMIT)};
+        int error = hak_heap_set_limits(parents[random_below(&randoms, PARENTS)], &limits);
+        STRESS_REQUIRE(error == 0 || error == EBUSY);
+        sched_yield();
+    }
+    return NULL;
+}
+
+static void start(pthread_t *thread, void *(*run)(void *), void *arg)
+{
+    STRESS_REQUIRE(pthread_create(thread, NULL, run, arg) == 0);
+}
+
+static void end(unsigned threads)
+{
+    for (unsigned i = 0; i < MAILBOXES; i++) {
+        parcel_t *parcel = atomic_exchange(&mailboxes[i], NULL);
+        if (parcel) open_parcel(parcel);
+    }
+    for (unsigned t = 0; t < threads; t++)
+        for (unsigned i = 0; i < PLACES; i++)
+            if (places[t][i].heap) STRESS_REQUIRE(hak_heap_check(places[t][i].heap) == 0);
+    STRESS_REQUIRE(hak_heap_reset(root) == 0);
+    hak_usage_t usage = {.struct_size = sizeof usage};
+    STRESS_REQUIRE(hak_heap_usage(root, &usage) == 0 && usage.tree_bytes == 0);
+    STRESS_REQUIRE(hak_heap_destroy(root) == 0);
+}
+
+int main(int argc, char *argv[])
+{
+    stress_options_t options = stress_begin(argc, argv, 6);
+    pthread_t workers[64], reader, changer;
+    if (options.threads > 64) stress_fail("at most 64 threads");
+    root = counted(NULL, 3 * (size_t)LIMIT, 0, on_pressure);
+    for (unsigned i = 0; i < PARENTS; i++) parents[i] = counted(root, LIMIT, (int)i & 1, NULL);
+    for (unsigned t = 0; t < options.threads; t++)
+        for (unsigned i = 0; i < PLACES; i++) pthread_rwlock_init(&places[t][i].lock, NULL);
+    for (unsigned t = 0; t < options.threads; t++) start(&workers[t], work, places[t]);
+    start(&reader, read_usage, NULL);
+    start(&changer, change_limits, NULL);
+    stress_wait(&options);
+    for (unsigned t = 0; t < options.threads; t++) pthread_join(workers[t], NULL);
+    pthread_join(reader, NULL);
+    pthread_join(changer, NULL);
+    end(options.threads);
+    printf("%zu children, %zu moves, %zu refusals, %zu callbacks, %zu frees by others, %zu looks\n",
+           (size_t)children, (size_t)moved, (size_t)refused, (size_t)pressed, (size_t)freed,
+           (size_t)looks);
+    return 0;
+}
