@@ -1,0 +1,146 @@
+/* The window of a recall: heaps are tight and pinned, and not yet flushed. See stall.h; the suite is
+ * that of test_windows.c. */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+#include <errno.h>
+
+#include "support_contract.h"
+#include "support_stall.h"
+
+enum { SIZE = 1024, LIMIT = 64 * SIZE };
+
+static hak_heap_t *parent, *one, *other, *elsewhere;
+static void *mine, *theirs[LIMIT / SIZE];
+static int error;
+
+static hak_heap_t *counted(hak_heap_t *above, size_t limit)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.parent = above;
+    config.live_limit = limit;
+    hak_heap_t *heap = hak_heap_create(&config);
+    cr_assert(heap != NULL);
+    return heap;
+}
+
+static void begin(void)
+{
+    parent = counted(NULL, LIMIT);
+    elsewhere = counted(NULL, HAK_NO_LIMIT);
+    one = counted(parent, 0);
+    other = counted(parent, 0);
+    for (size_t i = 0; i < LIMIT / SIZE; i++)
+        cr_assert((theirs[i] = hak_heap_malloc(other, SIZE)) != NULL);
+}
+
+static void end(void)
+{
+    cr_assert(ledger_is_sound(parent->ledger) && ledger_is_sound(elsewhere->ledger));
+    cr_assert(hak_heap_destroy(parent) == 0 && hak_heap_destroy(elsewhere) == 0);
+}
+
+static void allocate(void)
+{
+    mine = hak_heap_malloc(one, SIZE);
+    error = mine ? 0 : errno;
+}
+
+static hold_t hold;
+static void hold_recall(uint32_t nth)
+{
+    cr_assert(hold_start(&hold, STALL_recall_stepped, nth, allocate, NULL));
+    STALL_REQUIRE(heap_is_tight(one) && heap_is_tight(other));
+}
+
+/* A block that is freed while the recall stands is found by it. */
+Test(windows, recall_stepped)
+{
+    NEEDS_POINTS();
+    begin();
+    hold_recall(1);
+    hak_heap_free(other, theirs[0]);
+    cr_assert(hold_end(&hold));
+    cr_assert(mine != NULL && error == 0);
+    /* The next is refused: it is as if nothing had been in between. */
+    cr_assert(hak_heap_malloc(other, SIZE) == NULL && hak_last_error() == HAK_ERROR_LIMIT);
+    hak_heap_free(other, theirs[1]);
+    cr_assert(hak_heap_malloc(one, SIZE) != NULL);
+    cr_assert(stall_what_is_wrong() == NULL, "%s", stall_what_is_wrong());
+    end();
+}
+
+/* A heap that moves away takes what it owes with it, also while a recall is at it. */
+Test(windows, recall_stepped_and_a_heap_moves)
+{
+    NEEDS_POINTS();
+    begin();
+    hold_recall(1);
+    cr_assert(hak_heap_move(other, elsewhere) == 0);
+    cr_assert(hold_end(&hold) && mine != NULL);
+    for (size_t i = 0; i < LIMIT / SIZE; i++) hak_heap_free(other, theirs[i]);
+    (void)hak_heap_flush(other);
+    cr_assert(hak_heap_check(other) == 0 && hak_heap_check(one) == 0);
+    end();
+}
+
+/* The heap that asks moves away: what it asked for is its chain's business from then on. */
+Test(windows, recall_stepped_and_the_heap_that_asks_moves)
+{
+    NEEDS_POINTS();
+    begin();
+    hold_recall(1);
+    cr_assert(hak_heap_move(one, elsewhere) == 0);
+    cr_assert(hold_end(&hold) && mine != NULL);
+    cr_assert(hak_heap_malloc(other, SIZE) == NULL && hak_heap_malloc(one, SIZE) != NULL);
+    end();
+}
+
+/* A heap waits with its end until the recall has left it. */
+static void destroy_other(void) { STALL_REQUIRE(hak_heap_destroy(other) == 0); }
+static void reset_other(void) { STALL_REQUIRE(hak_heap_reset(other) == 0); }
+
+static void end_meanwhile(void (*work)(void))
+{
+    begin();
+    hold_recall(1);
+    crew_t crew = {.count = 0};
+    crew_start(&crew, work);
+    crew_settle(&crew);
+    STALL_REQUIRE(!crew.mates[0].done);
+    cr_assert(hold_end(&hold) && crew_finish(&crew));
+    cr_assert(hak_heap_malloc(one, SIZE) != NULL, "there is room by now");
+    cr_assert(stall_what_is_wrong() == NULL, "%s", stall_what_is_wrong());
+    end();
+}
+
+Test(windows, recall_stepped_and_a_heap_is_destroyed)
+{
+    NEEDS_POINTS();
+    end_meanwhile(destroy_other);
+}
+Test(windows, recall_stepped_and_a_heap_is_reset)
+{
+    NEEDS_POINTS();
+    end_meanwhile(reset_other);
+}
+
+/* A thread that allocates in a tight heap gets no area, and leaves nothing behind in one. */
+static void use_other(void)
+{
+    for (size_t i = 0; i < LIMIT / SIZE / 2; i++) hak_heap_free(other, theirs[i]);
+    STALL_REQUIRE(!area_at_from(&other->percpu, 0).area || !heap_is_tight(other));
+}
+
+Test(windows, recall_stepped_and_others_free)
+{
+    NEEDS_POINTS();
+    begin();
+    hold_recall(1);
+    crew_t crew = {.count = 0};
+    crew_start(&crew, use_other);
+    cr_assert(crew_finish(&crew) && hold_end(&hold) && mine != NULL);
+    for (size_t i = 0; i < LIMIT / SIZE / 2 - 1; i++)
+        cr_assert(hak_heap_malloc(one, SIZE) != NULL, "%zu", i);
+    cr_assert(hak_heap_malloc(one, SIZE) == NULL);
+    end();
+}
