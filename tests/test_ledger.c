@@ -78,6 +78,16 @@ Test(ledger, a_heap_borrows_ahead_a_part_of_the_room)
     cr_assert(load_relaxed(&wide.credit) <= LEDGER_AHEAD);
 }
 
+/* What a heap has borrowed itself is no reason to refuse it. */
+Test(ledger, a_heap_pays_with_its_own_credit_first)
+{
+    ledger_t root;
+    join(&root, NULL, 64 * LEDGER_SHARE);
+    cr_assert(take(&root, 16) && load_relaxed(&root.credit) > 0);
+    cr_assert(!ledger_borrow(&root, 64 * LEDGER_SHARE - 16, 0).full);
+    cr_assert(load_relaxed(&root.credit) == 0 && ledger_is_sound(&root));
+}
+
 Test(ledger, a_recall_returns_credits_of_all_below)
 {
     enum { HEAPS = 3 * LEDGER_AT_ONCE };
@@ -178,6 +188,20 @@ Test(ledger, a_refusal_holds_until_something_is_freed)
     ledger_note_refused(&b, &root, 16, ledger_epoch());
     cr_assert(ledger_set_limit(&root, 4096) && !ledger_borrow(&b, 2000, 0).again);
     cr_assert(load_relaxed(&root.refusals) == 3);
+}
+
+/* What comes in by a move may have something to recall, and what goes leaves room. */
+Test(ledger, a_refusal_ends_with_a_move)
+{
+    ledger_t root, a, b;
+    join(&root, NULL, 1024);
+    join(&a, &root, LEDGER_NO_LIMIT);
+    join(&b, NULL, LEDGER_NO_LIMIT);
+    cr_assert(take(&a, 1000));
+    recall_all(&a, &root, 0);
+    ledger_note_refused(&a, &root, 32, ledger_epoch());
+    cr_assert(ledger_borrow(&a, 32, 0).again);
+    cr_assert(move(&b, &root) == LEDGER_DONE && !ledger_borrow(&a, 32, 0).again);
 }
 
 Test(ledger, a_move_asks_the_chain_first)

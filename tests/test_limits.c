@@ -11,12 +11,15 @@
 
 TestSuite(limits, .timeout = 600);
 
+static size_t region_bytes; /* of the config; 1: slabs only */
+
 static hak_heap_t *make(hak_heap_t *parent, size_t limit, int level)
 {
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     config.name = "counted";
     config.parent = parent;
     config.live_limit = limit;
+    config.region_bytes = region_bytes;
     config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
     hak_heap_t *heap = hak_heap_create(&config);
     cr_assert(heap != NULL, "%s", hak_error_text(hak_last_error()));
@@ -48,35 +51,42 @@ static void require_refused(hak_heap_t *heap, size_t bytes, const hak_heap_t *fu
 static const size_t kinds[] = {16, 64, 1000, 3000, 20000, 40000, 500000, 3000000};
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
+static void fill_to_the_byte(int level)
+{
+    for (size_t k = 0; k < KINDS; k++) {
+        enum { BLOCKS = 100 };
+        size_t charge = hak_good_size(kinds[k]);
+        hak_heap_t *heap = make(NULL, BLOCKS * charge + 16, level);
+        void *blocks[BLOCKS];
+        for (size_t i = 0; i < BLOCKS; i++) {
+            blocks[i] = hak_heap_malloc(heap, kinds[k]);
+            cr_assert(blocks[i] != NULL, "%zu bytes, block %zu", kinds[k], i);
+            memset(blocks[i], (int)i, kinds[k]);
+        }
+        void *last = kinds[k] > 16 ? hak_heap_malloc(heap, 16) : NULL;
+        require_refused(heap, kinds[k] > 16 ? 1 : 17, heap);
+        require_refused(heap, kinds[k] > 16 ? kinds[k] : 17, heap);
+        hak_heap_free(heap, blocks[0]);
+        blocks[0] = hak_heap_malloc(heap, kinds[k]);
+        cr_assert(blocks[0] != NULL, "%zu bytes", kinds[k]);
+        require_refused(heap, kinds[k] > 16 ? kinds[k] : 17, heap);
+        cr_assert(usage_of(heap).tree_bytes == contract_stats(heap).live_bytes);
+        for (size_t i = 0; i < BLOCKS; i++) {
+            if (i) cr_assert(((unsigned char *)blocks[i])[kinds[k] - 1] == i);
+            hak_heap_free(heap, blocks[i]);
+        }
+        hak_heap_free(heap, last);
+        (void)hak_heap_flush(heap);
+        require_sound(heap);
+        cr_assert(usage_of(heap).live_bytes == 0, "%zu", usage_of(heap).live_bytes);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
 Test(limits, a_heap_is_refused_at_the_byte)
 {
-    for (int level = 0; level < 2; level++)
-        for (size_t k = 0; k < KINDS; k++) {
-            enum { BLOCKS = 100 };
-            size_t charge = hak_good_size(kinds[k]);
-            hak_heap_t *heap = make(NULL, BLOCKS * charge + 16, level);
-            void *blocks[BLOCKS];
-            for (size_t i = 0; i < BLOCKS; i++) {
-                blocks[i] = hak_heap_malloc(heap, kinds[k]);
-                cr_assert(blocks[i] != NULL, "%zu bytes, block %zu", kinds[k], i);
-                memset(blocks[i], (int)i, kinds[k]);
-            }
-            void *last = kinds[k] > 16 ? hak_heap_malloc(heap, 16) : NULL;
-            require_refused(heap, kinds[k] > 16 ? 1 : 17, heap);
-            require_refused(heap, kinds[k] > 16 ? kinds[k] : 17, heap);
-            hak_heap_free(heap, blocks[0]);
-            blocks[0] = hak_heap_malloc(heap, kinds[k]);
-            cr_assert(blocks[0] != NULL, "%zu bytes", kinds[k]);
-            for (size_t i = 0; i < BLOCKS; i++) {
-                if (i) cr_assert(((unsigned char *)blocks[i])[kinds[k] - 1] == i);
-                hak_heap_free(heap, blocks[i]);
-            }
-            hak_heap_free(heap, last);
-            (void)hak_heap_flush(heap);
-            require_sound(heap);
-            cr_assert(usage_of(heap).live_bytes == 0, "%zu", usage_of(heap).live_bytes);
-            cr_assert(hak_heap_destroy(heap) == 0);
-        }
+    for (region_bytes = 0; region_bytes < 2; region_bytes++)
+        for (int level = 0; level < 2; level++) fill_to_the_byte(level);
 }
 
 Test(limits, the_full_heap_of_a_chain_is_named)
@@ -166,6 +176,8 @@ static void run_sequence(hak_heap_t *heap, uint64_t seed, bool refused[OPERATION
     item_t items[HELD] = {{0}};
     for (size_t i = 0; i < OPERATIONS; i++) refused[i] = operate(heap, &randoms, items);
     for (size_t i = 0; i < HELD; i++) hak_heap_free(heap, items[i].block);
+    (void)hak_heap_flush(heap);
+    cr_assert(usage_of(heap).live_bytes == 0, "%zu bytes stay charged", usage_of(heap).live_bytes);
 }
 
 static void *warm(void *arg)
@@ -212,6 +224,12 @@ static void compare(uint64_t seed)
     require_same(expected, refused, seed, "after a reset");
     run_sequence(checked, seed, refused);
     require_same(expected, refused, seed, "checked");
+    region_bytes = 1;
+    hak_heap_t *slabs = make(NULL, LIMIT, (int)seed & 1);
+    region_bytes = 0;
+    run_sequence(slabs, seed, refused);
+    require_same(expected, refused, seed, "without regions");
+    cr_assert(hak_heap_destroy(slabs) == 0);
     hak_heap_t *parent = make(NULL, LIMIT, 0), *child = make(parent, 0, 1),
                *sibling = make(parent, HAK_NO_LIMIT, 0);
     warm_by(sibling, 2);
@@ -277,6 +295,61 @@ Test(limits, a_full_heap_tells_once_before_it_refuses)
     cr_assert(pressed.calls == 2);
     cr_assert(hak_heap_realloc(heap, block, 9000) == NULL && pressed.calls == 3);
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- What is freed while others hold a lock ---- */
+
+static hak_lock_t *held;
+static lock_rank_t held_rank;
+static _Atomic bool is_held, let_go;
+
+static void *hold_lock(void *arg)
+{
+    (void)arg;
+    lock_acquire(held, held_rank);
+    is_held = true;
+    while (!let_go) sched_yield();
+    lock_release(held, held_rank);
+    return NULL;
+}
+
+static void free_beside(hak_lock_t *lock, lock_rank_t rank, void *block)
+{
+    pthread_t thread;
+    held = lock, held_rank = rank, is_held = let_go = false;
+    cr_assert(pthread_create(&thread, NULL, hold_lock, NULL) == 0);
+    while (!is_held) sched_yield();
+    hak_free(block);
+    let_go = true;
+    pthread_join(thread, NULL);
+}
+
+/* The block waits on a list; a heap that was refused before finds it. */
+static void require_found(size_t size, bool big)
+{
+    enum { BLOCKS = 8 };
+    void *blocks[BLOCKS];
+    hak_heap_t *heap = make(NULL, BLOCKS * hak_good_size(size), 0);
+    for (size_t i = 0; i < BLOCKS; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(heap, size)) != NULL);
+    for (int i = 0; i < 3; i++) require_refused(heap, size, heap);
+    hak_lock_t *lock = &heap->lock;
+    if (!big) lock = &heap_class_made(heap, sizeclass_of(size))->lock;
+    free_beside(lock, big ? RANK_HEAP : RANK_CLASS, blocks[0]);
+    cr_assert((blocks[0] = hak_heap_malloc(heap, size)) != NULL, "%zu bytes", size);
+    for (size_t i = 0; i < BLOCKS; i++) hak_heap_free(heap, blocks[i]);
+    (void)hak_heap_trim(heap, 0);
+    cr_assert(usage_of(heap).live_bytes == 0, "%zu", usage_of(heap).live_bytes);
+    require_sound(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(limits, what_waits_for_a_lock_is_found)
+{
+    region_bytes = 1;
+    require_found(1000, false);
+    require_found(100000, true);
+    require_found(3000000, true);
 }
 
 /* ---- Arguments ---- */
