@@ -352,6 +352,71 @@ Test(limits, what_waits_for_a_lock_is_found)
     require_found(3000000, true);
 }
 
+/* ---- The system refuses ---- */
+
+static void refuse_memory(void)
+{
+    fake_os_refuse(FAKE_RESERVE, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_MAP, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_RESIZE, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_MOVE, 1, FAKE_FOREVER);
+}
+
+static void allow_memory(void)
+{
+    for (int call = 0; call < FAKE_CALLS; call++) fake_os_allow((fake_call_t)call);
+}
+
+/* What the system refuses is not charged. */
+Test(limits, what_the_system_refuses_is_not_charged)
+{
+    enum { BIG = 5 << 20 };
+    fake_os_use();
+    for (int level = 0; level < 2; level++) {
+        hak_heap_t *heap = make(NULL, 64 << 20, level);
+        char *block = hak_heap_malloc(heap, BIG);
+        cr_assert(block != NULL);
+        block[BIG - 1] = 7;
+        size_t before = ledger_live(heap->ledger);
+        refuse_memory();
+        errno = 0;
+        cr_assert(hak_heap_malloc(heap, 2 * BIG) == NULL && errno == ENOMEM);
+        cr_assert(hak_last_error() != HAK_ERROR_LIMIT);
+        cr_assert(hak_heap_realloc(heap, block, 3 * BIG) == NULL && errno == ENOMEM);
+        cr_assert(hak_heap_realloc(heap, block, 600000) == NULL, "no run to copy to");
+        allow_memory();
+        cr_assert(ledger_live(heap->ledger) == before && block[BIG - 1] == 7);
+        require_sound(heap);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+    fake_os_restore();
+}
+
+/* A request that cannot know whether caches are in the way is refused, and says so. */
+Test(limits, a_refused_fence_is_told)
+{
+    if (strcmp(hak_percpu_mode(), "locked") == 0) cr_skip_test("no fence");
+    region_bytes = 1;
+    fake_os_use();
+    hak_heap_t *heap = make(NULL, 65536 + 60000, 0);
+    void *block = hak_heap_malloc(heap, 60000), *small[64];
+    cr_assert(block != NULL);
+    for (int i = 0; i < 64; i++) cr_assert((small[i] = hak_heap_malloc(heap, 64)) != NULL);
+    for (int i = 0; i < 64; i++) hak_heap_free(heap, small[i]);
+    fake_os_refuse(FAKE_FENCE, 1, FAKE_FOREVER);
+    errno = 0;
+    cr_assert(hak_heap_malloc(heap, 60000) == NULL && errno == ENOMEM);
+    cr_assert(hak_last_error() == HAK_ERROR_FENCE);
+    fake_os_allow(FAKE_FENCE);
+    cr_assert(hak_heap_malloc(heap, 60000) == NULL && hak_last_error() == HAK_ERROR_LIMIT);
+    hak_heap_free(heap, block);
+    cr_assert(hak_heap_malloc(heap, 60000) != NULL);
+    require_sound(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
+    fake_os_restore();
+}
+
 /* ---- Arguments ---- */
 
 Test(limits, calls_that_make_no_sense_are_refused)
