@@ -255,6 +255,63 @@ Test(limits, refusals_follow_from_sizes_alone)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+/* ---- Caches ---- */
+
+/* Blocks go through every cache, and are charged once. */
+Test(limits, what_is_cached_is_charged_once)
+{
+    enum { BLOCKS = 60000, TIMES = 4 };
+    static void *blocks[BLOCKS];
+    region_bytes = 1;
+    for (int level = 0; level < 2; level++) {
+        hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, level);
+        for (unsigned time = 0; time < TIMES; time++) {
+            size_t count = time & 1 ? BLOCKS : BLOCKS / 20;
+            for (size_t i = 0; i < count; i++)
+                cr_assert((blocks[i] = hak_heap_malloc(heap, 64)) != NULL);
+            for (size_t i = 0; i < count; i++) hak_heap_free(heap, blocks[i]);
+        }
+        (void)hak_heap_flush(heap);
+        cr_assert(ledger_live(heap->ledger) == 0, "%zu", ledger_live(heap->ledger));
+        require_sound(heap);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- Tight ---- */
+
+static uint64_t frozen;
+static uint64_t frozen_clock(void) { return frozen; }
+
+static bool caches(const hak_heap_t *heap) { return area_at_from(&heap->percpu, 0).area != NULL; }
+
+/* A heap that was refused has no caches for a tenth of a second, and then some again. */
+Test(limits, a_heap_is_tight_for_a_while)
+{
+    static os_table_t table;
+    table = *os;
+    table.milliseconds = frozen_clock;
+    os = &table;
+    region_bytes = 1;
+    enum { BLOCKS = 100 };
+    void *blocks[BLOCKS];
+    hak_heap_t *heap = make(NULL, BLOCKS * 1024, 0);
+    for (size_t i = 0; i < BLOCKS; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(heap, 1024)) != NULL);
+    require_refused(heap, 1, heap);
+    for (int time = 0; time < 3; time++) {
+        hak_heap_free(heap, blocks[0]);
+        cr_assert((blocks[0] = hak_heap_malloc(heap, 1024)) != NULL);
+        cr_assert(heap_is_tight(heap) && !caches(heap));
+    }
+    for (size_t i = 0; i < BLOCKS / 2; i++) hak_heap_free(heap, blocks[i]);
+    frozen += LEDGER_TIGHT_MS;
+    for (size_t i = 0; i < BLOCKS / 2; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(heap, 1024)) != NULL);
+    cr_assert(!heap_is_tight(heap) && caches(heap));
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* ---- The callback ---- */
 
 typedef struct pressed {
