@@ -30,6 +30,8 @@ static const verb_t verbs[FUZZ_VERBS] = {
     [FUZZ_REFUSE] = {"refuse", 80},
     [FUZZ_ALLOW] = {"allow", 120},
     [FUZZ_FORK] = {"fork", 6},
+    [FUZZ_LIMIT] = {"limit", 60},
+    [FUZZ_MOVE] = {"move", 60},
 };
 
 size_t fuzz_size(uint16_t code)
@@ -80,7 +82,8 @@ fuzz_header_t fuzz_random_header(randoms_t *randoms)
                            .refuses = (random >> 24) % 4 == 0,
                            .forks = (random >> 32) % 4 == 0,
                            .slots = slots[(random >> 40) % 8],
-                           .sizes = (random >> 48) % 4 ? 0 : 1 + (random >> 50) % 8};
+                           .sizes = (random >> 48) % 4 ? 0 : 1 + (random >> 50) % 8,
+                           .limits = (random >> 56) % 3 ? 0 : 1 | random >> 56};
 }
 
 void fuzz_print(FILE *out, size_t number, const fuzz_operation_t *operation)
@@ -93,8 +96,8 @@ void fuzz_print(FILE *out, size_t number, const fuzz_operation_t *operation)
 
 void fuzz_print_header(FILE *out, const fuzz_header_t *header)
 {
-    fprintf(out, "heaps=%u levels=%u budgets=%u refuses=%u forks=%u slots=%u sizes=%u\n",
+    fprintf(out, "heaps=%u levels=%u budgets=%u refuses=%u forks=%u slots=%u sizes=%u limits=%u\n",
             header->places % FUZZ_MOST_PLACES + 1, header->levels % FUZZ_HEADER_LEVELS,
             header->budgets, header->refuses & 1, header->forks & 1, 16u << header->slots % 10,
-            header->sizes);
+            header->sizes, header->limits);
 }

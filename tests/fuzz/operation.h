@@ -39,6 +39,8 @@ typedef enum fuzz_verb {
     FUZZ_REFUSE,  /* the system refuses the k-th call of a kind, once or for ever */
     FUZZ_ALLOW,   /* it grants all again */
     FUZZ_FORK,    /* the child uses everything */
+    FUZZ_LIMIT,   /* another limit, of a heap or of a root */
+    FUZZ_MOVE,    /* a heap to the other root */
     FUZZ_VERBS
 } fuzz_verb_t;
 
@@ -63,7 +65,7 @@ typedef struct fuzz_header {
     uint8_t forks;   /* whether FUZZ_FORK does anything: odd */
     uint8_t slots;   /* blocks: 16 << modulo 10 */
     uint8_t sizes;   /* how many sizes there are; 0: all */
-    uint8_t unused;
+    uint8_t limits;  /* odd: heaps count, under two roots with limits; the other bits say which */
 } fuzz_header_t;
 
 _Static_assert(sizeof(fuzz_operation_t) == 8 && sizeof(fuzz_header_t) == 8, "read as they are");

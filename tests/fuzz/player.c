@@ -84,10 +84,28 @@ static void prove_usable(size_t size, size_t usable)
     else FUZZ_REQUIRE(waste < 3 * size);
 }
 
-/* Judges what an allocation gave, and writes it. False: it was refused, as it may be. */
-static bool block_take(player_t *player, block_t *block, place_t *place, unsigned refusals)
+/* What a request is charged: README.md, "Limits and trees". */
+static size_t charge_of(size_t size, size_t alignment)
+{
+    if (alignment <= 16) return hak_good_size(size);
+    if (size == 0) size = 1;
+    size_t up = (size + alignment - 1) & ~(alignment - 1);
+    if (alignment <= 16 << 10 && up <= 32 << 10) return hak_good_size(up);
+    size_t unit = alignment <= 1 << 20 && size <= 1 << 20 ? 16 << 10 : 4096;
+    return (size + unit - 1) & ~(unit - 1);
+}
+
+/* Judges what an allocation gave, and writes it. False: it was refused, as it may be. `charge`: by
+ * how much more lives then. */
+static bool block_take(player_t *player, block_t *block, place_t *place, unsigned refusals,
+                       int64_t charge)
 {
     player->calls++;
+    if (world_fits(place, charge, block->at != NULL) != (block->at != NULL) &&
+        !world_may_refuse(refusals))
+        fuzz_fail("%zu bytes, charged %lld: %s by a limit", block->asked, (long long)charge,
+                  block->at ? "not refused" : "refused");
+    if (!block->at && hak_last_error() == HAK_ERROR_LIMIT && errno == ENOMEM) return false;
     if (!block->at) {
         if (errno != ENOMEM || !world_may_refuse(refusals))
             fuzz_fail("no block of %zu bytes, errno %d: %s", block->asked, errno,
@@ -139,7 +157,8 @@ static void allocate(player_t *player, const fuzz_operation_t *operation, block_
         break;
     default: slot->at = hak_heap_malloc(place->heap, size);
     }
-    if (block_take(player, slot, place, refusals) && alignment == 16)
+    if (block_take(player, slot, place, refusals, (int64_t)charge_of(size, alignment)) &&
+        alignment == 16)
         prove_usable(size, slot->usable);
     world_leave(place);
 }
@@ -229,12 +248,12 @@ static void do_realloc(player_t *player, const fuzz_operation_t *operation)
     errno = 0;
     moved.at = hak_heap_realloc(place->heap, slot->at, size);
     moved.asked = moved.sized = size;
-    if (moved.at) {
-        content_prove(slot, moved.at, size < slot->asked ? size : slot->asked);
+    int64_t charge = (int64_t)charge_of(size, 16) - (int64_t)slot->usable;
+    if (moved.at) content_prove(slot, moved.at, size < slot->asked ? size : slot->asked);
+    if (block_take(player, &moved, place, refusals, charge)) {
         account(place, -1, -(int64_t)slot->usable);
-    }
-    if (block_take(player, &moved, place, refusals)) *slot = moved;
-    else block_prove(slot, place);
+        *slot = moved;
+    } else block_prove(slot, place);
     world_leave(place);
 }
 
@@ -391,6 +410,17 @@ static void do_replace(place_t *place, const fuzz_operation_t *operation)
     world_replace(place, operation->place % world.places, operation->choice);
 }
 
+static void do_limit(place_t *place, const fuzz_operation_t *operation)
+{
+    world_limit(place, operation);
+}
+
+static void do_move(place_t *place, const fuzz_operation_t *operation)
+{
+    (void)operation;
+    world_move(place);
+}
+
 /* ---- Fork ---- */
 
 /* The child has one thread, and locks of the model that its parent's threads may hold are of no
@@ -417,7 +447,9 @@ static void in_child(player_t *player)
         for (unsigned n = 0; n < 40; n++) {
             block_t block = {.asked = fuzz_size((uint16_t)(n * 1300)), .place = i};
             block.at = hak_heap_malloc(place->heap, block.asked);
-            (void)block_take(player, &block, place, world.refusals);
+            if (!block_take(player, &block, place, world.refusals,
+                            (int64_t)charge_of(block.asked, 16)))
+                continue;
             block_prove(&block, place);
             if (n % 2) hak_free(block.at);
         }
@@ -497,6 +529,8 @@ static const act_t acts[FUZZ_VERBS] = {
     [FUZZ_REFUSE] = {.with_blocks = do_refuse},
     [FUZZ_ALLOW] = {.with_blocks = do_allow},
     [FUZZ_FORK] = {.with_blocks = do_fork},
+    [FUZZ_LIMIT] = {.with_heap = do_limit, .alone = true},
+    [FUZZ_MOVE] = {.with_heap = do_move, .alone = true},
 };
 
 static void act(player_t *player, const fuzz_operation_t *operation)

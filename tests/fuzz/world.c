@@ -52,6 +52,15 @@ static hak_level_t level_of(unsigned number, unsigned choice)
     }
 }
 
+static bool has_limits(void) { return world.header.limits & 1; }
+
+/* From a few KiB to half a GiB, or none. */
+static size_t limit_of(unsigned choice)
+{
+    unsigned power = choice % 20;
+    return power > 17 ? FUZZ_NO_LIMIT : ((size_t)4096 << power) + choice / 20 * 16;
+}
+
 static void create(place_t *place, unsigned number, unsigned choice)
 {
     static _Atomic uint64_t lineages = 1;
@@ -63,6 +72,13 @@ static void create(place_t *place, unsigned number, unsigned choice)
     if (world.header.budgets) {
         config.cache_bytes = cache[(number + choice / 2) % 8];
         config.large_cache_bytes = large[(number + choice / 16) % 4];
+    }
+    place->limit = FUZZ_NO_LIMIT;
+    if (has_limits()) {
+        place->root = (number ^ choice) % WORLD_ROOTS;
+        place->limit = limit_of(world.header.limits / 2 + number * 7 + choice);
+        config.parent = world.root[place->root].heap;
+        config.live_limit = place->limit;
     }
     place->cache_bytes = config.cache_bytes ? config.cache_bytes : 32 << 20;
     place->large_cache_bytes = config.large_cache_bytes ? config.large_cache_bytes : 32 << 20;
@@ -132,10 +148,22 @@ static void prove_figures(const hak_heap_stats_t *stats)
     FUZZ_REQUIRE(stats->live_bytes <= committed && contract_sum(stats) <= committed);
 }
 
+static void prove_usage(const place_t *place)
+{
+    hak_usage_t usage = {.struct_size = sizeof usage};
+    if (!has_limits()) return;
+    FUZZ_REQUIRE(hak_heap_usage(place->heap, &usage) == 0);
+    FUZZ_REQUIRE(usage.live_bytes <= usage.tree_bytes && usage.tree_bytes <= usage.live_limit);
+    FUZZ_REQUIRE(usage.live_bytes <= usage.committed_bytes);
+    FUZZ_REQUIRE(usage.committed_bytes <= usage.peak_bytes);
+    if (!world.shared) FUZZ_REQUIRE(usage.tree_bytes >= (size_t)place->live_bytes);
+}
+
 void world_sample(place_t *place)
 {
     hak_heap_stats_t stats = contract_stats(place->heap);
     prove_figures(&stats);
+    prove_usage(place);
     if (world.shared) return;
     FUZZ_REQUIRE(stats.live_blocks == (size_t)place->live_blocks);
     FUZZ_REQUIRE(stats.live_bytes == (size_t)place->live_bytes);
@@ -164,6 +192,80 @@ void world_prove(place_t *place)
     hak_heap_stats_t stats = contract_stats(place->heap);
     prove_figures(&stats);
     FUZZ_REQUIRE(stats.live_bytes == (size_t)place->live_bytes);
+}
+
+/* ---- Limits ---- */
+
+static size_t live_below(unsigned root)
+{
+    size_t bytes = 0;
+    for (unsigned i = 0; i < world.places; i++)
+        if (world.place[i].heap && world.place[i].root == root)
+            bytes += (size_t)world.place[i].live_bytes;
+    return bytes;
+}
+
+bool world_fits(const place_t *place, int64_t bytes, bool expected)
+{
+    if (!has_limits() || world.shared) return expected;
+    size_t here = (size_t)(place->live_bytes + bytes);
+    size_t below = (size_t)((int64_t)live_below(place->root) + bytes);
+    return bytes <= 0 || (here <= place->limit && below <= world.root[place->root].limit);
+}
+
+/* What a call on a tree says where the model knows better, or not. */
+static void judge(int error, bool fits, unsigned refusals, int refused)
+{
+    FUZZ_REQUIRE(error == 0 || error == refused || error == EAGAIN);
+    if (world.shared || world_may_refuse(refusals)) return;
+    if ((error == 0) != fits) fuzz_fail("a tree says %d where it fits: %d", error, fits);
+}
+
+void world_limit(place_t *place, const fuzz_operation_t *operation)
+{
+    if (!has_limits()) return;
+    bool of_root = operation->choice & 1;
+    root_t *root = &world.root[place->root];
+    if (of_root && world.shared) return;
+    hak_limits_t limits = {sizeof limits, limit_of(operation->choice / 2)};
+    size_t live = of_root ? live_below(place->root) : (size_t)place->live_bytes;
+    unsigned before = atomic_load(&world.refusals);
+    int error = hak_heap_set_limits(of_root ? root->heap : place->heap, &limits);
+    judge(error, live <= limits.live_limit, before, EBUSY);
+    if (error) return;
+    if (of_root) root->limit = limits.live_limit;
+    else place->limit = limits.live_limit;
+}
+
+void world_move(place_t *place)
+{
+    if (!has_limits()) return;
+    unsigned to = 1 - place->root, before = atomic_load(&world.refusals);
+    bool fits = live_below(to) + (size_t)place->live_bytes <= world.root[to].limit;
+    int error = hak_heap_move(place->heap, world.root[to].heap);
+    judge(error, fits, before, ENOMEM);
+    if (!error) place->root = to;
+}
+
+static void make_roots(void)
+{
+    for (unsigned i = 0; has_limits() && i < WORLD_ROOTS; i++) {
+        hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+        config.name = "root";
+        config.live_limit = world.root[i].limit = limit_of(world.header.limits / 4 + 5 + i);
+        world.root[i].heap = hak_heap_create(&config);
+        FUZZ_REQUIRE(world.root[i].heap != NULL);
+    }
+}
+
+/* Nothing lives below them. */
+static void end_roots(void)
+{
+    for (unsigned i = 0; has_limits() && i < WORLD_ROOTS; i++) {
+        hak_usage_t usage = {.struct_size = sizeof usage};
+        FUZZ_REQUIRE(hak_heap_usage(world.root[i].heap, &usage) == 0 && usage.tree_bytes == 0);
+        FUZZ_REQUIRE(hak_heap_destroy(world.root[i].heap) == 0);
+    }
 }
 
 /* ---- Refusals ---- */
@@ -218,6 +320,7 @@ void world_begin(const fuzz_header_t *header, bool shared)
     hak_heap_free(first, hak_heap_malloc(first, 100));
     FUZZ_REQUIRE(hak_heap_destroy(first) == 0);
     measure(&world.resident, &world.mappings);
+    make_roots();
 }
 
 /* What stays with the process: records of address space, and the stacks of threads. */
@@ -231,6 +334,7 @@ void world_end(unsigned threads)
         world_prove(&world.place[i]);
         destroy(&world.place[i]);
     }
+    end_roots();
     for (unsigned i = 0; i < WORLD_MAILBOXES; i++) world.mailbox[i].block.at = NULL;
     FUZZ_REQUIRE(world.live_bytes == 0);
     size_t resident = 0, mappings = 0;

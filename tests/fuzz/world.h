@@ -35,8 +35,20 @@ typedef struct place {
     hak_heap_t *heap; /* NULL: the system refused it */
     uint64_t lineage;
     size_t cache_bytes, large_cache_bytes; /* what the heap may keep */
+    size_t limit; /* of what lives here; FUZZ_NO_LIMIT where limits are not played */
+    unsigned root;
     _Atomic int64_t live_blocks, live_bytes;
 } place_t;
+
+enum { WORLD_ROOTS = 2 };
+
+/* A heap above others, which has no blocks itself. Limits change under its lock for writing. */
+typedef struct root {
+    hak_heap_t *heap;
+    size_t limit;
+} root_t;
+
+#define FUZZ_NO_LIMIT SIZE_MAX
 
 enum { WORLD_MAILBOXES = 64, WORLD_LIVE_MOST = 256 << 20 };
 
@@ -51,6 +63,7 @@ typedef struct world {
     bool shared; /* by several players: figures are exact under a lock for writing only */
     place_t place[FUZZ_MOST_PLACES];
     mailbox_t mailbox[WORLD_MAILBOXES];
+    root_t root[WORLD_ROOTS];
     _Atomic int64_t live_bytes; /* of all places: bounded, so that a run fits into a machine */
     _Atomic uint64_t calls;     /* of the library by ended players */
     /* Odd: the system refuses something now. */
@@ -86,6 +99,13 @@ void world_refuse(const fuzz_operation_t *operation);
 void world_allow(void);
 /* Whether a call that began when `before` was world.refusals may have been refused. */
 bool world_may_refuse(unsigned before);
+
+/* Whether the model says that so many bytes more, or fewer, fit at a place; where several play it
+ * cannot know: then what it is asked to expect is right. */
+bool world_fits(const place_t *place, int64_t bytes, bool expected);
+/* Another limit, of a place or of its root; and another root. */
+void world_limit(place_t *place, const fuzz_operation_t *operation);
+void world_move(place_t *place);
 
 /* What a supervisor sees of a run. The memory is shared with its children. */
 typedef struct fuzz_progress {
