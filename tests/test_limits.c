@@ -260,13 +260,14 @@ Test(limits, refusals_follow_from_sizes_alone)
 /* Blocks go through every cache, and are charged once. */
 Test(limits, what_is_cached_is_charged_once)
 {
-    enum { BLOCKS = 60000, TIMES = 4 };
+    /* At first so few that the heap is not divided: its chains go to the cold level. */
+    enum { BLOCKS = 60000, TIMES = 22 };
     static void *blocks[BLOCKS];
     region_bytes = 1;
     for (int level = 0; level < 2; level++) {
         hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, level);
         for (unsigned time = 0; time < TIMES; time++) {
-            size_t count = time & 1 ? BLOCKS : BLOCKS / 20;
+            size_t count = time < 20 ? 1000 + 30 * time : BLOCKS;
             for (size_t i = 0; i < count; i++)
                 cr_assert((blocks[i] = hak_heap_malloc(heap, 64)) != NULL);
             for (size_t i = 0; i < count; i++) hak_heap_free(heap, blocks[i]);
