@@ -83,7 +83,7 @@ fuzz_header_t fuzz_random_header(randoms_t *randoms)
                            .forks = (random >> 32) % 4 == 0,
                            .slots = slots[(random >> 40) % 8],
                            .sizes = (random >> 48) % 4 ? 0 : 1 + (random >> 50) % 8,
-                           .limits = (random >> 56) % 3 ? 0 : 1 | random >> 56};
+                           .limits = (uint8_t)((random >> 56) % 3 ? 0 : 1 | random >> 56)};
 }
 
 void fuzz_print(FILE *out, size_t number, const fuzz_operation_t *operation)
