@@ -448,12 +448,20 @@ static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, siz
     return fresh ? fresh : fail((hak_error_t)hak_tls.last_error, ENOMEM);
 }
 
+/* What a block is charged with another size. A large one that stays is charged by the page, also
+ * where it was made large by its alignment. */
+static size_t charge_after(const block_id_t *id, size_t size)
+{
+    bool stays = id->kind == KIND_LARGE && resize_holds(id, size);
+    return stays ? hak_round_up(size, HAK_PAGE) : pointer_charge(size, BLOCK_ALIGN);
+}
+
 /* Of a heap that counts: charges the difference, whether or not the block stays where it is. */
 static HAK_NOINLINE void *realloc_counted(const block_id_t *id, void *ptr, size_t size)
 {
     hak_heap_t *heap = id->heap;
     int before = errno;
-    size_t had = pointer_charged(id, ptr), wants = pointer_charge(size, BLOCK_ALIGN);
+    size_t had = pointer_charged(id, ptr), wants = charge_after(id, size);
     if (wants > had && !charge(heap, wants - had)) return NULL;
     void *at = resize_block(id, ptr, size);
     if (!at) at = move_charged(heap, id, ptr, size);

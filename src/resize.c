@@ -8,7 +8,7 @@
 
 bool resize_is_charged(const block_id_t *id, size_t size)
 {
-    return id->kind == KIND_LARGE ? size > MID_MAX : pointer_charge(size, 1) == id->usable;
+    return id->kind == KIND_LARGE || pointer_charge(size, 1) == id->usable;
 }
 
 /* A mid block where it is. */

@@ -160,6 +160,7 @@ static void allocate(player_t *player, const fuzz_operation_t *operation, block_
     if (block_take(player, slot, place, refusals, (int64_t)charge_of(size, alignment)) &&
         alignment == 16)
         prove_usable(size, slot->usable);
+    slot->large = size > 1 << 20 || alignment > 1 << 20;
     world_leave(place);
 }
 
@@ -236,6 +237,13 @@ static void do_free_run(player_t *player, const fuzz_operation_t *operation)
     }
 }
 
+/* A large block stays where it is not much too large. */
+static size_t charge_after(const block_t *block, size_t size)
+{
+    bool stays = block->large && size <= block->usable && size >= block->usable / 2;
+    return stays ? (size + 4095) & ~(size_t)4095 : charge_of(size, 16);
+}
+
 static void do_realloc(player_t *player, const fuzz_operation_t *operation)
 {
     block_t *slot = slot_of(player, operation->slot);
@@ -248,10 +256,11 @@ static void do_realloc(player_t *player, const fuzz_operation_t *operation)
     errno = 0;
     moved.at = hak_heap_realloc(place->heap, slot->at, size);
     moved.asked = moved.sized = size;
-    int64_t charge = (int64_t)charge_of(size, 16) - (int64_t)slot->usable;
+    int64_t charge = (int64_t)charge_after(slot, size) - (int64_t)slot->usable;
     if (moved.at) content_prove(slot, moved.at, size < slot->asked ? size : slot->asked);
     if (block_take(player, &moved, place, refusals, charge)) {
         account(place, -1, -(int64_t)slot->usable);
+        moved.large = size > 1 << 20 || (slot->large && moved.at == slot->at);
         *slot = moved;
     } else block_prove(slot, place);
     world_leave(place);
@@ -451,11 +460,14 @@ static void in_child(player_t *player)
                             (int64_t)charge_of(block.asked, 16)))
                 continue;
             block_prove(&block, place);
-            if (n % 2) hak_free(block.at);
+            if (n % 2 == 0) continue;
+            account(place, -1, -(int64_t)block.usable);
+            hak_free(block.at);
         }
         (void)hak_heap_trim(place->heap, 0);
         FUZZ_REQUIRE(hak_heap_check(place->heap) == 0);
         FUZZ_REQUIRE(hak_heap_destroy(place->heap) == 0);
+        place->heap = NULL;
     }
     (void)hak_reserve_trim();
     _exit(0);

@@ -23,6 +23,7 @@ typedef struct block {
     uint64_t lineage; /* of its heap; another one there: the block is gone */
     uint32_t seed;    /* of its content */
     uint32_t place;
+    bool large; /* a mapping of its own, by its size or its alignment */
 } block_t;
 
 /*
