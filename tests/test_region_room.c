@@ -89,6 +89,27 @@ Test(region, api_pages_go_back_while_a_heap_goes_on)
     }
 }
 
+static char *lowest;
+static bool purge_behind(void *page, size_t bytes)
+{
+    cr_assert((char *)page >= lowest && bytes == HAK_PAGE);
+    return true;
+}
+
+/* Wherever in its pages the record lies. */
+Test(region, a_page_with_the_record_never_goes)
+{
+    for (unsigned first = 0; first < PAGE_UNITS; first += WORD_UNITS / 2) {
+        unsigned end = first + WORD_UNITS;
+        size_t keep = 0, pages = (end + PAGE_UNITS - 1) / PAGE_UNITS;
+        lowest = begin(&guards[0]) + pages * HAK_PAGE;
+        region_init(&region, first, end);
+        region_attach(&region, lowest - pages * HAK_PAGE);
+        while (region_open(&region, &guards[0])) continue;
+        cr_assert(region_release(&region, true, &keep, purge_behind) == GRANULE_PAGES - pages);
+    }
+}
+
 /* ---- Which region ---- */
 
 /* In the first region, where no other hole is as long. */
