@@ -62,11 +62,12 @@ OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
 SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
-SUITES = {"area": "@(home|adapt)", "drain": "@(home|adapt)", "refill": "@(home|api|large)",
-          "trim": "@(flush_trim|windows)", "runs": "@(giveback|home)", "mapping": "@(large|misuse|api)",
-          "record": "meta", "life": "@(api|home)", "resize": "api", "pointer": "misuse",
-          "heap": "api", "walk": "@(stats|home)", "validate": "stats", "report": "stats",
-          "os_linux": "os", "percpu_rseq": "percpu"}
+SUITES = {"area": "@(home|adapt)", "drain": "@(home|adapt|region)",
+          "refill": "@(home|api|large|region)", "trim": "@(flush_trim|windows|region)",
+          "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api)", "record": "meta",
+          "life": "@(api|home)", "resize": "api", "pointer": "misuse", "heap": "api",
+          "walk": "@(stats|home)", "validate": "stats", "report": "stats", "os_linux": "os",
+          "percpu_rseq": "percpu"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
 # These kinds are races where they are anything: ThreadSanitizer looks at them, too.

@@ -76,8 +76,8 @@ run_t runs_take(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigne
 bool runs_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
 {
     superslab_set_remove(&heap->superslabs, ss);
-    /* The entries first: once in the reserve, the SuperSlab may be another heap's at once. */
-    registry_set_run(ss->base, SUPERSLAB_GRANULES, heap, CODE_RELEASED);
+    /* Each granule's entry is as whoever had it last has left it: a block of a heap that was
+     * destroyed before is known as that. */
     STALL(superslab_leaving);
     if (!reserve_put(&process_reserve, ss, heap, may_wait, &heap->returned)) {
         superslab_set_add(&heap->superslabs, ss);

@@ -164,7 +164,9 @@ static void *own(void *arg)
             }
         } else {
             pthread_rwlock_rdlock(&place->lock);
-            if (what < 8) (void)hak_heap_flush(place->heap);
+            /* So that SuperSlabs go from the nursery to heaps, and back. */
+            if (what < 4) (void)hak_reserve_trim();
+            else if (what < 8) (void)hak_heap_flush(place->heap);
             else if (what < 15) (void)hak_heap_trim(place->heap, what % 2 ? 0 : 100000);
             else if (hak_heap_check(place->heap) != 0) stress_fail("a heap fails its check");
         }

@@ -10,6 +10,7 @@
 #include "registry.h"
 #include "reserve.h"
 #include "support_child.h"
+#include "support_contract.h"
 #include "support_memory.h"
 #include "support_os.h"
 #include "support_random.h"
@@ -346,4 +347,23 @@ Test(meta, threads_never_share_a_page)
     }
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
     cr_assert(clashes == 0, "%u clashes", (unsigned)clashes);
+}
+
+/* Records of single pages lie between heaps; each heap begins a granule all the same. */
+Test(meta, a_heap_begins_a_granule_after_any_record)
+{
+    enum { HEAPS = 6 };
+    hak_heap_t *heaps[HEAPS];
+    for (unsigned i = 0; i < HEAPS; i++) {
+        heaps[i] = contract_heap((int)i & 1, "begins");
+        cr_assert(heaps[i] && (uintptr_t)heaps[i] % GRANULE < HEAP_COLOURS * HAK_LINE);
+        size_t records = contract_stats(heaps[i]).metadata_bytes;
+        for (unsigned n = 0; n <= i; n++)
+            cr_assert(hak_heap_malloc(heaps[i], SMALL_MAX >> n % 4) != NULL);
+        cr_assert(contract_stats(heaps[i]).metadata_bytes > records);
+    }
+    for (unsigned i = 0; i < HEAPS; i++) {
+        cr_assert(contract_unsound(heaps[i], i + 1) == 0);
+        cr_assert(hak_heap_destroy(heaps[i]) == 0);
+    }
 }

@@ -793,6 +793,39 @@ Test(misuse, destroyed) { run_rows("DESTROYED"); }
 Test(misuse, size) { run_rows("SIZE"); }
 Test(misuse, corrupt) { run_rows("CORRUPT"); }
 
+/* ---- A SuperSlab that was several heaps' ---- */
+
+enum { HALF = SUPERSLAB / 2 };
+
+/* The SuperSlab of a destroyed heap comes to another one, which uses the first half of it and gives
+ * it back. `arg`: the block that is freed then, of the first heap (in the second half) or of the
+ * second. */
+static void free_after_two_heaps(void *arg)
+{
+    hak_heap_t *first = contract_heap(0, "first"), *second = contract_heap(1, "second");
+    char *lower = hak_heap_malloc(first, HALF), *upper = hak_heap_malloc(first, HALF);
+    if (!lower || upper != lower + HALF || hak_heap_destroy(first) != 0) _exit(95);
+    char *again = hak_heap_malloc(second, HALF);
+    if (again != lower) _exit(96);
+    if (*(const int *)arg == 0) hak_free(upper);
+    hak_heap_free(second, again);
+    (void)hak_heap_trim(second, 0);
+    if (hak_heap_of(again) || hak_heap_of(upper)) _exit(97);
+    hak_free(*(const int *)arg == 1 ? upper : again);
+}
+
+/* What a granule's last holder says of it stays, whoever has the rest of the SuperSlab. */
+Test(misuse, a_granule_is_named_by_its_last_holder)
+{
+    static const char *const codes[] = {"DESTROYED", "DESTROYED", "DOUBLE_FREE"};
+    for (int which = 0; which < 3; which++) {
+        child_result_t result;
+        child_run(&result, free_after_two_heaps, &which);
+        cr_assert(child_aborted(&result, codes[which], "free"), "%d: status %d: %s", which,
+                  result.status, result.text);
+    }
+}
+
 /* The check of the lines above can fail: a line with another code, another pointer or none at all
  * is not taken. */
 Test(misuse, the_comparison_can_fail)
