@@ -321,7 +321,7 @@ bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
     unsigned hole, index = entry_back(entry);
     unsigned units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
     if (HAK_UNLIKELY(!units)) return false;
-    rooms_raise(&heap->region_rooms, index, hole);
+    heap_note_hole(heap, index, hole);
     heap_note_freed(heap, units);
     counter_add(&heap->counters, region, 1);
     return true;

@@ -51,6 +51,7 @@ static void found_region(hak_heap_t *heap)
     region_init(region, record, (unsigned)(end / REGION_UNIT));
     region_attach(region, base);
     for (size_t page = 0; page < end; page += HAK_PAGE) (void)region_open(region, &heap->guard);
+    heap_note_hole(heap, 0, region_room(region));
     /* Release: pairs with the acquire in heap_region_from. */
     store_release(&heap->regions, 1u);
 }
@@ -123,7 +124,8 @@ void life_reset(hak_heap_t *heap)
     lock_acquire(&heap->lock, RANK_HEAP);
     runs_empty(heap);
     region_clear(heap->near_region, &heap->guard);
-    rooms_raise(&heap->region_rooms, 0, REGION_ROOM);
+    heap_note_hole(heap, 0, REGION_ROOM);
+    store_relaxed(&heap->region_tail, (uint8_t)0);
     mapping_empty(heap);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);

@@ -24,30 +24,60 @@ HAK_INLINE bool is_in_regions(hak_heap_t *heap, unsigned cls)
     return blocks * size_classes[cls].bytes <= heap->settings.region_bytes;
 }
 
-/* Opens a page of the first region that has one to open. False: none has. */
+/* Opens a page of the first region that has one to open. Where it goes on with the region's tail,
+ * so do blocks that find no hole. False: none has. */
 static bool open_page(hak_heap_t *heap)
 {
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (uint32_t index = 0; index < regions; index++) {
         region_t *region = heap_region(heap, index);
         if (!region_may_open(region) || !region_open(region, &heap->guard)) continue;
-        rooms_raise(&heap->region_rooms, index, REGION_ROOM);
+        heap_note_hole(heap, index, region_room(region));
+        if (region_has_tail(region)) store_relaxed(&heap->region_tail, (uint8_t)index);
         return true;
     }
     return false;
 }
 
-/* A hole in an open page. A region that has none that is aligned may have others. */
-static void *take_from_open(hak_heap_t *heap, unsigned units, unsigned alignment)
+/* A hole in an open page: the lowest. A region that has none that is aligned may have others. */
+static void *take_hole(hak_heap_t *heap, unsigned units, unsigned alignment)
 {
+    if (units > load_relaxed(&heap->region_room)) return NULL;
     rooms_t *rooms = &heap->region_rooms;
-    for (unsigned at = 0; (at = rooms_next(rooms, at, units)) < REGION_MOST; at++) {
+    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
+    for (unsigned at = 0; (at = rooms_next(rooms, at, regions, units)) < REGION_MOST; at++) {
         region_t *region = heap_region(heap, at);
         void *ptr = region_take(region, units, alignment, &heap->guard);
         if (HAK_LIKELY(ptr)) return ptr;
         rooms_lower(rooms, at, region_room(region));
     }
+    store_relaxed(&heap->region_room, (uint8_t)rooms_most(rooms));
     return NULL;
+}
+
+/* Where blocks go on that find no hole. */
+HAK_INLINE region_t *tail_region(hak_heap_t *heap)
+{
+    return heap_region(heap, load_relaxed(&heap->region_tail));
+}
+HAK_INLINE void *take_behind(hak_heap_t *heap, unsigned units)
+{
+    return region_append(tail_region(heap), units, &heap->guard);
+}
+/* The same for any alignment. What was left out there is a hole. */
+static void *take_at_tail(hak_heap_t *heap, unsigned units, unsigned alignment)
+{
+    unsigned index = load_relaxed(&heap->region_tail);
+    region_t *region = heap_region(heap, index);
+    void *ptr = region_append_aligned(region, units, alignment, &heap->guard);
+    heap_note_hole(heap, index, region_room(region));
+    return ptr;
+}
+
+static void *take_from_open(hak_heap_t *heap, unsigned units, unsigned alignment)
+{
+    void *ptr = take_hole(heap, units, alignment);
+    return ptr ? ptr : take_at_tail(heap, units, alignment);
 }
 
 /* The same, else the first of a page that is opened. */
@@ -78,20 +108,45 @@ static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (uint32_t at = 0; at < regions; at++) {
         (void)region_release(heap_region(heap, at), false, &keep, os_purge);
-        rooms_raise(&heap->region_rooms, at, region_room(heap_region(heap, at)));
+        heap_note_hole(heap, at, region_room(heap_region(heap, at)));
     }
     hak_tls.last_error = error;
     errno = before;
+}
+
+/* Each so many takes that look for a hole. */
+HAK_INLINE void look_for_pages(hak_heap_t *heap)
+{
+    uint32_t takes = load_relaxed(&heap->region_takes) + 1;
+    store_relaxed(&heap->region_takes, takes);
+    if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) give_pages_back(heap);
+}
+
+/* Whether no hole is as long, so that a block goes to the tail without a search. */
+HAK_INLINE bool is_behind(hak_heap_t *heap, unsigned units, size_t alignment)
+{
+    return units > load_relaxed(&heap->region_room) && alignment <= REGION_UNIT;
+}
+
+static HAK_NOINLINE void *refill_more(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    unsigned units = size_classes[cls].bytes / REGION_UNIT;
+    bool behind = is_behind(heap, units, alignment);
+    if (!behind) look_for_pages(heap);
+    void *ptr = behind ? take_behind(heap, units) : take_hole(heap, units, units_of(alignment));
+    if (HAK_UNLIKELY(!ptr)) ptr = take_from_regions(heap, cls, units_of(alignment));
+    return note_taken(heap, cls, ptr);
 }
 
 /* A heap that is gone has no regions, and nothing else is read of it. */
 void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !is_in_regions(heap, cls)) return NULL;
-    uint32_t takes = load_relaxed(&heap->region_takes) + 1;
-    store_relaxed(&heap->region_takes, takes);
-    if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) give_pages_back(heap);
-    return note_taken(heap, cls, take_from_regions(heap, cls, units_of(alignment)));
+    unsigned units = size_classes[cls].bytes / REGION_UNIT;
+    void *ptr = NULL;
+    if (is_behind(heap, units, alignment))
+        ptr = region_append_word(tail_region(heap), units, &heap->guard);
+    return HAK_LIKELY(ptr) ? note_taken(heap, cls, ptr) : refill_more(heap, cls, alignment);
 }
 
 /* What the hints hide is looked at before a class moves to slabs because all regions are full: once

@@ -60,7 +60,7 @@ static void *resize_in_region(const block_id_t *id, void *ptr, size_t size)
     if (wanted == units) return ptr;
     region_t *region = heap_region(heap, entry_back(id->entry));
     if (!region_resize(region, ptr, units, wanted, &heap->guard)) return NULL;
-    if (wanted < units) rooms_raise(&heap->region_rooms, entry_back(id->entry), REGION_ROOM);
+    if (wanted < units) heap_note_hole(heap, entry_back(id->entry), REGION_ROOM);
     heap_note_freed(heap, units);
     heap_note_taken(heap, sizeclass_of(size));
     return ptr;

@@ -288,7 +288,7 @@ static size_t release_regions(hak_heap_t *heap, size_t *stay)
     size_t pages = 0;
     for (uint32_t at = 0; at < load_acquire(&heap->regions); at++) {
         pages += region_release(heap_region(heap, at), true, stay, os_purge);
-        rooms_raise(&heap->region_rooms, at, REGION_ROOM); /* what was held meanwhile is there */
+        heap_note_hole(heap, at, REGION_ROOM); /* what was held meanwhile is there */
     }
     return pages;
 }

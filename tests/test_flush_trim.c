@@ -456,10 +456,13 @@ Test(flush_trim, a_small_heap_gives_its_page_back)
 {
     hak_heap_t *heap = contract_heap(1, "page");
     size_t empty = contract_stats(heap).committed_bytes;
-    void *ptr = hak_heap_malloc(heap, 100);
-    cr_assert(ptr != NULL);
-    memset(ptr, 1, 100);
-    hak_heap_free(heap, ptr);
+    void *ptr[40]; /* about a page: some lie behind that of the heap itself */
+    for (size_t i = 0; i < 40; i++) {
+        ptr[i] = hak_heap_malloc(heap, 100);
+        cr_assert(ptr[i] != NULL);
+        memset(ptr[i], 1, 100);
+    }
+    for (size_t i = 0; i < 40; i++) hak_heap_free(heap, ptr[i]);
     size_t returned = hak_heap_trim(heap, 0);
     cr_assert(returned >= 4096, "%zu bytes", returned);
     hak_heap_stats_t stats = contract_stats(heap);

@@ -5,6 +5,7 @@
 #include "region.h"
 #include "reserve.h"
 #include "support_contract.h"
+#include "support_region.h"
 #include "support_step.h"
 
 static const guard_t guards[CONTRACT_LEVELS] = {{0, "fast"}, {0x1234567890abcdefull, "checked"}};
@@ -44,7 +45,7 @@ static char *new_granule(void)
 
 static piece_t take(unsigned units, unsigned seed)
 {
-    piece_t piece = {region_take(&at.region, units, 1, at.guard), units, seed};
+    piece_t piece = {support_region_take(&at.region, units, 1, at.guard), units, seed};
     if (piece.at) contract_fill(piece.at, units * REGION_UNIT, seed);
     return piece;
 }
@@ -149,7 +150,7 @@ Test(region, of_two_that_open_a_page_one_does_at_every_instruction)
 static void make_block(void)
 {
     cr_assert(region_open(&at.region, at.guard));
-    void *before = region_take(&at.region, 1, 1, at.guard);
+    void *before = support_region_take(&at.region, 1, 1, at.guard);
     at.mine = take(4, 5);
     at.theirs[3] = take(1, 6);
     cr_assert(at.mine.at == (char *)before + REGION_UNIT && put(before) == 1);
@@ -201,7 +202,7 @@ static void make_two(void)
     at.mine = take(4, 5);
     at.theirs[3] = take(40, 6);
 }
-static void take_wide(void) { at.mine.at = region_take(&at.region, 40, 1, at.guard); }
+static void take_wide(void) { at.mine.at = support_region_take(&at.region, 40, 1, at.guard); }
 static void take_and_free(void)
 {
     for (unsigned i = 0; i < 3; i++) at.theirs[i] = take(20 * i + 1, i);
@@ -292,10 +293,10 @@ static void goes_on_where_it_is(unsigned step)
     for (unsigned page = 0; region_open(&at.region, at.guard); page++)
         cr_assert(page < GRANULE_PAGES, "instruction %u", step);
     size_t units = (at.mine.at ? at.mine.units : 0) + at.region.record_end - at.region.record;
-    for (char *block; (block = region_take(&at.region, 1, 1, at.guard)) != NULL; units++)
+    for (char *block; (block = support_region_take(&at.region, 1, 1, at.guard)) != NULL; units++)
         cr_assert(block >= base && block < base + GRANULE, "instruction %u", step);
     region_look_again(&at.region);
-    while (region_take(&at.region, 1, 1, at.guard)) units++;
+    while (support_region_take(&at.region, 1, 1, at.guard)) units++;
     cr_assert(units == REGION_UNITS, "instruction %u: %zu units", step, units);
 }
 
