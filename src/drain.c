@@ -33,6 +33,7 @@ HAK_INLINE void put_block(hak_heap_t *heap, class_state_t *state, block_t *block
 static void note_returned(hak_heap_t *heap, class_state_t *state, size_t blocks)
 {
     store_relaxed(&state->outside, load_relaxed(&state->outside) - blocks);
+    store_relaxed(&state->grown, (uint16_t)0);
     counter_add(&heap->counters, ss_local, blocks);
 }
 
