@@ -163,14 +163,25 @@ static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, i
     return overflow;
 }
 
+/* Whether a divided heap keeps a chain that its magazines have no room for. Blocks of a page or more
+ * pin little more than themselves, and their slabs are dear to make. Of smaller ones chains are kept
+ * where the cold level has room for most of the class: then the same blocks come and go. Of a larger
+ * class the cold level would only scatter what goes back. Small blocks fit magazines by hundreds. */
+static bool is_worth_keeping(const class_state_t *state, chain_t chain)
+{
+    enum { LEAST_COLD = 4 * HAK_LINE }; /* bytes */
+    size_t bytes = size_classes[state->cls].bytes;
+    if (bytes < LEAST_COLD || bytes >= HAK_PAGE) return bytes >= HAK_PAGE;
+    /* Relaxed: written under the lock, which is held. */
+    size_t outside = load_relaxed(&((class_state_t *)(uintptr_t)state)->outside);
+    return outside <= COLD_CHAINS * chain_count(chain);
+}
+
+/* A thread that may use no magazine has no CPU to keep a chain for. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait)
 {
     if (!lock_or_leave(heap, state, chain, may_wait)) return;
-    /* A thread that may use no magazine has no CPU to keep a chain for. Chains of a divided heap go
-     * to their slabs at once, see adapt.c; but for blocks of more than a page, which pin little
-     * more than themselves and whose slabs are dear to make. */
-    bool wide = size_classes[state->cls].bytes > HAK_PAGE;
-    bool to_slabs = index < 0 || (home_is_divided(heap) && !wide);
+    bool to_slabs = index < 0 || (home_is_divided(heap) && !is_worth_keeping(state, chain));
     chain_t overflow = to_slabs ? chain : put_cold(heap, state, chain, index);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
     drain_leave(heap, state);

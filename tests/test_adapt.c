@@ -195,6 +195,46 @@ Test(adapt, a_class_that_grows_has_slabs_for_what_it_asks)
     }
 }
 
+/* Blocks in the cold level of a divided heap when `freed` of `count` have been freed. */
+static size_t kept_cold(int level, size_t size, size_t count, size_t freed)
+{
+    hak_heap_t *heap = heap_here(level, 0);
+    (void)area_here(heap);
+    home_divide_soon(heap);
+    for (unsigned round = 0; round < 2; round++) {
+        fill(heap, size, 0, count);
+        home_divide(heap, percpu_index());
+        if (!round) empty(heap, size, 0, count);
+    }
+    cr_assert(home_is_divided(heap));
+    empty(heap, size, 0, freed);
+    class_state_t *state = state_of(heap, size);
+    size_t kept = state->cold ? state->cold->blocks : 0;
+    size_t outside = outside_of(heap, size), runs = heap->runs;
+    /* What is kept serves again: no slab, and no block of one, is needed. */
+    if (kept) fill(heap, size, 0, kept);
+    cr_assert(outside_of(heap, size) == outside && heap->runs == runs, "%zu blocks of %zu", kept,
+              size);
+    if (kept) empty(heap, size, 0, kept);
+    empty(heap, size, freed, count - freed);
+    must_be_sound(heap, 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+    return kept;
+}
+
+/* Chains of a divided heap stay in the cold level where that holds most of the class, or blocks of
+ * pages. */
+Test(adapt, a_divided_heap_keeps_what_comes_and_goes)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        cr_assert(kept_cold(level, 256, 1500, 1500) > 100, "a class that fits");
+        cr_assert(kept_cold(level, 1024, 900, 900) > 100, "a class that fits");
+        cr_assert(kept_cold(level, HAK_PAGE, 3000, 1500) > 100, "blocks of a page");
+        cr_assert(kept_cold(level, 1024, 8000, 2000) == 0, "a class that does not fit");
+        cr_assert(kept_cold(level, 64, 3000, 3000) == 0, "small blocks");
+    }
+}
+
 Test(adapt, a_miss_is_counted_and_a_hit_is_not)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
