@@ -163,18 +163,21 @@ static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, i
     return overflow;
 }
 
-/* Whether a divided heap keeps a chain that its magazines have no room for. Blocks of a page or more
- * pin little more than themselves, and their slabs are dear to make. Of smaller ones chains are kept
- * where the cold level has room for most of the class: then the same blocks come and go. Of a larger
- * class the cold level would only scatter what goes back. Small blocks fit magazines by hundreds. */
+/* Whether a divided heap keeps a chain that its magazines have no room for. Blocks of more than a
+ * page pin little more than themselves, and their slabs are dear to make. Of smaller ones chains are
+ * kept where cold level and magazines have room for the class, or a block is a page, and until a
+ * block goes to a slab: then the same ones come and go. The last chains of a larger class would only
+ * scatter what is allocated next. Small blocks fit magazines by hundreds. */
 static bool is_worth_keeping(const class_state_t *state, chain_t chain)
 {
-    enum { LEAST_COLD = 4 * HAK_LINE }; /* bytes */
+    enum { LEAST_COLD = 4 * HAK_LINE /* bytes */, MAGAZINES = 2 };
+    class_state_t *at = (class_state_t *)(uintptr_t)state;
     size_t bytes = size_classes[state->cls].bytes;
-    if (bytes < LEAST_COLD || bytes >= HAK_PAGE) return bytes >= HAK_PAGE;
+    if (bytes < LEAST_COLD || bytes > HAK_PAGE) return bytes > HAK_PAGE;
     /* Relaxed: written under the lock, which is held. */
-    size_t outside = load_relaxed(&((class_state_t *)(uintptr_t)state)->outside);
-    return outside <= COLD_CHAINS * chain_count(chain);
+    if (!load_relaxed(&at->grown)) return false;
+    return bytes == HAK_PAGE ||
+           load_relaxed(&at->outside) <= (COLD_CHAINS + MAGAZINES) * chain_count(chain);
 }
 
 /* A thread that may use no magazine has no CPU to keep a chain for. */

@@ -231,6 +231,7 @@ Test(adapt, a_divided_heap_keeps_what_comes_and_goes)
         cr_assert(kept_cold(level, 1024, 900, 900) > 100, "a class that fits");
         cr_assert(kept_cold(level, HAK_PAGE, 3000, 1500) > 100, "blocks of a page");
         cr_assert(kept_cold(level, 1024, 8000, 2000) == 0, "a class that does not fit");
+        cr_assert(kept_cold(level, 1024, 8000, 8000) == 0, "the last blocks of such a class");
         cr_assert(kept_cold(level, 64, 3000, 3000) == 0, "small blocks");
     }
 }
