@@ -33,6 +33,7 @@ HAK_INLINE void put_block(hak_heap_t *heap, class_state_t *state, block_t *block
 static void note_returned(hak_heap_t *heap, class_state_t *state, size_t blocks)
 {
     store_relaxed(&state->outside, load_relaxed(&state->outside) - blocks);
+    store_relaxed(&state->grown, (uint16_t)0);
     counter_add(&heap->counters, ss_local, blocks);
 }
 
@@ -162,14 +163,28 @@ static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, i
     return overflow;
 }
 
+/* Whether a divided heap keeps a chain that its magazines have no room for. Blocks of more than a
+ * page pin little more than themselves, and their slabs are dear to make. Of smaller ones chains are
+ * kept where cold level and magazines have room for the class, or a block is a page, and until a
+ * block goes to a slab: then the same ones come and go. The last chains of a larger class would only
+ * scatter what is allocated next. Small blocks fit magazines by hundreds. */
+static bool is_worth_keeping(const class_state_t *state, chain_t chain)
+{
+    enum { LEAST_COLD = 4 * HAK_LINE /* bytes */, MAGAZINES = 2 };
+    class_state_t *at = (class_state_t *)(uintptr_t)state;
+    size_t bytes = size_classes[state->cls].bytes;
+    if (bytes < LEAST_COLD || bytes > HAK_PAGE) return bytes > HAK_PAGE;
+    /* Relaxed: written under the lock, which is held. */
+    if (!load_relaxed(&at->grown)) return false;
+    return bytes == HAK_PAGE ||
+           load_relaxed(&at->outside) <= (COLD_CHAINS + MAGAZINES) * chain_count(chain);
+}
+
+/* A thread that may use no magazine has no CPU to keep a chain for. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait)
 {
     if (!lock_or_leave(heap, state, chain, may_wait)) return;
-    /* A thread that may use no magazine has no CPU to keep a chain for. Chains of a divided heap go
-     * to their slabs at once, see adapt.c; but for blocks of more than a page, which pin little
-     * more than themselves and whose slabs are dear to make. */
-    bool wide = size_classes[state->cls].bytes > HAK_PAGE;
-    bool to_slabs = index < 0 || (home_is_divided(heap) && !wide);
+    bool to_slabs = index < 0 || (home_is_divided(heap) && !is_worth_keeping(state, chain));
     chain_t overflow = to_slabs ? chain : put_cold(heap, state, chain, index);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
     drain_leave(heap, state);

@@ -55,10 +55,12 @@ typedef struct home {
 
 /* One size class of one heap; made when the class is first used. */
 typedef struct class_state {
-    hak_lock_t lock;  /* rank CLASS; guards slabs and cold */
-    uint16_t cls;     /* const */
-    uint16_t one_way; /* lock: this; how often in a row `taker` was the same */
-    remote_t remote;  /* atomic */
+    hak_lock_t lock; /* rank CLASS; guards slabs and cold */
+    uint8_t cls;     /* const */
+    uint8_t one_way; /* lock: this; how often in a row `taker` was the same */
+    /* as `outside`; blocks that slabs gave since one came back, as far as it can count */
+    _Atomic uint16_t grown;
+    remote_t remote; /* atomic */
     _Atomic size_t
         /* blocks live or cached; written under the lock, read by what sizes magazines; relaxed */
         outside;

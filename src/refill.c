@@ -188,32 +188,32 @@ static run_t take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, u
     return run;
 }
 
-static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
+/* Makes slabs for so many blocks, at least one; false: memory is refused, and there is none. */
+static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, size_t wanted)
 {
-    lock_acquire(&heap->lock, RANK_HEAP);
-    run_t run = take_run(heap, size_classes[state->cls].granules, 1, state->cls);
-    lock_release(&heap->lock, RANK_HEAP);
-    if (!run.ss) return false;
-    counter_add(&heap->counters, refill_fresh_slab, 1);
-    slab_t *slab = slab_add(&state->shared, run, state->cls);
-    if (home != HOME_NONE) home_move(state, slab, home);
-    else if (state->shared.slabs >= DIVIDE_SLABS) home_divide_soon(heap);
-    return true;
+    const size_class_t *sizes = &size_classes[state->cls];
+    size_t made = 0;
+    do {
+        lock_acquire(&heap->lock, RANK_HEAP);
+        run_t run = take_run(heap, sizes->granules, 1, state->cls);
+        lock_release(&heap->lock, RANK_HEAP);
+        if (!run.ss) break;
+        counter_add(&heap->counters, refill_fresh_slab, 1);
+        slab_t *slab = slab_add(&state->shared, run, state->cls);
+        if (home != HOME_NONE) home_move(state, slab, home);
+        else if (state->shared.slabs >= DIVIDE_SLABS) home_divide_soon(heap);
+        made += sizes->blocks;
+    } while (made < wanted);
+    return made != 0;
 }
 
-/* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. */
-static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home,
-                        const slab_wanted_t *wanted)
+/* Of a class that grows: room for what is wanted, as far as it may be carved ahead. */
+static void provide(hak_heap_t *heap, class_state_t *state, unsigned home,
+                    const slab_wanted_t *wanted)
 {
-    uint32_t blocks = size_classes[state->cls].blocks;
-    uint32_t left = wanted->ahead < wanted->blocks ? wanted->ahead : wanted->blocks;
-    bool any = false;
-    while (fresh_slab(heap, state, home)) {
-        any = true;
-        if (HAK_LIKELY(left < 2 * blocks)) return true;
-        left -= blocks;
-    }
-    return any;
+    size_t room = slab_room(home_set(state, home), state->cls);
+    size_t want = hak_min(wanted->ahead, wanted->blocks);
+    if (room < want) (void)fresh_slabs(heap, state, home, want - room);
 }
 
 /* Takes a slab over that another home uses less than half of (its threads may have moved here), or
@@ -273,13 +273,16 @@ static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index,
     int steps = take_waiting(heap, state) ? 1 : WAITING_STEPS;
     unsigned home = home_of(heap, state, index, true);
     chain_t chain;
+    if (adapt_is_growing(state)) provide(heap, state, home, wanted);
     while (!(chain = slab_take(home_set(state, home), state->cls, wanted, &heap->guard)) &&
            (take_from_others(heap, state, index, home) ||
             (steps++ < WAITING_STEPS && take_waiting(heap, state)) ||
-            fresh_slabs(heap, state, home, wanted))) {
+            fresh_slabs(heap, state, home, 1))) {
     }
     if (!chain) chain = take_anywhere(heap, state, wanted);
     store_relaxed(&state->outside, load_relaxed(&state->outside) + chain_count(chain));
+    store_relaxed(&state->grown,
+                  (uint16_t)hak_min(load_relaxed(&state->grown) + chain_count(chain), UINT16_MAX));
     if (chain) counter_add(&heap->counters, refill_slab, 1);
     return chain;
 }
