@@ -76,7 +76,6 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     heap->owner = entry_owner_bits(heap);
     heap->lookup = heap->policy.sealed ? CLASSES_MARKED : CLASSES_PLAIN;
     store_relaxed(&heap->classes, &heap_no_classes);
-    heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
     found_region(heap);
@@ -128,6 +127,7 @@ void life_reset(hak_heap_t *heap)
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);
     lock_release(&heap->areas_lock, RANK_AREAS);
+    reserve_settle(&process_reserve);
 }
 
 void life_destroy(hak_heap_t *heap)
@@ -138,6 +138,8 @@ void life_destroy(hak_heap_t *heap)
     runs_empty(heap);
     mapping_empty(heap);
     lock_release(&heap->lock, RANK_HEAP);
+    reserve_disown(&process_reserve, heap);
+    reserve_settle(&process_reserve);
     for (meta_page_t *page = heap->pages; page;) {
         meta_page_t *next = page->next;
         meta_put(page, page->pages);
