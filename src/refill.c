@@ -380,6 +380,6 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirt
         large_put_unused(&heap->large, record);
     }
     lock_release(&heap->lock, RANK_HEAP);
-    reserve_settle(&process_reserve);
+    reserve_tick(&process_reserve);
     return base;
 }

@@ -560,6 +560,7 @@ bool reserve_put_pieces(reserve_t *reserve, piece_t block, const parts_t *parts,
         block.goes = block.bytes > limit || pieces_of(set, block.giver) > limit - block.bytes;
         unsigned count = take_apart(reserve, block, parts, pieces);
         for (unsigned i = 0; i < count; i++) (void)pieces_put(set, pieces[i]);
+        recent_note(&reserve->recent_large, large_pages(reserve));
         reserve_note_large(reserve, 0, block.bytes);
         if (pieces_are_due(reserve)) store_relaxed(&reserve->due, 1u);
     }
@@ -579,12 +580,13 @@ static piece_t take_due_piece(reserve_t *reserve, size_t most)
     return pieces_take_out(set, NULL, hak_min(more, most), os_or(reserve->os));
 }
 
-/* Unmaps a piece. Returns bytes. */
+/* Unmaps a piece. Where the kernel refuses, its pages go, and it stays. Returns bytes. */
 static size_t drop_piece(reserve_t *reserve, piece_t piece)
 {
     if (!piece.bytes) return 0;
     STALL(piece_dropped);
     if (os_or(reserve->os)->unmap(piece.base, piece.bytes)) return piece.bytes;
+    (void)os_or(reserve->os)->purge(piece.base, piece.bytes);
     hak_tls.last_error = HAK_ERROR_PURGE;
     piece.goes = false;
     put_back(reserve, &piece, 1);
@@ -648,32 +650,40 @@ static superslab_t *take_oldest(reserve_t *reserve)
 /* What a step takes out of the reserve. */
 typedef struct step {
     superslab_t *list;
-    piece_t piece;
+    unsigned count;
+    piece_t pieces[PIECES_STEP];
 } step_t;
 
 /* Many pieces go in steps that follow how many they are: where few calls come by, they still go. */
-static piece_t take_piece(reserve_t *reserve)
+static unsigned take_due_pieces(reserve_t *reserve, piece_t taken[PIECES_STEP])
 {
     size_t bound = pieces_bound(reserve) * HAK_PAGE, bytes = reserve->pieces.bytes;
-    size_t part = bytes > bound ? (bytes - bound) / PIECES_SHARE : 0;
+    size_t part = bytes > bound ? (bytes - bound) / PIECES_SHARE & ~(size_t)(HAK_PAGE - 1) : 0;
     size_t most = hak_min(hak_max(part, PIECES_STEP_LEAST), PIECES_STEP_MOST);
-    return take_due_piece(reserve, hak_round_up(most, HAK_PAGE));
+    unsigned count = 0;
+    for (; most && count < PIECES_STEP; count++) {
+        taken[count] = take_due_piece(reserve, most);
+        if (!taken[count].bytes) break;
+        most -= taken[count].bytes;
+    }
+    return count;
 }
 
 /* A step. Whether there is more is told by `due`. */
 static step_t step_locked(reserve_t *reserve)
 {
-    step_t step = {take_oldest(reserve), take_piece(reserve)};
+    step_t step = {.list = take_oldest(reserve)};
+    step.count = take_due_pieces(reserve, step.pieces);
     if (nursery_is_due(reserve)) (void)purge_step(reserve);
-    bool more = step.list || step.piece.bytes || nursery_is_due(reserve);
+    bool more = step.list || step.count || nursery_is_due(reserve);
     store_relaxed(&reserve->due, (uint32_t)more);
     return step;
 }
 
-static void end_step(reserve_t *reserve, step_t step)
+static void end_step(reserve_t *reserve, const step_t *step)
 {
-    (void)give_back_all(reserve, step.list);
-    (void)drop_piece(reserve, step.piece);
+    (void)give_back_all(reserve, step->list);
+    for (unsigned i = 0; i < step->count; i++) (void)drop_piece(reserve, step->pieces[i]);
 }
 
 void reserve_tick(reserve_t *reserve)
@@ -684,7 +694,7 @@ void reserve_tick(reserve_t *reserve)
     if (!hold_where(reserve, false)) return;
     step_t step = step_locked(reserve);
     release(reserve);
-    end_step(reserve, step);
+    end_step(reserve, &step);
 }
 
 void reserve_set_limit(reserve_t *reserve, size_t bytes)
@@ -695,7 +705,7 @@ void reserve_set_limit(reserve_t *reserve, size_t bytes)
         step_t step = step_locked(reserve);
         bool more = load_relaxed(&reserve->due);
         release(reserve);
-        end_step(reserve, step);
+        end_step(reserve, &step);
         if (!more) return;
         hold(reserve);
     }

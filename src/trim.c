@@ -317,18 +317,23 @@ static void pass(hak_heap_t *heap)
     lock_acquire(&heap->trim_lock, RANK_TRIM);
 }
 
-/* Of pieces of large blocks what is more than stays. No more than there can be at the start: what
- * others free meanwhile is theirs to use again. The kernel takes long over pages that were used:
- * meanwhile no lock is held. */
+static size_t count_excess(hak_heap_t *heap, size_t keep)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    size_t bytes = excess(heap, keep);
+    lock_release(&heap->lock, RANK_HEAP);
+    return bytes & ~(size_t)(HAK_PAGE - 1);
+}
+
+/* Of pieces of large blocks what is more than stays, and no more than at the start: what others
+ * free meanwhile is theirs to use again. The kernel takes long over pages that were used: meanwhile
+ * no lock is held. */
 static size_t trim_large(hak_heap_t *heap, size_t keep)
 {
-    size_t returned = 0, bytes = 1;
-    for (size_t left = PIECES_MOST; left && bytes; left--, returned += bytes) {
-        lock_acquire(&heap->lock, RANK_HEAP);
-        size_t most = excess(heap, keep) & ~(size_t)(HAK_PAGE - 1);
-        lock_release(&heap->lock, RANK_HEAP);
+    size_t returned = 0, bytes = 1, all = count_excess(heap, keep);
+    for (; returned < all && bytes; returned += bytes) {
+        size_t most = hak_min(count_excess(heap, keep), all - returned);
         bytes = reserve_trim_piece(&process_reserve, heap, most);
-        STALL(trim_unmapped);
         pass(heap);
     }
     return returned;

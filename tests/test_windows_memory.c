@@ -389,7 +389,7 @@ static void cache_larges(void)
 static void make_room(void)
 {
     STALL_REQUIRE(gate_enter(true) == GATE_IN);
-    (void)trim_make_room(scene.heap);
+    (void)trim_make_room();
     gate_leave();
 }
 static void use_larges_and_prove(void)
@@ -407,18 +407,34 @@ static void larges_are_known(void)
         if (scene.acts[i].ptr) STALL_REQUIRE(hak_heap_of(scene.acts[i].ptr) == scene.heap);
 }
 
-Test(windows, trim_unmapped)
+Test(windows, piece_dropped)
 {
-    WINDOW(.point = STALL_trim_unmapped, .prepare = cache_larges, .act = make_room,
+    WINDOW(.point = STALL_piece_dropped, .prepare = cache_larges, .act = make_room,
            .there = scene_signal, .danger = use_larges_and_prove, .after = larges_are_known,
            .crew_never_waits = true);
 }
 
-Test(windows, large_buried)
+/* Pieces of blocks that were freed become a longer one. */
+static void take_pieces(void) { item_make(scene.heap, &scene.acts[14], 2 * SCENE_LARGE); }
+
+Test(windows, pieces_moved)
 {
-    WINDOW(.point = STALL_large_buried, .prepare = cache_larges, .act = make_room,
+    WINDOW(.point = STALL_pieces_moved, .prepare = cache_larges, .act = take_pieces,
            .there = scene_signal, .danger = use_larges_and_prove, .after = larges_are_known,
            .crew_never_waits = true);
+}
+
+static void make_larges(void)
+{
+    scene_make_acts(3, SCENE_LARGE);
+    stale = scene.acts[0].ptr;
+}
+static void free_a_large(void) { item_free(scene.heap, &scene.acts[0]); }
+
+Test(windows, large_buried)
+{
+    WINDOW(.point = STALL_large_buried, .prepare = make_larges, .act = free_a_large,
+           .there = scene_signal, .danger = scene_free_theirs, .after = larges_are_known);
 }
 
 static size_t usable;
