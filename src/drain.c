@@ -448,7 +448,7 @@ void drain_all_deferred(hak_heap_t *heap)
         lock_acquire(&heap->lock, RANK_HEAP);
         size_t moved = drain_deferred(heap, true);
         lock_pass(&heap->lock, RANK_HEAP);
-        reserve_settle(&process_reserve);
+        reserve_settle(&process_reserve, PIECES_STEP_MOST);
         left = moved && moved < left ? left - moved : 0;
     }
 }
@@ -466,15 +466,22 @@ static bool lock_or_defer(hak_heap_t *heap, void *ptr)
     return true;
 }
 
+static size_t bytes_of_large(const void *ptr)
+{
+    large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
+    return large ? large_bytes(large) : 0;
+}
+
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
 {
     if (deferred) {
         defer(heap, ptr);
         return;
     }
+    size_t bytes = bytes_of_large(ptr);
     if (!lock_or_defer(heap, ptr)) return;
     (void)drain_deferred(heap, false);
     free_big(heap, ptr, false);
     lock_release(&heap->lock, RANK_HEAP);
-    reserve_settle(&process_reserve);
+    reserve_settle(&process_reserve, bytes);
 }

@@ -127,7 +127,7 @@ void life_reset(hak_heap_t *heap)
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);
     lock_release(&heap->areas_lock, RANK_AREAS);
-    reserve_settle(&process_reserve);
+    reserve_settle(&process_reserve, SIZE_MAX / 2);
 }
 
 void life_destroy(hak_heap_t *heap)
@@ -139,7 +139,7 @@ void life_destroy(hak_heap_t *heap)
     mapping_empty(heap);
     lock_release(&heap->lock, RANK_HEAP);
     reserve_disown(&process_reserve, heap);
-    reserve_settle(&process_reserve);
+    reserve_settle(&process_reserve, SIZE_MAX / 2);
     for (meta_page_t *page = heap->pages; page;) {
         meta_page_t *next = page->next;
         meta_put(page, page->pages);

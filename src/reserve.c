@@ -596,13 +596,14 @@ static size_t drop_piece(reserve_t *reserve, piece_t piece)
     return 0;
 }
 
-void reserve_settle_pieces(reserve_t *reserve)
+void reserve_settle_pieces(reserve_t *reserve, size_t put)
 {
-    for (unsigned turn = 0; turn < PIECES_MOST; turn++) {
+    for (size_t left = put + PIECES_STEP_LEAST; left;) {
         if (!hold_where(reserve, false)) return;
-        piece_t piece = take_due_piece(reserve, SIZE_MAX);
+        piece_t piece = take_due_piece(reserve, left);
         release(reserve);
         if (!drop_piece(reserve, piece)) return;
+        left -= piece.bytes;
     }
 }
 

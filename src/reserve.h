@@ -129,11 +129,12 @@ bool reserve_put_pieces(reserve_t *reserve, piece_t block, const parts_t *parts,
                         bool may_wait);
 /* A large block is longer, or shorter, or gone another way. */
 void reserve_note_large(reserve_t *reserve, size_t more, size_t less);
-/* Gives back pieces that may not stay. Never waits for the lock; no lock may be held. */
-void reserve_settle_pieces(reserve_t *reserve);
-HAK_INLINE void reserve_settle(reserve_t *reserve)
+/* Gives back pieces that may not stay: as much as the caller put, and a step. Never waits for the
+ * lock; no lock may be held. */
+void reserve_settle_pieces(reserve_t *reserve, size_t put);
+HAK_INLINE void reserve_settle(reserve_t *reserve, size_t put)
 {
-    if (HAK_UNLIKELY(load_relaxed(&reserve->due))) reserve_settle_pieces(reserve);
+    if (HAK_UNLIKELY(load_relaxed(&reserve->due))) reserve_settle_pieces(reserve, put);
 }
 /* Bytes that a giver left in pieces. */
 size_t reserve_given(reserve_t *reserve, const void *giver);

@@ -1178,7 +1178,7 @@ Test(reserve, a_refused_join_loses_nothing)
 Test(reserve, what_large_blocks_used_stays_for_a_while_and_then_goes)
 {
     use_blocks(BLOCKS);
-    reserve_settle(&reserve);
+    reserve_settle(&reserve, BLOCK);
     size_t before = held();
     cr_assert(before == BLOCKS * BLOCK, "a wave finds its pages again: %zu", before);
     for (unsigned tick = 0; tick < 5; tick++) {
@@ -1205,6 +1205,18 @@ Test(reserve, a_few_ticks_suffice)
     cr_assert(held() <= RESERVE_LEAST * HAK_PAGE + PIECES_STEP_LEAST, "%zu", held());
 }
 
+/* A free after a long time gives back what it puts, and a step. */
+Test(reserve, who_settles_gives_back_a_step)
+{
+    use_blocks(BLOCKS);
+    char *block = map_block(BLOCK, 1);
+    now_ms += 10 * SECOND;
+    put_block(block, BLOCK);
+    size_t before = held();
+    reserve_settle(&reserve, BLOCK);
+    cr_assert(before - held() == BLOCK + PIECES_STEP_LEAST, "%zu", before - held());
+}
+
 /* Blocks that replace each other need what a few of them needed, not the most that there was: no
  * time passes. */
 Test(reserve, blocks_in_turn_keep_what_they_need)
@@ -1216,7 +1228,7 @@ Test(reserve, blocks_in_turn_keep_what_they_need)
         char *next = take_block(BLOCK);
         cr_assert(next != NULL, "the pages of the last one");
         put_block(block, BLOCK);
-        reserve_settle(&reserve);
+        reserve_settle(&reserve, BLOCK);
         block = next;
     }
     cr_assert(held() <= 4 * BLOCK && held() >= BLOCK, "%zu", held());
@@ -1245,12 +1257,12 @@ Test(reserve, what_a_giver_may_not_leave_goes_at_once)
     for (unsigned i = 0; i < 3; i++) {
         piece_t block = {blocks[i], BLOCK, &giver_a, false};
         cr_assert(reserve_put_pieces(&reserve, block, &parts, 2 * BLOCK, false));
-        reserve_settle(&reserve);
+        reserve_settle(&reserve, BLOCK);
         cr_assert(held() == hak_min(i + 1, 2) * BLOCK, "block %u: %zu", i, held());
     }
     piece_t block = {map_block(BLOCK, 1), BLOCK, &giver_b, false};
     cr_assert(reserve_put_pieces(&reserve, block, &parts, BLOCK, false));
-    reserve_settle(&reserve);
+    reserve_settle(&reserve, BLOCK);
     cr_assert(held() == 3 * BLOCK, "the other's is not counted");
 }
 
@@ -1294,7 +1306,7 @@ Test(reserve, who_may_not_wait_keeps_the_block)
     lock_acquire(&reserve.lock, RANK_RESERVE);
     cr_assert(!reserve_put_pieces(&reserve, block, &parts, SIZE_MAX, false));
     store_relaxed(&reserve.due, 1u);
-    reserve_settle(&reserve);
+    reserve_settle(&reserve, BLOCK);
     lock_release(&reserve.lock, RANK_RESERVE);
     cr_assert(held() == 0 && load_relaxed(&reserve.large) == BLOCK);
 }
@@ -1309,7 +1321,7 @@ Test(reserve, there_are_few_pieces)
         if (!reserve_put_pieces(&reserve, block, &parts, SIZE_MAX, false)) break;
     }
     cr_assert(put > PIECES_STAY && put <= PIECES_MOST && held() == put * HAK_PAGE);
-    reserve_settle(&reserve);
+    reserve_settle(&reserve, BLOCK);
     cr_assert(reserve_stats(&reserve).pieces == PIECES_STAY);
 }
 
