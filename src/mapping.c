@@ -8,8 +8,7 @@
 char *mapping_take(large_t *record, size_t bytes, size_t alignment, size_t *dirty)
 {
     size_t aligned = hak_max(alignment, SUPERSLAB);
-    char *base =
-        reserve_take_pieces(&process_reserve, bytes, aligned, &record->parts, dirty);
+    char *base = reserve_take_pieces(&process_reserve, bytes, aligned, &record->parts, dirty);
     if (base) return base;
     record->parts.count = 0;
     *dirty = 0;

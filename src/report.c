@@ -146,9 +146,9 @@ static size_t add_rest(hak_heap_t *heap, hak_heap_stats_t *out)
  * twice: no sum of parts is more than the whole. */
 static void fit(hak_heap_stats_t *out)
 {
-    size_t *parts[] = {&out->metadata_bytes,     &out->live_bytes, &out->hot_bytes,
-                       &out->spare_bytes,        &out->cold_bytes, &out->remote_bytes,
-                       &out->free_bytes, &out->untouched_bytes};
+    size_t *parts[] = {&out->metadata_bytes, &out->live_bytes,     &out->hot_bytes,
+                       &out->spare_bytes,    &out->cold_bytes,     &out->remote_bytes,
+                       &out->free_bytes,     &out->untouched_bytes};
     size_t left = out->committed_bytes;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         *parts[i] = hak_min(*parts[i], left);

@@ -460,8 +460,7 @@ static void note_taken(reserve_t *reserve, size_t bytes)
 static void put_back(reserve_t *reserve, const piece_t *pieces, unsigned count)
 {
     hold(reserve);
-    for (unsigned i = 0; i < count; i++)
-        /* No room: its pages go, and the address space is lost. */
+    for (unsigned i = 0; i < count; i++) /* No room: its pages go, and the address space is lost. */
         if (!pieces_put(&reserve->pieces, pieces[i]))
             (void)os_purge_by(reserve->os, pieces[i].base, pieces[i].bytes);
     release(reserve);

@@ -46,7 +46,7 @@ enum {
     RESERVE_HOLES = 65530 / 4, /* SuperSlabs decommitted, 32 GiB: they make no more mappings than
                                 * half of the default max_map_count */
     TICK_MS = 1 << 6,          /* how often what was in use is forgotten by a degree */
-    TAKE_SHARE = 6, /* and this part of what is more than is in use at each large block */
+    TAKE_SHARE = 6,   /* and this part of what is more than is in use at each large block */
     PIECES_SHARE = 8, /* of the pieces kept too long a tick gives back this part, */
     PIECES_STEP_LEAST = 4 * HAK_MIB, /* but so many bytes at least, */
     PIECES_STEP_MOST = 32 * HAK_MIB, /* so many at most, */

@@ -378,33 +378,92 @@ Test(large, heaps_that_come_and_go_share_pages)
 static uint64_t now_ms = 1000;
 static uint64_t given_time(void) { return now_ms; }
 
+/* One miss each, which the flush before it sends to the slabs, and hits. */
 static void work_for(hak_heap_t *of, unsigned ms, unsigned each)
 {
-    enum { BURST = 64 };
-    void *held[BURST];
+    enum { HITS = 64 };
     for (unsigned passed = 0; passed < ms; passed += each, now_ms += each) {
-        for (unsigned i = 0; i < BURST; i++) held[i] = hak_heap_malloc(of, 2000);
-        for (unsigned i = 0; i < BURST; i++) hak_heap_free(of, held[i]);
-        (void)hak_heap_flush(of); /* so that a miss comes to the slabs */
+        (void)hak_heap_flush(of);
+        for (unsigned i = 0; i < HITS; i++) hak_heap_free(of, hak_heap_malloc(of, 2000));
     }
+}
+
+static hak_heap_t *wave(void)
+{
+    enum { COUNT = 12 };
+    void *blocks[COUNT];
+    watched = os_kernel;
+    watched.milliseconds = given_time;
+    os = &watched;
+    hak_heap_t *of = contract_heap(0, "waves");
+    for (unsigned i = 0; i < COUNT; i++) blocks[i] = fill(of, 25 * HAK_MIB, i);
+    for (unsigned i = 0; i < COUNT; i++) hak_heap_free(of, blocks[i]);
+    cr_assert(contract_stats(of).large_cached_bytes == COUNT * 25 * HAK_MIB);
+    return of;
 }
 
 Test(large, pages_go_while_others_work)
 {
-    enum { COUNT = 12 };
     contract_slabs_only();
-    watched = os_kernel;
-    watched.milliseconds = given_time;
-    os = &watched;
-    hak_heap_t *of = contract_heap(0, "waves"), *other = contract_heap(0, "other");
-    work_for(other, 10, 1);
-    void *blocks[COUNT];
-    for (unsigned i = 0; i < COUNT; i++) blocks[i] = fill(of, 25 * HAK_MIB, i);
-    for (unsigned i = 0; i < COUNT; i++) hak_heap_free(of, blocks[i]);
-    cr_assert(contract_stats(of).large_cached_bytes == COUNT * 25 * HAK_MIB);
+    hak_heap_t *of = wave(), *other = contract_heap(0, "other");
     work_for(other, 2000, 50);
     size_t left = contract_stats(of).large_cached_bytes;
     cr_assert(left <= 8 * HAK_MIB, "%zu bytes", left);
     os = &os_kernel;
     cr_assert(hak_heap_destroy(other) == 0 && hak_heap_destroy(of) == 0);
+}
+
+/* The same where all that is allocated is large. */
+Test(large, pages_go_while_large_blocks_come)
+{
+    enum { STEPS = 20 };
+    hak_heap_t *of = wave();
+    size_t before = contract_stats(of).large_cached_bytes;
+    for (unsigned i = 0; i < STEPS; i++) {
+        now_ms += 100;
+        cr_assert(hak_heap_malloc(of, 2 * HAK_MIB) != NULL);
+    }
+    size_t gone = before - contract_stats(of).large_cached_bytes;
+    cr_assert(gone >= 200 * HAK_MIB, "%zu bytes, 40 MiB of them in use", gone);
+    os = &os_kernel;
+    cr_assert(contract_unsound(of, STEPS) == 0 && hak_heap_destroy(of) == 0);
+}
+
+/* What counts as in use is what is live, whatever became of it. */
+Test(large, what_is_in_use_is_counted)
+{
+    hak_heap_t *of = contract_heap(0, "count");
+    _Atomic size_t *used = &process_reserve.large;
+    void *ptr = hak_heap_malloc(of, 3 * HAK_MIB);
+    cr_assert(load_relaxed(used) == 3 * HAK_MIB);
+    ptr = hak_heap_realloc(of, ptr, 9 * HAK_MIB);
+    cr_assert(ptr && load_relaxed(used) == 9 * HAK_MIB);
+    ptr = hak_heap_realloc(of, ptr, 2 * HAK_MIB);
+    cr_assert(ptr && load_relaxed(used) == 2 * HAK_MIB);
+    be_refused(of);
+    cr_assert(load_relaxed(used) == 2 * HAK_MIB);
+    hak_heap_free(of, ptr);
+    cr_assert(load_relaxed(used) == 0);
+    cr_assert(hak_heap_malloc(of, 3 * HAK_MIB) && hak_heap_destroy(of) == 0);
+    cr_assert(load_relaxed(used) == 0);
+}
+
+/* More blocks than the reserve has room for, and a kernel that takes none of them. */
+Test(large, a_heap_with_many_blocks_goes)
+{
+    enum { COUNT = PIECES_MOST + 50 };
+    static void *blocks[COUNT];
+    hak_heap_t *of = contract_heap(0, "many");
+    for (unsigned i = 0; i < COUNT; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(of, 2 * HAK_MIB)) != NULL);
+    fake_os_use();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    (void)!hak_heap_malloc(NULL, 1);
+    cr_assert(hak_heap_destroy(of) == 0 && hak_last_error() == HAK_ERROR_PURGE);
+    cr_assert(fake_os_calls(FAKE_PURGE) >= COUNT - PIECES_MOST, "their pages go");
+    for (unsigned i = 0; i < COUNT; i++)
+        cr_assert(registry_range(blocks[i]) == LARGE_DEAD && hak_heap_of(blocks[i]) == NULL);
+    cr_assert(load_relaxed(&process_reserve.large) == 0);
+    fake_os_restore();
+    cr_assert(hak_reserve_trim() >= (size_t)PIECES_STAY * 2 * HAK_MIB);
 }

@@ -1060,10 +1060,7 @@ static void put_block_of(char *base, size_t bytes, const parts_t *of, const void
     cr_assert(reserve_put_pieces(&reserve, block, of, SIZE_MAX, false));
     cr_assert(pieces_are_valid(&reserve.pieces));
 }
-static void put_block(char *base, size_t bytes)
-{
-    put_block_of(base, bytes, &(parts_t){0}, NULL);
-}
+static void put_block(char *base, size_t bytes) { put_block_of(base, bytes, &(parts_t){0}, NULL); }
 
 static size_t held(void)
 {

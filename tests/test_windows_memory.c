@@ -437,6 +437,25 @@ Test(windows, large_buried)
            .there = scene_signal, .danger = scene_free_theirs, .after = larges_are_known);
 }
 
+/* A free that finds RESERVE busy defers the block, and does not wait. */
+Test(windows, large_freed_and_the_reserve_is_busy)
+{
+    NEEDS_POINTS();
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        scene_begin(level);
+        make_larges();
+        reserve_is_held = reserve_may_go = false;
+        cr_assert(hold_start(&reserve_holder, STALL_large_buried, 1, free_a_large, NULL));
+        cr_assert(pthread_create(&reserve_thread, NULL, hold_reserve, NULL) == 0);
+        cr_assert(stall_wait(&reserve_is_held));
+        cr_assert(hold_end(&reserve_holder), "a free waits for RESERVE");
+        cr_assert(remote_blocks(&scene.heap->deferred) == 1);
+        reserve_may_go = true;
+        pthread_join(reserve_thread, NULL);
+        SCENE_END();
+    }
+}
+
 static size_t usable;
 static void *blocker;
 static void make_large(void)
