@@ -138,8 +138,10 @@ void life_destroy(hak_heap_t *heap)
     runs_empty(heap);
     mapping_empty(heap);
     lock_release(&heap->lock, RANK_HEAP);
-    reserve_disown(&process_reserve, heap);
-    reserve_settle(&process_reserve, SIZE_MAX / 2);
+    if (heap->large.unused) { /* it had large blocks */
+        reserve_disown(&process_reserve, heap);
+        reserve_settle(&process_reserve, SIZE_MAX / 2);
+    }
     for (meta_page_t *page = heap->pages; page;) {
         meta_page_t *next = page->next;
         meta_put(page, page->pages);

@@ -561,7 +561,10 @@ bool reserve_put_pieces(reserve_t *reserve, piece_t block, const parts_t *parts,
         for (unsigned i = 0; i < count; i++) (void)pieces_put(set, pieces[i]);
         recent_note(&reserve->recent_large, large_pages(reserve));
         reserve_note_large(reserve, 0, block.bytes);
-        if (pieces_are_due(reserve)) store_relaxed(&reserve->due, 1u);
+        if (pieces_are_due(reserve)) {
+            store_relaxed(&reserve->due, 1u);
+            store_relaxed(&reserve->pieces_due, 1u);
+        }
     }
     release(reserve);
     return room;
@@ -600,6 +603,7 @@ void reserve_settle_pieces(reserve_t *reserve, size_t put)
     for (size_t left = put + PIECES_STEP_LEAST; left;) {
         if (!hold_where(reserve, false)) return;
         piece_t piece = take_due_piece(reserve, left);
+        if (!piece.bytes) store_relaxed(&reserve->pieces_due, 0u);
         release(reserve);
         if (!drop_piece(reserve, piece)) return;
         left -= piece.bytes;

@@ -65,12 +65,13 @@ typedef struct reserve {
     _Atomic uint32_t
         tick;             /* relaxed, written under the lock: when it was last looked at the time */
     _Atomic uint32_t due; /* relaxed, written under the lock: more is kept than may be */
-    _Atomic size_t large; /* relaxed: bytes of live large blocks; any thread */
-    hak_lock_t lock;      /* rank RESERVE; guards all below */
-    size_t limit;         /* pages that may be kept, of the nursery too */
-    size_t out;           /* SuperSlabs in the hands of heaps, the nursery and metadata */
-    recent_t recent;      /* of `out`, */
-    recent_t recent_nursery; /* and of the nursery's granules in use */
+    _Atomic uint32_t pieces_due; /* the same of pieces, as far as frees shall know */
+    _Atomic size_t large;        /* relaxed: bytes of live large blocks; any thread */
+    hak_lock_t lock;             /* rank RESERVE; guards all below */
+    size_t limit;                /* pages that may be kept, of the nursery too */
+    size_t out;                  /* SuperSlabs in the hands of heaps, the nursery and metadata */
+    recent_t recent;             /* of `out`, */
+    recent_t recent_nursery;     /* and of the nursery's granules in use */
     /* the newest reservation's SuperSlabs that were never handed out */
     char *next, *end;
     superslab_t *next_record;
@@ -134,7 +135,7 @@ void reserve_note_large(reserve_t *reserve, size_t more, size_t less);
 void reserve_settle_pieces(reserve_t *reserve, size_t put);
 HAK_INLINE void reserve_settle(reserve_t *reserve, size_t put)
 {
-    if (HAK_UNLIKELY(load_relaxed(&reserve->due))) reserve_settle_pieces(reserve, put);
+    if (HAK_UNLIKELY(load_relaxed(&reserve->pieces_due))) reserve_settle_pieces(reserve, put);
 }
 /* Bytes that a giver left in pieces. */
 size_t reserve_given(reserve_t *reserve, const void *giver);

@@ -1302,7 +1302,7 @@ Test(reserve, who_may_not_wait_keeps_the_block)
     piece_t block = {base, BLOCK, NULL, false};
     lock_acquire(&reserve.lock, RANK_RESERVE);
     cr_assert(!reserve_put_pieces(&reserve, block, &parts, SIZE_MAX, false));
-    store_relaxed(&reserve.due, 1u);
+    store_relaxed(&reserve.pieces_due, 1u);
     reserve_settle(&reserve, BLOCK);
     lock_release(&reserve.lock, RANK_RESERVE);
     cr_assert(held() == 0 && load_relaxed(&reserve.large) == BLOCK);
