@@ -39,35 +39,35 @@ HAK_INLINE bool is_class_aligned(size_t size, size_t alignment)
            (alignment <= GRANULE && size_classes[sizeclass_of(size)].bytes % alignment == 0);
 }
 
-HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     if (size <= SMALL_MAX && is_class_aligned(size, alignment))
         return refill_block(heap, sizeclass_of(size), alignment);
-    if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, zeroed);
-    return refill_large(heap, size, alignment, zeroed);
+    if (alignment <= MID_MAX && size <= MID_MAX) return refill_mid(heap, size, alignment, dirty);
+    return refill_large(heap, size, alignment, dirty);
 }
 
 /* Refused: what is cached may be all that is in the way. */
-static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     uint32_t why = hak_tls.last_error;
-    bool room = trim_make_room(heap);
+    bool room = trim_make_room();
     hak_tls.last_error = why;
-    return room ? allocate_once(heap, size, alignment, zeroed) : NULL;
+    return room ? allocate_once(heap, size, alignment, dirty) : NULL;
 }
 
-HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     uint32_t before = hak_tls.last_error;
-    void *ptr = allocate_once(heap, size, alignment, zeroed);
-    if (HAK_UNLIKELY(!ptr)) ptr = allocate_again(heap, size, alignment, zeroed);
+    void *ptr = allocate_once(heap, size, alignment, dirty);
+    if (HAK_UNLIKELY(!ptr)) ptr = allocate_again(heap, size, alignment, dirty);
     /* One rung may be refused and the next one answer: that is no error. */
     if (HAK_LIKELY(ptr)) hak_tls.last_error = before;
     return ptr;
 }
 
 /* Everything but the pop. */
-static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
@@ -76,7 +76,7 @@ static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *
         return fail(HAK_ERROR_REENTERED, EDEADLK);
     }
     int before = errno;
-    void *ptr = allocate_inside(heap, size, alignment, zeroed);
+    void *ptr = allocate_inside(heap, size, alignment, dirty);
     errno = ptr ? before : ENOMEM;
     gate_leave();
     return ptr;
@@ -85,12 +85,12 @@ static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *
 /* The slow twins of the pop are called last, so that the fast path needs no stack. */
 static HAK_NOINLINE void *malloc_missed(hak_heap_t *heap, size_t size)
 {
-    bool zeroed;
+    size_t dirty;
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
         void *ptr = refill_from_spare(heap, sizeclass_of(size));
         if (ptr) return ptr;
     }
-    return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
+    return malloc_slow(heap, size, BLOCK_ALIGN, &dirty);
 }
 
 static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *block)
@@ -164,19 +164,19 @@ void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
         void *ptr = hak_heap_malloc(heap, bytes);
         return ptr ? memset(ptr, 0, bytes) : NULL;
     }
-    bool zeroed = false;
-    void *ptr = malloc_slow(heap, bytes, BLOCK_ALIGN, &zeroed);
-    return ptr && !zeroed ? memset(ptr, 0, bytes) : ptr;
+    size_t dirty = bytes;
+    void *ptr = malloc_slow(heap, bytes, BLOCK_ALIGN, &dirty);
+    return ptr ? memset(ptr, 0, hak_min(dirty, bytes)) : NULL;
 }
 
 /* Of a class whose blocks can all begin at multiples of the alignment: a block of a slab does. */
 static void *malloc_aligned(hak_heap_t *heap, size_t size, size_t alignment)
 {
-    bool zeroed;
+    size_t dirty;
     size_t slot = PERCPU_HOT(sizeclass_of(size)) | (heap->policy.sealed ? SLOT_MARK : 0);
     void *ptr = pop_slot(heap, slot);
     if (!ptr && size <= LOOKUP_MAX) ptr = refill_from_region(heap, sizeclass_of(size), alignment);
-    return ptr ? ptr : malloc_slow(heap, size, alignment, &zeroed);
+    return ptr ? ptr : malloc_slow(heap, size, alignment, &dirty);
 }
 
 void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
@@ -189,8 +189,8 @@ void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
      * one: so each of its blocks will do. */
     if (alignment <= GRANULE && size <= SMALL_MAX)
         return malloc_aligned(heap, hak_round_up(hak_max(size, 1), alignment), alignment);
-    bool zeroed;
-    return malloc_slow(heap, hak_max(size, 1), alignment, &zeroed);
+    size_t dirty;
+    return malloc_slow(heap, hak_max(size, 1), alignment, &dirty);
 }
 
 /* ---- free ---- */

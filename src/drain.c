@@ -2,7 +2,6 @@
 #include "drain.h"
 
 #include "mapping.h"
-#include "os.h"
 #include "runs.h"
 #include "stall.h"
 
@@ -433,26 +432,18 @@ static void free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
     defer(heap, superslab_granule(run.ss, run.first));
 }
 
-/* Unmaps what the cache has no room for; a block too big for all of it does not drive out the
- * others. What the kernel refuses to unmap stays cached, and counted. */
-static void free_large(hak_heap_t *heap, large_t *large)
+/* Where the reserve is busy, or full, the block is noted again. */
+static void free_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
-    large_set_t *set = &heap->large;
-    large_remove(set, large);
-    if (large_bytes(large) > set->cache_limit && mapping_drop(heap, large, LARGE_RELEASED)) return;
-    large_cache(set, large);
-    for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
-        if (mapping_drop(heap, old, LARGE_RELEASED)) continue;
-        large_cache(set, old);
-        return;
-    }
+    char *base = large_base(large);
+    if (!mapping_give(heap, large, LARGE_RELEASED, may_wait)) defer(heap, base);
 }
 
 static void free_big(hak_heap_t *heap, void *ptr, bool may_wait)
 {
     entry_t entry = registry_lookup(ptr);
     if (entry) free_mid(heap, mid_of(entry, ptr), may_wait);
-    else free_large(heap, registry_range(ptr));
+    else free_large(heap, registry_range(ptr), may_wait);
 }
 
 /* One at a time is taken off the list, and no more than are there: what may not wait is deferred
@@ -472,17 +463,9 @@ void drain_all_deferred(hak_heap_t *heap)
         lock_acquire(&heap->lock, RANK_HEAP);
         size_t moved = drain_deferred(heap, true);
         lock_pass(&heap->lock, RANK_HEAP);
+        reserve_settle(&process_reserve, PIECES_STEP_MOST);
         left = moved && moved < left ? left - moved : 0;
     }
-}
-
-/* What is too big for the cache will be unmapped under the lock. Its pages, which take the kernel
- * long, go before. */
-static void purge_uncacheable(const hak_heap_t *heap, const void *ptr)
-{
-    large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
-    if (large && large_bytes(large) > heap->large.cache_limit)
-        (void)os->purge(large_base(large), large_bytes(large));
 }
 
 /* Takes HEAP, or defers the block. Where so many are deferred already, this thread waits for a step
@@ -498,15 +481,22 @@ static bool lock_or_defer(hak_heap_t *heap, void *ptr)
     return true;
 }
 
+static size_t bytes_of_large(const void *ptr)
+{
+    large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
+    return large ? large_bytes(large) : 0;
+}
+
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
 {
     if (deferred) {
         defer(heap, ptr);
         return;
     }
-    purge_uncacheable(heap, ptr);
+    size_t bytes = bytes_of_large(ptr);
     if (!lock_or_defer(heap, ptr)) return;
     (void)drain_deferred(heap, false);
     free_big(heap, ptr, false);
     lock_release(&heap->lock, RANK_HEAP);
+    reserve_settle(&process_reserve, bytes);
 }

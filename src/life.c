@@ -77,7 +77,6 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     heap->owner = entry_owner_bits(heap);
     heap->lookup = heap->policy.sealed ? CLASSES_MARKED : CLASSES_PLAIN;
     store_relaxed(&heap->classes, &heap_no_classes);
-    heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
     found_region(heap);
@@ -131,6 +130,7 @@ void life_reset(hak_heap_t *heap)
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);
     lock_release(&heap->areas_lock, RANK_AREAS);
+    reserve_settle(&process_reserve, SIZE_MAX / 2);
 }
 
 void life_destroy(hak_heap_t *heap)
@@ -141,6 +141,10 @@ void life_destroy(hak_heap_t *heap)
     runs_empty(heap);
     mapping_empty(heap);
     lock_release(&heap->lock, RANK_HEAP);
+    if (heap->large.unused) { /* it had large blocks */
+        reserve_disown(&process_reserve, heap);
+        reserve_settle(&process_reserve, SIZE_MAX / 2);
+    }
     for (meta_page_t *page = heap->pages; page;) {
         meta_page_t *next = page->next;
         meta_put(page, page->pages);

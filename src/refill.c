@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "drain.h"
+#include "mapping.h"
 #include "os.h"
 #include "runs.h"
 #include "stall.h"
@@ -366,7 +367,9 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     enum { TICK_MISSES = 8 }; /* a look at the clock costs as much as half a miss */
     uint32_t missed = load_relaxed(&heap->missed) + 1;
     store_relaxed(&heap->missed, missed);
-    if (missed % TICK_MISSES == 0) reserve_tick(&process_reserve);
+    /* What is known to be kept too long goes at each, so that few of them suffice. */
+    bool due = load_relaxed(&process_reserve.due);
+    if (HAK_UNLIKELY(due || missed % TICK_MISSES == 0)) reserve_tick(&process_reserve);
     return chain;
 }
 
@@ -394,7 +397,7 @@ void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment)
 
 /* ---- Mid and large blocks ---- */
 
-void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     counter_add(&heap->counters, early_mid, 1);
     unsigned granules = (unsigned)((size + GRANULE - 1) / GRANULE);
@@ -402,7 +405,7 @@ void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
     lock_acquire(&heap->lock, RANK_HEAP);
     run_t run = take_run(heap, granules, places, CODE_MID);
     if (run.ss) {
-        *zeroed = superslab_run_is_clean(run, granules);
+        *dirty = superslab_run_is_clean(run, granules) ? 0 : size;
         mid_t *mid = mid_add(&heap->large, run, granules, (size_t)granules * GRANULE);
         mid->asked = (asked_t){size, alignment};
     }
@@ -416,23 +419,16 @@ static large_t *take_record(hak_heap_t *heap)
     return large ? large : record_take(heap, sizeof *large, true);
 }
 
-void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     counter_add(&heap->counters, early_large, 1);
     size_t bytes = hak_round_up(size, HAK_PAGE);
     lock_acquire(&heap->lock, RANK_HEAP);
     (void)drain_deferred(heap, true);
-    large_t *large = large_reuse(&heap->large, bytes, hak_max(alignment, SUPERSLAB));
-    large_t *record = large ? NULL : take_record(heap);
+    large_t *record = take_record(heap);
     lock_release(&heap->lock, RANK_HEAP);
-    *zeroed = !large;
-    if (large) {
-        large->asked = (asked_t){size, alignment};
-        return large_base(large);
-    }
     if (!record) return NULL;
-    char *base = large_map(bytes, alignment);
-    if (!base) hak_tls.last_error = HAK_ERROR_COMMIT;
+    char *base = mapping_take(record, bytes, alignment, dirty);
     lock_acquire(&heap->lock, RANK_HEAP);
     if (base) {
         record->asked = (asked_t){size, alignment};
@@ -442,5 +438,6 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
         large_put_unused(&heap->large, record);
     }
     lock_release(&heap->lock, RANK_HEAP);
+    reserve_tick(&process_reserve);
     return base;
 }

@@ -32,6 +32,7 @@ static bool remap(hak_heap_t *heap, large_t *large, size_t bytes)
         load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
     if (done && bytes > held) heap_charge(heap, bytes - held);
     if (done && bytes < held) heap_uncharge(heap, held - bytes);
+    if (done) reserve_note_large(&process_reserve, bytes, held);
     lock_release(&heap->lock, RANK_HEAP);
     return done;
 }
@@ -42,9 +43,13 @@ static void *resize_large(const block_id_t *id, size_t size)
     hak_heap_t *heap = id->heap;
     if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
     size_t bytes = hak_round_up(size, HAK_PAGE);
+    if (!large_may_remap(id->large, bytes)) {
+        gate_leave();
+        return NULL;
+    }
     uint32_t before = hak_tls.last_error;
     bool done =
-        remap(heap, id->large, bytes) || (trim_make_room(heap) && remap(heap, id->large, bytes));
+        remap(heap, id->large, bytes) || (trim_make_room() && remap(heap, id->large, bytes));
     hak_tls.last_error = before;
     gate_leave();
     return done ? large_base(id->large) : NULL;

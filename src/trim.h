@@ -20,6 +20,6 @@ bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes);
 /* For an allocation that the system has refused: gives it the heap's cached mappings, then what the
  * process's reserve keeps. False: there was nothing, and to ask again is in vain. No lock is
  * held. */
-bool trim_make_room(hak_heap_t *heap);
+bool trim_make_room(void);
 
 #endif

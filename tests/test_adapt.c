@@ -451,41 +451,6 @@ Test(adapt, magazines_never_hold_more_than_the_budget)
     }
 }
 
-/* ---- Large mappings ---- */
-
-static size_t large_cached(const hak_heap_t *heap)
-{
-    return contract_stats(heap).large_cached_bytes;
-}
-
-Test(adapt, a_mapping_that_nobody_takes_goes)
-{
-    hak_heap_t *heap = heap_here(0, 0);
-    void *big = hak_heap_malloc(heap, 12 * HAK_MIB);
-    hak_heap_free(heap, big);
-    cr_assert(large_cached(heap) == 12 * HAK_MIB);
-    for (unsigned i = 0; i < LARGE_IDLE; i++)
-        hak_heap_free(heap, hak_heap_malloc(heap, 2 * HAK_MIB));
-    cr_assert(large_cached(heap) == 14 * HAK_MIB, "idle for no longer than the others");
-    hak_heap_free(heap, hak_heap_malloc(heap, 2 * HAK_MIB));
-    cr_assert(large_cached(heap) == 2 * HAK_MIB);
-    must_be_sound(heap, 0);
-    cr_assert(hak_heap_destroy(heap) == 0);
-}
-
-Test(adapt, a_mapping_too_big_for_the_cache_drives_out_no_other)
-{
-    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
-    config.large_cache_bytes = 8 * HAK_MIB;
-    hak_heap_t *heap = hak_heap_create(&config);
-    void *small = hak_heap_malloc(heap, 2 * HAK_MIB), *big = hak_heap_malloc(heap, 16 * HAK_MIB);
-    hak_heap_free(heap, small);
-    hak_heap_free(heap, big);
-    cr_assert(large_cached(heap) == 2 * HAK_MIB);
-    must_be_sound(heap, 0);
-    cr_assert(hak_heap_destroy(heap) == 0);
-}
-
 /* The whole of it: blocks of one size go, blocks of another come, and no slab stays for what is
  * only cached. */
 Test(adapt, a_change_of_sizes_leaves_no_slab_behind)
