@@ -13,17 +13,17 @@ static const guard_t guards[CONTRACT_LEVELS] = {{0, "fast"}, {0x1234567890abcdef
 enum { PAGE_UNITS = PAGE_WORDS * WORD_UNITS, RECORD = 8 };
 
 /* A block of the test's. Written whole when it is taken. */
-typedef struct piece {
+typedef struct part {
     char *at; /* NULL: none */
     unsigned units, seed;
-} piece_t;
+} part_t;
 
 /* What two threads share. Made anew for each instruction. */
 static struct {
     region_t region;
     const guard_t *guard;
     char *base[2]; /* granules; the region lies over the first */
-    piece_t mine, theirs[4];
+    part_t mine, theirs[4];
     unsigned done[2]; /* what the first and the other were told */
     bool moved;       /* the region lies over the second granule */
     size_t purged;
@@ -43,9 +43,9 @@ static char *new_granule(void)
     return superslab_granule(run.ss, run.first);
 }
 
-static piece_t take(unsigned units, unsigned seed)
+static part_t take(unsigned units, unsigned seed)
 {
-    piece_t piece = {support_region_take(&at.region, units, 1, at.guard), units, seed};
+    part_t piece = {support_region_take(&at.region, units, 1, at.guard), units, seed};
     if (piece.at) contract_fill(piece.at, units * REGION_UNIT, seed);
     return piece;
 }
@@ -61,14 +61,14 @@ static void begin(int level, bool record)
     at.moved = false;
     at.done[0] = at.done[1] = 0;
     at.purged = 0;
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
     memset(at.theirs, 0, sizeof at.theirs);
     region_init(&at.region, RECORD, record ? PAGE_UNITS : RECORD);
     region_attach(&at.region, at.base[0]);
 }
 
 /* Whole, where it is said to be, and as long. */
-static bool is_whole(const piece_t *piece)
+static bool is_whole(const part_t *piece)
 {
     unsigned units = 0;
     if (!piece->at) return true;
@@ -162,7 +162,7 @@ static void one_has_freed(unsigned step)
 {
     cr_assert(at.done[0] + at.done[1] == at.mine.units, "instruction %u: %u and %u", step,
               at.done[0], at.done[1]);
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
     prove(step);
 }
 
@@ -208,13 +208,13 @@ static void take_and_free(void)
     for (unsigned i = 0; i < 3; i++) at.theirs[i] = take(20 * i + 1, i);
     unsigned units = put(at.theirs[3].at);
     cr_assert(units == 40);
-    at.theirs[3] = (piece_t){0};
+    at.theirs[3] = (part_t){0};
 }
 static void open_and_make(void)
 {
     make_two();
     cr_assert(put(at.mine.at) == 4);
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
 }
 static void taken_or_not(unsigned step)
 {
@@ -311,7 +311,7 @@ Test(region, a_granule_leaves_while_a_page_opens_at_every_instruction)
 static void free_mine(void)
 {
     at.done[0] = put(at.mine.at);
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
 }
 
 Test(region, a_granule_leaves_while_its_last_block_goes_at_every_instruction)
@@ -333,7 +333,7 @@ static void closed_or_taken(unsigned step)
 {
     if (at.theirs[0].at) {
         at.mine = at.theirs[0];
-        at.theirs[0] = (piece_t){0};
+        at.theirs[0] = (part_t){0};
         cr_assert(!at.done[0], "instruction %u", step);
     }
     if (!at.done[0]) goes_on_where_it_is(step);
