@@ -116,8 +116,10 @@ typedef struct hak_heap_config {
      */
     size_t cache_bytes;
     /**
-     * Bytes of freed large mappings that the heap may keep for reuse. 0: the environment variable
-     * HAKHEAP_LARGE_CACHE_BYTES, else 32 MiB. At most 64 GiB.
+     * Bytes of freed large blocks that the heap may leave to the process, with their pages, for
+     * large blocks of any heap; what is beyond goes to the system at once. How much of it all heaps
+     * together keep, and for how long, hak_reserve_set_limit() says. 0: the environment variable
+     * HAKHEAP_LARGE_CACHE_BYTES, else 64 GiB, which is the most.
      */
     size_t large_cache_bytes;
     /**
@@ -264,8 +266,7 @@ HAK_API size_t hak_usable_size(const void *ptr);
 
 /**
  * The size of the class that serves a request: asking for it costs no more memory than asking for
- * `size`. For callers that grow buffers: what is asked for may be used. A large mapping that is
- * used again may give more than this.
+ * `size`. For callers that grow buffers: what is asked for may be used.
  * @param size bytes.
  * @return bytes, at least `size`; `size` itself where no heap could serve it.
  */
@@ -299,8 +300,8 @@ HAK_API size_t hak_heap_flush(hak_heap_t *heap);
 HAK_API size_t hak_heap_flush_class(hak_heap_t *heap, unsigned size_class);
 
 /**
- * Flushes a heap, then returns free memory to the operating system: cached large mappings, free
- * pages of SuperSlabs, whole pages inside slabs that no block overlaps. Other threads may use the
+ * Flushes a heap, then returns free memory to the operating system: pages of large blocks that it
+ * left to the process, free pages of SuperSlabs, whole pages inside slabs that no block overlaps. Other threads may use the
  * heap meanwhile, and wait for no more than a SuperSlab's pages; trims of one heap go one after
  * another. Preserves `errno`.
  * @param heap the heap.
@@ -321,10 +322,10 @@ HAK_API size_t hak_heap_trim(hak_heap_t *heap, size_t keep_bytes);
 HAK_API size_t hak_reserve_trim(void);
 
 /**
- * How much memory the process may keep that no heap holds: empty SuperSlabs, and free pages of the
- * nursery. Inside this bound it keeps as much as was in use in the last second or so, and gives the
+ * How much memory the process may keep that no heap holds: empty SuperSlabs, free pages of the
+ * nursery, and pages of freed large blocks. Inside this bound it keeps as much as was in use in the last second or so, and gives the
  * rest back as time goes on: now and then an allocation, of any heap, that finds no block in its
- * caches looks at the clock. So a process that stops calling keeps what it has until
+ * caches looks at the clock, and each one of a large block does. So a process that stops calling keeps what it has until
  * hak_reserve_trim(). Any thread.
  * @param bytes the bound; 0 keeps nothing, SIZE_MAX whatever was in use. Until the first call: the
  *        environment variable HAKHEAP_RESERVE_BYTES, else an eighth of the machine's memory.
@@ -409,7 +410,7 @@ HAK_API int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out);
 HAK_API hak_heap_t *hak_heap_refused_by(const hak_heap_t *heap);
 
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
- *  part, and no sum of parts, is above `committed_bytes`. At any time `large_bytes` is at most
+ *  part, and no sum of parts, is above `committed_bytes`, of which `large_cached_bytes` is none. At any time `large_bytes` is at most
  *  `live_bytes`, `phantom_superslabs` at most `superslabs`, and `resident_bytes` and
  *  `committed_bytes` at most `peak_bytes` and `mapped_bytes`. */
 typedef struct hak_stats {
@@ -427,7 +428,8 @@ typedef struct hak_stats {
     size_t cold_bytes;
     /** Free blocks on remote lists and in outboxes. */
     size_t remote_bytes;
-    /** Freed large mappings kept for reuse. */
+    /** What the heap left to the process of freed large blocks, as far as no block has taken it and
+     *  it has not gone to the system. hak_heap_trim() returns it. No part of `committed_bytes`. */
     size_t large_cached_bytes;
     /** Free memory in slabs and SuperSlabs that has been used before. */
     size_t free_bytes;
@@ -453,8 +455,8 @@ typedef struct hak_stats {
     size_t large_bytes;
     /** Part of `committed_bytes`: what has been written, or handed out to be, and not been given
      *  back to the system. Of slabs and of free memory each page is known. Blocks of more than
-     *  32 KiB, and cached mappings, count whole, whether or not the program has written all of
-     *  them; so do the allocator's records. hak_heap_trim() lowers it by what it returns. */
+     *  32 KiB count whole, whether or not the program has written all of them; so do the
+     *  allocator's records. hak_heap_trim() lowers it by what it returns of this. */
     size_t resident_bytes;
 } hak_heap_stats_t;
 

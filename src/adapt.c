@@ -13,10 +13,12 @@ enum {
     FIRST_BLOCKS = 4,
     FEW_BLOCKS = 32,
     SHARE = 2,
-    AHEAD = 32,       /* of what a class has outside, such a part may be carved ahead */
-    RETURN_ENTER = 4, /* a class that returns so many blocks for one that it takes is closed; */
-    RETURN_LEAVE = 2, /* with so many or fewer it is opened again */
-    SCARCE = 8,       /* the budget is nearly spent when less than this part of it is left */
+    AHEAD = 32,        /* of what a class has outside, such a part may be carved ahead, */
+    AHEAD_GROWING = 8, /* or such a one while it grows, */
+    GROWING = 2,       /* that is, while it took such a part since a block came back */
+    RETURN_ENTER = 4,  /* a class that returns so many blocks for one that it takes is closed; */
+    RETURN_LEAVE = 2,  /* with so many or fewer it is opened again */
+    SCARCE = 8,        /* the budget is nearly spent when less than this part of it is left */
 };
 
 /* What a magazine of a class may hold at most, by class: a miss has no time for divisions. */
@@ -26,6 +28,10 @@ enum {
     LESSER(GREATER(MOST_BYTES / (bytes), LESSER(WIDE_BLOCKS, WIDE_BYTES / (bytes))), MOST_BLOCKS),
 
 static const uint16_t most_of[CLASS_COUNT] = {SIZE_CLASSES(FITS)};
+
+/* And what it asks for at a time while the class grows: beyond that a miss costs little a block. */
+#define IN_GRANULE(bytes, granules) (uint16_t)(GRANULE / (bytes)),
+static const uint16_t granule_blocks[CLASS_COUNT] = {SIZE_CLASSES(IN_GRANULE)};
 
 static size_t fits(unsigned cls, bool outbox)
 {
@@ -60,15 +66,25 @@ size_t adapt_refill(const magazine_t *hot)
     return refill_of(load_relaxed(&at->limit), load_relaxed(&at->misses));
 }
 
+bool adapt_is_growing(const class_state_t *state)
+{
+    class_state_t *at = (class_state_t *)(uintptr_t)state;
+    /* Relaxed: as in most_blocks. */
+    return load_relaxed(&at->grown) >= load_relaxed(&at->outside) / GROWING;
+}
+
 slab_wanted_t adapt_wanted(const class_state_t *state, const magazine_t *hot)
 {
     magazine_t *at = (magazine_t *)(uintptr_t)hot;
-    uint32_t limit = load_relaxed(&at->limit);
+    size_t limit = load_relaxed(&at->limit);
     /* Relaxed: as in most_blocks. */
     size_t outside = load_relaxed(&((class_state_t *)(uintptr_t)state)->outside);
-    return (slab_wanted_t){.blocks = (uint32_t)refill_of(limit, load_relaxed(&at->misses)),
-                           .most = limit ? limit : 1,
-                           .ahead = (uint32_t)(outside / AHEAD)};
+    size_t blocks = refill_of((uint32_t)limit, load_relaxed(&at->misses));
+    bool grows = adapt_is_growing(state);
+    size_t ahead = outside / (grows ? AHEAD_GROWING : AHEAD);
+    if (grows) blocks = hak_max(blocks, hak_min(hak_min(limit, granule_blocks[state->cls]), ahead));
+    return (slab_wanted_t){
+        .blocks = (uint32_t)blocks, .most = (uint32_t)hak_max(1, limit), .ahead = (uint32_t)ahead};
 }
 
 void adapt_missed(area_t *area, magazine_t *magazine)

@@ -51,8 +51,11 @@ void adapt_wants(const hak_heap_t *heap, area_t *area, int index, unsigned cls);
 void adapt_grow(hak_heap_t *heap, area_t *area, magazine_t *magazine, const class_state_t *state);
 /* How many blocks a hot magazine that missed asks for. */
 size_t adapt_refill(const magazine_t *hot);
-/* The same, with what else a take wants to know: a class may have as many blocks carved, in pages
- * of which no block was asked for yet, as an AHEAD-th of those it has outside. */
+/* Whether a class takes and takes: a good part of its blocks came since one went back to a slab. */
+bool adapt_is_growing(const class_state_t *state);
+/* What a hot magazine that missed asks for, with what else a take wants to know: a class may have as
+ * many blocks carved, in pages of which no block was asked for yet, as an AHEAD-th of those it has
+ * outside, or an AHEAD_GROWING-th while it grows. Then it asks for as many, too. */
 slab_wanted_t adapt_wanted(const class_state_t *state, const magazine_t *hot);
 
 /* What one magazine, or all of an area, missed in the period, and the bytes that it may hold. */

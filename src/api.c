@@ -35,42 +35,42 @@ HAK_INLINE bool too_large(size_t size)
 }
 
 /* Of a heap that counts, the block is charged already. */
-HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     switch (pointer_place(size, alignment)) {
     case PLACE_SMALL: return refill_block(heap, sizeclass_of(size), alignment);
-    case PLACE_MID: return refill_mid(heap, size, alignment, zeroed);
+    case PLACE_MID: return refill_mid(heap, size, alignment, dirty);
     case PLACE_LARGE: break;
     }
-    return refill_large(heap, size, alignment, zeroed);
+    return refill_large(heap, size, alignment, dirty);
 }
 
 /* Refused: what is cached may be all that is in the way. */
-static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     uint32_t why = hak_tls.last_error;
-    bool room = trim_make_room(heap);
+    bool room = trim_make_room();
     hak_tls.last_error = why;
-    return room ? allocate_once(heap, size, alignment, zeroed) : NULL;
+    return room ? allocate_once(heap, size, alignment, dirty) : NULL;
 }
 
-HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     uint32_t before = hak_tls.last_error;
-    void *ptr = allocate_once(heap, size, alignment, zeroed);
-    if (HAK_UNLIKELY(!ptr)) ptr = allocate_again(heap, size, alignment, zeroed);
+    void *ptr = allocate_once(heap, size, alignment, dirty);
+    if (HAK_UNLIKELY(!ptr)) ptr = allocate_again(heap, size, alignment, dirty);
     /* One rung may be refused and the next one answer: that is no error. */
     if (HAK_LIKELY(ptr)) hak_tls.last_error = before;
     return ptr;
 }
 
 /* The same of a heap that counts. */
-static void *allocate_charged(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed,
+static void *allocate_charged(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty,
                               refused_t *refused)
 {
     size_t bytes = pointer_charge(size, alignment);
     if (!recall_charge(heap, bytes, refused)) return NULL;
-    void *ptr = allocate_inside(heap, size, alignment, zeroed);
+    void *ptr = allocate_inside(heap, size, alignment, dirty);
     if (!ptr) heap_refund(heap, bytes);
     return ptr;
 }
@@ -105,7 +105,7 @@ static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes)
 }
 
 static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t alignment,
-                                         bool *zeroed)
+                                         size_t *dirty)
 {
     int before = errno;
     refused_t refused = {NULL};
@@ -113,7 +113,7 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
     for (int tries = 0; tries < 2 && !ptr; tries++) {
         if (tries && !press(&refused, pointer_charge(size, alignment))) break;
         if (gate_enter(true) != GATE_IN) return reenter(heap);
-        ptr = allocate_charged(heap, size, alignment, zeroed, &refused);
+        ptr = allocate_charged(heap, size, alignment, dirty, &refused);
         gate_leave();
     }
     errno = ptr ? before : ENOMEM;
@@ -121,14 +121,14 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
 }
 
 /* Everything but the pop. */
-static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
-    if (heap->ledger) return malloc_counted(heap, size, alignment, zeroed);
+    if (heap->ledger) return malloc_counted(heap, size, alignment, dirty);
     if (gate_enter(true) != GATE_IN) return reenter(heap);
     int before = errno;
-    void *ptr = allocate_inside(heap, size, alignment, zeroed);
+    void *ptr = allocate_inside(heap, size, alignment, dirty);
     errno = ptr ? before : ENOMEM;
     gate_leave();
     return ptr;
@@ -137,12 +137,12 @@ static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, bool *
 /* The slow twins of the pop are called last, so that the fast path needs no stack. */
 static HAK_NOINLINE void *malloc_missed(hak_heap_t *heap, size_t size)
 {
-    bool zeroed;
+    size_t dirty;
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
         void *ptr = refill_from_spare(heap, sizeclass_of(size));
         if (ptr) return ptr;
     }
-    return malloc_slow(heap, size, BLOCK_ALIGN, &zeroed);
+    return malloc_slow(heap, size, BLOCK_ALIGN, &dirty);
 }
 
 static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *block)
@@ -216,19 +216,19 @@ void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
         void *ptr = hak_heap_malloc(heap, bytes);
         return ptr ? memset(ptr, 0, bytes) : NULL;
     }
-    bool zeroed = false;
-    void *ptr = malloc_slow(heap, bytes, BLOCK_ALIGN, &zeroed);
-    return ptr && !zeroed ? memset(ptr, 0, bytes) : ptr;
+    size_t dirty = bytes;
+    void *ptr = malloc_slow(heap, bytes, BLOCK_ALIGN, &dirty);
+    return ptr ? memset(ptr, 0, hak_min(dirty, bytes)) : NULL;
 }
 
 /* Of a class whose blocks can all begin at multiples of the alignment: a block of a slab does. */
 static void *malloc_aligned(hak_heap_t *heap, size_t size, size_t alignment)
 {
-    bool zeroed;
+    size_t dirty;
     size_t slot = PERCPU_HOT(sizeclass_of(size)) | (heap->policy.sealed ? SLOT_MARK : 0);
     void *ptr = pop_slot(heap, slot);
     if (!ptr && size <= LOOKUP_MAX) ptr = refill_from_region(heap, sizeclass_of(size), alignment);
-    return ptr ? ptr : malloc_slow(heap, size, alignment, &zeroed);
+    return ptr ? ptr : malloc_slow(heap, size, alignment, &dirty);
 }
 
 void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
@@ -241,8 +241,8 @@ void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
      * one: so each of its blocks will do. */
     if (alignment <= GRANULE && size <= SMALL_MAX)
         return malloc_aligned(heap, hak_round_up(hak_max(size, 1), alignment), alignment);
-    bool zeroed;
-    return malloc_slow(heap, hak_max(size, 1), alignment, &zeroed);
+    size_t dirty;
+    return malloc_slow(heap, hak_max(size, 1), alignment, &dirty);
 }
 
 /* ---- free ---- */
@@ -436,9 +436,9 @@ static bool charge(hak_heap_t *heap, size_t bytes)
 /* Puts a block's content in a fresh one, whose charge is the old one's and the caller's. */
 static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, size_t size)
 {
-    bool zeroed;
+    size_t dirty;
     if (gate_enter(true) != GATE_IN) return reenter(heap);
-    void *fresh = allocate_inside(heap, size, BLOCK_ALIGN, &zeroed);
+    void *fresh = allocate_inside(heap, size, BLOCK_ALIGN, &dirty);
     if (fresh) {
         memcpy(fresh, ptr, hak_min(size, id->usable));
         if (id->kind >= KIND_MID) pointer_mark_freed(id, ptr);
@@ -452,8 +452,7 @@ static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, siz
  * where it was made large by its alignment. */
 static size_t charge_after(const block_id_t *id, size_t size)
 {
-    bool stays = id->kind == KIND_LARGE && resize_holds(id, size);
-    return stays ? hak_round_up(size, HAK_PAGE) : pointer_charge(size, BLOCK_ALIGN);
+    return resize_holds(id, size) ? id->usable : pointer_charge(size, BLOCK_ALIGN);
 }
 
 /* Of a heap that counts: charges the difference, whether or not the block stays where it is. */
@@ -461,7 +460,7 @@ static HAK_NOINLINE void *realloc_counted(const block_id_t *id, void *ptr, size_
 {
     hak_heap_t *heap = id->heap;
     int before = errno;
-    size_t had = pointer_charged(id, ptr), wants = charge_after(id, size);
+    size_t had = id->usable, wants = charge_after(id, size);
     if (wants > had && !charge(heap, wants - had)) return NULL;
     void *at = resize_block(id, ptr, size);
     if (!at) at = move_charged(heap, id, ptr, size);

@@ -2,7 +2,6 @@
 #include "drain.h"
 
 #include "mapping.h"
-#include "os.h"
 #include "runs.h"
 #include "stall.h"
 
@@ -34,6 +33,7 @@ static void note_returned(hak_heap_t *heap, class_state_t *state, size_t blocks)
 {
     store_relaxed(&state->outside, load_relaxed(&state->outside) - blocks);
     heap_refund(heap, blocks * size_classes[state->cls].bytes);
+    store_relaxed(&state->grown, (uint16_t)0);
     counter_add(&heap->counters, ss_local, blocks);
 }
 
@@ -166,14 +166,28 @@ static chain_t put_cold(hak_heap_t *heap, class_state_t *state, chain_t chain, i
     return overflow;
 }
 
+/* Whether a divided heap keeps a chain that its magazines have no room for. Blocks of more than a
+ * page pin little more than themselves, and their slabs are dear to make. Of smaller ones chains are
+ * kept where cold level and magazines have room for the class, or a block is a page, and until a
+ * block goes to a slab: then the same ones come and go. The last chains of a larger class would only
+ * scatter what is allocated next. Small blocks fit magazines by hundreds. */
+static bool is_worth_keeping(const class_state_t *state, chain_t chain)
+{
+    enum { LEAST_COLD = 4 * HAK_LINE /* bytes */, MAGAZINES = 2 };
+    class_state_t *at = (class_state_t *)(uintptr_t)state;
+    size_t bytes = size_classes[state->cls].bytes;
+    if (bytes < LEAST_COLD || bytes > HAK_PAGE) return bytes > HAK_PAGE;
+    /* Relaxed: written under the lock, which is held. */
+    if (!load_relaxed(&at->grown)) return false;
+    return bytes == HAK_PAGE ||
+           load_relaxed(&at->outside) <= (COLD_CHAINS + MAGAZINES) * chain_count(chain);
+}
+
+/* A thread that may use no magazine has no CPU to keep a chain for. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait)
 {
     if (!lock_or_leave(heap, state, chain, may_wait)) return;
-    /* A thread that may use no magazine has no CPU to keep a chain for. Chains of a divided heap go
-     * to their slabs at once, see adapt.c; but for blocks of more than a page, which pin little
-     * more than themselves and whose slabs are dear to make. */
-    bool wide = size_classes[state->cls].bytes > HAK_PAGE;
-    bool to_slabs = index < 0 || (home_is_divided(heap) && !wide);
+    bool to_slabs = index < 0 || (home_is_divided(heap) && !is_worth_keeping(state, chain));
     chain_t overflow = to_slabs ? chain : put_cold(heap, state, chain, index);
     if (overflow) drain_to_slabs(heap, state, overflow, SIZE_MAX);
     drain_leave(heap, state);
@@ -326,7 +340,7 @@ static unsigned put_in_region(hak_heap_t *heap, entry_t entry, void *ptr)
     unsigned hole, index = entry_back(entry);
     unsigned units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
     if (HAK_UNLIKELY(!units)) return 0;
-    rooms_raise(&heap->region_rooms, index, hole);
+    heap_note_hole(heap, index, hole);
     heap_note_freed(heap, units);
     counter_add(&heap->counters, region, 1);
     return units;
@@ -432,22 +446,14 @@ static size_t free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
     return 0;
 }
 
-/* Unmaps what the cache has no room for; a block too big for all of it does not drive out the
- * others. What the kernel refuses to unmap stays cached, and counted. */
-static size_t free_large(hak_heap_t *heap, large_t *large)
+/* Where the reserve is busy, or full, the block is noted again. */
+static size_t free_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
-    large_set_t *set = &heap->large;
-    size_t bytes = hak_round_up(large->asked.size, HAK_PAGE);
-    large_remove(set, large);
-    if (large_bytes(large) > set->cache_limit && mapping_drop(heap, large, LARGE_RELEASED))
-        return bytes;
-    large_cache(set, large);
-    for (large_t *old; (old = large_evict(set, set->cache_limit)) != NULL;) {
-        if (mapping_drop(heap, old, LARGE_RELEASED)) continue;
-        large_cache(set, old);
-        break;
-    }
-    return bytes;
+    char *base = large_base(large);
+    size_t bytes = large_bytes(large);
+    if (mapping_give(heap, large, LARGE_RELEASED, may_wait)) return bytes;
+    defer(heap, base);
+    return 0;
 }
 
 /* Returns what the block was charged; 0: it waits. */
@@ -455,7 +461,7 @@ static size_t free_big(hak_heap_t *heap, void *ptr, bool may_wait)
 {
     entry_t entry = registry_lookup(ptr);
     if (entry) return free_mid(heap, mid_of(entry, ptr), may_wait);
-    return free_large(heap, registry_range(ptr));
+    return free_large(heap, registry_range(ptr), may_wait);
 }
 
 /* One at a time is taken off the list, and no more than are there: what may not wait is deferred
@@ -476,17 +482,9 @@ void drain_all_deferred(hak_heap_t *heap)
         lock_acquire(&heap->lock, RANK_HEAP);
         size_t moved = drain_deferred(heap, true);
         lock_pass(&heap->lock, RANK_HEAP);
+        reserve_settle(&process_reserve, PIECES_STEP_MOST);
         left = moved && moved < left ? left - moved : 0;
     }
-}
-
-/* What is too big for the cache will be unmapped under the lock. Its pages, which take the kernel
- * long, go before. */
-static void purge_uncacheable(const hak_heap_t *heap, const void *ptr)
-{
-    large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
-    if (large && large_bytes(large) > heap->large.cache_limit)
-        (void)os->purge(large_base(large), large_bytes(large));
 }
 
 /* Takes HEAP, or defers the block. Where so many are deferred already, this thread waits for a step
@@ -502,17 +500,24 @@ static bool lock_or_defer(hak_heap_t *heap, void *ptr)
     return true;
 }
 
+static size_t bytes_of_large(const void *ptr)
+{
+    large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
+    return large ? large_bytes(large) : 0;
+}
+
 void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
 {
     if (deferred) {
         defer(heap, ptr);
         return;
     }
-    purge_uncacheable(heap, ptr);
+    size_t bytes = bytes_of_large(ptr);
     if (!lock_or_defer(heap, ptr)) return;
     (void)drain_deferred(heap, false);
     heap_refund(heap, free_big(heap, ptr, false));
     lock_release(&heap->lock, RANK_HEAP);
+    reserve_settle(&process_reserve, bytes);
 }
 
 /* ---- A block whose charge another takes over ---- */

@@ -56,10 +56,12 @@ typedef struct home {
 
 /* One size class of one heap; made when the class is first used. */
 typedef struct class_state {
-    hak_lock_t lock;  /* rank CLASS; guards slabs and cold */
-    uint16_t cls;     /* const */
-    uint16_t one_way; /* lock: this; how often in a row `taker` was the same */
-    remote_t remote;  /* atomic */
+    hak_lock_t lock; /* rank CLASS; guards slabs and cold */
+    uint8_t cls;     /* const */
+    uint8_t one_way; /* lock: this; how often in a row `taker` was the same */
+    /* as `outside`; blocks that slabs gave since one came back, as far as it can count */
+    _Atomic uint16_t grown;
+    remote_t remote; /* atomic */
     _Atomic size_t
         /* blocks live or cached; written under the lock, read by what sizes magazines; relaxed */
         outside;
@@ -136,8 +138,11 @@ struct hak_heap {
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
      * class are in regions. Only what serves a class follows from it. */
     _Atomic uint16_t region_blocks[REGION_CLASSES];
-    rooms_t region_rooms;          /* hints, as in region.h: of regions, their longest holes */
-    _Atomic uint32_t region_takes; /* relaxed: blocks that regions gave; some may be lost */
+    rooms_t region_rooms; /* hints, as in region.h: of regions, their longest holes */
+    /* Hints: no hole of all regions has more units; a block that finds none goes to the tail of
+     * this one. */
+    _Atomic uint8_t region_room, region_tail;
+    _Atomic uint32_t region_takes; /* relaxed: takes that looked for a hole; some may be lost */
     region_t near_region[REGIONS_NEAR];
 
     /* ---- the line of every call ---- */
@@ -177,11 +182,18 @@ HAK_INLINE region_t *heap_region(hak_heap_t *heap, unsigned index)
     /* Acquire: pairs with the releases in runs_take_region. */
     return load_acquire(&load_acquire(&heap->far_regions)->at[index - REGIONS_NEAR]);
 }
+/* A region has a hole of so many units. */
+HAK_INLINE void heap_note_hole(hak_heap_t *heap, unsigned index, unsigned units)
+{
+    unsigned most = (unsigned)hak_min(units, REGION_ROOM);
+    rooms_raise(&heap->region_rooms, index, most);
+    if (load_relaxed(&heap->region_room) < most) store_relaxed(&heap->region_room, (uint8_t)most);
+}
 /* Forgets what the hints say of a region: others held its units for a while, or hints lag. */
 HAK_INLINE void heap_look_again(hak_heap_t *heap, unsigned index)
 {
     region_look_again(heap_region(heap, index));
-    rooms_raise(&heap->region_rooms, index, REGION_ROOM);
+    heap_note_hole(heap, index, REGION_ROOM);
 }
 /* Those that have a granule.
  *     FOR_REGIONS (region, heap) look(region);

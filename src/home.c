@@ -81,7 +81,7 @@ void home_note_taker(hak_heap_t *heap, class_state_t *state, int index)
 {
     hak_assert(lock_is_held(&state->lock));
     size_t before = state->taker == index ? state->one_way : 0;
-    state->one_way = (uint16_t)hak_min(before + 1, DIVIDE_ONE_WAY);
+    state->one_way = (uint8_t)hak_min(before + 1, DIVIDE_ONE_WAY);
     state->taker = (int16_t)index;
     if (state->one_way >= DIVIDE_ONE_WAY) home_divide_soon(heap);
 }

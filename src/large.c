@@ -1,4 +1,4 @@
-/* hakheap level 4: large - records, mappings and the cache of mappings */
+/* hakheap level 4: large - records and mappings of mid and large blocks */
 #include "large.h"
 
 #include "os.h"
@@ -119,7 +119,10 @@ static bool shrink(large_t *large, size_t bytes)
     size_t tail_bytes = tail < base + held ? (size_t)(base + held - tail) : 0;
     registry_forget_range(tail, tail_bytes);
     store_relaxed(&large->bytes, bytes);
-    if (os->resize(base, held, bytes)) return true;
+    if (os->resize(base, held, bytes)) {
+        parts_cut(&large->parts, bytes);
+        return true;
+    }
     store_relaxed(&large->bytes, held);
     registry_set_range(tail, tail_bytes, large);
     return false;
@@ -143,6 +146,7 @@ bool large_remap(large_set_t *set, large_t *large, size_t bytes)
 {
     size_t held = large_bytes(large);
     if (bytes == held) return true;
+    hak_assert(large_may_remap(large, bytes));
     if (!(bytes < held ? shrink(large, bytes) : grow(large, bytes))) return false;
     set->live_bytes += bytes - held;
     return true;
@@ -184,52 +188,5 @@ large_t *large_take_unused(large_set_t *set)
 {
     large_t *large = set->unused;
     if (large) set->unused = large->next;
-    return large;
-}
-
-static void uncache(large_set_t *set, large_t *large)
-{
-    if (large->prev) large->prev->next = large->next;
-    else set->cached = large->next;
-    if (large->next) large->next->prev = large->prev;
-    else set->oldest = large->prev;
-    set->cached_blocks--;
-    set->cached_bytes -= large_bytes(large);
-}
-
-large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment)
-{
-    large_t *best = NULL;
-    for (large_t *at = set->cached; at; at = at->next) {
-        size_t held = large_bytes(at);
-        bool fits = held >= bytes && held / LARGE_SLACK <= bytes &&
-                    (uintptr_t)large_base(at) % alignment == 0;
-        if (fits && (!best || held < large_bytes(best))) best = at;
-    }
-    if (!best) return NULL;
-    uncache(set, best);
-    large_add(set, best, large_heap(best), large_base(best), large_bytes(best));
-    return best;
-}
-
-void large_cache(large_set_t *set, large_t *large)
-{
-    large->prev = NULL;
-    large->next = set->cached;
-    if (set->cached) set->cached->prev = large;
-    else set->oldest = large;
-    set->cached = large;
-    set->cached_blocks++;
-    set->cached_bytes += large_bytes(large);
-    large->cached_at = ++set->frees;
-}
-
-large_t *large_evict(large_set_t *set, size_t limit)
-{
-    large_t *large = set->oldest;
-    if (!large) return NULL;
-    bool idle = set->frees - large->cached_at > LARGE_IDLE;
-    if (!idle && set->cached_blocks <= LARGE_CACHED && set->cached_bytes <= limit) return NULL;
-    uncache(set, large);
     return large;
 }

@@ -2,6 +2,7 @@
 #ifndef HAK_LARGE_H
 #define HAK_LARGE_H
 
+#include "pieces.h"
 #include "registry.h"
 #include "superslab.h"
 
@@ -14,8 +15,8 @@
  *   large  above, or aligned beyond 1 MiB: a mapping that starts at a multiple of 2 MiB, so that no two share a slot of
  *          the range table:  gib_t.range[2 MiB slot] -> large_t of the block that covers it
  *
- * Freed mappings are kept for reuse, oldest out first, within a number and a budget; mremap moves
- * pages, not bytes.
+ * A freed large block goes to the process's reserve, whose pieces serve for large blocks of any
+ * heap. mremap moves pages, not bytes.
  */
 /* What a big block was last asked for with; written by the owner of the block, read by
  * free_sized. */
@@ -44,7 +45,7 @@ typedef struct large {
     char *_Atomic base;
     _Atomic size_t bytes; /* mapped and usable */
     asked_t asked;
-    uint32_t cached_at; /* lock: HEAP; the set's `frees` then */
+    parts_t parts; /* the mappings it is made of; written by its owner, inside the gate */
     /* large_state_t; LIVE -> FREED by compare-and-swap of the thread that frees it */
     _Atomic uint32_t state;
 } large_t;
@@ -80,20 +81,12 @@ HAK_INLINE bool large_is_record(const large_t *large)
     return large && large != LARGE_RELEASED && large != LARGE_DEAD;
 }
 
-/* A cached mapping is worth keeping while the heap takes such mappings: one that was not taken in
- * so many frees goes. */
-enum { LARGE_CACHED = 32, LARGE_SLACK = 4, LARGE_IDLE = 1024 };
-
 typedef struct large_set {
     mid_t *mids;
     size_t mid_blocks, mid_bytes;
     large_t *live;
     size_t live_blocks, live_bytes;
-    large_t *cached, *oldest; /* newest first */
-    size_t cached_blocks, cached_bytes;
-    uint32_t frees;     /* into the cache, ever */
-    size_t cache_limit; /* const */
-    large_t *unused;    /* records without a block, by next */
+    large_t *unused; /* records without a block, by next */
 } large_set_t;
 
 /* The record of the large block that a pointer lies in; NULL where there is none. Any thread, no
@@ -111,6 +104,11 @@ char *large_map(size_t bytes, size_t alignment);
 bool large_unmap(char *base, size_t bytes, large_t *tombstone);
 /* Writes the tombstone of a block whose address space is still its own. */
 void large_bury(char *base, size_t bytes, large_t *tombstone);
+/* Whether the kernel can be asked to: several mappings do not move as one. */
+HAK_INLINE bool large_may_remap(const large_t *large, size_t bytes)
+{
+    return large->parts.count <= 1 || bytes <= large_bytes(large);
+}
 /* Grows or shrinks where it is, or moves the pages, and notes it. False: refused, nothing has
  * changed. Lock: HEAP. */
 bool large_remap(large_set_t *set, large_t *large, size_t bytes);
@@ -121,13 +119,5 @@ void large_remove(large_set_t *set, large_t *large);
 /* A record without a block waits for the next block. */
 void large_put_unused(large_set_t *set, large_t *large);
 large_t *large_take_unused(large_set_t *set); /* NULL: there is none */
-/* The cached mapping that wastes least, made live again; NULL where none is at most LARGE_SLACK
- * times the size. */
-large_t *large_reuse(large_set_t *set, size_t bytes, size_t alignment);
-/* Puts a record that large_remove took into the cache. */
-void large_cache(large_set_t *set, large_t *large);
-/* The oldest cached mapping, taken out, where it is idle or the cache is above its number or
- * `limit` bytes; else NULL. */
-large_t *large_evict(large_set_t *set, size_t limit);
 
 #endif

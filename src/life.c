@@ -56,6 +56,7 @@ static void found_region(hak_heap_t *heap)
     region_init(region, record, (unsigned)(end / REGION_UNIT));
     region_attach(region, base);
     for (size_t page = 0; page < end; page += HAK_PAGE) (void)region_open(region, &heap->guard);
+    heap_note_hole(heap, 0, region_room(region));
     /* Release: pairs with the acquire in heap_region_from. */
     store_release(&heap->regions, 1u);
 }
@@ -93,6 +94,10 @@ static void end(hak_heap_t *heap)
     runs_empty(heap);
     mapping_empty(heap);
     lock_release(&heap->lock, RANK_HEAP);
+    if (heap->large.unused) { /* it had large blocks */
+        reserve_disown(&process_reserve, heap);
+        reserve_settle(&process_reserve, SIZE_MAX / 2);
+    }
     for (meta_page_t *page = heap->pages; page;) {
         meta_page_t *next = page->next;
         meta_put(page, page->pages);
@@ -126,7 +131,6 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     heap->owner = entry_owner_bits(heap);
     heap->lookup = heap->policy.sealed ? CLASSES_MARKED : CLASSES_PLAIN;
     store_relaxed(&heap->classes, &heap_no_classes);
-    heap->large.cache_limit = settings.large_cache_bytes;
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
     found_region(heap);
@@ -158,6 +162,7 @@ static void empty_caches(hak_heap_t *heap)
         class_state_t *state = heap_class_made(heap, cls);
         FOR_SETS (set, state) *set = (slab_set_t){0};
         store_relaxed(&state->outside, 0);
+        store_relaxed(&state->grown, (uint16_t)0);
         store_relaxed(&state->remote.head, 0);
         store_relaxed(&state->remote.taken, 0);
         store_relaxed(&state->remote_charged, 0u);
@@ -184,12 +189,14 @@ void life_reset(hak_heap_t *heap)
     lock_acquire(&heap->lock, RANK_HEAP);
     runs_empty(heap);
     region_clear(heap->near_region, &heap->guard);
-    rooms_raise(&heap->region_rooms, 0, REGION_ROOM);
+    heap_note_hole(heap, 0, REGION_ROOM);
+    store_relaxed(&heap->region_tail, (uint8_t)0);
     mapping_empty(heap);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);
     lock_release(&heap->areas_lock, RANK_AREAS);
     if (heap->ledger) ledger_clear(heap->ledger);
+    reserve_settle(&process_reserve, SIZE_MAX / 2);
 }
 
 void life_destroy(hak_heap_t *heap)

@@ -1,23 +1,22 @@
-/* hakheap level 8: mapping - large blocks that leave a heap */
+/* hakheap level 8: mapping - large blocks that come to a heap and leave it */
 #ifndef HAK_MAPPING_H
 #define HAK_MAPPING_H
 
 #include "heap.h"
 
 /*
- * Role: unmaps large blocks and takes them off what the heap has committed. Callers: drain, trim,
- * life. Lock: HEAP, except where a call says so.
+ * Role: where the pages of large blocks come from, and where they go: the process's reserve and the
+ * kernel. Callers: refill, drain, life. Lock: HEAP, except where a call says so.
  */
 
-/* Unmaps a block that is in no list. False, and hak_last_error(), where the kernel refuses: nothing
- * has changed. No lock needed: the kernel takes long over a mapping that was used. */
-bool mapping_unmap(const large_t *large, large_t *tombstone);
-
-/* Unmaps a large block that large_evict took out. False, and hak_last_error(), where the kernel
- * refuses: nothing has changed, and it is in no list. */
-bool mapping_drop(hak_heap_t *heap, large_t *large, large_t *tombstone);
-/* All of them, live and cached. Where the kernel refuses to unmap, the pages go and the address
- * space stays. */
+/* Pages for a large block, whose record is in no list: of the reserve, else fresh. NULL, and
+ * hak_last_error(): refused. What may not read as zero is the first *dirty bytes. No lock needed. */
+char *mapping_take(large_t *record, size_t bytes, size_t alignment, size_t *dirty);
+/* Gives a freed block to the reserve. False: may not wait, and the reserve is busy or full; nothing
+ * has changed. */
+bool mapping_give(hak_heap_t *heap, large_t *large, large_t *tombstone, bool may_wait);
+/* The same of all of them. Where the reserve is full and the kernel refuses to unmap, the pages go
+ * and the address space stays. */
 void mapping_empty(hak_heap_t *heap);
 
 #endif

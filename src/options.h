@@ -14,8 +14,8 @@
 #define OPTIONS(X)                                                                   \
     X(cache_bytes, 32 * HAK_MIB, 1, HAK_GIB, "HAKHEAP_CACHE_BYTES",                  \
       "bytes all magazines of a heap may hold")                                      \
-    X(large_cache_bytes, 32 * HAK_MIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES", \
-      "bytes of freed large mappings kept")                                          \
+    X(large_cache_bytes, 64 * HAK_GIB, 1, 64 * HAK_GIB, "HAKHEAP_LARGE_CACHE_BYTES", \
+      "bytes of freed large blocks that a heap leaves to the process")               \
     X(region_bytes, 32 * HAK_KIB, 1, HAK_MIB, "HAKHEAP_REGION_BYTES",                \
       "bytes of blocks of a class that regions hold")
 

@@ -13,7 +13,8 @@
  *
  * The calls go through a table, so that tests can refuse the k-th of them. Every call may fail;
  * none leaves half of its work behind. unmap, resize and move take a mapping whole, as reserve,
- * map, resize or move made it: LeakSanitizer knows it by its start and size.
+ * map, resize, move or split made it: LeakSanitizer knows it by its start and size. What was moved
+ * into a longer range is part of that one.
  */
 typedef struct os_table {
     /* Reserves address space that can be neither read nor written, aligned; NULL where refused. */
@@ -35,8 +36,11 @@ typedef struct os_table {
     bool (*unlock)(void *at, size_t bytes);
     /* Grows or shrinks a mapping where it is. */
     bool (*resize)(void *at, size_t bytes, size_t wanted);
-    /* Moves a mapping's pages, and grows it, onto a range from reserve(). */
+    /* Moves a mapping's pages, and grows it, into a range from reserve(). */
     bool (*move)(void *from, size_t bytes, void *to, size_t wanted);
+    /* Tells that a mapping is two from here on, the first of so many bytes. The kernel is not
+     * asked. */
+    void (*split)(void *at, size_t bytes, size_t first);
     /* Bytes of a page: the smallest unit that purge takes. */
     size_t (*page_size)(void);
     /* Milliseconds since some time in the past, about; cheap, and never less than before. */

@@ -152,6 +152,13 @@ static bool kernel_move(void *from, size_t bytes, void *to, size_t wanted)
     return true;
 }
 
+static void kernel_split(void *at, size_t bytes, size_t first)
+{
+    roots_remove(at, bytes);
+    roots_add(at, first);
+    roots_add((char *)at + first, bytes - first);
+}
+
 static size_t kernel_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* The coarse clock is read without a system call, and is as old as a tick of the kernel. */
@@ -182,6 +189,7 @@ const os_table_t os_kernel = {
     .unlock = kernel_unlock,
     .resize = kernel_resize,
     .move = kernel_move,
+    .split = kernel_split,
     .page_size = kernel_page_size,
     .milliseconds = kernel_milliseconds,
     .fence_register = kernel_fence_register,

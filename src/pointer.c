@@ -63,9 +63,7 @@ bool pointer_find(const void *ptr, block_id_t *out)
     if (!out->large) return false;
     out->kind = KIND_LARGE;
     out->heap = large_heap(out->large);
-    /* In a heap that counts a mapping may be longer than what is charged for it. */
-    out->usable = out->heap->ledger ? hak_round_up(out->large->asked.size, HAK_PAGE)
-                                    : large_bytes(out->large);
+    out->usable = large_bytes(out->large);
     return true;
 }
 
@@ -191,10 +189,4 @@ size_t pointer_charge(size_t size, size_t alignment)
     case PLACE_LARGE: break;
     }
     return hak_round_up(size, HAK_PAGE);
-}
-
-size_t pointer_charged(const block_id_t *id, const void *ptr)
-{
-    return id->kind == KIND_LARGE ? hak_round_up(pointer_asked(id, ptr)->size, HAK_PAGE)
-                                  : id->usable;
 }

@@ -36,8 +36,7 @@ asked_t *pointer_asked(const block_id_t *id, const void *ptr);
 /* What serves a request. */
 typedef enum block_place { PLACE_SMALL, PLACE_MID, PLACE_LARGE } block_place_t;
 block_place_t pointer_place(size_t size, size_t alignment);
-/* What a request is charged, and a live block of a heap that counts. */
+/* What a request is charged in a heap that counts: what is usable of the block. */
 size_t pointer_charge(size_t size, size_t alignment);
-size_t pointer_charged(const block_id_t *id, const void *ptr);
 
 #endif

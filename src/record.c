@@ -69,7 +69,7 @@ class_state_t *record_class(hak_heap_t *heap, unsigned cls)
     classes_t *classes = made_classes(heap);
     state = classes ? load_relaxed(&classes->at[cls]) : NULL;
     if (classes && !state && (state = record_take(heap, sizeof *state, true)) != NULL) {
-        state->cls = (uint16_t)cls;
+        state->cls = (uint8_t)cls;
         /* Release: pairs with the acquire in heap_class_made. */
         store_release(&classes->at[cls], state);
         class_bits_add(&heap->made, cls);

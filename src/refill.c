@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "drain.h"
+#include "mapping.h"
 #include "os.h"
 #include "runs.h"
 #include "stall.h"
@@ -24,30 +25,60 @@ HAK_INLINE bool is_in_regions(hak_heap_t *heap, unsigned cls)
     return blocks * size_classes[cls].bytes <= heap->settings.region_bytes;
 }
 
-/* Opens a page of the first region that has one to open. False: none has. */
+/* Opens a page of the first region that has one to open. Where it goes on with the region's tail,
+ * so do blocks that find no hole. False: none has. */
 static bool open_page(hak_heap_t *heap)
 {
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (uint32_t index = 0; index < regions; index++) {
         region_t *region = heap_region(heap, index);
         if (!region_may_open(region) || !region_open(region, &heap->guard)) continue;
-        rooms_raise(&heap->region_rooms, index, REGION_ROOM);
+        heap_note_hole(heap, index, region_room(region));
+        if (region_has_tail(region)) store_relaxed(&heap->region_tail, (uint8_t)index);
         return true;
     }
     return false;
 }
 
-/* A hole in an open page. A region that has none that is aligned may have others. */
-static void *take_from_open(hak_heap_t *heap, unsigned units, unsigned alignment)
+/* A hole in an open page: the lowest. A region that has none that is aligned may have others. */
+static void *take_hole(hak_heap_t *heap, unsigned units, unsigned alignment)
 {
+    if (units > load_relaxed(&heap->region_room)) return NULL;
     rooms_t *rooms = &heap->region_rooms;
-    for (unsigned at = 0; (at = rooms_next(rooms, at, units)) < REGION_MOST; at++) {
+    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
+    for (unsigned at = 0; (at = rooms_next(rooms, at, regions, units)) < REGION_MOST; at++) {
         region_t *region = heap_region(heap, at);
         void *ptr = region_take(region, units, alignment, &heap->guard);
         if (HAK_LIKELY(ptr)) return ptr;
         rooms_lower(rooms, at, region_room(region));
     }
+    store_relaxed(&heap->region_room, (uint8_t)rooms_most(rooms));
     return NULL;
+}
+
+/* Where blocks go on that find no hole. */
+HAK_INLINE region_t *tail_region(hak_heap_t *heap)
+{
+    return heap_region(heap, load_relaxed(&heap->region_tail));
+}
+HAK_INLINE void *take_behind(hak_heap_t *heap, unsigned units)
+{
+    return region_append(tail_region(heap), units, &heap->guard);
+}
+/* The same for any alignment. What was left out there is a hole. */
+static void *take_at_tail(hak_heap_t *heap, unsigned units, unsigned alignment)
+{
+    unsigned index = load_relaxed(&heap->region_tail);
+    region_t *region = heap_region(heap, index);
+    void *ptr = region_append_aligned(region, units, alignment, &heap->guard);
+    heap_note_hole(heap, index, region_room(region));
+    return ptr;
+}
+
+static void *take_from_open(hak_heap_t *heap, unsigned units, unsigned alignment)
+{
+    void *ptr = take_hole(heap, units, alignment);
+    return ptr ? ptr : take_at_tail(heap, units, alignment);
 }
 
 /* The same, else the first of a page that is opened. */
@@ -78,18 +109,43 @@ static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (uint32_t at = 0; at < regions; at++) {
         (void)region_release(heap_region(heap, at), false, &keep, os_purge);
-        rooms_raise(&heap->region_rooms, at, region_room(heap_region(heap, at)));
+        heap_note_hole(heap, at, region_room(heap_region(heap, at)));
     }
     hak_tls.last_error = error;
     errno = before;
 }
 
-static void *take_uncharged(hak_heap_t *heap, unsigned cls, size_t alignment)
+/* Each so many takes that look for a hole. */
+HAK_INLINE void look_for_pages(hak_heap_t *heap)
 {
     uint32_t takes = load_relaxed(&heap->region_takes) + 1;
     store_relaxed(&heap->region_takes, takes);
     if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) give_pages_back(heap);
-    return note_taken(heap, cls, take_from_regions(heap, cls, units_of(alignment)));
+}
+
+/* Whether no hole is as long, so that a block goes to the tail without a search. */
+HAK_INLINE bool is_behind(hak_heap_t *heap, unsigned units, size_t alignment)
+{
+    return units > load_relaxed(&heap->region_room) && alignment <= REGION_UNIT;
+}
+
+static HAK_NOINLINE void *refill_more(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    unsigned units = size_classes[cls].bytes / REGION_UNIT;
+    bool behind = is_behind(heap, units, alignment);
+    if (!behind) look_for_pages(heap);
+    void *ptr = behind ? take_behind(heap, units) : take_hole(heap, units, units_of(alignment));
+    if (HAK_UNLIKELY(!ptr)) ptr = take_from_regions(heap, cls, units_of(alignment));
+    return note_taken(heap, cls, ptr);
+}
+
+HAK_INLINE void *take_uncharged(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    unsigned units = size_classes[cls].bytes / REGION_UNIT;
+    void *ptr = NULL;
+    if (is_behind(heap, units, alignment))
+        ptr = region_append_word(tail_region(heap), units, &heap->guard);
+    return HAK_LIKELY(ptr) ? note_taken(heap, cls, ptr) : refill_more(heap, cls, alignment);
 }
 
 /* The same in a heap that counts, of what it has borrowed. */
@@ -149,32 +205,32 @@ static run_t take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, u
     return run;
 }
 
-static bool fresh_slab(hak_heap_t *heap, class_state_t *state, unsigned home)
+/* Makes slabs for so many blocks, at least one; false: memory is refused, and there is none. */
+static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, size_t wanted)
 {
-    lock_acquire(&heap->lock, RANK_HEAP);
-    run_t run = take_run(heap, size_classes[state->cls].granules, 1, state->cls);
-    lock_release(&heap->lock, RANK_HEAP);
-    if (!run.ss) return false;
-    counter_add(&heap->counters, refill_fresh_slab, 1);
-    slab_t *slab = slab_add(&state->shared, run, state->cls);
-    if (home != HOME_NONE) home_move(state, slab, home);
-    else if (state->shared.slabs >= DIVIDE_SLABS) home_divide_soon(heap);
-    return true;
+    const size_class_t *sizes = &size_classes[state->cls];
+    size_t made = 0;
+    do {
+        lock_acquire(&heap->lock, RANK_HEAP);
+        run_t run = take_run(heap, sizes->granules, 1, state->cls);
+        lock_release(&heap->lock, RANK_HEAP);
+        if (!run.ss) break;
+        counter_add(&heap->counters, refill_fresh_slab, 1);
+        slab_t *slab = slab_add(&state->shared, run, state->cls);
+        if (home != HOME_NONE) home_move(state, slab, home);
+        else if (state->shared.slabs >= DIVIDE_SLABS) home_divide_soon(heap);
+        made += sizes->blocks;
+    } while (made < wanted);
+    return made != 0;
 }
 
-/* As many slabs as the wanted blocks fill, where so many may be carved ahead; false: none. */
-static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home,
-                        const slab_wanted_t *wanted)
+/* Of a class that grows: room for what is wanted, as far as it may be carved ahead. */
+static void provide(hak_heap_t *heap, class_state_t *state, unsigned home,
+                    const slab_wanted_t *wanted)
 {
-    uint32_t blocks = size_classes[state->cls].blocks;
-    uint32_t left = wanted->ahead < wanted->blocks ? wanted->ahead : wanted->blocks;
-    bool any = false;
-    while (fresh_slab(heap, state, home)) {
-        any = true;
-        if (HAK_LIKELY(left < 2 * blocks)) return true;
-        left -= blocks;
-    }
-    return any;
+    size_t room = slab_room(home_set(state, home), state->cls);
+    size_t want = hak_min(wanted->ahead, wanted->blocks);
+    if (room < want) (void)fresh_slabs(heap, state, home, want - room);
 }
 
 /* Takes a slab over that another home uses less than half of (its threads may have moved here), or
@@ -253,13 +309,16 @@ static chain_t take_slabs(hak_heap_t *heap, class_state_t *state, int index,
     int steps = take_waiting(heap, state) ? 1 : WAITING_STEPS;
     unsigned home = home_of(heap, state, index, true);
     chain_t chain;
+    if (adapt_is_growing(state)) provide(heap, state, home, wanted);
     while (!(chain = slab_take(home_set(state, home), state->cls, wanted, &heap->guard)) &&
            (take_from_others(heap, state, index, home) ||
             (steps++ < WAITING_STEPS && take_waiting(heap, state)) ||
-            fresh_slabs(heap, state, home, wanted))) {
+            fresh_slabs(heap, state, home, 1))) {
     }
     if (!chain) chain = take_anywhere(heap, state, wanted);
     store_relaxed(&state->outside, load_relaxed(&state->outside) + chain_count(chain));
+    store_relaxed(&state->grown,
+                  (uint16_t)hak_min(load_relaxed(&state->grown) + chain_count(chain), UINT16_MAX));
     if (chain) counter_add(&heap->counters, refill_slab, 1);
     return chain;
 }
@@ -357,7 +416,9 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     enum { TICK_MISSES = 8 }; /* a look at the clock costs as much as half a miss */
     uint32_t missed = load_relaxed(&heap->missed) + 1;
     store_relaxed(&heap->missed, missed);
-    if (missed % TICK_MISSES == 0) reserve_tick(&process_reserve);
+    /* What is known to be kept too long goes at each, so that few of them suffice. */
+    bool due = load_relaxed(&process_reserve.due);
+    if (HAK_UNLIKELY(due || missed % TICK_MISSES == 0)) reserve_tick(&process_reserve);
     return chain;
 }
 
@@ -389,7 +450,7 @@ void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment)
 
 /* ---- Mid and large blocks ---- */
 
-void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     counter_add(&heap->counters, early_mid, 1);
     unsigned granules = (unsigned)((size + GRANULE - 1) / GRANULE);
@@ -397,7 +458,7 @@ void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
     lock_acquire(&heap->lock, RANK_HEAP);
     run_t run = take_run(heap, granules, places, CODE_MID);
     if (run.ss) {
-        *zeroed = superslab_run_is_clean(run, granules);
+        *dirty = superslab_run_is_clean(run, granules) ? 0 : size;
         mid_t *mid = mid_add(&heap->large, run, granules, (size_t)granules * GRANULE);
         mid->asked = (asked_t){size, alignment};
     }
@@ -411,23 +472,16 @@ static large_t *take_record(hak_heap_t *heap)
     return large ? large : record_take(heap, sizeof *large, true);
 }
 
-void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed)
+void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     counter_add(&heap->counters, early_large, 1);
     size_t bytes = hak_round_up(size, HAK_PAGE);
     lock_acquire(&heap->lock, RANK_HEAP);
     (void)drain_deferred(heap, true);
-    large_t *large = large_reuse(&heap->large, bytes, hak_max(alignment, SUPERSLAB));
-    large_t *record = large ? NULL : take_record(heap);
+    large_t *record = take_record(heap);
     lock_release(&heap->lock, RANK_HEAP);
-    *zeroed = !large;
-    if (large) {
-        large->asked = (asked_t){size, alignment};
-        return large_base(large);
-    }
     if (!record) return NULL;
-    char *base = large_map(bytes, alignment);
-    if (!base) hak_tls.last_error = HAK_ERROR_COMMIT;
+    char *base = mapping_take(record, bytes, alignment, dirty);
     lock_acquire(&heap->lock, RANK_HEAP);
     if (base) {
         record->asked = (asked_t){size, alignment};
@@ -437,5 +491,6 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed
         large_put_unused(&heap->large, record);
     }
     lock_release(&heap->lock, RANK_HEAP);
+    reserve_tick(&process_reserve);
     return base;
 }

@@ -13,8 +13,8 @@
  * inside. NULL and hak_last_error() where memory is refused.
  */
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment);
-void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed);
-void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, bool *zeroed);
+void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty);
+void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty);
 
 /* The rungs that need no lock and no gate. A region, for a class that regions serve: NULL where they
  * do not, or have no room. `alignment`: a power of two; of slabs' blocks each is a multiple of what

@@ -97,20 +97,19 @@ static void free_units(region_t *region, unsigned unit, unsigned n)
 }
 
 /* From the first word to the last. `start`: a block begins there; else it grows. */
-static bool claim_more(region_t *region, unsigned unit, unsigned n, bool start)
+HAK_INLINE bool claim_more(region_t *region, unsigned unit, unsigned n, bool start)
 {
-    unsigned end = unit + n;
-    for (unsigned from = unit; from < end;) {
-        unsigned at = from / WORD_UNITS;
-        unsigned to = (unsigned)hak_min(end, (at + 1) * WORD_UNITS);
-        uint32_t mask = units_from(from % WORD_UNITS, to - from);
-        uint32_t first = start && from == unit ? mask & -mask : 0;
-        if (!claim_word(region, at, mask, first)) {
-            if (from > unit) free_units(region, unit, from - unit);
+    unsigned at = unit / WORD_UNITS, first = unit % WORD_UNITS;
+    if (!claim_word(region, at, UINT32_MAX << first, start ? (uint32_t)1 << first : 0))
+        return false;
+    STALL(region_part_taken);
+    for (unsigned left = first + n; left > WORD_UNITS;) {
+        left -= WORD_UNITS;
+        if (!claim_word(region, ++at, units_from(0, (unsigned)hak_min(left, WORD_UNITS)), 0)) {
+            free_units(region, unit, at * WORD_UNITS - unit);
             return false;
         }
         STALL(region_part_taken);
-        from = to;
     }
     return true;
 }
@@ -148,13 +147,10 @@ HAK_INLINE uint32_t runs_of(uint64_t bits, steps_t steps)
     return (uint32_t)bits;
 }
 
-static uint32_t free_at(const region_t *region, unsigned at)
+/* Of a word and the one behind it, which the last has, too. */
+HAK_INLINE uint64_t free_in_two(const region_t *region, unsigned at)
 {
-    return at < REGION_WORDS ? free_of(word_at(region, at)) : 0;
-}
-static uint64_t free_in_two(const region_t *region, unsigned at)
-{
-    return free_at(region, at) | (uint64_t)free_at(region, at + 1) << WORD_UNITS;
+    return free_of(word_at(region, at)) | (uint64_t)free_of(word_at(region, at + 1)) << WORD_UNITS;
 }
 
 /* Units of a word that are at multiples of the alignment. */
@@ -176,7 +172,8 @@ static unsigned note_hole(region_t *region, unsigned unit, unsigned n)
 {
     unsigned at = unit / WORD_UNITS, last = (unit + n - 1) / WORD_UNITS;
     uint64_t after = ~free_in_two(region, last) >> (unit + n - 1) % WORD_UNITS;
-    uint64_t before = at ? free_in_two(region, at - 1) : (uint64_t)free_at(region, 0) << WORD_UNITS;
+    uint64_t before =
+        at ? free_in_two(region, at - 1) : (uint64_t)free_of(word_at(region, 0)) << WORD_UNITS;
     before = ~before << (WORD_UNITS - 1 - unit % WORD_UNITS);
     unsigned left = before ? (unsigned)__builtin_clzll(before) : REGION_ROOM;
     unsigned first = unit + 1 - (unsigned)hak_min(left, unit + 1);
@@ -213,30 +210,13 @@ static unsigned longest_in(uint64_t bits)
     return units;
 }
 
-/* The largest of eight bytes each, byte by byte; none has its upper bit. */
-static uint64_t larger(uint64_t a, uint64_t b)
+/* The lowest of the units where a hole of n begins in a word, n 0 where not all such units are known.
+ * The word's other holes may be shorter. */
+HAK_INLINE unsigned first_of(region_t *region, unsigned at, unsigned n, uint32_t starts)
 {
-    uint64_t is_a = ((a | 0x80 * EIGHT_BYTES) - b) >> 7 & EIGHT_BYTES;
-    uint64_t mask = is_a * UINT8_MAX;
-    return (a & mask) | (b & ~mask);
-}
-
-/* No word has more room than the hints of all say. */
-static void lower_room(region_t *region)
-{
-    uint64_t most = 0;
-    for (unsigned i = 0; i < REGION_WORDS / 8; i++)
-        most = larger(most, load_relaxed(&region->rooms.eight[i]));
-    for (unsigned bits = 32; bits >= 8; bits /= 2) most = larger(most, most >> bits);
-    store_relaxed(&region->room, (uint8_t)most);
-}
-
-unsigned region_room(const region_t *region)
-{
-    region_t *at = (region_t *)(uintptr_t)region;
-    unsigned tail = load_relaxed(&at->tail), end = load_relaxed(&at->tail_end);
-    unsigned left = (unsigned)hak_min(end > tail ? end - tail : 0, REGION_ROOM);
-    return (unsigned)hak_max(load_relaxed(&at->room), left);
+    unsigned bit = (unsigned)__builtin_ctz(starts);
+    if (n >= WORD_UNITS || !((uint64_t)starts >> bit >> n)) rooms_lower(&region->rooms, at, n - 1);
+    return at * WORD_UNITS + bit;
 }
 
 /* The unit, or REGION_UNITS. First fit. A run of more than 32 units is one of 32, and behind it one
@@ -244,26 +224,33 @@ unsigned region_room(const region_t *region)
 static unsigned find_hole(region_t *region, unsigned n, unsigned alignment)
 {
     if (HAK_LIKELY(load_relaxed(&region->room) < n)) return REGION_UNITS;
-    for (unsigned at = 0; (at = rooms_next(&region->rooms, at, n)) < REGION_WORDS; at++) {
+    steps_t steps = steps_to((unsigned)hak_min(n, WORD_UNITS));
+    for (unsigned at = 0; (at = rooms_next(&region->rooms, at, REGION_WORDS, n)) < REGION_WORDS;
+         at++) {
         uint64_t bits = free_in_two(region, at);
-        uint32_t starts = runs_of(bits, steps_to((unsigned)hak_min(n, WORD_UNITS)));
+        uint32_t starts = runs_of(bits, steps);
         if (HAK_UNLIKELY(n > WORD_UNITS) && starts)
-            starts &= runs_of(free_in_two(region, at + 1), steps_to(n - WORD_UNITS));
+            starts &= at + 1 == REGION_WORDS
+                          ? 0
+                          : runs_of(free_in_two(region, at + 1), steps_to(n - WORD_UNITS));
         if (HAK_UNLIKELY(alignment != 1)) starts &= aligned_in(at, alignment);
-        if (starts) return at * WORD_UNITS + (unsigned)__builtin_ctz(starts);
+        if (starts) return first_of(region, at, alignment == 1 ? n : 0, starts);
         if (alignment != 1) continue;
         rooms_lower(&region->rooms, at, (unsigned)hak_min(longest_in(bits), n - 1));
     }
-    lower_room(region);
+    store_relaxed(&region->room, (uint8_t)rooms_most(&region->rooms));
     return REGION_UNITS;
 }
 
-/* Where blocks go on that found no hole. */
-static unsigned find_tail(const region_t *region, unsigned n, unsigned alignment)
+/* Another thread has taken what this one has of the tail, or has moved it back: it goes on in the
+ * next word. */
+static void pass_tail(region_t *region, unsigned unit)
 {
-    region_t *at = (region_t *)(uintptr_t)region;
-    unsigned unit = (unsigned)hak_round_up(load_relaxed(&at->tail), alignment);
-    return unit + n <= load_relaxed(&at->tail_end) ? unit : REGION_UNITS;
+    size_t next = hak_round_up(unit + 1, WORD_UNITS);
+    if (load_relaxed(&region->tail) != unit) return;
+    rooms_raise(&region->rooms, unit / WORD_UNITS, REGION_ROOM);
+    raise_room(region, REGION_ROOM);
+    store_relaxed(&region->tail, (uint16_t)hak_min(next, load_relaxed(&region->tail_end)));
 }
 
 /* A block that reaches into the tail shortens it. What it leaves out before it, for its alignment,
@@ -276,19 +263,50 @@ HAK_INLINE void note_taken(region_t *region, unsigned unit, unsigned n)
     store_relaxed(&region->tail, (uint16_t)(unit + n));
 }
 
+HAK_INLINE char *taken(region_t *region, unsigned unit, unsigned n, const guard_t *guard)
+{
+    /* After the claim, and acquire: by then it is the granule that the units are of. */
+    char *at = load_acquire(&region->base) + unit * REGION_UNIT;
+    if (HAK_UNLIKELY(key_seals(guard->key))) unseal(at, n, guard);
+    return at;
+}
+
+/* Tries of a thread that looks again where others have taken what it found. */
+enum { TRIES = 4 };
+
+HAK_INLINE void *append(region_t *region, unsigned n, unsigned alignment, const guard_t *guard)
+{
+    for (unsigned tries = 0; tries < TRIES; tries++) {
+        unsigned tail = load_relaxed(&region->tail);
+        unsigned unit = (unsigned)hak_round_up(tail, alignment);
+        if (unit + n > load_relaxed(&region->tail_end)) return NULL;
+        if (HAK_LIKELY(claim_units(region, unit, n, true))) {
+            note_taken(region, unit, n);
+            return taken(region, unit, n, guard);
+        }
+        pass_tail(region, tail);
+    }
+    return NULL;
+}
+
+void *region_append(region_t *region, unsigned n, const guard_t *guard)
+{
+    return append(region, n, 1, guard);
+}
+
+void *region_append_aligned(region_t *region, unsigned n, unsigned alignment, const guard_t *guard)
+{
+    return append(region, n, alignment, guard);
+}
+
 void *region_take(region_t *region, unsigned n, unsigned alignment, const guard_t *guard)
 {
-    enum { TRIES = 4 }; /* others may take each hole that is found */
     for (unsigned tries = 0; tries < TRIES; tries++) {
         unsigned unit = find_hole(region, n, alignment);
-        if (unit == REGION_UNITS) unit = find_tail(region, n, alignment);
         if (unit == REGION_UNITS) return NULL;
         if (HAK_UNLIKELY(!claim_units(region, unit, n, true))) continue;
         note_taken(region, unit, n);
-        /* After the claim, and acquire: by then it is the granule that the units are of. */
-        char *at = load_acquire(&region->base) + unit * REGION_UNIT;
-        if (key_seals(guard->key)) unseal(at, n, guard);
-        return at;
+        return taken(region, unit, n, guard);
     }
     return NULL;
 }
@@ -378,12 +396,21 @@ bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
 
 /* ---- Pages ---- */
 
+static bool has_record(const region_t *region, unsigned page)
+{
+    return page * PAGE_WORDS * WORD_UNITS < region->record_end;
+}
+
 /* Lets units of a page go that are held, but for the record's. */
 static void release_page(region_t *region, unsigned page)
 {
-    for (unsigned at = page * PAGE_WORDS; at < (page + 1) * PAGE_WORDS; at++)
-        /* Release: pairs with the acquire in claim_word. */
-        and_release(&region->word[at], ~held(~record_of(region, at)));
+    bool recorded = has_record(region, page);
+    for (unsigned at = page * PAGE_WORDS; at < (page + 1) * PAGE_WORDS; at++) {
+        uint64_t record = HAK_UNLIKELY(recorded) ? held(record_of(region, at)) : 0;
+        /* No other thread writes a word whose units are all held. Release: pairs with the acquire in
+         * claim_word. */
+        store_release(&region->word[at], record);
+    }
 }
 
 /* There is room in a page: it is open, or its units were held for a while, so that a thread that
@@ -529,11 +556,6 @@ static bool purge_page(region_t *region, unsigned page, size_t *keep, bool (*pur
     return true;
 }
 
-static bool has_record(const region_t *region, unsigned page)
-{
-    return page * PAGE_WORDS * WORD_UNITS < region->record_end;
-}
-
 /* Whether a page may be worth what it takes to own it. `unopened`: also one that is not open. */
 static bool may_release(const region_t *region, unsigned page, bool unopened)
 {
@@ -560,7 +582,7 @@ size_t region_release(region_t *region, bool unopened, size_t *keep, bool (*purg
 
 static void hold_all(region_t *region)
 {
-    for (unsigned at = 0; at < REGION_WORDS; at++)
+    for (unsigned at = 0; at <= REGION_WORDS; at++)
         store_relaxed(&region->word[at], held(UINT32_MAX));
     store_relaxed(&region->open, (uint8_t)PAGES_OPEN);
     rooms_set(&region->rooms, 0);

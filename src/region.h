@@ -71,12 +71,12 @@ typedef union rooms {
     _Atomic uint64_t eight[REGION_WORDS / 8];
 } rooms_t;
 
-/* The first place from one on with a hole of n units, or REGION_WORDS. No byte has its upper bit, so
- * that a difference keeps it where the byte is n or more. */
-HAK_INLINE unsigned rooms_next(const rooms_t *rooms, unsigned at, unsigned n)
+/* The first place from one on with a hole of n units, or REGION_WORDS; those from `end` on have
+ * none. No byte has its upper bit, so that a difference keeps it where the byte is n or more. */
+HAK_INLINE unsigned rooms_next(const rooms_t *rooms, unsigned at, unsigned end, unsigned n)
 {
     uint64_t mask = ~UINT64_C(0) << at % 8 * 8;
-    for (unsigned i = at / 8; i < REGION_WORDS / 8; i++, mask = ~UINT64_C(0)) {
+    for (unsigned i = at / 8; i * 8 < end; i++, mask = ~UINT64_C(0)) {
         uint64_t eight = load_relaxed(&((rooms_t *)(uintptr_t)rooms)->eight[i]);
         if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) eight = __builtin_bswap64(eight);
         uint64_t hits =
@@ -95,6 +95,18 @@ HAK_INLINE void rooms_lower(rooms_t *rooms, unsigned at, unsigned units)
     store_relaxed(&rooms->of[at], (uint8_t)units);
 }
 
+/* The most of all places, byte by byte the larger of eight each. */
+HAK_INLINE unsigned rooms_most(const rooms_t *rooms)
+{
+    uint64_t most = 0, other;
+    for (unsigned i = 0; i < REGION_WORDS / 8 + 3; i++) {
+        other = i < REGION_WORDS / 8 ? load_relaxed(&((rooms_t *)(uintptr_t)rooms)->eight[i])
+                                     : most >> (32 >> (i - REGION_WORDS / 8));
+        uint64_t is_most = ((most | 0x80 * EIGHT_BYTES) - other) >> 7 & EIGHT_BYTES;
+        most = (most & is_most * UINT8_MAX) | (other & ~(is_most * UINT8_MAX));
+    }
+    return (uint8_t)most;
+}
 /* All places. */
 HAK_INLINE void rooms_set(rooms_t *rooms, unsigned units)
 {
@@ -112,7 +124,8 @@ typedef struct region {
     _Atomic uint8_t open; /* bits of pages that are open, or being opened or closed */
     _Atomic uint8_t room; /* hint: of all words */
     rooms_t rooms;        /* of each word, but for the tail */
-    _Atomic uint64_t word[REGION_WORDS]; /* acquire to take units, release to free them */
+    /* Acquire to take units, release to free them. The units of the last word are always held. */
+    _Atomic uint64_t word[REGION_WORDS + 1];
 } region_t;
 
 /* What a unit belongs to. */
@@ -149,11 +162,42 @@ HAK_INLINE void region_look_again(region_t *region)
     rooms_set(&region->rooms, REGION_ROOM);
     store_relaxed(&region->room, (uint8_t)REGION_ROOM);
 }
-/* A block of so many units that begins at a multiple of `alignment` units, a power of two; NULL:
- * the open pages have no such hole, or other threads took it. */
+/* A block of so many units that begins at a multiple of `alignment` units, a power of two, in the
+ * lowest hole; NULL: the open pages have no such hole, or other threads took it. */
 void *region_take(region_t *region, unsigned units, unsigned alignment, const guard_t *guard);
-/* Units of the longest hole, about: no longer one was found by the last region_take. */
-unsigned region_room(const region_t *region);
+/* The same at the tail, behind all blocks. */
+void *region_append(region_t *region, unsigned units, const guard_t *guard);
+void *region_append_aligned(region_t *region, unsigned units, unsigned alignment,
+                            const guard_t *guard);
+/* The same where it lies within one word, in a FAST heap; NULL also where it does not. */
+HAK_INLINE void *region_append_word(region_t *region, unsigned units, const guard_t *guard)
+{
+    unsigned unit = load_relaxed(&region->tail), bit = unit % WORD_UNITS;
+    if (bit + units > WORD_UNITS || unit == load_relaxed(&region->tail_end) ||
+        key_seals(guard->key))
+        return NULL;
+    uint64_t used = (((uint64_t)1 << units) - 1) << bit;
+    _Atomic uint64_t *word = &region->word[unit / WORD_UNITS];
+    uint64_t old = load_relaxed(word);
+    /* Acquire, both: as in claim_word and region_take. */
+    if (old & (used | used << WORD_UNITS) ||
+        !cas_acquire(word, &old, old | used | (uint64_t)1 << (WORD_UNITS + bit)))
+        return NULL;
+    store_relaxed(&region->tail, (uint16_t)(unit + units));
+    return load_acquire(&region->base) + unit * REGION_UNIT;
+}
+void *region_append_aligned(region_t *region, unsigned units, unsigned alignment,
+                            const guard_t *guard);
+HAK_INLINE bool region_has_tail(const region_t *region)
+{
+    region_t *at = (region_t *)(uintptr_t)region;
+    return load_relaxed(&at->tail) < load_relaxed(&at->tail_end);
+}
+/* Units of the longest hole, about, but for the tail. */
+HAK_INLINE unsigned region_room(const region_t *region)
+{
+    return load_relaxed(&((region_t *)(uintptr_t)region)->room);
+}
 HAK_INLINE bool region_may_open(const region_t *region)
 {
     return load_relaxed(&((region_t *)(uintptr_t)region)->open) != PAGES_OPEN;

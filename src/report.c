@@ -123,7 +123,7 @@ static size_t add_rest(hak_heap_t *heap, hak_heap_stats_t *out)
     const superslab_set_t *set = &heap->superslabs;
     out->large_blocks = large->live_blocks;
     out->large_bytes = large->live_bytes;
-    out->large_cached_bytes = large->cached_bytes;
+    out->large_cached_bytes = reserve_given(&process_reserve, heap);
     out->live_blocks += large->live_blocks + large->mid_blocks;
     out->live_bytes += large->live_bytes + large->mid_bytes;
     out->superslabs = set->count;
@@ -134,8 +134,8 @@ static size_t add_rest(hak_heap_t *heap, hak_heap_stats_t *out)
     out->metadata_bytes += records;
     out->committed_bytes = load_relaxed(&heap->committed);
     out->peak_bytes = load_relaxed(&heap->peak);
-    out->resident_bytes += set->free_touched * HAK_PAGE + large->mid_bytes + large->live_bytes +
-                           large->cached_bytes + records;
+    out->resident_bytes +=
+        set->free_touched * HAK_PAGE + large->mid_bytes + large->live_bytes + records;
     holders += large->mid_blocks;
     lock_release(&heap->lock, RANK_HEAP);
     out->mapped_bytes = out->committed_bytes;
@@ -146,9 +146,9 @@ static size_t add_rest(hak_heap_t *heap, hak_heap_stats_t *out)
  * twice: no sum of parts is more than the whole. */
 static void fit(hak_heap_stats_t *out)
 {
-    size_t *parts[] = {&out->metadata_bytes,     &out->live_bytes, &out->hot_bytes,
-                       &out->spare_bytes,        &out->cold_bytes, &out->remote_bytes,
-                       &out->large_cached_bytes, &out->free_bytes, &out->untouched_bytes};
+    size_t *parts[] = {&out->metadata_bytes, &out->live_bytes,     &out->hot_bytes,
+                       &out->spare_bytes,    &out->cold_bytes,     &out->remote_bytes,
+                       &out->free_bytes,     &out->untouched_bytes};
     size_t left = out->committed_bytes;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         *parts[i] = hak_min(*parts[i], left);

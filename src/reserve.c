@@ -132,6 +132,24 @@ static size_t nursery_bound(const reserve_t *reserve)
     return recent_bound(reserve, &reserve->recent_nursery, nursery_pages(reserve), 0);
 }
 
+static size_t large_pages(const reserve_t *reserve)
+{
+    return load_relaxed(&((reserve_t *)(uintptr_t)reserve)->large) / HAK_PAGE;
+}
+
+static size_t pieces_bound(const reserve_t *reserve)
+{
+    return recent_bound(reserve, &reserve->recent_large, large_pages(reserve),
+                        reserve->nursery.free_touched + reserve->dirty_pages);
+}
+
+static bool pieces_are_due(const reserve_t *reserve)
+{
+    return reserve->pieces.count > PIECES_STAY || pieces_have_going(&reserve->pieces) ||
+           reserve_is_due(reserve->pieces.bytes / HAK_PAGE, pieces_bound(reserve),
+                          reserve->pieces_again);
+}
+
 static uint32_t ticks_now(const reserve_t *reserve)
 {
     return (uint32_t)(os_or(reserve->os)->milliseconds() / TICK_MS);
@@ -147,6 +165,7 @@ static void let_time_pass(reserve_t *reserve)
     store_relaxed(&reserve->due, 1u);
     recent_fade(&reserve->recent, out_pages(reserve), passed);
     recent_fade(&reserve->recent_nursery, nursery_pages(reserve), passed);
+    recent_fade(&reserve->recent_large, large_pages(reserve), passed);
 }
 
 /* ---- The two lists; lock: RESERVE ---- */
@@ -421,6 +440,200 @@ bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bo
     return true;
 }
 
+/* ---- Large blocks ---- */
+
+void reserve_note_large(reserve_t *reserve, size_t more, size_t less)
+{
+    add_relaxed(&reserve->large, more - less);
+}
+
+/* What was in use is forgotten by large blocks, too, not only by time: blocks that replace each
+ * other need what the last few of them needed, however fast they come. */
+static void note_taken(reserve_t *reserve, size_t bytes)
+{
+    recent_t *recent = &reserve->recent_large;
+    reserve_note_large(reserve, bytes, 0);
+    recent_note(recent, large_pages(reserve));
+    recent->most -= (recent->most - large_pages(reserve)) / TAKE_SHARE;
+}
+
+static void put_back(reserve_t *reserve, const piece_t *pieces, unsigned count)
+{
+    hold(reserve);
+    for (unsigned i = 0; i < count; i++) /* No room: its pages go, and the address space is lost. */
+        if (!pieces_put(&reserve->pieces, pieces[i]))
+            (void)os_purge_by(reserve->os, pieces[i].base, pieces[i].bytes);
+    release(reserve);
+}
+
+static char *place(reserve_t *reserve, size_t bytes, size_t alignment)
+{
+    char *to = os_or(reserve->os)->reserve(bytes, alignment);
+    if (!to || registry_cover(to, bytes)) return to;
+    os_or(reserve->os)->unmap(to, bytes);
+    return NULL;
+}
+
+/* Moves pieces one behind the other, the last one with as many fresh pages as are wanted. Returns
+ * how many; what they are is written to the pieces. Where the kernel refuses, what was to be moved
+ * to is left alone, see large.c. */
+static unsigned move_all(reserve_t *reserve, piece_t *pieces, unsigned count, char *to,
+                         size_t bytes)
+{
+    const os_table_t *table = os_or(reserve->os);
+    char *at = to, *end = to + bytes;
+    for (unsigned i = 0; i < count; i++) {
+        size_t wanted = i + 1 == count ? (size_t)(end - at) : pieces[i].bytes;
+        if (!table->move(pieces[i].base, pieces[i].bytes, at, wanted)) return i;
+        pieces[i].base = at;
+        pieces[i].bytes = wanted;
+        at += wanted;
+    }
+    return count;
+}
+
+/* Some have moved, and one is refused. */
+static void undo(reserve_t *reserve, const piece_t *pieces, unsigned moved, unsigned count,
+                 size_t bytes)
+{
+    char *end = pieces[0].base + bytes;
+    for (unsigned i = 0; i < moved; i++)
+        os_or(reserve->os)->split(pieces[i].base, (size_t)(end - pieces[i].base), pieces[i].bytes);
+    put_back(reserve, pieces, count);
+}
+
+static char *join(reserve_t *reserve, piece_t *pieces, unsigned count, size_t bytes,
+                  size_t alignment)
+{
+    if (pieces->bytes == bytes && (uintptr_t)pieces->base % alignment == 0) return pieces->base;
+    char *to = place(reserve, bytes, alignment);
+    unsigned moved = to ? move_all(reserve, pieces, count, to, bytes) : 0;
+    STALL(pieces_moved);
+    if (moved == count) return to;
+    undo(reserve, pieces, moved, count, bytes);
+    return NULL;
+}
+
+char *reserve_take_pieces(reserve_t *reserve, size_t bytes, size_t alignment, parts_t *parts,
+                          size_t *dirty)
+{
+    piece_t taken[PARTS_MOST];
+    hold(reserve);
+    note_taken(reserve, bytes);
+    unsigned count = pieces_take(&reserve->pieces, bytes, os_or(reserve->os), taken);
+    release(reserve);
+    if (!count) return NULL;
+    *dirty = 0;
+    for (unsigned i = 0; i < count; i++) *dirty += taken[i].bytes;
+    char *base = join(reserve, taken, count, bytes, alignment);
+    parts->count = count;
+    for (unsigned i = 0; i < count; i++) parts->bytes[i] = taken[i].bytes;
+    return base;
+}
+
+/* A block as the pieces that it was made of. */
+static unsigned take_apart(const reserve_t *reserve, piece_t block, const parts_t *parts,
+                           piece_t pieces[PARTS_MOST])
+{
+    unsigned count = 0;
+    for (; count + 1 < parts->count; count++) {
+        size_t bytes = parts->bytes[count];
+        os_or(reserve->os)->split(block.base, block.bytes, bytes);
+        pieces[count] = block;
+        pieces[count].bytes = bytes;
+        block.base += bytes;
+        block.bytes -= bytes;
+    }
+    pieces[count] = block;
+    return count + 1;
+}
+
+bool reserve_put_pieces(reserve_t *reserve, piece_t block, const parts_t *parts, size_t limit,
+                        bool may_wait)
+{
+    if (!hold_where(reserve, may_wait)) return false;
+    pieces_t *set = &reserve->pieces;
+    bool room = set->count + PARTS_MOST <= PIECES_MOST;
+    if (room) {
+        piece_t pieces[PARTS_MOST];
+        block.goes = block.bytes > limit || pieces_of(set, block.giver) > limit - block.bytes;
+        unsigned count = take_apart(reserve, block, parts, pieces);
+        for (unsigned i = 0; i < count; i++) (void)pieces_put(set, pieces[i]);
+        recent_note(&reserve->recent_large, large_pages(reserve));
+        reserve_note_large(reserve, 0, block.bytes);
+        if (pieces_are_due(reserve)) {
+            store_relaxed(&reserve->due, 1u);
+            store_relaxed(&reserve->pieces_due, 1u);
+        }
+    }
+    release(reserve);
+    return room;
+}
+
+/* A piece that may not stay, or of it `most` bytes. */
+static piece_t take_due_piece(reserve_t *reserve, size_t most)
+{
+    pieces_t *set = &reserve->pieces;
+    if (!pieces_are_due(reserve)) return (piece_t){0};
+    size_t bound = pieces_bound(reserve) * HAK_PAGE;
+    size_t more = set->bytes > bound ? set->bytes - bound : 0;
+    if (set->count > PIECES_STAY || pieces_have_going(set)) more = SIZE_MAX;
+    reserve->pieces_again = 0;
+    return pieces_take_out(set, NULL, hak_min(more, most), os_or(reserve->os));
+}
+
+/* Unmaps a piece. Where the kernel refuses, its pages go, and it stays. Returns bytes. */
+static size_t drop_piece(reserve_t *reserve, piece_t piece)
+{
+    if (!piece.bytes) return 0;
+    STALL(piece_dropped);
+    if (os_or(reserve->os)->unmap(piece.base, piece.bytes)) return piece.bytes;
+    (void)os_or(reserve->os)->purge(piece.base, piece.bytes);
+    hak_tls.last_error = HAK_ERROR_PURGE;
+    piece.goes = false;
+    put_back(reserve, &piece, 1);
+    hold(reserve);
+    reserve->pieces_again = reserve_again(reserve->pieces.bytes / HAK_PAGE);
+    release(reserve);
+    return 0;
+}
+
+void reserve_settle_pieces(reserve_t *reserve, size_t put)
+{
+    for (size_t left = put + PIECES_STEP_LEAST; left;) {
+        if (!hold_where(reserve, false)) return;
+        piece_t piece = take_due_piece(reserve, left);
+        if (!piece.bytes) store_relaxed(&reserve->pieces_due, 0u);
+        release(reserve);
+        if (!drop_piece(reserve, piece)) return;
+        left -= piece.bytes;
+    }
+}
+
+size_t reserve_given(reserve_t *reserve, const void *giver)
+{
+    hold(reserve);
+    size_t bytes = pieces_of(&reserve->pieces, giver);
+    release(reserve);
+    return bytes;
+}
+
+size_t reserve_trim_piece(reserve_t *reserve, const void *giver, size_t most)
+{
+    hold(reserve);
+    piece_t piece = pieces_take_out(&reserve->pieces, giver, most, os_or(reserve->os));
+    if (!giver) reserve->pieces_again = 0;
+    release(reserve);
+    return drop_piece(reserve, piece);
+}
+
+void reserve_disown(reserve_t *reserve, const void *giver)
+{
+    hold(reserve);
+    pieces_disown(&reserve->pieces, giver);
+    release(reserve);
+}
+
 /* ---- Time ---- */
 
 /* Takes the oldest of what is kept too long off the dirty list, a step at most. */
@@ -438,13 +651,43 @@ static superslab_t *take_oldest(reserve_t *reserve)
     return taken;
 }
 
-/* A step. Whether there is more is told by `due`. Returns a list. */
-static superslab_t *step_locked(reserve_t *reserve)
+/* What a step takes out of the reserve. */
+typedef struct step {
+    superslab_t *list;
+    unsigned count;
+    piece_t pieces[PIECES_STEP];
+} step_t;
+
+/* Many pieces go in steps that follow how many they are: where few calls come by, they still go. */
+static unsigned take_due_pieces(reserve_t *reserve, piece_t taken[PIECES_STEP])
 {
-    superslab_t *list = take_oldest(reserve);
+    size_t bound = pieces_bound(reserve) * HAK_PAGE, bytes = reserve->pieces.bytes;
+    size_t part = bytes > bound ? (bytes - bound) / PIECES_SHARE & ~(size_t)(HAK_PAGE - 1) : 0;
+    size_t most = hak_min(hak_max(part, PIECES_STEP_LEAST), PIECES_STEP_MOST);
+    unsigned count = 0;
+    for (; most && count < PIECES_STEP; count++) {
+        taken[count] = take_due_piece(reserve, most);
+        if (!taken[count].bytes) break;
+        most -= taken[count].bytes;
+    }
+    return count;
+}
+
+/* A step. Whether there is more is told by `due`. */
+static step_t step_locked(reserve_t *reserve)
+{
+    step_t step = {.list = take_oldest(reserve)};
+    step.count = take_due_pieces(reserve, step.pieces);
     if (nursery_is_due(reserve)) (void)purge_step(reserve);
-    store_relaxed(&reserve->due, (uint32_t)(list || nursery_is_due(reserve)));
-    return list;
+    bool more = step.list || step.count || nursery_is_due(reserve);
+    store_relaxed(&reserve->due, (uint32_t)more);
+    return step;
+}
+
+static void end_step(reserve_t *reserve, const step_t *step)
+{
+    (void)give_back_all(reserve, step->list);
+    for (unsigned i = 0; i < step->count; i++) (void)drop_piece(reserve, step->pieces[i]);
 }
 
 void reserve_tick(reserve_t *reserve)
@@ -453,20 +696,20 @@ void reserve_tick(reserve_t *reserve)
                    load_relaxed(&reserve->tick) == ticks_now(reserve)))
         return;
     if (!hold_where(reserve, false)) return;
-    superslab_t *list = step_locked(reserve);
+    step_t step = step_locked(reserve);
     release(reserve);
-    (void)give_back_all(reserve, list);
+    end_step(reserve, &step);
 }
 
 void reserve_set_limit(reserve_t *reserve, size_t bytes)
 {
     hold(reserve);
     reserve->limit = bytes / HAK_PAGE;
-    for (superslab_t *list = NULL;;) {
-        list = step_locked(reserve);
+    for (;;) {
+        step_t step = step_locked(reserve);
         bool more = load_relaxed(&reserve->due);
         release(reserve);
-        (void)give_back_all(reserve, list);
+        end_step(reserve, &step);
         if (!more) return;
         hold(reserve);
     }
@@ -498,8 +741,12 @@ size_t reserve_trim(reserve_t *reserve, const void *giver)
 {
     hold(reserve);
     superslab_t *list = take_dirty_of(reserve, giver);
+    size_t left = reserve->pieces.count;
     release(reserve);
-    return give_back_all(reserve, list);
+    size_t returned = 0, bytes = 1;
+    for (; left && bytes; left--, returned += bytes)
+        bytes = reserve_trim_piece(reserve, giver, SIZE_MAX);
+    return returned + give_back_all(reserve, list);
 }
 
 /* Takes the empty SuperSlabs out of the nursery. Returns a list of them. */
@@ -538,6 +785,8 @@ reserve_stats_t reserve_stats(reserve_t *reserve)
         .clean_superslabs = load_relaxed(&reserve->holes),
         .nursery_superslabs = reserve->nursery.count,
         .nursery_touched_bytes = reserve->nursery.free_touched * HAK_PAGE,
+        .pieces = reserve->pieces.count,
+        .piece_bytes = reserve->pieces.bytes,
     };
     release(reserve);
     return stats;

@@ -2,6 +2,7 @@
 #ifndef HAK_RESERVE_H
 #define HAK_RESERVE_H
 
+#include "pieces.h"
 #include "superslab.h"
 
 /*
@@ -45,6 +46,11 @@ enum {
     RESERVE_HOLES = 65530 / 4, /* SuperSlabs decommitted, 32 GiB: they make no more mappings than
                                 * half of the default max_map_count */
     TICK_MS = 1 << 6,          /* how often what was in use is forgotten by a degree */
+    TAKE_SHARE = 6,   /* and this part of what is more than is in use at each large block */
+    PIECES_SHARE = 8, /* of the pieces kept too long a tick gives back this part, */
+    PIECES_STEP_LEAST = 4 * HAK_MIB, /* but so many bytes at least, */
+    PIECES_STEP_MOST = 32 * HAK_MIB, /* so many at most, */
+    PIECES_STEP = 16,                /* and no more than so many pieces */
 };
 
 /* The most pages that were in use in the recent past. */
@@ -59,11 +65,13 @@ typedef struct reserve {
     _Atomic uint32_t
         tick;             /* relaxed, written under the lock: when it was last looked at the time */
     _Atomic uint32_t due; /* relaxed, written under the lock: more is kept than may be */
-    hak_lock_t lock;      /* rank RESERVE; guards all below */
-    size_t limit;         /* pages that may be kept, of the nursery too */
-    size_t out;           /* SuperSlabs in the hands of heaps, the nursery and metadata */
-    recent_t recent;      /* of `out`, */
-    recent_t recent_nursery; /* and of the nursery's granules in use */
+    _Atomic uint32_t pieces_due; /* the same of pieces, as far as frees shall know */
+    _Atomic size_t large;        /* relaxed: bytes of live large blocks; any thread */
+    hak_lock_t lock;             /* rank RESERVE; guards all below */
+    size_t limit;                /* pages that may be kept, of the nursery too */
+    size_t out;                  /* SuperSlabs in the hands of heaps, the nursery and metadata */
+    recent_t recent;             /* of `out`, */
+    recent_t recent_nursery;     /* and of the nursery's granules in use */
     /* the newest reservation's SuperSlabs that were never handed out */
     char *next, *end;
     superslab_t *next_record;
@@ -71,6 +79,9 @@ typedef struct reserve {
     superslab_t *dirty, *oldest; /* committed, with what pages they have; a list by both links */
     superslab_t *clean;          /* decommitted; a list by `next` */
     superslab_set_t nursery;
+    pieces_t pieces;       /* of large blocks */
+    recent_t recent_large; /* of `large` */
+    size_t pieces_again;   /* so many pages of them are worth another call; 0: the bound */
     size_t dirty_count;
     _Atomic size_t holes; /* relaxed; clean ones, and those that are being decommitted without the
                            * lock; at most RESERVE_HOLES */
@@ -105,13 +116,41 @@ run_t nursery_take(reserve_t *reserve, unsigned granules, uint32_t *refused);
 bool nursery_put(reserve_t *reserve, const nursery_run_t *runs, size_t count, bool may_wait,
                  size_t *returned);
 
+/* ---- Large blocks ---- */
+
+/* Pages for a large block, which counts as in use from here on. NULL: of no piece that is worth it,
+ * or the kernel refused, and the caller maps them. What may not read as zero is the first *dirty
+ * bytes. */
+char *reserve_take_pieces(reserve_t *reserve, size_t bytes, size_t alignment, parts_t *parts,
+                          size_t *dirty);
+/* Puts a block back, which no table names any more. What would make more than `limit` bytes of this
+ * giver goes as soon as a call may. False: may not wait, and the lock is busy, or there is no
+ * room. */
+bool reserve_put_pieces(reserve_t *reserve, piece_t block, const parts_t *parts, size_t limit,
+                        bool may_wait);
+/* A large block is longer, or shorter, or gone another way. */
+void reserve_note_large(reserve_t *reserve, size_t more, size_t less);
+/* Gives back pieces that may not stay: as much as the caller put, and a step. Never waits for the
+ * lock; no lock may be held. */
+void reserve_settle_pieces(reserve_t *reserve, size_t put);
+HAK_INLINE void reserve_settle(reserve_t *reserve, size_t put)
+{
+    if (HAK_UNLIKELY(load_relaxed(&reserve->pieces_due))) reserve_settle_pieces(reserve, put);
+}
+/* Bytes that a giver left in pieces. */
+size_t reserve_given(reserve_t *reserve, const void *giver);
+/* Gives back one piece that a giver left, or of it so many bytes; NULL: of any. Returns bytes. */
+size_t reserve_trim_piece(reserve_t *reserve, const void *giver, size_t most);
+/* A giver is gone, and what it left stays. */
+void reserve_disown(reserve_t *reserve, const void *giver);
+
 /* Lets what was in use be forgotten, and gives back a step of what is kept too long. Never waits; no
  * lock may be held. */
 void reserve_tick(reserve_t *reserve);
 /* How many bytes may be kept from here on; what is beyond goes at once. */
 void reserve_set_limit(reserve_t *reserve, size_t bytes);
 
-/* Decommits what `giver` left in the reserve; NULL: all of it. Returns bytes. */
+/* Gives back what `giver` left in the reserve; NULL: all of it. Returns bytes. */
 size_t reserve_trim(reserve_t *reserve, const void *giver);
 /* Purges what the nursery holds free, and decommits what it left in the reserve. Returns bytes. */
 size_t nursery_trim(reserve_t *reserve);
@@ -132,6 +171,7 @@ typedef struct reserve_stats {
     size_t clean_superslabs;
     size_t nursery_superslabs;
     size_t nursery_touched_bytes;
+    size_t pieces, piece_bytes;
 } reserve_stats_t;
 reserve_stats_t reserve_stats(reserve_t *reserve);
 

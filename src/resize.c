@@ -8,7 +8,8 @@
 
 bool resize_is_charged(const block_id_t *id, size_t size)
 {
-    return id->kind == KIND_LARGE || pointer_charge(size, 1) == id->usable;
+    size_t charge = id->kind == KIND_LARGE ? hak_round_up(size, HAK_PAGE) : pointer_charge(size, 1);
+    return charge == id->usable;
 }
 
 /* A mid block where it is. */
@@ -37,6 +38,7 @@ static bool remap(hak_heap_t *heap, large_t *large, size_t bytes)
         load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
     if (done && bytes > held) heap_charge(heap, bytes - held);
     if (done && bytes < held) heap_uncharge(heap, held - bytes);
+    if (done) reserve_note_large(&process_reserve, bytes, held);
     lock_release(&heap->lock, RANK_HEAP);
     return done;
 }
@@ -47,9 +49,13 @@ static void *resize_large(const block_id_t *id, size_t size)
     hak_heap_t *heap = id->heap;
     if (size <= MID_MAX || gate_enter(true) != GATE_IN) return NULL;
     size_t bytes = hak_round_up(size, HAK_PAGE);
+    if (!large_may_remap(id->large, bytes)) {
+        gate_leave();
+        return NULL;
+    }
     uint32_t before = hak_tls.last_error;
     bool done =
-        remap(heap, id->large, bytes) || (trim_make_room(heap) && remap(heap, id->large, bytes));
+        remap(heap, id->large, bytes) || (trim_make_room() && remap(heap, id->large, bytes));
     hak_tls.last_error = before;
     gate_leave();
     return done ? large_base(id->large) : NULL;
@@ -65,7 +71,7 @@ static void *resize_in_region(const block_id_t *id, void *ptr, size_t size)
     if (wanted == units) return ptr;
     region_t *region = heap_region(heap, entry_back(id->entry));
     if (!region_resize(region, ptr, units, wanted, &heap->guard)) return NULL;
-    if (wanted < units) rooms_raise(&heap->region_rooms, entry_back(id->entry), REGION_ROOM);
+    if (wanted < units) heap_note_hole(heap, entry_back(id->entry), REGION_ROOM);
     heap_note_freed(heap, units);
     heap_note_taken(heap, sizeclass_of(size));
     return ptr;

@@ -12,8 +12,8 @@
  * Callers: api, outside the gate. Lock: HEAP, taken inside; none for a block of a region.
  */
 
-/* Of a heap that counts: whether the block is charged what a fresh one of that size would be, or
- * that can be noted: of a large block. */
+/* Of a heap that counts: whether the block is charged what a fresh one of that size, and alignment,
+ * would be. */
 bool resize_is_charged(const block_id_t *id, size_t size);
 
 /* Whether the block has so much, and so little more, that a copy would save nothing to speak of. */

@@ -232,8 +232,8 @@ static chain_t carve(slab_set_t *set, slab_t *slab, chain_t chain, carve_t of, c
     uint64_t key = guard->key;
     if (key_seals(key)) prove_unused(slab, index, count, guard);
     touch(set, slab, slab->start + index * bytes, count * bytes);
-    for (size_t i = count; i-- > 0;)
-        chain = block_push(chain, slab->start + (index + i) * bytes, key);
+    char *first = slab->start + index * bytes;
+    for (size_t i = count; i-- > 0;) chain = block_push(chain, first + i * bytes, key);
     slab->carved = (uint16_t)(slab->carved + count);
     set->carved += count;
     return chain;

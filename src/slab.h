@@ -145,6 +145,11 @@ typedef struct slab_wanted {
     uint32_t ahead; /* so many may be carved beyond the page where carving begins */
     uint32_t bound; /* never more than these; 0: a cache line more does no harm */
 } slab_wanted_t;
+/* Blocks that the slabs of a set could give. */
+HAK_INLINE size_t slab_room(const slab_set_t *set, unsigned cls)
+{
+    return (size_t)set->slabs * size_classes[cls].blocks - set->outside;
+}
 /* A chain of about as many blocks as are wanted: more where they fill a cache line or are a whole
  * freelist, fewer where freelists have a quarter of them; the empty chain where no slab has
  * one. */

@@ -52,8 +52,9 @@
     X(superslab_unlisted, "gate HEAP (TRIM CLASS)", "in no list; not yet the kernel's")            \
     X(nursery_given,      "gate HEAP (TRIM CLASS)", "a run is given; its heap still names it")     \
     X(superslab_purged,   "gate TRIM",              "its free pages are gone; not yet slabs'")     \
-    X(trim_unmapped,      "gate (TRIM)",            "a mapping is gone; not yet its record")       \
-    X(large_buried,       "gate (HEAP TRIM)",       "a mapping has its tombstone; still mapped")   \
+    X(large_buried,       "gate (HEAP TRIM)",       "a block has its tombstone; still mapped"  )   \
+    X(pieces_moved,       "gate",                   "pieces are in no set; not yet a block")        \
+    X(piece_dropped,      "gate (TRIM)",            "a piece is in no set; not yet unmapped")      \
     X(large_read,         "(gate)",                 "a record is read; not yet looked at again")   \
     X(region_part_taken,  "",                       "a part of a block's units is taken")          \
     X(region_put_held,    "",                       "a block's first unit is held; not yet free")  \

@@ -3,7 +3,6 @@
 
 #include "drain.h"
 #include "gate.h"
-#include "mapping.h"
 #include "os.h"
 #include "runs.h"
 #include "stall.h"
@@ -341,7 +340,7 @@ static size_t release_regions(hak_heap_t *heap, size_t *stay)
     size_t pages = 0;
     for (uint32_t at = 0; at < load_acquire(&heap->regions); at++) {
         pages += region_release(heap_region(heap, at), true, stay, os_purge);
-        rooms_raise(&heap->region_rooms, at, REGION_ROOM); /* what was held meanwhile is there */
+        heap_note_hole(heap, at, REGION_ROOM); /* what was held meanwhile is there */
     }
     return pages;
 }
@@ -349,39 +348,16 @@ static size_t release_regions(hak_heap_t *heap, size_t *stay)
 /* ---- Memory to the kernel, a mapping or a SuperSlab at a time: no thread waits for more, a fork
  * neither ---- */
 
-/* Bytes that the heap holds free, and of those what is more than `keep`; lock: HEAP. */
+/* Bytes that the heap holds free or left in pieces of large blocks, and of those what is more than
+ * `keep`; lock: HEAP. */
 static size_t free_touched(const hak_heap_t *heap)
 {
-    return heap->superslabs.free_touched * HAK_PAGE + heap->large.cached_bytes;
+    return heap->superslabs.free_touched * HAK_PAGE + reserve_given(&process_reserve, heap);
 }
 static size_t excess(const hak_heap_t *heap, size_t keep)
 {
     size_t held = free_touched(heap);
     return held > keep ? held - keep : 0;
-}
-
-/* The oldest cached mapping, where that is more than stays. Returns bytes. The kernel takes long
- * over a mapping that was used: meanwhile no lock is held, and the heap does not count it. */
-static size_t drop_oldest(hak_heap_t *heap, size_t keep)
-{
-    large_set_t *set = &heap->large;
-    lock_acquire(&heap->lock, RANK_HEAP);
-    large_t *large = excess(heap, keep) ? large_evict(set, set->cached_bytes - 1) : NULL;
-    size_t bytes = large ? large_bytes(large) : 0;
-    heap_uncharge(heap, bytes);
-    lock_release(&heap->lock, RANK_HEAP);
-    if (!large) return 0;
-    bool gone = mapping_unmap(large, LARGE_RELEASED);
-    STALL(trim_unmapped);
-    lock_acquire(&heap->lock, RANK_HEAP);
-    if (gone) {
-        large_put_unused(set, large);
-    } else {
-        heap_charge(heap, bytes);
-        large_cache(set, large);
-    }
-    lock_pass(&heap->lock, RANK_HEAP);
-    return gone ? bytes : 0;
 }
 
 /* A step is over: lets a fork go first that waits. It would wait for a trim that waits for this
@@ -394,32 +370,29 @@ static void pass(hak_heap_t *heap)
     lock_acquire(&heap->trim_lock, RANK_TRIM);
 }
 
-static size_t count_cached(hak_heap_t *heap)
+static size_t count_excess(hak_heap_t *heap, size_t keep)
 {
     lock_acquire(&heap->lock, RANK_HEAP);
-    size_t count = heap->large.cached_blocks;
+    size_t bytes = excess(heap, keep);
     lock_release(&heap->lock, RANK_HEAP);
-    return count;
+    return bytes & ~(size_t)(HAK_PAGE - 1);
 }
 
-/* No more than were cached at the start: what others free meanwhile is theirs to use again. */
+/* Of pieces of large blocks what is more than stays, and no more than at the start: what others
+ * free meanwhile is theirs to use again. The kernel takes long over pages that were used: meanwhile
+ * no lock is held. */
 static size_t trim_large(hak_heap_t *heap, size_t keep)
 {
-    size_t returned = 0, bytes = 1;
-    for (size_t left = count_cached(heap); left && bytes; left--, returned += bytes) {
-        bytes = drop_oldest(heap, keep);
+    size_t returned = 0, bytes = 1, all = count_excess(heap, keep);
+    for (; returned < all && bytes; returned += bytes) {
+        size_t most = hak_min(count_excess(heap, keep), all - returned);
+        bytes = reserve_trim_piece(&process_reserve, heap, most);
         pass(heap);
     }
     return returned;
 }
 
-bool trim_make_room(hak_heap_t *heap)
-{
-    size_t returned = 0, bytes = 1;
-    for (size_t left = count_cached(heap); left && bytes; left--, returned += bytes)
-        bytes = drop_oldest(heap, 0);
-    return returned + reserve_trim(&process_reserve, NULL) > 0;
-}
+bool trim_make_room(void) { return reserve_trim(&process_reserve, NULL) > 0; }
 
 static size_t count_superslabs(hak_heap_t *heap)
 {

@@ -24,6 +24,6 @@ bool trim_recall(hak_heap_t *const heaps[], size_t count);
 /* For an allocation that the system has refused: gives it the heap's cached mappings, then what the
  * process's reserve keeps. False: there was nothing, and to ask again is in vain. No lock is
  * held. */
-bool trim_make_room(hak_heap_t *heap);
+bool trim_make_room(void);
 
 #endif

@@ -179,7 +179,7 @@ static void check_class(walk_t *walk, class_state_t *state)
     walk->live_bytes += live * bytes;
 }
 
-static void check_large(walk_t *walk, const large_t *large, large_state_t state)
+static void check_large(walk_t *walk, const large_t *large)
 {
     char *base = large_base(large);
     size_t bytes = large_bytes(large);
@@ -188,30 +188,25 @@ static void check_large(walk_t *walk, const large_t *large, large_state_t state)
             wrong(walk, base, bytes, "the range table disagrees");
     /* A live block whose free is under way is FREED already. */
     large_state_t marked = (large_state_t)load_relaxed(&large->state);
-    if ((marked != state && marked != LARGE_FREED) || large_heap(large) != walk->heap)
+    if ((marked != LARGE_LIVE && marked != LARGE_FREED) || large_heap(large) != walk->heap)
         wrong(walk, base, bytes, "a large block's record is damaged");
-    *(state == LARGE_LIVE ? &walk->live_bytes : &walk->cached_bytes) += bytes;
+    walk->live_bytes += bytes;
 }
 
 static void check_big(walk_t *walk)
 {
     large_set_t *set = &walk->heap->large;
-    size_t mids = 0, live = 0, cached = 0, mid_sum = 0;
-    size_t live_before = walk->live_bytes, cached_before = walk->cached_bytes;
+    size_t mids = 0, live = 0, mid_sum = 0, live_before = walk->live_bytes;
     for (mid_t *mid = set->mids; mid; mid = mid->next, mids++) {
         check_run(walk, mid->start, mid->granules, CODE_MID, HOME_NONE);
         mid_sum += mid_bytes(mid);
         if (mids > set->mid_blocks) break;
     }
     for (large_t *large = set->live; large && live <= set->live_blocks; large = large->next, live++)
-        check_large(walk, large, LARGE_LIVE);
-    for (large_t *large = set->cached; large && cached <= set->cached_blocks;
-         large = large->next, cached++)
-        check_large(walk, large, LARGE_FREED);
-    if (mids != set->mid_blocks || live != set->live_blocks || cached != set->cached_blocks)
+        check_large(walk, large);
+    if (mids != set->mid_blocks || live != set->live_blocks)
         wrong(walk, set, 0, "mid and large blocks are not as many as counted");
-    if (mid_sum != set->mid_bytes || walk->live_bytes - live_before != set->live_bytes ||
-        walk->cached_bytes - cached_before != set->cached_bytes)
+    if (mid_sum != set->mid_bytes || walk->live_bytes - live_before != set->live_bytes)
         wrong(walk, set, 0, "mid and large blocks have not the bytes that are counted");
     walk->live_bytes += mid_sum;
 }

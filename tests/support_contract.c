@@ -48,8 +48,8 @@ void contract_slabs_only(void) { setenv("HAKHEAP_REGION_BYTES", "1", 1); }
 
 size_t contract_sum(const hak_heap_stats_t *stats)
 {
-    return stats->live_bytes + contract_cached(stats) + stats->large_cached_bytes +
-           stats->free_bytes + stats->untouched_bytes + stats->metadata_bytes;
+    return stats->live_bytes + contract_cached(stats) + stats->free_bytes +
+           +stats->untouched_bytes + stats->metadata_bytes;
 }
 
 static size_t charged_in_area(hak_heap_t *heap, area_at_t at)

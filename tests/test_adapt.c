@@ -108,6 +108,134 @@ Test(adapt, what_a_miss_asks_for_doubles)
     }
 }
 
+/* ---- Growth ---- */
+
+static slab_wanted_t wanted_of(size_t size, uint32_t limit, size_t outside, uint16_t grown)
+{
+    class_state_t state = {.cls = (uint8_t)class_of(size)};
+    magazine_t hot = {0};
+    store_relaxed(&hot.limit, limit);
+    store_relaxed(&hot.misses, (uint16_t)1);
+    store_relaxed(&state.outside, outside);
+    store_relaxed(&state.grown, grown);
+    cr_assert(adapt_is_growing(&state) == (grown >= outside / 2));
+    return adapt_wanted(&state, &hot);
+}
+
+/* As many as it may carve ahead, but no more than the magazine holds, nor than fill a granule. */
+Test(adapt, a_class_that_grows_asks_for_more)
+{
+    slab_wanted_t wanted = wanted_of(256, 64, 320, 159);
+    cr_assert(wanted.blocks == 4 && wanted.ahead == 10 && wanted.most == 64);
+    wanted = wanted_of(256, 64, 320, 160);
+    cr_assert(wanted.blocks == 40 && wanted.ahead == 40 && wanted.most == 64);
+    wanted = wanted_of(256, 32, 320, 160);
+    cr_assert(wanted.blocks == 32 && wanted.ahead == 40 && wanted.most == 32);
+    wanted = wanted_of(1024, 64, 320, 160);
+    cr_assert(wanted.blocks == 16 && wanted.ahead == 40, "not a granule");
+    wanted = wanted_of(256, 64, 16, 16);
+    cr_assert(wanted.blocks == 4 && wanted.ahead == 2, "fewer than a first miss gets");
+    wanted = wanted_of(256, 0, 0, 0);
+    cr_assert(wanted.blocks == 1 && wanted.ahead == 0 && wanted.most == 1);
+}
+
+/* What slabs give is counted until a block comes back to one. */
+Test(adapt, growth_ends_with_what_comes_back)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        fill(heap, SIZE, 0, 6000);
+        class_state_t *state = state_of(heap, SIZE);
+        cr_assert(load_relaxed(&state->grown) == outside_of(heap, SIZE) && adapt_is_growing(state));
+        empty(heap, SIZE, 4000, 2000);
+        cr_assert(outside_of(heap, SIZE) < 6000 && load_relaxed(&state->grown) == 0 &&
+                  !adapt_is_growing(state));
+        size_t before = outside_of(heap, SIZE);
+        fill(heap, SIZE, 4000, 2000);
+        cr_assert(load_relaxed(&state->grown) <= outside_of(heap, SIZE) - before &&
+                  !adapt_is_growing(state));
+        empty(heap, SIZE, 0, 6000);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* The count stays at the most that it can say. */
+Test(adapt, growth_is_counted_as_far_as_it_goes)
+{
+    hak_heap_t *heap = heap_here(0, 0);
+    for (uint32_t i = 0; i < UINT16_MAX + 1000u; i++) cr_assert(hak_heap_malloc(heap, 16) != NULL);
+    cr_assert(load_relaxed(&state_of(heap, 16)->grown) == UINT16_MAX);
+    must_be_sound(heap, UINT16_MAX + 1000u);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* Each miss of a class that grows gets what it asks for, also where its last slab ends before. */
+Test(adapt, a_class_that_grows_has_slabs_for_what_it_asks)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_here(level, 0);
+        size_t count = 1000;
+        fill(heap, OTHER, 0, count);
+        area_t *area = area_here(heap);
+        magazine_t *hot = &area->hot[class_of(OTHER)];
+        for (unsigned misses = 0; misses < 20;) {
+            slab_wanted_t wanted = adapt_wanted(state_of(heap, OTHER), hot);
+            size_t before = outside_of(heap, OTHER);
+            store_relaxed(&area->misses, 0u);
+            fill(heap, OTHER, count++, 1);
+            size_t got = outside_of(heap, OTHER) - before;
+            if (!got) continue;
+            misses++;
+            cr_assert(got >= hak_min(wanted.blocks, wanted.ahead), "%zu of %u", got, wanted.blocks);
+        }
+        empty(heap, OTHER, 0, count);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* Blocks in the cold level of a divided heap when `freed` of `count` have been freed. */
+static size_t kept_cold(int level, size_t size, size_t count, size_t freed)
+{
+    hak_heap_t *heap = heap_here(level, 0);
+    (void)area_here(heap);
+    home_divide_soon(heap);
+    for (unsigned round = 0; round < 2; round++) {
+        fill(heap, size, 0, count);
+        home_divide(heap, percpu_index());
+        if (!round) empty(heap, size, 0, count);
+    }
+    cr_assert(home_is_divided(heap));
+    empty(heap, size, 0, freed);
+    class_state_t *state = state_of(heap, size);
+    size_t kept = state->cold ? state->cold->blocks : 0;
+    size_t outside = outside_of(heap, size), runs = heap->runs;
+    /* What is kept serves again: no slab, and no block of one, is needed. */
+    if (kept) fill(heap, size, 0, kept);
+    cr_assert(outside_of(heap, size) == outside && heap->runs == runs, "%zu blocks of %zu", kept,
+              size);
+    if (kept) empty(heap, size, 0, kept);
+    empty(heap, size, freed, count - freed);
+    must_be_sound(heap, 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+    return kept;
+}
+
+/* Chains of a divided heap stay in the cold level where that holds most of the class, or blocks of
+ * pages. */
+Test(adapt, a_divided_heap_keeps_what_comes_and_goes)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        cr_assert(kept_cold(level, 256, 1500, 1500) > 100, "a class that fits");
+        cr_assert(kept_cold(level, 1024, 900, 900) > 100, "a class that fits");
+        cr_assert(kept_cold(level, HAK_PAGE, 3000, 1500) > 100, "blocks of a page");
+        cr_assert(kept_cold(level, 1024, 8000, 2000) == 0, "a class that does not fit");
+        cr_assert(kept_cold(level, 1024, 8000, 8000) == 0, "the last blocks of such a class");
+        cr_assert(kept_cold(level, 64, 3000, 3000) == 0, "small blocks");
+    }
+}
+
 Test(adapt, a_miss_is_counted_and_a_hit_is_not)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
@@ -321,41 +449,6 @@ Test(adapt, magazines_never_hold_more_than_the_budget)
         }
         cr_assert(hak_heap_destroy(heap) == 0);
     }
-}
-
-/* ---- Large mappings ---- */
-
-static size_t large_cached(const hak_heap_t *heap)
-{
-    return contract_stats(heap).large_cached_bytes;
-}
-
-Test(adapt, a_mapping_that_nobody_takes_goes)
-{
-    hak_heap_t *heap = heap_here(0, 0);
-    void *big = hak_heap_malloc(heap, 12 * HAK_MIB);
-    hak_heap_free(heap, big);
-    cr_assert(large_cached(heap) == 12 * HAK_MIB);
-    for (unsigned i = 0; i < LARGE_IDLE; i++)
-        hak_heap_free(heap, hak_heap_malloc(heap, 2 * HAK_MIB));
-    cr_assert(large_cached(heap) == 14 * HAK_MIB, "idle for no longer than the others");
-    hak_heap_free(heap, hak_heap_malloc(heap, 2 * HAK_MIB));
-    cr_assert(large_cached(heap) == 2 * HAK_MIB);
-    must_be_sound(heap, 0);
-    cr_assert(hak_heap_destroy(heap) == 0);
-}
-
-Test(adapt, a_mapping_too_big_for_the_cache_drives_out_no_other)
-{
-    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
-    config.large_cache_bytes = 8 * HAK_MIB;
-    hak_heap_t *heap = hak_heap_create(&config);
-    void *small = hak_heap_malloc(heap, 2 * HAK_MIB), *big = hak_heap_malloc(heap, 16 * HAK_MIB);
-    hak_heap_free(heap, small);
-    hak_heap_free(heap, big);
-    cr_assert(large_cached(heap) == 2 * HAK_MIB);
-    must_be_sound(heap, 0);
-    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* The whole of it: blocks of one size go, blocks of another come, and no slab stays for what is

@@ -446,7 +446,7 @@ Test(giveback, a_heap_gives_its_cache_before_it_gives_up)
     if (CONTRACT_SANITIZED) cr_skip_test("the sanitizer maps memory of its own");
     static child_result_t result;
     static const crowd_t crowds[] = {
-        {1000, false}, {200 * HAK_KIB, false}, {20 * HAK_MIB, false}, {0, true}};
+        {1000, false}, {200 * HAK_KIB, false}, {50 * HAK_MIB, false}, {0, true}};
     for (size_t i = 0; i < CONTRACT_LENGTH(crowds); i++) {
         crowd_t crowd = crowds[i];
         child_run(&result, crowd_out, &crowd);

@@ -1,17 +1,17 @@
-/* large: records of mid and large blocks, mappings that grow, shrink and move, the cache of them. */
+/* large: records of mid and large blocks, mappings that grow, shrink and move. */
 #include "large.h"
 
 #include <criterion/criterion.h>
 
+#include "reserve.h"
 #include "support_contract.h"
+#include "support_memory.h"
 #include "support_os.h"
 
 TestSuite(large, .timeout = 600);
 
-enum { MANY = LARGE_CACHED + 8 };
-
 static large_set_t set;
-static large_t records[MANY];
+static large_t records[4];
 static char heap; /* an owner is an address to this layer */
 
 /* A mapped block in the set. */
@@ -23,30 +23,18 @@ static large_t *make(unsigned at, size_t bytes)
     return &records[at];
 }
 
-static void must_hold(size_t live, size_t live_bytes, size_t cached, size_t cached_bytes)
+static void must_hold(size_t live, size_t live_bytes)
 {
     cr_assert(set.live_blocks == live && set.live_bytes == live_bytes, "%zu live, %zu bytes",
               set.live_blocks, set.live_bytes);
-    cr_assert(set.cached_blocks == cached && set.cached_bytes == cached_bytes,
-              "%zu cached, %zu bytes", set.cached_blocks, set.cached_bytes);
     size_t count = 0, bytes = 0;
     for (large_t *at = set.live; at; at = at->next, count++) bytes += large_bytes(at);
     cr_assert(count == live && bytes == live_bytes, "%zu on the list", count);
-    count = bytes = 0;
-    large_t *last = NULL;
-    for (large_t *at = set.cached; at; last = at, at = at->next, count++) bytes += large_bytes(at);
-    cr_assert(count == cached && bytes == cached_bytes && set.oldest == last);
 }
 
 static void drop(large_t *large)
 {
     cr_assert(large_unmap(large_base(large), large_bytes(large), LARGE_RELEASED));
-}
-
-static void into_cache(large_t *large)
-{
-    large_remove(&set, large);
-    large_cache(&set, large);
 }
 
 /* ---- Finding ---- */
@@ -64,9 +52,9 @@ Test(large, every_byte_of_a_block_leads_to_its_record)
     store_relaxed(&large->state, (uint32_t)LARGE_FREED);
     cr_assert(large_find(base) == NULL, "a freed block is found");
     store_relaxed(&large->state, (uint32_t)LARGE_LIVE);
-    must_hold(1, bytes, 0, 0);
+    must_hold(1, bytes);
     large_remove(&set, large);
-    must_hold(0, 0, 0, 0);
+    must_hold(0, 0);
     drop(large);
     cr_assert(large_find(base) == NULL && registry_range(base) == LARGE_RELEASED);
     cr_assert(registry_range(base + SUPERSLAB) == NULL, "one tombstone is enough");
@@ -125,14 +113,14 @@ Test(large, blocks_leave_from_any_place)
 {
     for (unsigned gone = 0; gone < 3; gone++) {
         for (unsigned i = 0; i < 3; i++) make(i, (i + 2) * HAK_MIB);
-        must_hold(3, 9 * HAK_MIB, 0, 0);
+        must_hold(3, 9 * HAK_MIB);
         large_remove(&set, &records[gone]);
-        must_hold(2, (9 - 2 - gone) * HAK_MIB, 0, 0);
+        must_hold(2, (9 - 2 - gone) * HAK_MIB);
         for (unsigned i = 0; i < 3; i++) {
             if (i != gone) large_remove(&set, &records[i]);
             drop(&records[i]);
         }
-        must_hold(0, 0, 0, 0);
+        must_hold(0, 0);
     }
 }
 
@@ -146,28 +134,28 @@ Test(large, records_wait_for_the_next_block)
     cr_assert(large_take_unused(&set) == NULL);
 }
 
-enum { UNCACHED = 4 * HAK_MIB, CACHED = 2 * HAK_MIB /* by a heap that caches 3 MiB */ };
+enum { UNKEPT = 4 * HAK_MIB, KEPT = 2 * HAK_MIB /* of a heap that may leave 3 MiB */ };
 
 static void free_to_the_kernel(hak_heap_t *of)
 {
-    void *ptr = hak_heap_malloc(of, UNCACHED);
+    void *ptr = hak_heap_malloc(of, UNKEPT);
     cr_assert(ptr != NULL);
     hak_free(ptr);
 }
 
 static void free_and_trim(hak_heap_t *of)
 {
-    void *ptr = hak_heap_malloc(of, CACHED);
+    void *ptr = hak_heap_malloc(of, KEPT);
     cr_assert(ptr != NULL);
     hak_free(ptr);
-    cr_assert(hak_heap_trim(of, 0) >= CACHED);
+    cr_assert(hak_heap_trim(of, 0) >= KEPT);
 }
 
 static void be_refused(hak_heap_t *of)
 {
     fake_os_use();
     fake_os_bound(FAKE_MAP, HAK_MIB);
-    cr_assert(hak_heap_malloc(of, CACHED) == NULL);
+    cr_assert(hak_heap_malloc(of, KEPT) == NULL);
     fake_os_restore();
 }
 
@@ -187,72 +175,6 @@ Test(large, a_record_is_used_again)
         cr_assert(contract_stats(of).metadata_bytes == before, "way %zu", way);
         cr_assert(contract_unsound(of, 0) == 0 && hak_heap_destroy(of) == 0);
     }
-}
-
-/* ---- The cache ---- */
-
-Test(large, the_oldest_leaves_first_above_a_number)
-{
-    set.cache_limit = SIZE_MAX;
-    for (unsigned i = 0; i < MANY; i++) into_cache(make(i, 2 * HAK_MIB));
-    must_hold(0, 0, MANY, MANY * 2 * HAK_MIB);
-    for (unsigned i = 0; i < MANY - LARGE_CACHED; i++) {
-        large_t *out = large_evict(&set, SIZE_MAX);
-        cr_assert(out == &records[i], "number %u left out of turn", i);
-        drop(out);
-    }
-    cr_assert(large_evict(&set, SIZE_MAX) == NULL, "%u may stay", LARGE_CACHED);
-    must_hold(0, 0, LARGE_CACHED, LARGE_CACHED * 2 * HAK_MIB);
-}
-
-Test(large, the_oldest_leaves_first_above_a_number_of_bytes)
-{
-    for (unsigned i = 0; i < 4; i++) into_cache(make(i, (i + 2) * HAK_MIB));
-    size_t held = (2 + 3 + 4 + 5) * HAK_MIB;
-    cr_assert(large_evict(&set, held) == NULL, "all fit");
-    cr_assert(large_evict(&set, held - 1) == &records[0]);
-    must_hold(0, 0, 3, held - 2 * HAK_MIB);
-    for (unsigned i = 1; i < 4; i++) cr_assert(large_evict(&set, 0) == &records[i]);
-    cr_assert(large_evict(&set, 0) == NULL);
-    must_hold(0, 0, 0, 0);
-    for (unsigned i = 0; i < 4; i++) drop(&records[i]);
-}
-
-Test(large, a_mapping_that_lay_long_leaves)
-{
-    into_cache(make(0, 2 * HAK_MIB));
-    set.frees += LARGE_IDLE;
-    cr_assert(large_evict(&set, SIZE_MAX) == NULL, "%u frees are not too many", LARGE_IDLE);
-    set.frees++;
-    cr_assert(large_evict(&set, SIZE_MAX) == &records[0]);
-    drop(&records[0]);
-}
-
-Test(large, the_mapping_that_wastes_least_serves_again)
-{
-    static const size_t sizes[] = {8, 3, 5, 12};
-    for (unsigned i = 0; i < 4; i++) into_cache(make(i, sizes[i] * HAK_MIB));
-    cr_assert(large_reuse(&set, 13 * HAK_MIB, SUPERSLAB) == NULL, "none is so long");
-    /* 3 MiB is at most four times 768 KiB, and no less of a fit than the longer ones. */
-    cr_assert(large_reuse(&set, 3 * HAK_MIB / LARGE_SLACK - HAK_PAGE, SUPERSLAB) == NULL,
-              "more than four times the size");
-    must_hold(0, 0, 4, 28 * HAK_MIB);
-    cr_assert(large_reuse(&set, 4 * HAK_MIB, SUPERSLAB) == &records[2]);
-    must_hold(1, 5 * HAK_MIB, 3, 23 * HAK_MIB);
-    cr_assert(large_find(large_base(&records[2])) == &records[2], "it is live again");
-    cr_assert(large_reuse(&set, 3 * HAK_MIB, SUPERSLAB) == &records[1], "an exact fit");
-    cr_assert(large_reuse(&set, 9 * HAK_MIB, SUPERSLAB) == &records[3]);
-    cr_assert(large_reuse(&set, 2 * HAK_MIB, SUPERSLAB) == &records[0], "four times is not more");
-    must_hold(4, 28 * HAK_MIB, 0, 0);
-}
-
-Test(large, an_alignment_is_kept)
-{
-    into_cache(make(0, 2 * HAK_MIB));
-    size_t alignment = SUPERSLAB;
-    while ((uintptr_t)large_base(&records[0]) % (2 * alignment) == 0) alignment *= 2;
-    cr_assert(large_reuse(&set, 2 * HAK_MIB, 2 * alignment) == NULL);
-    cr_assert(large_reuse(&set, 2 * HAK_MIB, alignment) == &records[0]);
 }
 
 /* ---- Growing, shrinking, moving ---- */
@@ -331,7 +253,7 @@ Test(large, a_mapping_that_grew_without_tables_is_cut)
     os = &os_kernel;
     cr_assert(!done && large_bytes(large) == 4 * HAK_MIB);
     cr_assert(resizes == 2 && resized_to[0] == 8 * HAK_GIB && resized_to[1] == 4 * HAK_MIB);
-    must_hold(1, 4 * HAK_MIB, 0, 0);
+    must_hold(1, 4 * HAK_MIB);
 }
 
 /* ---- Mid blocks ---- */
@@ -363,4 +285,185 @@ Test(large, mid_blocks_are_counted)
     mid_remove(&set, mids[2]);
     mid_remove(&set, mids[0]);
     cr_assert(set.mids == NULL && set.mid_blocks == 0 && set.mid_bytes == 0);
+}
+
+/* ---- Blocks of pieces that others left ---- */
+
+static void *fill(hak_heap_t *of, size_t bytes, unsigned seed)
+{
+    void *ptr = hak_heap_malloc(of, bytes);
+    cr_assert(ptr && hak_usable_size(ptr) == bytes, "the request, by pages");
+    contract_fill(ptr, bytes, seed);
+    return ptr;
+}
+
+/* One block of two mappings, the first of 4 MiB. */
+static char *make_joined(hak_heap_t *of, unsigned seed)
+{
+    (void)hak_reserve_trim();
+    void *first = fill(of, 3 * HAK_MIB, 1), *second = fill(of, 4 * HAK_MIB, 1);
+    hak_heap_free(of, first);
+    hak_heap_free(of, second);
+    char *ptr = fill(of, 9 * HAK_MIB, seed);
+    cr_assert(registry_range(ptr)->parts.count == 2, "it is of both");
+    contract_fill(ptr, 2 * HAK_MIB, seed);
+    contract_fill(ptr + 4 * HAK_MIB, HAK_MIB, seed + 1);
+    return ptr;
+}
+
+Test(large, a_block_of_several_mappings_changes_its_size)
+{
+    static const size_t mib[] = {12, 5, 7, 2, 20};
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *of = contract_heap(level, "joined");
+        for (size_t i = 0; i < CONTRACT_LENGTH(mib); i++) {
+            char *ptr = make_joined(of, 7);
+            size_t bytes = mib[i] * HAK_MIB;
+            ptr = hak_heap_realloc(of, ptr, bytes);
+            cr_assert(ptr && hak_usable_size(ptr) >= bytes);
+            cr_assert(contract_holds(ptr, 2 * HAK_MIB, 7), "%zu MiB", mib[i]);
+            if (bytes >= 5 * HAK_MIB) cr_assert(contract_holds(ptr + 4 * HAK_MIB, HAK_MIB, 8));
+            cr_assert(contract_unsound(of, 1) == 0);
+            hak_heap_free(of, ptr);
+            cr_assert(contract_unsound(of, 0) == 0);
+        }
+        cr_assert(hak_heap_destroy(of) == 0);
+    }
+}
+
+/* Where it is, in front of what is left of its mappings. */
+Test(large, a_block_of_several_mappings_shrinks_where_it_is)
+{
+    hak_heap_t *of = contract_heap(0, "joined");
+    char *ptr = make_joined(of, 7);
+    cr_assert(hak_heap_realloc(of, ptr, 3 * HAK_MIB) == ptr);
+    cr_assert(registry_range(ptr)->parts.count == 1);
+    hak_heap_free(of, ptr);
+    cr_assert(contract_stats(of).large_cached_bytes == 3 * HAK_MIB);
+    cr_assert(hak_heap_trim(of, 0) >= 3 * HAK_MIB && hak_heap_destroy(of) == 0);
+}
+
+/* What is cleared is what was used, and what is fresh stays untouched. */
+Test(large, pieces_are_cleared_for_calloc)
+{
+    hak_heap_t *of = contract_heap(0, "zero");
+    void *dirty = fill(of, 4 * HAK_MIB, 3);
+    hak_heap_free(of, dirty);
+    char *ptr = hak_heap_calloc(of, 12, HAK_MIB);
+    cr_assert(ptr && registry_range(ptr)->parts.count == 1, "a piece, made longer");
+    cr_assert(memory_is_resident(ptr) && !memory_is_resident(ptr + 5 * HAK_MIB));
+    cr_assert(contract_is_zero(ptr, 12 * HAK_MIB));
+    hak_heap_free(of, ptr);
+    cr_assert(hak_heap_destroy(of) == 0);
+}
+
+/* A heap that goes leaves its pages to the next one. */
+Test(large, heaps_that_come_and_go_share_pages)
+{
+    void *before = NULL;
+    for (unsigned i = 0; i < 5; i++) {
+        hak_heap_t *of = contract_heap(0, "short life");
+        cr_assert(contract_stats(of).large_cached_bytes == 0, "what others left is not its own");
+        char *ptr = fill(of, 25 * HAK_MIB, i);
+        cr_assert(!before || ptr == before);
+        before = ptr;
+        if (i % 2) hak_heap_free(of, ptr);
+        cr_assert(hak_heap_destroy(of) == 0);
+    }
+    cr_assert(reserve_stats(&process_reserve).piece_bytes == 25 * HAK_MIB);
+    cr_assert(hak_reserve_trim() >= 25 * HAK_MIB);
+}
+
+/* Two seconds of other work later they are the kernel's, though that work hits magazines. */
+static uint64_t now_ms = 1000;
+static uint64_t given_time(void) { return now_ms; }
+
+/* One miss each, which the flush before it sends to the slabs, and hits. */
+static void work_for(hak_heap_t *of, unsigned ms, unsigned each)
+{
+    enum { HITS = 64 };
+    for (unsigned passed = 0; passed < ms; passed += each, now_ms += each) {
+        (void)hak_heap_flush(of);
+        for (unsigned i = 0; i < HITS; i++) hak_heap_free(of, hak_heap_malloc(of, 2000));
+    }
+}
+
+static hak_heap_t *wave(void)
+{
+    enum { COUNT = 12 };
+    void *blocks[COUNT];
+    watched = os_kernel;
+    watched.milliseconds = given_time;
+    os = &watched;
+    hak_heap_t *of = contract_heap(0, "waves");
+    for (unsigned i = 0; i < COUNT; i++) blocks[i] = fill(of, 25 * HAK_MIB, i);
+    for (unsigned i = 0; i < COUNT; i++) hak_heap_free(of, blocks[i]);
+    cr_assert(contract_stats(of).large_cached_bytes == COUNT * 25 * HAK_MIB);
+    return of;
+}
+
+Test(large, pages_go_while_others_work)
+{
+    contract_slabs_only();
+    hak_heap_t *of = wave(), *other = contract_heap(0, "other");
+    work_for(other, 2000, 50);
+    size_t left = contract_stats(of).large_cached_bytes;
+    cr_assert(left <= 8 * HAK_MIB, "%zu bytes", left);
+    os = &os_kernel;
+    cr_assert(hak_heap_destroy(other) == 0 && hak_heap_destroy(of) == 0);
+}
+
+/* The same where all that is allocated is large. */
+Test(large, pages_go_while_large_blocks_come)
+{
+    enum { STEPS = 20 };
+    hak_heap_t *of = wave();
+    size_t before = contract_stats(of).large_cached_bytes;
+    for (unsigned i = 0; i < STEPS; i++) {
+        now_ms += 100;
+        cr_assert(hak_heap_malloc(of, 2 * HAK_MIB) != NULL);
+    }
+    size_t gone = before - contract_stats(of).large_cached_bytes;
+    cr_assert(gone >= 200 * HAK_MIB, "%zu bytes, 40 MiB of them in use", gone);
+    os = &os_kernel;
+    cr_assert(contract_unsound(of, STEPS) == 0 && hak_heap_destroy(of) == 0);
+}
+
+/* What counts as in use is what is live, whatever became of it. */
+Test(large, what_is_in_use_is_counted)
+{
+    hak_heap_t *of = contract_heap(0, "count");
+    _Atomic size_t *used = &process_reserve.large;
+    void *ptr = hak_heap_malloc(of, 3 * HAK_MIB);
+    cr_assert(load_relaxed(used) == 3 * HAK_MIB);
+    ptr = hak_heap_realloc(of, ptr, 9 * HAK_MIB);
+    cr_assert(ptr && load_relaxed(used) == 9 * HAK_MIB);
+    ptr = hak_heap_realloc(of, ptr, 2 * HAK_MIB);
+    cr_assert(ptr && load_relaxed(used) == 2 * HAK_MIB);
+    be_refused(of);
+    cr_assert(load_relaxed(used) == 2 * HAK_MIB);
+    hak_heap_free(of, ptr);
+    cr_assert(load_relaxed(used) == 0);
+    cr_assert(hak_heap_malloc(of, 3 * HAK_MIB) && hak_heap_destroy(of) == 0);
+    cr_assert(load_relaxed(used) == 0);
+}
+
+/* More blocks than the reserve has room for, and a kernel that takes none of them. */
+Test(large, a_heap_with_many_blocks_goes)
+{
+    enum { COUNT = PIECES_MOST + 50 };
+    static void *blocks[COUNT];
+    hak_heap_t *of = contract_heap(0, "many");
+    for (unsigned i = 0; i < COUNT; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(of, 2 * HAK_MIB)) != NULL);
+    fake_os_use();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    (void)!hak_heap_malloc(NULL, 1);
+    cr_assert(hak_heap_destroy(of) == 0 && hak_last_error() == HAK_ERROR_PURGE);
+    cr_assert(fake_os_calls(FAKE_PURGE) >= COUNT - PIECES_MOST, "their pages go");
+    for (unsigned i = 0; i < COUNT; i++)
+        cr_assert(registry_range(blocks[i]) == LARGE_DEAD && hak_heap_of(blocks[i]) == NULL);
+    cr_assert(load_relaxed(&process_reserve.large) == 0);
+    fake_os_restore();
+    cr_assert(hak_reserve_trim() >= (size_t)PIECES_STAY * 2 * HAK_MIB);
 }

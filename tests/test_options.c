@@ -399,7 +399,7 @@ static const said_t said[] = {
     {"HAKHEAP_CACHE_BYTES", "1073741825", "taken for 33554432 (known: 1 to 1073741824)"},
     {"HAKHEAP_CACHE_BYTES", "0x10000", NULL},
     {"HAKHEAP_CACHE_BYTES", "", NULL},
-    {"HAKHEAP_LARGE_CACHE_BYTES", "-1", "taken for 33554432 (known: 1 to 68719476736)"},
+    {"HAKHEAP_LARGE_CACHE_BYTES", "-1", "taken for 68719476736 (known: 1 to 68719476736)"},
     {"HAKHEAP_LARGE_CACHE_BYTES", "1", NULL},
 };
 

@@ -15,6 +15,7 @@
 #include "support_contract.h"
 #include "support_memory.h"
 #include "support_random.h"
+#include "support_region.h"
 
 TestSuite(region, .timeout = 600);
 
@@ -72,6 +73,11 @@ static void lay_over(char *base)
     set_states(0, REGION_UNITS, UNIT_HELD);
 }
 
+static char *take_block(unsigned n, unsigned alignment)
+{
+    return support_region_take(&shadow.region, n, alignment, shadow.guard);
+}
+
 static void begin(int level, unsigned record, unsigned record_end)
 {
     memset(&shadow, 0x5a, sizeof shadow); /* what region_init has to set */
@@ -81,7 +87,7 @@ static void begin(int level, unsigned record, unsigned record_end)
     shadow.seeds = 0;
     region_init(&shadow.region, record, record_end);
     cr_assert(!region_is_attached(&shadow.region) && !region_may_open(&shadow.region));
-    cr_assert(region_take(&shadow.region, 1, 1, shadow.guard) == NULL);
+    cr_assert(take_block(1, 1) == NULL);
     lay_over(some_granule());
     cr_assert(region_is_attached(&shadow.region));
 }
@@ -152,7 +158,7 @@ static void note_block(unsigned unit, unsigned n)
 /* Returns the unit, or REGION_UNITS where the region had no room. */
 static unsigned take(unsigned n, unsigned alignment)
 {
-    char *ptr = region_take(&shadow.region, n, alignment, shadow.guard);
+    char *ptr = take_block(n, alignment);
     if (!ptr) return REGION_UNITS;
     unsigned unit = region_unit(ptr);
     cr_assert(ptr == at_unit(unit), "%p is not of the granule %p", (void *)ptr,
@@ -314,7 +320,7 @@ static void try_close(void)
     cr_assert(region_close(&shadow.region) == empty);
     if (!empty) return;
     cr_assert(!region_may_open(&shadow.region));
-    cr_assert(region_take(&shadow.region, 1, 1, shadow.guard) == NULL);
+    cr_assert(take_block(1, 1) == NULL);
     region_detach(&shadow.region);
     cr_assert(!region_is_attached(&shadow.region));
     lay_over(some_granule());
@@ -539,6 +545,23 @@ Test(region, all_holes_are_found_by_another_look)
     cr_assert(take(1, 1) == REGION_UNITS && region_room(&shadow.region) == 0);
 }
 
+/* Where another thread has moved the tail back, blocks go on behind those that are there, and each
+ * free unit is found. */
+Test(region, the_tail_passes_blocks_that_it_does_not_know)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++)
+        for (unsigned back = 1; back <= 60; back += 9) {
+            begin(level, 0, 0);
+            open_all();
+            for (unsigned i = 0; i < 10; i++) cr_assert(take(10, 1) < REGION_UNITS);
+            store_relaxed(&shadow.region.tail, (uint16_t)(100 - back));
+            for (unsigned left = REGION_UNITS - 100; left; left--)
+                cr_assert(take(1, 1) < REGION_UNITS, "%u back, %u units left", back, left);
+            cr_assert(take(1, 1) == REGION_UNITS);
+            must_be_as_known();
+        }
+}
+
 /* What a region says of its room is never less than what it has, in one thread. */
 Test(region, room_is_that_of_the_longest_hole)
 {
@@ -682,7 +705,7 @@ Test(region, a_page_that_another_thread_owns_is_let_be)
     cr_assert(!region_close(&shadow.region));
     cr_assert(region_release(&shadow.region, true, &keep, note_purge) == 0 && purges == 0);
     cr_assert(!region_open(&shadow.region, shadow.guard));
-    cr_assert(region_take(&shadow.region, 1, 1, shadow.guard) == NULL);
+    cr_assert(take_block(1, 1) == NULL);
 }
 
 Test(region, a_clear_frees_every_block_at_once)
@@ -742,7 +765,7 @@ Test(region, a_take_gets_units_of_the_granule_that_is_there)
             cr_assert(region_open(&shadow.region, shadow.guard));
             traps = 0;
             TRAP("orl $0x100, (%%rsp)");
-            char *ptr = region_take(&shadow.region, 3, 1, shadow.guard);
+            char *ptr = take_block(3, 1);
             TRAP("andl $0xfffffeff, (%%rsp)");
             char *base = load_relaxed(&shadow.region.base);
             cr_assert(ptr >= base && ptr < base + GRANULE, "after %u instructions", trap_wanted);
@@ -761,7 +784,7 @@ static void spoil(unsigned unit, unsigned byte) { at_unit(unit)[byte] ^= 1; }
 static void take_all(void *unused)
 {
     (void)unused;
-    while (region_take(&shadow.region, 8, 1, shadow.guard)) {
+    while (take_block(8, 1)) {
     }
 }
 static void grow_first(void *unused)
@@ -810,7 +833,7 @@ Test(region, a_block_that_is_taken_carries_no_seal)
 {
     begin(1, 0, 0);
     open_all();
-    char *first = region_take(&shadow.region, 64, 1, shadow.guard);
+    char *first = take_block(64, 1);
     cr_assert(first && memory_is_zero(first, 64 * REGION_UNIT));
     cr_assert(region_resize(&shadow.region, first, 64, 1, shadow.guard));
     cr_assert(region_resize(&shadow.region, first, 1, 40, shadow.guard));

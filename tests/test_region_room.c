@@ -6,6 +6,7 @@
 #include "region.h"
 #include "reserve.h"
 #include "support_contract.h"
+#include "support_region.h"
 
 static const guard_t guards[CONTRACT_LEVELS] = {{0, "fast"}, {0x1234567890abcdefull, "checked"}};
 static region_t region;
@@ -29,12 +30,13 @@ Test(region, what_an_aligned_block_leaves_out_is_a_hole)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         char *base = begin(&guards[level]);
-        cr_assert(region_take(&region, 1, 1, &guards[level]) == base);
+        cr_assert(support_region_take(&region, 1, 1, &guards[level]) == base);
         for (unsigned unit = LONGEST; unit < PAGE_UNITS; unit += LONGEST)
-            cr_assert(region_take(&region, LONGEST, LONGEST, &guards[level]) ==
+            cr_assert(support_region_take(&region, LONGEST, LONGEST, &guards[level]) ==
                       base + unit * REGION_UNIT);
-        cr_assert(region_take(&region, LONGEST - 1, 1, &guards[level]) == base + REGION_UNIT);
-        cr_assert(region_take(&region, 1, 1, &guards[level]) == NULL);
+        cr_assert(support_region_take(&region, LONGEST - 1, 1, &guards[level]) ==
+                  base + REGION_UNIT);
+        cr_assert(support_region_take(&region, 1, 1, &guards[level]) == NULL);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include "hakheap.h"
+#include "large.h"
 #include "registry.h"
 #include "support_contract.h"
 #include "support_memory.h"
@@ -1027,4 +1028,317 @@ Test(reserve, nursery_pages_stay_for_a_while_and_then_go)
     cr_assert(stats.nursery_touched_bytes <= (size_t)RESERVE_LEAST * HAK_PAGE, "%zu",
               stats.nursery_touched_bytes);
     cr_assert(stats.dirty_superslabs <= 1, "%zu", stats.dirty_superslabs);
+}
+
+/* ---- Large blocks ---- */
+
+enum { BLOCKS = 40, BLOCK = 3 * HAK_MIB };
+
+static parts_t parts;
+static size_t dirty;
+
+/* A block of its own mapping, filled with one byte. */
+static char *map_block(size_t bytes, int byte)
+{
+    char *base = large_map(bytes, SUPERSLAB);
+    cr_assert(base != NULL);
+    reserve_note_large(&reserve, bytes, 0);
+    return memset(base, byte, bytes);
+}
+
+static char *take_block(size_t bytes)
+{
+    parts.count = 0;
+    char *base = reserve_take_pieces(&reserve, bytes, SUPERSLAB, &parts, &dirty);
+    cr_assert((uintptr_t)base % SUPERSLAB == 0);
+    return base;
+}
+
+static void put_block_of(char *base, size_t bytes, const parts_t *of, const void *giver)
+{
+    piece_t block = {base, bytes, giver, false};
+    cr_assert(reserve_put_pieces(&reserve, block, of, SIZE_MAX, false));
+    cr_assert(pieces_are_valid(&reserve.pieces));
+}
+static void put_block(char *base, size_t bytes) { put_block_of(base, bytes, &(parts_t){0}, NULL); }
+
+static size_t held(void)
+{
+    cr_assert(pieces_are_valid(&reserve.pieces));
+    return reserve_stats(&reserve).piece_bytes;
+}
+
+static bool is_filled(const char *at, size_t bytes, int byte)
+{
+    for (size_t i = 0; i < bytes; i++)
+        if (at[i] != (char)byte) return false;
+    return true;
+}
+
+/* So many blocks were in use, and are back; what is kept is not limited. */
+static void use_blocks(unsigned count)
+{
+    static char *blocks[BLOCKS];
+    reserve_set_limit(&reserve, SIZE_MAX);
+    for (unsigned i = 0; i < count; i++) blocks[i] = map_block(BLOCK, (int)i + 1);
+    for (unsigned i = 0; i < count; i++) put_block(blocks[i], BLOCK);
+}
+
+Test(reserve, a_block_serves_again_without_a_call)
+{
+    char *base = map_block(BLOCK, 1);
+    put_block(base, BLOCK);
+    fake_os_use();
+    cr_assert(take_block(BLOCK) == base && dirty == BLOCK && parts.count == 1);
+    cr_assert(held() == 0 && load_relaxed(&reserve.large) == BLOCK);
+    for (fake_call_t call = 0; call < FAKE_CALLS; call++)
+        cr_assert(fake_os_calls(call) == 0, "call %u", call);
+    fake_os_restore();
+}
+
+/* What is left of a longer one stays where it is, and serves for another. */
+Test(reserve, a_longer_block_is_cut)
+{
+    char *base = map_block(8 * HAK_MIB, 1);
+    memset(base + 5 * HAK_MIB, 2, 3 * HAK_MIB);
+    put_block(base, 8 * HAK_MIB);
+    cr_assert(take_block(5 * HAK_MIB) == base && dirty == 5 * HAK_MIB && held() == 3 * HAK_MIB);
+    char *rest = take_block(3 * HAK_MIB);
+    cr_assert(rest && dirty == 3 * HAK_MIB && held() == 0 && is_filled(rest, dirty, 2));
+    cr_assert(is_filled(base, 5 * HAK_MIB, 1));
+}
+
+/* The shortest that is long enough is cut, so that long ones stay. */
+Test(reserve, the_shortest_that_is_long_enough_serves)
+{
+    static const size_t mib[] = {9, 6, 12};
+    for (size_t i = 0; i < CONTRACT_LENGTH(mib); i++)
+        put_block(map_block(mib[i] * HAK_MIB, (int)mib[i]), mib[i] * HAK_MIB);
+    cr_assert(is_filled(take_block(7 * HAK_MIB), 7 * HAK_MIB, 9));
+    cr_assert(is_filled(take_block(12 * HAK_MIB), 12 * HAK_MIB, 12));
+}
+
+Test(reserve, several_blocks_become_one)
+{
+    put_block(map_block(9 * HAK_MIB, 1), 9 * HAK_MIB);
+    cr_assert(reserve_trim(&reserve, NULL) == 9 * HAK_MIB);
+    size_t before = contract_mappings();
+    put_block(map_block(3 * HAK_MIB, 3), 3 * HAK_MIB);
+    put_block(map_block(4 * HAK_MIB, 4), 4 * HAK_MIB);
+    char *base = take_block(9 * HAK_MIB);
+    cr_assert(base && parts.count == 2 && dirty == 7 * HAK_MIB && held() == 0);
+    cr_assert(parts.bytes[0] == 4 * HAK_MIB && parts.bytes[1] == 5 * HAK_MIB);
+    cr_assert(is_filled(base, 4 * HAK_MIB, 4) && is_filled(base + 4 * HAK_MIB, 3 * HAK_MIB, 3));
+    cr_assert(!memory_is_resident(base + dirty) && memory_is_zero(base + dirty, 2 * HAK_MIB));
+    put_block_of(base, 9 * HAK_MIB, &parts, NULL);
+    cr_assert(reserve_stats(&reserve).pieces == 2 && held() == 9 * HAK_MIB);
+    cr_assert(reserve_trim(&reserve, NULL) == 9 * HAK_MIB && held() == 0);
+    cr_assert(contract_mappings() <= before + 1, "a table of the registry");
+}
+
+/* No more mappings than that: what is missing comes fresh. */
+Test(reserve, a_block_has_few_parts)
+{
+    use_blocks(PARTS_MOST + 2);
+    cr_assert(take_block((PARTS_MOST + 2) * BLOCK) != NULL);
+    cr_assert(parts.count == PARTS_MOST && dirty == PARTS_MOST * BLOCK && held() == 2 * BLOCK);
+}
+
+Test(reserve, what_is_too_short_is_no_part)
+{
+    put_block(map_block(HAK_PAGE, 1), HAK_PAGE);
+    cr_assert(take_block(64 * HAK_MIB) == NULL && held() == HAK_PAGE);
+    cr_assert(load_relaxed(&reserve.large) == 64 * HAK_MIB, "the caller maps it");
+}
+
+/* Whichever call is refused, all pieces are there, with what was in them. */
+Test(reserve, a_refused_join_loses_nothing)
+{
+    static const struct {
+        fake_call_t call;
+        long nth;
+    } ways[] = {{FAKE_RESERVE, 1}, {FAKE_MOVE, 1}, {FAKE_MOVE, 2}};
+    put_block(map_block(3 * HAK_MIB, 3), 3 * HAK_MIB);
+    put_block(map_block(4 * HAK_MIB, 4), 4 * HAK_MIB);
+    fake_os_use();
+    for (size_t i = 0; i < CONTRACT_LENGTH(ways); i++) {
+        fake_os_refuse(ways[i].call, ways[i].nth, 1);
+        cr_assert(take_block(7 * HAK_MIB) == NULL, "way %zu", i);
+        reserve_note_large(&reserve, 0, 7 * HAK_MIB);
+        cr_assert(held() == 7 * HAK_MIB && reserve_stats(&reserve).pieces == 2);
+    }
+    fake_os_restore();
+    char *base = take_block(7 * HAK_MIB);
+    cr_assert(is_filled(base, 4 * HAK_MIB, 4) && is_filled(base + 4 * HAK_MIB, 3 * HAK_MIB, 3));
+}
+
+Test(reserve, what_large_blocks_used_stays_for_a_while_and_then_goes)
+{
+    use_blocks(BLOCKS);
+    reserve_settle(&reserve, BLOCK);
+    size_t before = held();
+    cr_assert(before == BLOCKS * BLOCK, "a wave finds its pages again: %zu", before);
+    for (unsigned tick = 0; tick < 5; tick++) {
+        pass_time(TICK_MS);
+        size_t now = held();
+        cr_assert(now < before && now * 4 > before * 2, "by degrees: %zu, then %zu", before, now);
+        before = now;
+    }
+    cr_assert(before > BLOCKS * BLOCK / 4, "a third of a second is not the end: %zu", before);
+    pass_time(2 * SECOND);
+    cr_assert(held() <= RESERVE_LEAST * HAK_PAGE, "%zu after two seconds", held());
+}
+
+/* A tenth of a second between two calls, and one tick each. */
+Test(reserve, a_few_ticks_suffice)
+{
+    use_blocks(BLOCKS);
+    for (unsigned ms = 0; ms < 2 * SECOND; ms += SECOND / 10) {
+        now_ms += SECOND / 10;
+        size_t before = held();
+        reserve_tick(&reserve);
+        cr_assert(before - held() <= PIECES_STEP_MOST, "a step has a bound");
+    }
+    cr_assert(held() <= RESERVE_LEAST * HAK_PAGE + PIECES_STEP_LEAST, "%zu", held());
+}
+
+/* A free after a long time gives back what it puts, and a step. */
+Test(reserve, who_settles_gives_back_a_step)
+{
+    use_blocks(BLOCKS);
+    char *block = map_block(BLOCK, 1);
+    now_ms += 10 * SECOND;
+    put_block(block, BLOCK);
+    size_t before = held();
+    reserve_settle(&reserve, BLOCK);
+    cr_assert(before - held() == BLOCK + PIECES_STEP_LEAST, "%zu", before - held());
+}
+
+/* Blocks that replace each other need what a few of them needed, not the most that there was: no
+ * time passes. */
+Test(reserve, blocks_in_turn_keep_what_they_need)
+{
+    enum { TURNS = 5 * TAKE_SHARE };
+    use_blocks(BLOCKS);
+    char *block = take_block(BLOCK);
+    for (unsigned i = 0; i < TURNS; i++) {
+        char *next = take_block(BLOCK);
+        cr_assert(next != NULL, "the pages of the last one");
+        put_block(block, BLOCK);
+        reserve_settle(&reserve, BLOCK);
+        block = next;
+    }
+    cr_assert(held() <= 4 * BLOCK && held() >= BLOCK, "%zu", held());
+}
+
+Test(reserve, pieces_keep_to_the_limit)
+{
+    use_blocks(BLOCKS);
+    reserve_set_limit(&reserve, 10 * BLOCK);
+    cr_assert(held() == 10 * BLOCK, "%zu", held());
+    use_many(2); /* the SuperSlabs and the pieces share it */
+    reserve_set_limit(&reserve, 10 * BLOCK);
+    reserve_stats_t stats = reserve_stats(&reserve);
+    cr_assert(stats.dirty_superslabs == 2);
+    cr_assert(stats.piece_bytes <= 10 * BLOCK - 2 * SUPERSLAB, "%zu", stats.piece_bytes);
+    reserve_set_limit(&reserve, 0);
+    cr_assert(held() == 0);
+}
+
+/* A giver may have a limit of its own. */
+Test(reserve, what_a_giver_may_not_leave_goes_at_once)
+{
+    char *blocks[3];
+    reserve_set_limit(&reserve, SIZE_MAX);
+    for (unsigned i = 0; i < 3; i++) blocks[i] = map_block(BLOCK, 1);
+    for (unsigned i = 0; i < 3; i++) {
+        piece_t block = {blocks[i], BLOCK, &giver_a, false};
+        cr_assert(reserve_put_pieces(&reserve, block, &parts, 2 * BLOCK, false));
+        reserve_settle(&reserve, BLOCK);
+        cr_assert(held() == hak_min(i + 1, 2) * BLOCK, "block %u: %zu", i, held());
+    }
+    piece_t block = {map_block(BLOCK, 1), BLOCK, &giver_b, false};
+    cr_assert(reserve_put_pieces(&reserve, block, &parts, BLOCK, false));
+    reserve_settle(&reserve, BLOCK);
+    cr_assert(held() == 3 * BLOCK, "the other's is not counted");
+}
+
+Test(reserve, a_giver_trims_its_pieces)
+{
+    reserve_set_limit(&reserve, SIZE_MAX);
+    put_block_of(map_block(BLOCK, 1), BLOCK, &parts, &giver_a);
+    put_block_of(map_block(2 * BLOCK, 1), 2 * BLOCK, &parts, &giver_b);
+    cr_assert(reserve_given(&reserve, &giver_a) == BLOCK);
+    cr_assert(reserve_trim_piece(&reserve, &giver_b, HAK_MIB) == HAK_MIB, "so much of it");
+    cr_assert(reserve_given(&reserve, &giver_b) == 2 * BLOCK - HAK_MIB);
+    cr_assert(reserve_trim(&reserve, &giver_a) == BLOCK && held() == 2 * BLOCK - HAK_MIB);
+    reserve_disown(&reserve, &giver_b);
+    cr_assert(reserve_given(&reserve, &giver_b) == 0 && reserve_trim(&reserve, &giver_b) == 0);
+    cr_assert(reserve_trim(&reserve, NULL) == 2 * BLOCK - HAK_MIB && held() == 0);
+}
+
+static unsigned unlocked;
+static bool unmap_and_look(void *at, size_t bytes)
+{
+    unlocked += !lock_is_held(&reserve.lock);
+    return os_kernel.unmap(at, bytes);
+}
+
+Test(reserve, pieces_go_without_the_lock)
+{
+    use_blocks(3);
+    timed.unmap = unmap_and_look;
+    reserve_set_limit(&reserve, 2 * BLOCK);
+    cr_assert(unlocked == 1 && reserve_trim(&reserve, NULL) == 2 * BLOCK && unlocked == 3);
+    use_blocks(1);
+    now_ms += 10 * SECOND;
+    reserve_tick(&reserve);
+    cr_assert(unlocked == 4, "%u", unlocked);
+}
+
+Test(reserve, who_may_not_wait_keeps_the_block)
+{
+    char *base = map_block(BLOCK, 1);
+    piece_t block = {base, BLOCK, NULL, false};
+    lock_acquire(&reserve.lock, RANK_RESERVE);
+    cr_assert(!reserve_put_pieces(&reserve, block, &parts, SIZE_MAX, false));
+    store_relaxed(&reserve.pieces_due, 1u);
+    reserve_settle(&reserve, BLOCK);
+    lock_release(&reserve.lock, RANK_RESERVE);
+    cr_assert(held() == 0 && load_relaxed(&reserve.large) == BLOCK);
+}
+
+/* More of them are not kept, and where a call found no time to give back, none is lost. */
+Test(reserve, there_are_few_pieces)
+{
+    reserve_set_limit(&reserve, SIZE_MAX);
+    size_t put = 0;
+    for (;; put++) {
+        piece_t block = {map_block(HAK_PAGE, 1), HAK_PAGE, NULL, false};
+        if (!reserve_put_pieces(&reserve, block, &parts, SIZE_MAX, false)) break;
+    }
+    cr_assert(put > PIECES_STAY && put <= PIECES_MOST && held() == put * HAK_PAGE);
+    reserve_settle(&reserve, BLOCK);
+    cr_assert(reserve_stats(&reserve).pieces == PIECES_STAY);
+}
+
+/* Its pages go all the same, and it is not asked again at once. */
+Test(reserve, a_refused_unmap_keeps_the_piece)
+{
+    char *base = map_block(BLOCK, 1);
+    reserve_set_limit(&reserve, SIZE_MAX);
+    put_block(base, BLOCK);
+    fake_os_use();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    reserve_set_limit(&reserve, 0);
+    cr_assert(held() == BLOCK && fake_os_calls(FAKE_UNMAP) == 1);
+    cr_assert(!memory_is_resident(base) && memory_is_readable(base));
+    for (unsigned i = 0; i < 10; i++) {
+        store_relaxed(&reserve.due, 1u);
+        reserve_tick(&reserve);
+    }
+    cr_assert(fake_os_calls(FAKE_UNMAP) == 1, "%ld calls", fake_os_calls(FAKE_UNMAP));
+    fake_os_allow(FAKE_UNMAP);
+    cr_assert(reserve_trim(&reserve, NULL) == BLOCK && held() == 0);
+    fake_os_restore();
 }

@@ -5,6 +5,7 @@
 #include "region.h"
 #include "reserve.h"
 #include "support_contract.h"
+#include "support_region.h"
 #include "support_step.h"
 
 static const guard_t guards[CONTRACT_LEVELS] = {{0, "fast"}, {0x1234567890abcdefull, "checked"}};
@@ -12,17 +13,17 @@ static const guard_t guards[CONTRACT_LEVELS] = {{0, "fast"}, {0x1234567890abcdef
 enum { PAGE_UNITS = PAGE_WORDS * WORD_UNITS, RECORD = 8 };
 
 /* A block of the test's. Written whole when it is taken. */
-typedef struct piece {
+typedef struct part {
     char *at; /* NULL: none */
     unsigned units, seed;
-} piece_t;
+} part_t;
 
 /* What two threads share. Made anew for each instruction. */
 static struct {
     region_t region;
     const guard_t *guard;
     char *base[2]; /* granules; the region lies over the first */
-    piece_t mine, theirs[4];
+    part_t mine, theirs[4];
     unsigned done[2]; /* what the first and the other were told */
     bool moved;       /* the region lies over the second granule */
     size_t purged;
@@ -42,9 +43,9 @@ static char *new_granule(void)
     return superslab_granule(run.ss, run.first);
 }
 
-static piece_t take(unsigned units, unsigned seed)
+static part_t take(unsigned units, unsigned seed)
 {
-    piece_t piece = {region_take(&at.region, units, 1, at.guard), units, seed};
+    part_t piece = {support_region_take(&at.region, units, 1, at.guard), units, seed};
     if (piece.at) contract_fill(piece.at, units * REGION_UNIT, seed);
     return piece;
 }
@@ -60,14 +61,14 @@ static void begin(int level, bool record)
     at.moved = false;
     at.done[0] = at.done[1] = 0;
     at.purged = 0;
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
     memset(at.theirs, 0, sizeof at.theirs);
     region_init(&at.region, RECORD, record ? PAGE_UNITS : RECORD);
     region_attach(&at.region, at.base[0]);
 }
 
 /* Whole, where it is said to be, and as long. */
-static bool is_whole(const piece_t *piece)
+static bool is_whole(const part_t *piece)
 {
     unsigned units = 0;
     if (!piece->at) return true;
@@ -149,7 +150,7 @@ Test(region, of_two_that_open_a_page_one_does_at_every_instruction)
 static void make_block(void)
 {
     cr_assert(region_open(&at.region, at.guard));
-    void *before = region_take(&at.region, 1, 1, at.guard);
+    void *before = support_region_take(&at.region, 1, 1, at.guard);
     at.mine = take(4, 5);
     at.theirs[3] = take(1, 6);
     cr_assert(at.mine.at == (char *)before + REGION_UNIT && put(before) == 1);
@@ -161,7 +162,7 @@ static void one_has_freed(unsigned step)
 {
     cr_assert(at.done[0] + at.done[1] == at.mine.units, "instruction %u: %u and %u", step,
               at.done[0], at.done[1]);
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
     prove(step);
 }
 
@@ -201,19 +202,19 @@ static void make_two(void)
     at.mine = take(4, 5);
     at.theirs[3] = take(40, 6);
 }
-static void take_wide(void) { at.mine.at = region_take(&at.region, 40, 1, at.guard); }
+static void take_wide(void) { at.mine.at = support_region_take(&at.region, 40, 1, at.guard); }
 static void take_and_free(void)
 {
     for (unsigned i = 0; i < 3; i++) at.theirs[i] = take(20 * i + 1, i);
     unsigned units = put(at.theirs[3].at);
     cr_assert(units == 40);
-    at.theirs[3] = (piece_t){0};
+    at.theirs[3] = (part_t){0};
 }
 static void open_and_make(void)
 {
     make_two();
     cr_assert(put(at.mine.at) == 4);
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
 }
 static void taken_or_not(unsigned step)
 {
@@ -292,10 +293,10 @@ static void goes_on_where_it_is(unsigned step)
     for (unsigned page = 0; region_open(&at.region, at.guard); page++)
         cr_assert(page < GRANULE_PAGES, "instruction %u", step);
     size_t units = (at.mine.at ? at.mine.units : 0) + at.region.record_end - at.region.record;
-    for (char *block; (block = region_take(&at.region, 1, 1, at.guard)) != NULL; units++)
+    for (char *block; (block = support_region_take(&at.region, 1, 1, at.guard)) != NULL; units++)
         cr_assert(block >= base && block < base + GRANULE, "instruction %u", step);
     region_look_again(&at.region);
-    while (region_take(&at.region, 1, 1, at.guard)) units++;
+    while (support_region_take(&at.region, 1, 1, at.guard)) units++;
     cr_assert(units == REGION_UNITS, "instruction %u: %zu units", step, units);
 }
 
@@ -310,7 +311,7 @@ Test(region, a_granule_leaves_while_a_page_opens_at_every_instruction)
 static void free_mine(void)
 {
     at.done[0] = put(at.mine.at);
-    at.mine = (piece_t){0};
+    at.mine = (part_t){0};
 }
 
 Test(region, a_granule_leaves_while_its_last_block_goes_at_every_instruction)
@@ -332,7 +333,7 @@ static void closed_or_taken(unsigned step)
 {
     if (at.theirs[0].at) {
         at.mine = at.theirs[0];
-        at.theirs[0] = (piece_t){0};
+        at.theirs[0] = (part_t){0};
         cr_assert(!at.done[0], "instruction %u", step);
     }
     if (!at.done[0]) goes_on_where_it_is(step);

@@ -432,7 +432,7 @@ static void cache_larges(void)
 static void make_room(void)
 {
     STALL_REQUIRE(gate_enter(true) == GATE_IN);
-    (void)trim_make_room(scene.heap);
+    (void)trim_make_room();
     gate_leave();
 }
 static void use_larges_and_prove(void)
@@ -450,18 +450,53 @@ static void larges_are_known(void)
         if (scene.acts[i].ptr) STALL_REQUIRE(hak_heap_of(scene.acts[i].ptr) == scene.heap);
 }
 
-Test(windows, trim_unmapped)
+Test(windows, piece_dropped)
 {
-    WINDOW(.point = STALL_trim_unmapped, .prepare = cache_larges, .act = make_room,
+    WINDOW(.point = STALL_piece_dropped, .prepare = cache_larges, .act = make_room,
            .there = scene_signal, .danger = use_larges_and_prove, .after = larges_are_known,
            .crew_never_waits = true);
 }
 
-Test(windows, large_buried)
+/* Pieces of blocks that were freed become a longer one. */
+static void take_pieces(void) { item_make(scene.heap, &scene.acts[14], 2 * SCENE_LARGE); }
+
+Test(windows, pieces_moved)
 {
-    WINDOW(.point = STALL_large_buried, .prepare = cache_larges, .act = make_room,
+    WINDOW(.point = STALL_pieces_moved, .prepare = cache_larges, .act = take_pieces,
            .there = scene_signal, .danger = use_larges_and_prove, .after = larges_are_known,
            .crew_never_waits = true);
+}
+
+static void make_larges(void)
+{
+    scene_make_acts(3, SCENE_LARGE);
+    stale = scene.acts[0].ptr;
+}
+static void free_a_large(void) { item_free(scene.heap, &scene.acts[0]); }
+
+Test(windows, large_buried)
+{
+    WINDOW(.point = STALL_large_buried, .prepare = make_larges, .act = free_a_large,
+           .there = scene_signal, .danger = scene_free_theirs, .after = larges_are_known);
+}
+
+/* A free that finds RESERVE busy defers the block, and does not wait. */
+Test(windows, large_freed_and_the_reserve_is_busy)
+{
+    NEEDS_POINTS();
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        scene_begin(level);
+        make_larges();
+        reserve_is_held = reserve_may_go = false;
+        cr_assert(hold_start(&reserve_holder, STALL_large_buried, 1, free_a_large, NULL));
+        cr_assert(pthread_create(&reserve_thread, NULL, hold_reserve, NULL) == 0);
+        cr_assert(stall_wait(&reserve_is_held));
+        cr_assert(hold_end(&reserve_holder), "a free waits for RESERVE");
+        cr_assert(remote_blocks(&scene.heap->deferred) == 1);
+        reserve_may_go = true;
+        pthread_join(reserve_thread, NULL);
+        SCENE_END();
+    }
 }
 
 static size_t usable;

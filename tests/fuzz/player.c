@@ -237,11 +237,11 @@ static void do_free_run(player_t *player, const fuzz_operation_t *operation)
     }
 }
 
-/* A large block stays where it is not much too large. */
+/* A large block stays where it has the same pages, also where it is large by its alignment. */
 static size_t charge_after(const block_t *block, size_t size)
 {
-    bool stays = block->large && size <= block->usable && size >= block->usable / 2;
-    return stays ? (size + 4095) & ~(size_t)4095 : charge_of(size, 16);
+    bool stays = block->large && ((size + 4095) & ~(size_t)4095) == block->usable;
+    return stays ? block->usable : charge_of(size, 16);
 }
 
 static void do_realloc(player_t *player, const fuzz_operation_t *operation)

@@ -81,7 +81,8 @@ static void create(place_t *place, unsigned number, unsigned choice)
         config.live_limit = place->limit;
     }
     place->cache_bytes = config.cache_bytes ? config.cache_bytes : 32 << 20;
-    place->large_cache_bytes = config.large_cache_bytes ? config.large_cache_bytes : 32 << 20;
+    place->large_cache_bytes =
+        config.large_cache_bytes ? config.large_cache_bytes : (size_t)64 << 30;
     unsigned before = atomic_load(&world.refusals);
     errno = 0;
     place->heap = hak_heap_create(&config);
