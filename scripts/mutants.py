@@ -62,12 +62,14 @@ OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
 SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
-SUITES = {"area": "@(home|adapt)", "drain": "@(home|adapt|region)",
-          "refill": "@(home|api|large|region)", "trim": "@(flush_trim|windows|region)",
+SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|region|limits)",
+          "refill": "@(home|api|large|region|limits)",
+          "trim": "@(flush_trim|windows|region|limits)",
           "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api)", "record": "meta",
-          "life": "@(api|home)", "resize": "api", "pointer": "misuse", "heap": "api",
+          "life": "@(api|home)", "resize": "@(api|limits)", "pointer": "misuse", "heap": "api",
           "walk": "@(stats|home)", "validate": "stats", "report": "stats", "os_linux": "os",
-          "percpu_rseq": "percpu"}
+          "percpu_rseq": "percpu", "recall": "@(limits|ledger)", "tree": "@(limits|api)",
+          "api_tree": "limits"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
 # These kinds are races where they are anything: ThreadSanitizer looks at them, too.

@@ -130,6 +130,15 @@ static void note_pressure(void *ctx, hak_heap_t *full, size_t bytes)
     (void)ctx, (void)full, (void)bytes;
 }
 
+/* Of a struct that ends at the i-th of the fields below. */
+static void prove_limits(const settings_t *settings, unsigned i)
+{
+    cr_assert((settings->parent != NULL) == (i > 6), "field %u", i);
+    cr_assert(settings->live_limit == (i > 7 ? 4444 : 0), "field %u", i);
+    cr_assert(settings->on_pressure == (i > 8 ? note_pressure : NULL), "field %u", i);
+    cr_assert((settings->pressure_ctx != NULL) == (i > 9), "field %u", i);
+}
+
 /* Fields beyond the struct's end take their defaults, whatever lies there. */
 Test(options, a_shorter_struct_is_read_up_to_its_end)
 {
@@ -167,10 +176,7 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                   "size %zu", ends[i]);
         cr_assert(settings.region_bytes == (i > 5 ? 3333 : default_region_bytes), "size %zu",
                   ends[i]);
-        cr_assert((settings.parent != NULL) == (i > 6), "size %zu", ends[i]);
-        cr_assert(settings.live_limit == (i > 7 ? 4444 : 0), "size %zu", ends[i]);
-        cr_assert(settings.on_pressure == (i > 8 ? note_pressure : NULL), "size %zu", ends[i]);
-        cr_assert((settings.pressure_ctx != NULL) == (i > 9), "size %zu", ends[i]);
+        prove_limits(&settings, i);
     }
 }
 
