@@ -368,6 +368,53 @@ HAK_API int hak_heap_set_limits(hak_heap_t *heap, const hak_limits_t *limits);
  */
 HAK_API int hak_heap_move(hak_heap_t *heap, hak_heap_t *parent);
 
+/** A callback of hak_heap_on_destroy(), in memory of the caller. */
+typedef struct hak_on_destroy {
+    /** Written by the library. */
+    struct hak_on_destroy *next;
+    /**
+     * Runs once. The heap still gives and takes blocks; the callback may not destroy or reset it.
+     * @param ctx the field below.
+     * @param heap the heap whose blocks go.
+     */
+    void (*run)(void *ctx, hak_heap_t *heap);
+    /** Passed to `run`. */
+    void *ctx;
+} hak_on_destroy_t;
+
+/**
+ * Has a callback run before the blocks of a heap go, by hak_heap_destroy() or hak_heap_reset() of it
+ * or of a heap above it: to close what its blocks refer to. The callback registered last runs first,
+ * on the thread that destroys, with nothing locked; those of heaps below have run by then. Any
+ * thread. Never waits, never fails for lack of memory.
+ * @param heap the heap.
+ * @param node the callback, with `run` and `ctx` set. It may lie in the heap itself, and must stay as
+ *         it is until it has run.
+ * @return 0; EINVAL (NULL or destroyed heap, NULL node, or one without `run`).
+ */
+HAK_API int hak_heap_on_destroy(hak_heap_t *heap, hak_on_destroy_t *node);
+
+/**
+ * Closes a heap: from here on it gives no block, and frees go on. A request fails with ESHUTDOWN
+ * and HAK_ERROR_CLOSED; a realloc still succeeds where the block can stay in its place. What caches
+ * hold goes back. There is no way to open a heap again. Any thread.
+ * @param heap the heap. Heaps below it stay open.
+ * @return 0, also where it is closed already; EAGAIN (the kernel refused the fence, and the heap is
+ *         open); EINVAL (NULL or destroyed heap); EDEADLK (in a signal handler that interrupted this
+ *         library).
+ */
+HAK_API int hak_heap_close(hak_heap_t *heap);
+
+/**
+ * Destroys a heap that has no live block and no heap below it: for subsystems that must have freed
+ * everything.
+ * @param heap the heap. No other call may use it meanwhile, as for hak_heap_destroy().
+ * @param blocks receives the number of live blocks where that is not 0; may be NULL.
+ * @return 0; EBUSY (there are live blocks, or heaps below it; nothing has changed); EINVAL, EDEADLK
+ *         as hak_heap_close().
+ */
+HAK_API int hak_heap_destroy_if_empty(hak_heap_t *heap, size_t *blocks);
+
 /** What a heap that counts, and all heaps below it, have in use. Bytes. */
 typedef struct hak_usage {
     /** Size of this struct in bytes; set by the caller, and no more than that is written. */
@@ -409,8 +456,8 @@ HAK_API int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out);
  */
 HAK_API hak_heap_t *hak_heap_refused_by(const hak_heap_t *heap);
 
-/** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap; otherwise no
- *  part, and no sum of parts, is above `committed_bytes`, of which `large_cached_bytes` is none. At any time `large_bytes` is at most
+/** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap, and no limit
+ *  refuses a call on another heap of its tree; otherwise no part, and no sum of parts, is above `committed_bytes`, of which `large_cached_bytes` is none. At any time `large_bytes` is at most
  *  `live_bytes`, `phantom_superslabs` at most `superslabs`, and `resident_bytes` and
  *  `committed_bytes` at most `peak_bytes` and `mapped_bytes`. */
 typedef struct hak_stats {
@@ -562,6 +609,8 @@ typedef enum hak_error {
     HAK_ERROR_REENTERED, /**< A signal handler interrupted this library and called it. */
     HAK_ERROR_PAGES,     /**< The system's pages are not of 4096 bytes. */
     HAK_ERROR_LIMIT,     /**< A limit refuses: hak_heap_refused_by() says whose. */
+    HAK_ERROR_CLOSED,    /**< The heap is closed. */
+    HAK_ERROR_LIVE,      /**< The heap has live blocks, or heaps below it. */
     HAK_ERROR_DEPTH      /**< A tree of heaps would have more than 32 levels. */
 } hak_error_t;
 

@@ -125,6 +125,7 @@ static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
+    if (HAK_UNLIKELY(heap_is_closed(heap))) return fail(HAK_ERROR_CLOSED, ESHUTDOWN);
     if (heap->ledger) return malloc_counted(heap, size, alignment, dirty);
     if (gate_enter(true) != GATE_IN) return reenter(heap);
     int before = errno;
@@ -437,6 +438,7 @@ static bool charge(hak_heap_t *heap, size_t bytes)
 static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, size_t size)
 {
     size_t dirty;
+    if (heap_is_closed(heap)) return fail(HAK_ERROR_CLOSED, ESHUTDOWN);
     if (gate_enter(true) != GATE_IN) return reenter(heap);
     void *fresh = allocate_inside(heap, size, BLOCK_ALIGN, &dirty);
     if (fresh) {
@@ -717,6 +719,8 @@ const char *hak_error_text(hak_error_t error)
     case HAK_ERROR_REENTERED: return "a signal handler interrupted the library and called it";
     case HAK_ERROR_PAGES: return "the system's pages are not of 4096 bytes";
     case HAK_ERROR_LIMIT: return "the limit of a heap refuses";
+    case HAK_ERROR_CLOSED: return "the heap is closed";
+    case HAK_ERROR_LIVE: return "the heap has live blocks, or heaps below it";
     case HAK_ERROR_DEPTH: return "a tree of heaps would have more than 32 levels";
     }
     return "unknown error";

@@ -1,11 +1,15 @@
 /* hakheap level 15: api_tree - the exported functions of limits and trees */
 #include <errno.h>
 
+#include "drain.h"
 #include "gate.h"
 #include "hakheap.h"
 #include "options.h"
 #include "recall.h"
+#include "report.h"
 #include "tls.h"
+#include "tree.h"
+#include "trim.h"
 
 static int refuse(hak_error_t why, int error)
 {
@@ -94,6 +98,56 @@ int hak_heap_move(hak_heap_t *heap, hak_heap_t *parent)
     int before = errno, error = enter(heap);
     if (!error) {
         error = move(heap, parent);
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
+/* ---- Ends ---- */
+
+static int enter_any(const hak_heap_t *heap)
+{
+    if (!heap || !heap_is_valid(heap)) return refuse(HAK_ERROR_ARGUMENT, EINVAL);
+    return gate_enter(true) == GATE_IN ? 0 : refuse(HAK_ERROR_REENTERED, EDEADLK);
+}
+
+int hak_heap_on_destroy(hak_heap_t *heap, hak_on_destroy_t *node)
+{
+    if (!heap || !heap_is_valid(heap) || !node || !node->run)
+        return refuse(HAK_ERROR_ARGUMENT, EINVAL);
+    tree_on_destroy(heap, node);
+    return 0;
+}
+
+int hak_heap_close(hak_heap_t *heap)
+{
+    int before = errno, error = enter_any(heap);
+    if (!error) {
+        if (!heap_is_closed(heap) && !trim_close(heap)) error = refuse(HAK_ERROR_FENCE, EAGAIN);
+        gate_leave();
+    }
+    errno = before;
+    return error;
+}
+
+/* Inside the gate. */
+static int destroy_if_empty(hak_heap_t *heap, size_t *blocks)
+{
+    hak_heap_stats_t stats;
+    drain_settle(heap);
+    report_stats(heap, &stats);
+    if (blocks) *blocks = stats.live_blocks;
+    if (stats.live_blocks || (heap->ledger && ledger_child(heap->ledger)))
+        return refuse(HAK_ERROR_LIVE, EBUSY);
+    return tree_destroy(heap) ? 0 : refuse(HAK_ERROR_ARGUMENT, EINVAL);
+}
+
+int hak_heap_destroy_if_empty(hak_heap_t *heap, size_t *blocks)
+{
+    int before = errno, error = enter_any(heap);
+    if (!error) {
+        error = destroy_if_empty(heap, blocks);
         gate_leave();
     }
     errno = before;

@@ -42,8 +42,8 @@ area_t *area_get(hak_heap_t *heap, int *index, bool may_wait)
     area = percpu_area(&heap->percpu, (unsigned)*index);
     if (area) counter_add(&heap->counters, early_stopped, 1);
     else counter_add(&heap->counters, early_no_area, 1);
-    /* A recall makes the heap tight before it takes its areas: none is made after that. */
-    if (!area && !heap_is_tight(heap)) area = make_area(heap, (unsigned)*index, may_wait);
+    /* A heap is tight, or closed, before its areas are taken: none is made after that. */
+    if (!area && heap_may_cache(heap)) area = make_area(heap, (unsigned)*index, may_wait);
     lock_release(&heap->areas_lock, RANK_AREAS);
     return area;
 }

@@ -124,8 +124,8 @@ static bool may_leave(hak_heap_t *heap, class_state_t *state, chain_t chain)
 {
     size_t blocks = chain_count(chain);
     if (remote_blocks(&state->remote) + blocks >= CHAIN_MAX) return false;
-    /* It has no budget, and the next request takes what waits. */
-    if (heap_is_tight(heap)) return true;
+    /* It has no budget. */
+    if (!heap_may_cache(heap)) return true;
     if (!heap_budget_take(heap, blocks * size_classes[state->cls].bytes)) return false;
     add_relaxed(&state->remote_charged, (uint32_t)blocks);
     return true;

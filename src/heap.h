@@ -105,6 +105,7 @@ struct hak_heap {
     budget_t budget;            /* atomic: what magazines may still take */
     class_bits_t made;          /* of classes; written under the HEAP lock */
     classes_t *_Atomic classes; /* never NULL; release pairs with acquire; made under HEAP */
+    _Atomic uint32_t closed;    /* ordered: pairs with heap_close in trim.c; 1: gives no blocks */
     _Atomic uint32_t divided;   /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
     _Atomic uint32_t missed;    /* relaxed: allocations that no area served; some may be lost */
     hak_lock_t trim_lock;       /* rank TRIM: the order of `superslabs`, which trims turn */
@@ -131,10 +132,12 @@ struct hak_heap {
     settings_t settings;     /* const */
     policy_t policy;         /* const: what the level of `settings` asks for */
     counters_t counters;
+    hak_on_destroy_t *_Atomic on_destroy; /* any thread adds; newest first; release and acquire */
 
     /* ---- regions: any thread ---- */
     far_regions_t *_Atomic far_regions; /* release pairs with acquire; made under HEAP */
-    _Atomic uint32_t regions; /* maps that there are; release pairs with acquire; under HEAP */
+    _Atomic size_t region_bytes; /* relaxed: of a class; what the settings say, 0 once closed */
+    _Atomic uint32_t regions;    /* maps that there are; release pairs with acquire; under HEAP */
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
      * class are in regions. Only what serves a class follows from it. */
     _Atomic uint16_t region_blocks[REGION_CLASSES];
@@ -227,6 +230,13 @@ HAK_INLINE void heap_note_freed(hak_heap_t *heap, unsigned units)
     store_relaxed(blocks, (uint16_t)(were - (were != 0)));
 }
 
+/* Whether a heap gives no blocks any more. */
+HAK_INLINE bool heap_is_closed(const hak_heap_t *heap)
+{
+    /* Ordered: pairs with trim_close, which sets it before it takes the areas. */
+    return load_ordered(&((hak_heap_t *)(uintptr_t)heap)->closed);
+}
+
 /* ---- What is live, where the heap counts ---- */
 
 HAK_INLINE bool heap_is_tight(const hak_heap_t *heap)
@@ -247,10 +257,15 @@ HAK_INLINE void heap_note_waiting(hak_heap_t *heap)
 {
     if (HAK_UNLIKELY(heap->ledger != NULL)) ledger_note_freed(heap->ledger);
 }
-/* Room in the budget of magazines and cold chains; a tight heap has none. */
+/* Whether a heap may have areas and fill its caches: a tight one, and one that is closed, may not. */
+HAK_INLINE bool heap_may_cache(const hak_heap_t *heap)
+{
+    return !heap_is_tight(heap) && !heap_is_closed(heap);
+}
+/* Room in the budget of magazines and cold chains. */
 HAK_INLINE bool heap_budget_take(hak_heap_t *heap, size_t bytes)
 {
-    return !heap_is_tight(heap) && budget_take(&heap->budget, bytes);
+    return heap_may_cache(heap) && budget_take(&heap->budget, bytes);
 }
 
 /* ---- What is committed; lock: HEAP ---- */

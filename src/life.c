@@ -131,6 +131,7 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     heap->owner = entry_owner_bits(heap);
     heap->lookup = heap->policy.sealed ? CLASSES_MARKED : CLASSES_PLAIN;
     store_relaxed(&heap->classes, &heap_no_classes);
+    store_relaxed(&heap->region_bytes, settings.region_bytes);
     store_relaxed(&heap->budget.room, (int64_t)settings.cache_bytes);
     percpu_init(&heap->percpu);
     found_region(heap);

@@ -22,7 +22,7 @@ HAK_INLINE bool is_in_regions(hak_heap_t *heap, unsigned cls)
     if (cls >= REGION_CLASSES || heap_class_made(heap, cls)) return false;
     /* Relaxed: a guess, see heap.h. */
     size_t blocks = (size_t)load_relaxed(&heap->region_blocks[cls]) + 1;
-    return blocks * size_classes[cls].bytes <= heap->settings.region_bytes;
+    return blocks * size_classes[cls].bytes <= load_relaxed(&heap->region_bytes);
 }
 
 /* Opens a page of the first region that has one to open. Where it goes on with the region's tail,

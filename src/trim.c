@@ -252,6 +252,18 @@ bool trim_recall(hak_heap_t *const heaps[], size_t count)
     return fenced;
 }
 
+bool trim_close(hak_heap_t *heap)
+{
+    /* Ordered: pairs with heap_is_closed. Before the areas are taken, so that none is made after. */
+    store_ordered(&heap->closed, 1u);
+    if (!trim_recall(&heap, 1)) {
+        store_ordered(&heap->closed, 0u);
+        return false;
+    }
+    store_relaxed(&heap->region_bytes, 0u);
+    return true;
+}
+
 /* ---- Slabs ---- */
 
 /* Of a class, at most so many. Returns how many; lock: CLASS. */

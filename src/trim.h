@@ -17,6 +17,8 @@
  * running CPU's moved. */
 bool trim_flush(hak_heap_t *heap, unsigned first, unsigned end, size_t *bytes);
 bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes);
+/* The heap gives no blocks from here on. False: the kernel refused the fence, and it is open. */
+bool trim_close(hak_heap_t *heap);
 /* For a recall: returns all that these heaps, at most LEDGER_AT_ONCE, have cached, waiting and
  * deferred, with one fence for all of them, and leaves their magazines without limits. False: the
  * kernel refused the fence, and what other CPUs have cached stays. */
