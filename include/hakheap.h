@@ -457,7 +457,8 @@ HAK_API int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out);
 HAK_API hak_heap_t *hak_heap_refused_by(const hak_heap_t *heap);
 
 /** Figures of one heap. All sizes in bytes. Exact when no other call runs on the heap, and no limit
- *  refuses a call on another heap of its tree; otherwise no part, and no sum of parts, is above `committed_bytes`, of which `large_cached_bytes` is none. At any time `large_bytes` is at most
+ *  refuses a call on another heap of its tree; otherwise no part, and no sum of parts, is above
+ *  `committed_bytes`, of which `large_cached_bytes` is none. At any time `large_bytes` is at most
  *  `live_bytes`, `phantom_superslabs` at most `superslabs`, and `resident_bytes` and
  *  `committed_bytes` at most `peak_bytes` and `mapped_bytes`. */
 typedef struct hak_stats {

@@ -64,11 +64,11 @@ SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
 SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|region|limits)",
           "refill": "@(home|api|large|region|limits)",
-          "trim": "@(flush_trim|windows|region|limits)",
+          "trim": "@(flush_trim|windows|region|limits|ends)",
           "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api)", "record": "meta",
           "life": "@(api|home)", "resize": "@(api|limits)", "pointer": "misuse", "heap": "api",
           "walk": "@(stats|home)", "validate": "stats", "report": "stats", "os_linux": "os",
-          "percpu_rseq": "percpu", "recall": "@(limits|ledger)", "tree": "@(limits|api)",
+          "percpu_rseq": "percpu", "recall": "@(limits|ledger)", "tree": "@(limits|api|ends)",
           "api_tree": "limits"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
