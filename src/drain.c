@@ -538,8 +538,10 @@ void drain_charged(const block_id_t *id, void *ptr)
     } else if (id->kind == KIND_REGION) {
         if (!put_in_region(heap, id->entry, ptr)) pointer_refuse_again(id, ptr);
     } else {
+        size_t bytes = bytes_of_large(ptr);
         lock_acquire(&heap->lock, RANK_HEAP);
         (void)free_big(heap, ptr, true);
         lock_release(&heap->lock, RANK_HEAP);
+        reserve_settle(&process_reserve, bytes);
     }
 }
