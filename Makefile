@@ -60,7 +60,7 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] exa
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
-        fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted format format-check clean \
+        fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
         install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
@@ -228,6 +228,11 @@ mutants:
 planted:
 	scripts/mutants.py planted
 
+# ---- Models: protocols proved by spin ----
+
+models:
+	models/run.sh
+
 # ---- The rest ----
 
 docs:
@@ -276,6 +281,7 @@ help:
 	@echo 'make soak            the same in one process, with the slope of its memory; SECONDS=36000'
 	@echo 'make check-fuzz      the same for two minutes, over builds, modes and threads'
 	@echo 'make fuzz-libfuzzer  finds sequences for the corpus; fuzz-minimise takes them into build/corpus-least'
+	@echo 'make models          proves the protocol of limits with spin, and that each seeded bug is found'
 	@echo 'make mutants         kills small changes of src/ by the tests; JOBS=2 ONLY="<pattern>" SECONDS=60 of the fuzzer'
 	@echo 'make planted         how soon the fuzzer alone finds each planted bug'
 	@echo 'make bench           bench/suite.py: every benchmark on every allocator, as a page; BENCH=quick: few rounds'

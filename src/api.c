@@ -108,7 +108,7 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
                                          size_t *dirty)
 {
     int before = errno;
-    refused_t refused = {NULL};
+    refused_t refused = {0};
     void *ptr = NULL;
     for (int tries = 0; tries < 2 && !ptr; tries++) {
         if (tries && !press(&refused, pointer_charge(size, alignment))) break;
@@ -422,7 +422,7 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 /* Charges a heap that counts, outside of the gate. */
 static bool charge(hak_heap_t *heap, size_t bytes)
 {
-    refused_t refused = {NULL};
+    refused_t refused = {0};
     bool done = false;
     for (int tries = 0; tries < 2 && !done; tries++) {
         if (tries && !press(&refused, bytes)) break;

@@ -154,7 +154,7 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
 {
     hold();
     size_t room;
-    borrowed_t refusal = {find_full(ledger, bytes, &room), false, {NULL}};
+    borrowed_t refusal = {find_full(ledger, bytes, &room), false, {0}};
     if (refusal.full || load_relaxed(&ledger->tight)) {
         return_credit(ledger);
         refusal.full = find_full(ledger, bytes, &room);

@@ -81,7 +81,7 @@ static bool borrow_or_recall(hak_heap_t *heap, size_t bytes, refused_t *refused)
 
 bool recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
 {
-    *refused = (refused_t){NULL};
+    *refused = (refused_t){0};
     if (HAK_LIKELY(ledger_grab(heap->ledger, bytes, 1))) return true;
     borrowed_t refusal = ledger_borrow(heap->ledger, bytes, now());
     if (HAK_LIKELY(!refusal.full)) return true;
