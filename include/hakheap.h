@@ -88,8 +88,11 @@ typedef enum hak_level {
  * Told that a limit refuses a request, before the request fails. It runs once for a request, on the
  * thread that asks, with nothing locked: it may free blocks of any heap, also of this one, allocate
  * in heaps that are not below the full one, lower or raise limits, and leave by longjmp(). It may
- * not destroy or reset the full heap, or one above or below it. Afterwards the request is tried once
- * more.
+ * not destroy or reset the full heap, or one above or below it, nor free the block that a realloc
+ * asks for. Afterwards the request is tried once more. A request that is refused in a callback, or
+ * in a signal handler that interrupts it, calls none. So a program that leaves by longjmp() calls
+ * hak_heap_refused_by() where it lands: without that, a request from deeper in the stack than the
+ * one that was left would count as one of the callback.
  * @param ctx what the config of the full heap says.
  * @param full the heap whose limit refuses.
  * @param bytes what the request is charged.
@@ -159,7 +162,8 @@ typedef struct hak_heap_config {
  * Creates a heap.
  * @param config what to create, or NULL for defaults; read during the call only.
  * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or
- *         value that this version does not know), ENOTSUP (HAK_LEVEL_HARDENED, or a system whose
+ *         value that this version does not know, or a parent that is destroyed or does not count),
+ *         E2BIG (the parent is the 32nd of its chain), ENOTSUP (HAK_LEVEL_HARDENED, or a system whose
  *         pages are not of 4096 bytes), ENOMEM (the system refused memory), EDEADLK (in a signal
  *         handler that interrupted this library). The first call of a process waits for another
  *         thread's first call. No cancellation point.
@@ -167,17 +171,19 @@ typedef struct hak_heap_config {
 HAK_API HAK_NODISCARD hak_heap_t *hak_heap_create(const hak_heap_config_t *config);
 
 /**
- * Destroys a heap and every block in it. Takes time that follows the number of SuperSlabs and large
- * blocks, not the number of blocks.
- * @param heap the heap. Every other call that names it or frees one of its blocks must have
- *         happened before.
+ * Destroys a heap and every block in it, and before that all heaps below it. Takes time that follows
+ * the number of SuperSlabs and large blocks, not the number of blocks.
+ * @param heap the heap. Every other call that names it or a heap below it, as its parent too, or
+ *         frees one of their blocks must have happened before. Heaps above it, and others below
+ *         those, may be used meanwhile.
  * @return 0; EINVAL (NULL, or a heap that is already destroyed).
  */
 HAK_API int hak_heap_destroy(hak_heap_t *heap);
 
 /**
- * Frees every block of a heap at once and keeps the heap.
- * @param heap the heap. No other call on it or its blocks may run at the same time.
+ * Frees every block of a heap at once and keeps the heap; heaps below it are destroyed.
+ * @param heap the heap. No other call on it or its blocks may run at the same time, nor one on heaps
+ *         below it: see hak_heap_destroy().
  * @return 0; EINVAL (NULL, or a destroyed heap).
  */
 HAK_API int hak_heap_reset(hak_heap_t *heap);
@@ -187,7 +193,8 @@ HAK_API int hak_heap_reset(hak_heap_t *heap);
  * @param heap the heap.
  * @param size bytes; 0 gives a unique block that can be freed.
  * @return the block, owned by the caller; NULL and `errno`: EINVAL (NULL or destroyed heap), ENOMEM
- *         (no memory, or a size that no system could map), EDEADLK (called from a signal handler
+ *         (no memory, a size that no system could map, or a limit: hak_last_error() says which),
+ *         EDEADLK (called from a signal handler
  *         that interrupted this library).
  */
 HAK_API HAK_NODISCARD void *hak_heap_malloc(hak_heap_t *heap, size_t size) HAK_MALLOC
@@ -362,9 +369,10 @@ HAK_API int hak_heap_set_limits(hak_heap_t *heap, const hak_limits_t *limits);
  * @param heap a heap that counts.
  * @param parent a heap that counts, or NULL: `heap` becomes the root of a tree of its own.
  * @return 0; ENOMEM and HAK_ERROR_LIMIT (a heap above the new place has no room for what is live);
- *         EINVAL (NULL or destroyed heap, one that does not count, or `parent` lies below `heap`);
- *         E2BIG (the tree would have more than 32 levels); EAGAIN (the kernel refused the fence);
- *         EDEADLK as above. Where it is not 0, nothing has changed.
+ *         EINVAL (NULL or destroyed heap, one that does not count, or `parent` lies below `heap`, or
+ *         is `heap`); E2BIG (the tree would have more than 32 levels; a heap counts as many below
+ *         it as it ever had, until it has none); EAGAIN (the kernel refused the fence); EDEADLK as
+ *         above. Where it is not 0, nothing has changed but that caches may be empty.
  */
 HAK_API int hak_heap_move(hak_heap_t *heap, hak_heap_t *parent);
 
@@ -422,7 +430,8 @@ typedef struct hak_usage {
     /** Blocks of this heap in the program's hands or in caches, by what they are charged. */
     size_t live_bytes;
     /** The same with all heaps below, and with what each has borrowed ahead from its limit: what
-     * the limit is held to. Exact after a refusal, at most #live_limit always. */
+     * the limit is held to. Exact after this heap has refused a request, until heaps borrow again;
+     * at most #live_limit always. */
     size_t tree_bytes;
     /** The highest `tree_bytes` so far. */
     size_t tree_peak_bytes;
@@ -448,7 +457,7 @@ typedef struct hak_usage {
 HAK_API int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out);
 
 /**
- * Which heap was full. Any thread.
+ * Which heap was full. Any thread. Ends a callback that was left by longjmp(): see hak_pressure_fn.
  * @param heap a heap that counts.
  * @return the heap whose limit refused the last request of `heap` that failed with HAK_ERROR_LIMIT:
  *         `heap` itself or one above it; NULL where none has, or that one is above it no longer, or

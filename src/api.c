@@ -81,24 +81,17 @@ static void *reenter(hak_heap_t *heap)
     return fail(HAK_ERROR_REENTERED, EDEADLK);
 }
 
-/* Where the stack is, in units of its alignment: a number that fits the thread-local record. */
-HAK_INLINE uint32_t frame_number(const void *frame)
-{
-    return (uint32_t)((uintptr_t)frame >> 4) | 1;
-}
-
 /*
  * Whether a request that a limit refused shall be tried again: the full heap's callback has run,
- * outside of the gate and with nothing locked. What is refused inside of a callback calls none. A
- * callback that was left by longjmp is known by its frame, which is no longer above this one:
- * stacks grow downwards.
+ * outside of the gate and with nothing locked. What is refused inside of a callback calls none. The
+ * request has not failed then, as far as hak_last_error() tells.
  */
-static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes)
+static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes, uint32_t error)
 {
-    uint32_t here = frame_number(__builtin_frame_address(0)), before = hak_tls.pressing;
-    if (!refused->heap || !refused->on_pressure || (before && (int32_t)(here - before) < 0))
-        return false;
+    uint32_t here = tls_frame(__builtin_frame_address(0));
+    if (!refused->heap || !refused->on_pressure || tls_is_pressed(here)) return false;
     hak_tls.pressing = here;
+    hak_tls.last_error = error;
     refused->on_pressure(refused->ctx, refused->heap, bytes);
     hak_tls.pressing = 0;
     return true;
@@ -108,10 +101,11 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
                                          size_t *dirty)
 {
     int before = errno;
+    uint32_t error = hak_tls.last_error;
     refused_t refused = {0};
     void *ptr = NULL;
     for (int tries = 0; tries < 2 && !ptr; tries++) {
-        if (tries && !press(&refused, pointer_charge(size, alignment))) break;
+        if (tries && !press(&refused, pointer_charge(size, alignment), error)) break;
         if (gate_enter(true) != GATE_IN) return reenter(heap);
         ptr = allocate_charged(heap, size, alignment, dirty, &refused);
         gate_leave();
@@ -422,10 +416,11 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 /* Charges a heap that counts, outside of the gate. */
 static bool charge(hak_heap_t *heap, size_t bytes)
 {
+    uint32_t error = hak_tls.last_error;
     refused_t refused = {0};
     bool done = false;
     for (int tries = 0; tries < 2 && !done; tries++) {
-        if (tries && !press(&refused, bytes)) break;
+        if (tries && !press(&refused, bytes, error)) break;
         if (gate_enter(true) != GATE_IN) return reenter(heap) != NULL;
         done = recall_charge(heap, bytes, &refused);
         gate_leave();

@@ -5,7 +5,7 @@
 
 static hak_lock_t tree_lock;   /* rank TREE */
 static _Atomic uint64_t epoch; /* frees in tight heaps, and changes of a tree; ordered */
-static uint32_t serials;       /* lock: TREE; of recalls */
+static uint32_t serials = 1;   /* lock: TREE; of recalls; 0 is that of none */
 
 static void hold(void) { lock_acquire(&tree_lock, RANK_TREE); }
 static void release(void) { lock_release(&tree_lock, RANK_TREE); }
@@ -134,7 +134,10 @@ static void relax(ledger_t *ledger, uint32_t now)
 {
     ledger_t *at = ledger;
     do
-        if (at->squeezed && now - at->squeezed_at >= LEDGER_TIGHT_MS) at->squeezed = false;
+        if (at->squeezed && now - at->squeezed_at >= LEDGER_TIGHT_MS) {
+            at->squeezed = false;
+            at->squeezed_at += LEDGER_TIGHT_MS;
+        }
     while ((at = at->parent) != NULL);
     if (load_relaxed(&ledger->tight) && !is_squeezed(ledger)) store_ordered(&ledger->tight, 0u);
 }
@@ -167,8 +170,9 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
     } else {
         const ledger_t *full = refusal.full;
         refusal.by = full->own;
-        refusal.again =
-            full->squeezed && full->refused_at == ledger_epoch() + 1 && bytes >= full->refused_size;
+        refusal.again = bytes > load_relaxed(&full->limit) ||
+                        (full->squeezed && full->refused_at == ledger_epoch() + 1 &&
+                         bytes >= full->refused_size);
     }
     release();
     return refusal;
@@ -262,11 +266,12 @@ static ledger_t *next_of(const recall_t *recall, ledger_t *at)
     return parent;
 }
 
-/* What was refused before is asked again, until a recall has come to its end. */
+/* What was refused before is asked again, until a recall has come to its end. At the first step
+ * the top still says when the last recall, or the time after it, has ended. */
 static void squeeze(recall_t *recall, ledger_t *top)
 {
-    recall->again |=
-        !top->squeezed && top->squeezed_at && recall->now - top->squeezed_at < LEDGER_TIGHT_MS;
+    if (top->stamp != recall->serial)
+        recall->again = top->squeezed_at && recall->now - top->squeezed_at < LEDGER_TIGHT_MS;
     top->squeezed = true;
     top->squeezed_at = recall->now;
     top->refused_at = 0;
@@ -337,7 +342,9 @@ static void link_to(ledger_t *ledger, ledger_t *parent)
 {
     ledger->parent = parent;
     if (!parent) return;
-    link_first(parent, ledger);
+    /* Those that a recall is done with come last: see next_of. */
+    if (ledger->done == serials) link_last(parent, ledger);
+    else link_first(parent, ledger);
     raise_height(parent, ledger->height);
 }
 

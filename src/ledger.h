@@ -58,7 +58,8 @@ typedef struct ledger {
     uint16_t height; /* lock: TREE, as all that follows; of the tree below it, at least; 1: alone */
     bool away;       /* is emptied, or leaves: a recall passes it by */
     bool squeezed;   /* what is below was recalled a short while ago, and is tight */
-    uint32_t squeezed_at; /* milliseconds of the clock; see ledger_begin */
+    uint32_t squeezed_at; /* milliseconds of the clock: when the last recall has ended, or, where it
+                           * is squeezed no more, when that has */
     uint32_t pins;        /* steps of recalls that are at it */
     uint32_t stamp, done; /* the last recall that was at it, and that was at all below it */
     struct ledger *parent, *first, *last, *next, *prev;
@@ -115,7 +116,8 @@ bool ledger_set_limit(ledger_t *ledger, size_t limit);
 typedef struct borrowed {
     ledger_t *full; /* the lowest of the chain without room; NULL: none, and the bytes are the
                      * caller's */
-    bool again;     /* it was refused since the last recall, and nothing was freed since */
+    bool again; /* no recall helps: it is more than the limit, or was refused since the last one,
+                     * and nothing was freed since */
     refused_t by;
 } borrowed_t;
 /* Bytes for the caller, and some ahead as credit. */
@@ -136,7 +138,7 @@ typedef struct recall {
     uint32_t serial;
     uint32_t now; /* milliseconds */
     bool more;
-    bool again; /* the last one ended a short while ago */
+    bool again; /* the last one, or the time that it was squeezed, ended a short while ago */
     size_t count;
     ledger_t *at[LEDGER_AT_ONCE]; /* of this step; pinned */
 } recall_t;

@@ -3,6 +3,7 @@
 
 #include "gate.h"
 #include "os.h"
+#include "stall.h"
 #include "tls.h"
 #include "trim.h"
 
@@ -59,6 +60,13 @@ static bool refuse_full(const borrowed_t *refusal, refused_t *refused)
     return refuse(HAK_ERROR_LIMIT);
 }
 
+/* What is known holds no longer than it was known: a free that came since may have made room. */
+static bool refuse_again(hak_heap_t *heap, const borrowed_t *refusal, refused_t *refused)
+{
+    ledger_note_again(heap->ledger, refusal->full);
+    return refuse_full(refusal, refused);
+}
+
 /* Lock: SQUEEZE. Each heap of the chain may be full in turn. */
 static bool borrow_or_recall(hak_heap_t *heap, size_t bytes, refused_t *refused)
 {
@@ -68,9 +76,10 @@ static bool borrow_or_recall(hak_heap_t *heap, size_t bytes, refused_t *refused)
     for (unsigned round = 0;; round++) {
         borrowed_t refusal = ledger_borrow(heap->ledger, bytes, now());
         if (!refusal.full) return true;
-        if (refusal.again || refusal.full == last || round == ROUNDS) {
-            ledger_note_refused(heap->ledger, refusal.full, bytes,
-                                refusal.again ? ledger_epoch() : epoch);
+        STALL(recall_refused);
+        if (refusal.again) return refuse_again(heap, &refusal, refused);
+        if (refusal.full == last || round == ROUNDS) {
+            ledger_note_refused(heap->ledger, refusal.full, bytes, epoch);
             return refuse_full(&refusal, refused);
         }
         last = refusal.full;
@@ -85,10 +94,7 @@ bool recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
     if (HAK_LIKELY(ledger_grab(heap->ledger, bytes, 1))) return true;
     borrowed_t refusal = ledger_borrow(heap->ledger, bytes, now());
     if (HAK_LIKELY(!refusal.full)) return true;
-    if (refusal.again) {
-        ledger_note_again(heap->ledger, refusal.full);
-        return refuse_full(&refusal, refused);
-    }
+    if (refusal.again) return refuse_again(heap, &refusal, refused);
     lock_acquire(&squeeze_lock, RANK_SQUEEZE);
     bool done = borrow_or_recall(heap, bytes, refused);
     lock_release(&squeeze_lock, RANK_SQUEEZE);

@@ -60,6 +60,7 @@
     X(region_put_held,    "",                       "a block's first unit is held; not yet free")  \
     X(region_opening,     "",                       "a page's bit is set; its units are held")     \
     X(recall_stepped,     "gate SQUEEZE",           "heaps are tight and pinned; not yet flushed")  \
+    X(recall_refused,     "gate SQUEEZE",           "a chain has refused once more; not yet noted") \
     X(gate_counted,       "gate",                   "a thread is counted in; it has not looked")   \
     X(gate_waiting,       "",                       "found closed; not yet asleep")                \
     X(gate_closed,        "GATE_CLOSE",             "a fork has the gate closed and empty")        \

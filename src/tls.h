@@ -43,4 +43,15 @@ _Static_assert(offsetof(hak_tls_t, ranks) == 20, "plugins share little room");
 
 extern _Thread_local hak_tls_t hak_tls HAK_TLS_MODEL;
 
+/* Where the stack is, in units of its alignment: a number that fits the thread-local record. */
+HAK_INLINE uint32_t tls_frame(const void *frame) { return (uint32_t)((uintptr_t)frame >> 4) | 1; }
+/* Whether a frame lies inside of a callback. One that was left by longjmp, whose frame is no longer
+ * above this one, is known by that, and forgotten: stacks grow downwards. */
+HAK_INLINE bool tls_is_pressed(uint32_t frame)
+{
+    if (hak_tls.pressing && (int32_t)(frame - hak_tls.pressing) < 0) return true;
+    hak_tls.pressing = 0;
+    return false;
+}
+
 #endif

@@ -128,6 +128,31 @@ Test(ledger, steps_of_a_recall_are_short)
 }
 
 /* A recall goes on only as long as the heap that asks is below what it recalls. */
+/* A heap that moves from the part that is done to the part that is not hides none of it. */
+Test(ledger, a_recall_visits_all_beside_a_heap_that_moves)
+{
+    static ledger_t root, many, few, leaves[LEDGER_AT_ONCE], last[4];
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    join(&few, &root, LEDGER_NO_LIMIT);
+    join(&many, &root, LEDGER_NO_LIMIT);
+    for (size_t i = 0; i < LEDGER_AT_ONCE; i++) join(&leaves[i], &many, LEDGER_NO_LIMIT);
+    for (size_t i = 0; i < 4; i++) join(&last[i], &few, LEDGER_NO_LIMIT);
+    for (size_t i = 0; i < 4; i++) cr_assert(take(&last[i], 16) && ledger_live(&last[i]) == 16);
+    recall_t recall;
+    ledger_begin(&recall, &root, &root, 0);
+    ledger_step(&recall);
+    ledger_settle(&recall);
+    ledger_t *done = &leaves[LEDGER_AT_ONCE - 1]; /* the first of its list when it began */
+    cr_assert(recall.more && !ledger_is_tight(&last[0]) && ledger_is_tight(done));
+    cr_assert(move(done, &few) == LEDGER_DONE);
+    while (recall.more) {
+        ledger_step(&recall);
+        ledger_settle(&recall);
+    }
+    for (size_t i = 0; i < 4; i++) cr_assert(ledger_is_tight(&last[i]), "%zu", i);
+    cr_assert(load_relaxed(&root.sum) == 4 * 16 && ledger_is_sound(&root));
+}
+
 Test(ledger, a_recall_ends_where_its_heap_has_moved_away)
 {
     ledger_t root, other, leaf;

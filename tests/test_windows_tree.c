@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 
+#include "os.h"
 #include "support_contract.h"
 #include "support_stall.h"
 
@@ -141,6 +142,42 @@ Test(windows, recall_stepped_and_others_free)
     cr_assert(crew_finish(&crew) && hold_end(&hold) && mine != NULL);
     for (size_t i = 0; i < LIMIT / SIZE / 2 - 1; i++)
         cr_assert(hak_heap_malloc(one, SIZE) != NULL, "%zu", i);
+    cr_assert(hak_heap_malloc(one, SIZE) == NULL);
+    end();
+}
+
+/* ---- A refusal is known, and not yet noted ---- */
+
+static uint64_t frozen_clock(void) { return 1000; }
+static void free_theirs(void) { hak_heap_free(other, theirs[0]); }
+static void free_beside(void *crew)
+{
+    crew_start(crew, free_theirs);
+    STALL_REQUIRE(crew_finish(crew));
+}
+static void ask_and_fail(void) { STALL_REQUIRE(hak_heap_malloc(one, SIZE) == NULL); }
+
+/* Of two threads that ask for the same one recalls, and notes that it was refused; the other has
+ * waited for it and is refused by that. A block that is freed then is found by the next request. */
+Test(windows, recall_refused)
+{
+    NEEDS_POINTS();
+    static os_table_t table;
+    table = *os;
+    table.milliseconds = frozen_clock;
+    os = &table;
+    begin();
+    cr_assert(hold_start(&hold, STALL_recall_stepped, 1, ask_and_fail, NULL));
+    crew_t crew = {.count = 0}, beside = {.count = 0};
+    crew_start(&crew, ask_and_fail);
+    crew_settle(&crew);
+    stall_t refused = {.run = free_beside, .ctx = &beside, .nth = 2};
+    stall_arm(STALL_recall_refused, &refused);
+    cr_assert(hold_end(&hold) && crew_finish(&crew));
+    stall_arm(STALL_recall_refused, NULL);
+    cr_assert(load_relaxed(&refused.visits) == 2);
+    cr_assert(stall_what_is_wrong() == NULL, "%s", stall_what_is_wrong());
+    cr_assert(hak_heap_malloc(one, SIZE) != NULL, "what was freed is room");
     cr_assert(hak_heap_malloc(one, SIZE) == NULL);
     end();
 }
