@@ -330,15 +330,73 @@ void drain_ended_period(hak_heap_t *heap, area_t *area, int index)
 
 /* ---- The ladder ---- */
 
-bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
+/* False: no block begins there. */
+static bool put_region(hak_heap_t *heap, unsigned index, void *ptr)
 {
-    unsigned hole, index = entry_back(entry);
-    unsigned units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
+    unsigned hole, units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
     if (HAK_UNLIKELY(!units)) return false;
     heap_note_hole(heap, index, hole);
     heap_note_freed(heap, units);
-    counter_add(&heap->counters, region, 1);
     return true;
+}
+
+/* Frees the block that a word names first, which no pocket has any more. */
+static HAK_NOINLINE void let_go(hak_heap_t *heap, unsigned cls, uint64_t word)
+{
+    void *ptr = heap_pocketed(heap, word);
+    STALL(pocket_left);
+    if (key_seals(heap->key))
+        region_unseal(ptr, size_classes[cls].bytes / REGION_UNIT, &heap->guard);
+    if (!put_region(heap, pocket_region(word), ptr))
+        block_corrupt(&heap->guard, "free", ptr, size_classes[cls].bytes);
+}
+
+static size_t empty_pocket(hak_heap_t *heap, unsigned cls)
+{
+    uint64_t word = pocket_empty(&heap->pocket[cls]);
+    size_t bytes = pocket_count(word) * size_classes[cls].bytes;
+    for (; word; word >>= POCKET_BITS) let_go(heap, cls, word);
+    return bytes;
+}
+
+size_t drain_pockets(hak_heap_t *heap, unsigned first, unsigned end)
+{
+    size_t bytes = 0;
+    for (unsigned cls = first; cls < hak_min(end, REGION_CLASSES); cls++)
+        bytes += empty_pocket(heap, cls);
+    return bytes;
+}
+
+/* The same by way of a pocket, in a busy heap. Of a class that has moved to slabs no block would be
+ * taken from there. */
+static bool put_pocket(hak_heap_t *heap, unsigned index, void *ptr)
+{
+    unsigned units = region_length(heap_region(heap, index), ptr);
+    if (HAK_UNLIKELY(!units)) return false;
+    unsigned cls = sizeclass_lookup(CLASSES_PLAIN, units * REGION_UNIT);
+    if (HAK_UNLIKELY(heap_class_made(heap, cls))) {
+        (void)empty_pocket(heap, cls);
+        return put_region(heap, index, ptr);
+    }
+    if (HAK_UNLIKELY(key_seals(heap->key))) {
+        if (region_is_sealed(ptr, 1, &heap->guard)) return false;
+        region_seal(ptr, units, &heap->guard);
+    }
+    uint64_t oldest;
+    STALL(pocket_putting);
+    if (HAK_UNLIKELY(!pocket_put(&heap->pocket[cls], pocket_name(index, ptr), units, &oldest)))
+        return false;
+    if (HAK_UNLIKELY(oldest)) let_go(heap, cls, oldest);
+    return true;
+}
+
+bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
+{
+    bool pockets = load_relaxed(&heap->busy) == BUSY_POCKETS;
+    unsigned index = entry_back(entry);
+    bool done = pockets ? put_pocket(heap, index, ptr) : put_region(heap, index, ptr);
+    if (HAK_LIKELY(done)) counter_add(&heap->counters, region, 1);
+    return done;
 }
 
 bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)

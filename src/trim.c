@@ -195,6 +195,7 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
     if (!flush_areas(heap, first, end, retire, bytes)) return false;
     FOR_CLASSES_IN (cls, &heap->made, first, end)
         flush_class(heap, heap_class_made(heap, cls), bytes);
+    *bytes += drain_pockets(heap, first, end);
     drain_settle(heap);
     return true;
 }

@@ -234,12 +234,49 @@ static void check_region(walk_t *walk, region_t *region, unsigned index)
     if (!ss->shared) ss->tally++;
 }
 
+/* A block that a word names. Other threads may take it, write to it, and put it back: so it is wrong
+ * only where it is so at each look, while its pocket has it. */
+static void check_named(walk_t *walk, unsigned cls, uint64_t word)
+{
+    enum { LOOKS = 100 };
+    hak_heap_t *heap = walk->heap;
+    uint64_t name = word & UINT16_MAX;
+    unsigned index = pocket_region(name), units = size_classes[cls].bytes / REGION_UNIT;
+    region_t *region = index < load_acquire(&heap->regions) ? heap_region(heap, index) : NULL;
+    bool starts = false;
+    for (unsigned look = 0; look < LOOKS; look++) {
+        const char *base = region ? load_acquire(&region->base) : NULL;
+        const char *ptr = base + (size_t)pocket_unit(name) * REGION_UNIT;
+        starts = base && region_length(region, ptr) == units;
+        if (starts && (!key_seals(heap->key) || region_is_sealed(ptr, units, &heap->guard))) return;
+        if (!pocket_names(pocket_look(&heap->pocket[cls]), name)) return;
+    }
+    wrong(walk, starts ? heap_pocketed(heap, name) : heap, size_classes[cls].bytes,
+          starts ? "a free block was written to" : "a pocket has what is no block of its class");
+}
+
+static void check_pockets(walk_t *walk)
+{
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
+        uint64_t word = pocket_look(&walk->heap->pocket[cls]);
+        size_t bytes = pocket_count(word) * (size_t)size_classes[cls].bytes;
+        walk->live_bytes -= bytes;
+        walk->cached_bytes += bytes;
+        for (; word; word >>= POCKET_BITS) {
+            check_named(walk, cls, word);
+            if (pocket_names(word >> POCKET_BITS, word & UINT16_MAX))
+                wrong(walk, heap_pocketed(walk->heap, word), bytes, "a free block was found twice");
+        }
+    }
+}
+
 static void check_regions(walk_t *walk)
 {
     for (uint32_t index = 0; index < load_acquire(&walk->heap->regions); index++) {
         region_t *region = heap_region(walk->heap, index);
         if (region_is_attached(region)) check_region(walk, region, index);
     }
+    check_pockets(walk);
 }
 
 static void check_superslabs(walk_t *walk)
