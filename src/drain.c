@@ -351,6 +351,20 @@ static HAK_NOINLINE void let_go(hak_heap_t *heap, unsigned cls, uint64_t word)
         block_corrupt(&heap->guard, "free", ptr, size_classes[cls].bytes);
 }
 
+/* False: the pocket has it. */
+HAK_INLINE bool name_block(hak_heap_t *heap, unsigned cls, uint64_t name, unsigned units)
+{
+    uint64_t oldest;
+    if (HAK_UNLIKELY(!pocket_put(&heap->pocket[cls], name, units, &oldest))) return false;
+    if (HAK_UNLIKELY(oldest)) let_go(heap, cls, oldest);
+    return true;
+}
+
+void drain_to_pocket(hak_heap_t *heap, unsigned cls, uint64_t name)
+{
+    (void)name_block(heap, cls, name, size_classes[cls].bytes / REGION_UNIT);
+}
+
 static size_t empty_pocket(hak_heap_t *heap, unsigned cls)
 {
     uint64_t word = pocket_empty(&heap->pocket[cls]);
@@ -371,7 +385,7 @@ size_t drain_pockets(hak_heap_t *heap, unsigned first, unsigned end)
  * taken from there. */
 static bool put_pocket(hak_heap_t *heap, unsigned index, void *ptr)
 {
-    unsigned units = region_length(heap_region(heap, index), ptr);
+    unsigned units = region_length(heap_region(heap, index), region_unit(ptr));
     if (HAK_UNLIKELY(!units)) return false;
     unsigned cls = sizeclass_lookup(CLASSES_PLAIN, units * REGION_UNIT);
     if (HAK_UNLIKELY(heap_class_made(heap, cls))) {
@@ -382,12 +396,8 @@ static bool put_pocket(hak_heap_t *heap, unsigned index, void *ptr)
         if (region_is_sealed(ptr, 1, &heap->guard)) return false;
         region_seal(ptr, units, &heap->guard);
     }
-    uint64_t oldest;
     STALL(pocket_putting);
-    if (HAK_UNLIKELY(!pocket_put(&heap->pocket[cls], pocket_name(index, ptr), units, &oldest)))
-        return false;
-    if (HAK_UNLIKELY(oldest)) let_go(heap, cls, oldest);
-    return true;
+    return name_block(heap, cls, pocket_name(index, ptr), units);
 }
 
 bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)

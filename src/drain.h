@@ -23,6 +23,8 @@ enum {
 
 /* A block of a region, with neither lock nor gate; false: none begins there. */
 bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr);
+/* A block that a word of its class's pocket named, back into it; the caller took it off there. */
+void drain_to_pocket(hak_heap_t *heap, unsigned cls, uint64_t name);
 /* Frees what the pockets of some classes have. Returns bytes. */
 size_t drain_pockets(hak_heap_t *heap, unsigned first, unsigned end);
 void drain_block(hak_heap_t *heap, entry_t entry, void *ptr);

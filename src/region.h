@@ -206,9 +206,9 @@ HAK_INLINE bool region_may_open(const region_t *region)
 bool region_open(region_t *region, const guard_t *guard);
 /* Units of the block that begins there; 0: none does. */
 unsigned region_length_far(const region_t *region, unsigned unit);
-HAK_INLINE unsigned region_length(const region_t *region, const void *ptr)
+HAK_INLINE unsigned region_length(const region_t *region, unsigned unit)
 {
-    unsigned unit = region_unit(ptr), bit = unit % WORD_UNITS;
+    unsigned bit = unit % WORD_UNITS;
     /* Relaxed: as in region_put. */
     uint64_t word = load_relaxed(&((region_t *)(uintptr_t)region)->word[unit / WORD_UNITS]) >> bit;
     if (HAK_UNLIKELY(!(word & word >> WORD_UNITS & 1))) return 0;

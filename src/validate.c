@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "drain.h"
 #include "os.h"
 #include "tls.h"
 #include "walk.h"
@@ -234,8 +235,8 @@ static void check_region(walk_t *walk, region_t *region, unsigned index)
     if (!ss->shared) ss->tally++;
 }
 
-/* A block that a word names. Other threads may take it, write to it, and put it back: so it is wrong
- * only where it is so at each look, while its pocket has it. */
+/* A block that a word names begins in the map. Other threads may take it and free it meanwhile: so it
+ * is wrong only where it is so at each look, while its pocket has it. */
 static void check_named(walk_t *walk, unsigned cls, uint64_t word)
 {
     enum { LOOKS = 100 };
@@ -243,16 +244,26 @@ static void check_named(walk_t *walk, unsigned cls, uint64_t word)
     uint64_t name = word & UINT16_MAX;
     unsigned index = pocket_region(name), units = size_classes[cls].bytes / REGION_UNIT;
     region_t *region = index < load_acquire(&heap->regions) ? heap_region(heap, index) : NULL;
-    bool starts = false;
-    for (unsigned look = 0; look < LOOKS; look++) {
-        const char *base = region ? load_acquire(&region->base) : NULL;
-        const char *ptr = base + (size_t)pocket_unit(name) * REGION_UNIT;
-        starts = base && region_length(region, ptr) == units;
-        if (starts && (!key_seals(heap->key) || region_is_sealed(ptr, units, &heap->guard))) return;
+    for (unsigned look = 0; region && look < LOOKS; look++) {
+        if (region_length(region, pocket_unit(name)) == units) return;
         if (!pocket_names(pocket_look(&heap->pocket[cls]), name)) return;
     }
-    wrong(walk, starts ? heap_pocketed(heap, name) : heap, size_classes[cls].bytes,
-          starts ? "a free block was written to" : "a pocket has what is no block of its class");
+    wrong(walk, heap, size_classes[cls].bytes, "a pocket has what is no block of its class");
+}
+
+/* The seals of what a pocket has, which is in no pocket meanwhile: it is nobody's to write to. */
+static void check_pocket_seals(walk_t *walk, unsigned cls)
+{
+    hak_heap_t *heap = walk->heap;
+    size_t bytes = size_classes[cls].bytes;
+    uint64_t word = pocket_empty(&heap->pocket[cls]);
+    for (unsigned left = pocket_count(word); left-- > 0;) {
+        uint64_t name = word >> left * POCKET_BITS & UINT16_MAX;
+        const void *ptr = heap_pocketed(heap, name);
+        if (!region_is_sealed(ptr, (unsigned)(bytes / REGION_UNIT), &heap->guard))
+            wrong(walk, ptr, bytes, "a free block was written to");
+        drain_to_pocket(heap, cls, name);
+    }
 }
 
 static void check_pockets(walk_t *walk)
@@ -267,6 +278,7 @@ static void check_pockets(walk_t *walk)
             if (pocket_names(word >> POCKET_BITS, word & UINT16_MAX))
                 wrong(walk, heap_pocketed(walk->heap, word), bytes, "a free block was found twice");
         }
+        if (key_seals(walk->heap->key) && !walk->fault->code) check_pocket_seals(walk, cls);
     }
 }
 
