@@ -144,6 +144,7 @@ struct hak_heap {
     /* Relaxed, a bit for each class: had a page's worth of blocks at the last looks of a busy heap,
      * the latest first; had it so often that slabs shall serve it. */
     _Atomic uint32_t region_many[LOOKS_BEFORE], region_leaves;
+    _Atomic uint32_t busy; /* relaxed: CALM, then another until a reset; written in the gate */
     pocket_t pocket[REGION_CLASSES]; /* atomic; of a class that has not moved */
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
      * class are in regions, those of its pocket with them. Only what serves a class follows from
@@ -161,8 +162,7 @@ struct hak_heap {
     entry_t owner __attribute__((
         aligned(HAK_LINE))); /* const: what the registry's entries of this heap begin with */
     uint64_t key;            /* const: guard.key, here for its line */
-    uint32_t lookup;         /* const: CLASSES_PLAIN, or CLASSES_MARKED in a CHECKED heap */
-    _Atomic uint32_t busy;   /* relaxed: CALM, then one of the others until a reset; in the gate */
+    size_t lookup;           /* const: CLASSES_PLAIN, or CLASSES_MARKED in a CHECKED heap */
     percpu_t percpu;         /* its tables are the end of the record */
 };
 
