@@ -285,6 +285,13 @@ static HAK_NOINLINE void free_slow(hak_heap_t *heap, void *ptr)
     errno = before;
 }
 
+/* The same where the entry is at hand, xor the owner bits of the heap. */
+static HAK_NOINLINE void free_missed(hak_heap_t *heap, void *ptr, entry_t mine)
+{
+    bool region = entry_is_owned(mine) && entry_code(mine) == CODE_REGION;
+    if (HAK_UNLIKELY(!region || !drain_to_region(heap, mine, ptr))) free_slow(heap, ptr);
+}
+
 /* The push behind every free of a small block of a FAST heap. PUSH_MISSED: the slow path has to
  * look. */
 HAK_INLINE push_t push(hak_heap_t *heap, entry_t mine, uint64_t rotated, void *ptr)
@@ -319,7 +326,7 @@ HAK_INLINE push_t push_checked(hak_heap_t *heap, entry_t mine, uint64_t rotated,
 static HAK_NOINLINE void free_away(hak_heap_t *heap, void *ptr, entry_t mine)
 {
     if (entry_code(mine) == CODE_REGION || !drain_is_away(heap, mine)) {
-        free_slow(heap, ptr);
+        free_missed(heap, ptr, mine);
         return;
     }
     percpu_t *percpu = &heap->percpu;
@@ -348,7 +355,7 @@ HAK_INLINE void free_end(hak_heap_t *heap, void *ptr, entry_t mine, push_t resul
 {
     if (HAK_LIKELY(result == PUSH_DONE)) counter_add(&heap->counters, tls_sll, 1);
     else if (result == PUSH_AWAY) free_away(heap, ptr, mine);
-    else free_slow(heap, ptr);
+    else free_missed(heap, ptr, mine);
 }
 
 HAK_INLINE void free_checked(hak_heap_t *heap, void *ptr, entry_t mine, uint64_t rotated)

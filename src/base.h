@@ -84,6 +84,10 @@ HAK_INLINE size_t hak_max(size_t a, size_t b) { return a > b ? a : b; }
     atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_acquire, \
                                             memory_order_relaxed)
 
+#define cas_acq_rel(p, old, new)                                                     \
+    atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_acq_rel, \
+                                            memory_order_relaxed)
+
 /* ---- Asserts, in debug builds ---- */
 
 #define hak_assert(x)                                                                   \

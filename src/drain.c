@@ -334,23 +334,94 @@ void drain_ended_period(hak_heap_t *heap, area_t *area, int index)
 
 /* ---- The ladder ---- */
 
-/* Returns the block's units; 0: there is none. */
-static unsigned put_in_region(hak_heap_t *heap, entry_t entry, void *ptr)
+/* Returns the block's units, which stay charged; 0: no block begins there. */
+static unsigned put_region(hak_heap_t *heap, unsigned index, void *ptr)
 {
-    unsigned hole, index = entry_back(entry);
-    unsigned units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
+    unsigned hole, units = region_put(heap_region(heap, index), ptr, &heap->guard, &hole);
     if (HAK_UNLIKELY(!units)) return 0;
     heap_note_hole(heap, index, hole);
     heap_note_freed(heap, units);
-    counter_add(&heap->counters, region, 1);
     return units;
+}
+
+/* Frees the block that a word names first, which no pocket has any more. */
+static HAK_NOINLINE void let_go(hak_heap_t *heap, unsigned cls, uint64_t word)
+{
+    void *ptr = heap_pocketed(heap, word);
+    STALL(pocket_left);
+    if (key_seals(heap->key))
+        region_unseal(ptr, size_classes[cls].bytes / REGION_UNIT, &heap->guard);
+    if (!put_region(heap, pocket_region(word), ptr))
+        block_corrupt(&heap->guard, "free", ptr, size_classes[cls].bytes);
+    heap_refund(heap, size_classes[cls].bytes);
+}
+
+/* False: no block begins there. */
+static bool put_refunded(hak_heap_t *heap, unsigned index, void *ptr)
+{
+    unsigned units = put_region(heap, index, ptr);
+    heap_refund(heap, units * (size_t)REGION_UNIT);
+    return units;
+}
+
+/* False: the pocket has it. */
+HAK_INLINE bool name_block(hak_heap_t *heap, unsigned cls, uint64_t name, unsigned units)
+{
+    uint64_t oldest;
+    if (HAK_UNLIKELY(!pocket_put(&heap->pocket[cls], name, units, &oldest))) return false;
+    if (HAK_UNLIKELY(oldest)) let_go(heap, cls, oldest);
+    return true;
+}
+
+void drain_to_pocket(hak_heap_t *heap, unsigned cls, uint64_t name)
+{
+    (void)name_block(heap, cls, name, size_classes[cls].bytes / REGION_UNIT);
+}
+
+static size_t empty_pocket(hak_heap_t *heap, unsigned cls)
+{
+    uint64_t word = pocket_empty(&heap->pocket[cls]);
+    size_t bytes = pocket_count(word) * size_classes[cls].bytes;
+    for (; word; word >>= POCKET_BITS) let_go(heap, cls, word);
+    return bytes;
+}
+
+size_t drain_pockets(hak_heap_t *heap, unsigned first, unsigned end)
+{
+    size_t bytes = 0;
+    for (unsigned cls = first; cls < hak_min(end, REGION_CLASSES); cls++)
+        bytes += empty_pocket(heap, cls);
+    return bytes;
+}
+
+/* The same by way of a pocket, in a busy heap. Of a class that has moved to slabs no block would be
+ * taken from there. */
+static bool put_pocket(hak_heap_t *heap, unsigned index, void *ptr)
+{
+    unsigned units = region_length(heap_region(heap, index), region_unit(ptr));
+    if (HAK_UNLIKELY(!units)) return false;
+    unsigned cls = sizeclass_lookup(CLASSES_PLAIN, units * REGION_UNIT);
+    if (HAK_UNLIKELY(heap_class_made(heap, cls))) {
+        (void)empty_pocket(heap, cls);
+        return put_refunded(heap, index, ptr);
+    }
+    if (HAK_UNLIKELY(key_seals(heap->key))) {
+        if (region_is_sealed(ptr, 1, &heap->guard)) return false;
+        region_seal(ptr, units, &heap->guard);
+    }
+    STALL(pocket_putting);
+    if (HAK_UNLIKELY(!name_block(heap, cls, pocket_name(index, ptr), units))) return false;
+    heap_note_waiting(heap);
+    return true;
 }
 
 bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr)
 {
-    unsigned units = put_in_region(heap, entry, ptr);
-    heap_refund(heap, units * (size_t)REGION_UNIT);
-    return units;
+    bool pockets = load_relaxed(&heap->busy) == BUSY_POCKETS && heap_may_cache(heap);
+    unsigned index = entry_back(entry);
+    bool done = pockets ? put_pocket(heap, index, ptr) : put_refunded(heap, index, ptr);
+    if (HAK_LIKELY(done)) counter_add(&heap->counters, region, 1);
+    return done;
 }
 
 bool drain_to_spare(hak_heap_t *heap, entry_t entry, void *ptr)
@@ -536,7 +607,7 @@ void drain_charged(const block_id_t *id, void *ptr)
     if (id->kind == KIND_SMALL) {
         return_one(heap, heap_class_made(heap, id->cls), ptr);
     } else if (id->kind == KIND_REGION) {
-        if (!put_in_region(heap, id->entry, ptr)) pointer_refuse_again(id, ptr);
+        if (!put_region(heap, entry_back(id->entry), ptr)) pointer_refuse_again(id, ptr);
     } else {
         size_t bytes = bytes_of_large(ptr);
         lock_acquire(&heap->lock, RANK_HEAP);

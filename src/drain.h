@@ -9,7 +9,7 @@
  * Role: where freed blocks go. Each rung asks one layer; one that overflows returns the overflow,
  * for the next rung.
  *
- *   drain    region;   hot > spare > outbox, cold > slab > SuperSlab > reserve;   a busy lock: the remote or the deferred list
+ *   drain    pocket, region;   hot > spare > outbox, cold > slab > SuperSlab > reserve;   a busy lock: the remote or the deferred list
  *
  * Callers: api, refill, trim, life, inside the gate but where a call says so. Locks: CLASS and
  * HEAP, taken inside; a free tries them. It waits only where as many blocks wait as the heap's
@@ -24,6 +24,10 @@ enum {
 
 /* A block of a region, with neither lock nor gate; false: none begins there. */
 bool drain_to_region(hak_heap_t *heap, entry_t entry, void *ptr);
+/* A block that a word of its class's pocket named, back into it; the caller took it off there. */
+void drain_to_pocket(hak_heap_t *heap, unsigned cls, uint64_t name);
+/* Frees what the pockets of some classes have. Returns bytes. */
+size_t drain_pockets(hak_heap_t *heap, unsigned first, unsigned end);
 void drain_block(hak_heap_t *heap, entry_t entry, void *ptr);
 /* Whether the home of a block is another CPU than the one that runs; if so, the running CPU's
  * outbox learns it. */

@@ -10,6 +10,7 @@
 #include "meta.h"
 #include "options.h"
 #include "percpu.h"
+#include "pocket.h"
 #include "region.h"
 #include "reserve.h"
 #include "slab.h"
@@ -44,6 +45,13 @@ typedef struct policy {
     bool starts; /* a free proves that the address is the start of a block */
     bool sizes;  /* a free that names a size proves it */
 } policy_t;
+
+/* How often a heap's regions gave a block for each that lives there: few times, or so often that
+ * speed counts for more than density. Then classes move to slabs with fewer blocks, and where the
+ * budget had room for all that pockets hold, those that stay have pockets. */
+enum { CALM, BUSY_BARE, BUSY_POCKETS };
+
+enum { LOOKS_BEFORE = 3 }; /* a class must have so many blocks at these, and at one more */
 
 enum { UNDIVIDED, DUE, DIVIDED }; /* whether CPUs have slabs of their own: see home.h */
 
@@ -138,14 +146,21 @@ struct hak_heap {
     far_regions_t *_Atomic far_regions; /* release pairs with acquire; made under HEAP */
     _Atomic size_t region_bytes; /* relaxed: of a class; what the settings say, 0 once closed */
     _Atomic uint32_t regions;    /* maps that there are; release pairs with acquire; under HEAP */
+    /* Relaxed, a bit for each class: had a page's worth of blocks at the last looks of a busy heap,
+     * the latest first; had it so often that slabs shall serve it. */
+    _Atomic uint32_t region_many[LOOKS_BEFORE], region_leaves;
+    _Atomic uint32_t busy; /* relaxed: CALM, then another until a reset; written in the gate */
+    pocket_t pocket[REGION_CLASSES]; /* atomic; of a class that has not moved */
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
-     * class are in regions. Only what serves a class follows from it. */
+     * class are in regions, those of its pocket with them. Only what serves a class follows from
+     * it. */
     _Atomic uint16_t region_blocks[REGION_CLASSES];
     rooms_t region_rooms; /* hints, as in region.h: of regions, their longest holes */
     /* Hints: no hole of all regions has more units; a block that finds none goes to the tail of
      * this one. */
     _Atomic uint8_t region_room, region_tail;
-    _Atomic uint32_t region_takes; /* relaxed: takes that looked for a hole; some may be lost */
+    /* relaxed: takes that looked for a hole, since the heap was empty; some may be lost */
+    _Atomic uint32_t region_takes;
     region_t near_region[REGIONS_NEAR];
 
     /* ---- the line of every call ---- */
@@ -228,6 +243,14 @@ HAK_INLINE void heap_note_freed(hak_heap_t *heap, unsigned units)
     _Atomic uint16_t *blocks = &heap->region_blocks[sizeclass_of(units * REGION_UNIT)];
     uint16_t were = load_relaxed(blocks);
     store_relaxed(blocks, (uint16_t)(were - (were != 0)));
+}
+
+/* The block that a pocket's word names first. */
+HAK_INLINE void *heap_pocketed(hak_heap_t *heap, uint64_t word)
+{
+    /* Relaxed: its granule stays while a block is in it. */
+    char *base = load_relaxed(&heap_region(heap, pocket_region(word))->base);
+    return base + (size_t)pocket_unit(word) * REGION_UNIT;
 }
 
 /* Whether a heap gives no blocks any more. */

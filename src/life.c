@@ -85,6 +85,12 @@ static bool begin_counting(hak_heap_t *heap)
                        settings->live_limit ? settings->live_limit : HAK_NO_LIMIT);
 }
 
+static void close_pockets(hak_heap_t *heap)
+{
+    store_relaxed(&heap->busy, (uint32_t)CALM);
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) store_relaxed(&heap->pocket[cls].word, 0);
+}
+
 /* All of it is given back; nothing refers to it. */
 static void end(hak_heap_t *heap)
 {
@@ -103,6 +109,7 @@ static void end(hak_heap_t *heap)
         meta_put(page, page->pages);
         page = next;
     }
+    if (load_relaxed(&heap->busy) != CALM) close_pockets(heap);
     store_relaxed(&heap->regions, 0u);
     registry_set_run(cradle_of(heap), cradle_granules(), NULL, CODE_DEAD);
     meta_put(cradle_of(heap), cradle_granules() * GRANULE_PAGES);
@@ -171,6 +178,10 @@ static void empty_caches(hak_heap_t *heap)
     }
     for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
         store_relaxed(&heap->region_blocks[cls], (uint16_t)0);
+    close_pockets(heap);
+    store_relaxed(&heap->region_takes, 0u);
+    for (unsigned i = 0; i < LOOKS_BEFORE; i++) store_relaxed(&heap->region_many[i], 0u);
+    store_relaxed(&heap->region_leaves, 0u);
     store_relaxed(&heap->deferred.head, 0);
     store_relaxed(&heap->deferred.taken, 0);
     store_relaxed(&heap->budget.room, (int64_t)heap->settings.cache_bytes);

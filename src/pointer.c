@@ -35,6 +35,13 @@ static region_t *region_of(entry_t entry, const void *ptr)
     return registry_lookup(ptr) == entry ? region : NULL;
 }
 
+/* Whether a block of a region waits in a pocket: to the map it lives. */
+static bool is_in_pocket(hak_heap_t *heap, entry_t entry, const void *start, unsigned units)
+{
+    const pocket_t *pocket = &heap->pocket[sizeclass_of(units * (size_t)REGION_UNIT)];
+    return pocket_names(pocket_look(pocket), pocket_name(entry_back(entry), start));
+}
+
 bool pointer_find(const void *ptr, block_id_t *out)
 {
     entry_t entry = registry_lookup(ptr);
@@ -51,8 +58,9 @@ bool pointer_find(const void *ptr, block_id_t *out)
         region_t *region = region_of(entry, ptr);
         out->kind = KIND_REGION;
         out->start = region ? region_find(region, ptr, &units) : NULL;
-        if (out->start) out->usable = units * (size_t)REGION_UNIT;
-        return out->start != NULL;
+        if (!out->start || is_in_pocket(out->heap, entry, out->start, units)) return false;
+        out->usable = units * (size_t)REGION_UNIT;
+        return true;
     }
     if (out->heap && code == CODE_MID) {
         out->kind = KIND_MID;

@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "drain.h"
+#include "gate.h"
 #include "mapping.h"
 #include "os.h"
 #include "runs.h"
@@ -20,7 +21,8 @@ enum { LOOK_TAKES = 128 };
 HAK_INLINE bool is_in_regions(hak_heap_t *heap, unsigned cls)
 {
     if (cls >= REGION_CLASSES || heap_class_made(heap, cls)) return false;
-    /* Relaxed: a guess, see heap.h. */
+    /* Relaxed, both: a guess, see heap.h. */
+    if (load_relaxed(&heap->region_leaves) >> cls & 1) return false;
     size_t blocks = (size_t)load_relaxed(&heap->region_blocks[cls]) + 1;
     return blocks * size_classes[cls].bytes <= load_relaxed(&heap->region_bytes);
 }
@@ -101,7 +103,7 @@ static void *note_taken(hak_heap_t *heap, unsigned cls, void *ptr)
 static unsigned units_of(size_t alignment) { return (unsigned)hak_max(1, alignment / REGION_UNIT); }
 
 /* A heap that breathes leaves pages without blocks behind, which no trim may ever come for. */
-static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
+static void give_pages_back(hak_heap_t *heap)
 {
     int before = errno;
     uint32_t error = hak_tls.last_error;
@@ -115,12 +117,75 @@ static HAK_NOINLINE void give_pages_back(hak_heap_t *heap)
     errno = before;
 }
 
+/* ---- Busy heaps ---- */
+
+enum {
+    BUSY_TURNS = 64,       /* takes for each block that lives */
+    BUSY_BYTES = HAK_PAGE, /* of a class, which slabs then serve as well */
+};
+
+static size_t blocks_in_regions(hak_heap_t *heap)
+{
+    size_t blocks = 0;
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
+        blocks += load_relaxed(&heap->region_blocks[cls]);
+    return blocks;
+}
+
+/* Classes that have many blocks at each of several looks move to slabs. One that only has them at
+ * times would leave slabs behind that are nearly empty. */
+static void look_for_many(hak_heap_t *heap)
+{
+    uint32_t many = 0;
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
+        size_t blocks = load_relaxed(&heap->region_blocks[cls]);
+        if (blocks * size_classes[cls].bytes > BUSY_BYTES) many |= (uint32_t)1 << cls;
+    }
+    uint32_t leaves = many;
+    for (unsigned i = 0; i < LOOKS_BEFORE; i++) {
+        uint32_t before = load_relaxed(&heap->region_many[i]);
+        store_relaxed(&heap->region_many[i], many);
+        leaves &= many = before;
+    }
+    store_relaxed(&heap->region_leaves, load_relaxed(&heap->region_leaves) | leaves);
+}
+
+/* The most that pockets hold is charged once, so that no put or take has to. */
+static size_t most_in_pockets(void)
+{
+    size_t bytes = 0;
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
+        bytes +=
+            pocket_most(size_classes[cls].bytes / REGION_UNIT) * (size_t)size_classes[cls].bytes;
+    return bytes;
+}
+
+/* In the gate, so that a fork sees all of it or nothing. Where that is closed, and in a signal
+ * handler, another look does it. */
+static void become_busy(hak_heap_t *heap)
+{
+    uint32_t calm = CALM;
+    if (gate_enter(false) != GATE_IN) return;
+    if (cas_once_relaxed(&heap->busy, &calm, (uint32_t)BUSY_BARE)) {
+        if (budget_take(&heap->budget, most_in_pockets()))
+            store_relaxed(&heap->busy, (uint32_t)BUSY_POCKETS);
+    }
+    gate_leave();
+}
+
+static HAK_NOINLINE void look(hak_heap_t *heap, uint32_t takes)
+{
+    give_pages_back(heap);
+    if (load_relaxed(&heap->busy) != CALM) look_for_many(heap);
+    else if (takes / BUSY_TURNS > blocks_in_regions(heap)) become_busy(heap);
+}
+
 /* Each so many takes that look for a hole. */
-HAK_INLINE void look_for_pages(hak_heap_t *heap)
+HAK_INLINE void count_take(hak_heap_t *heap)
 {
     uint32_t takes = load_relaxed(&heap->region_takes) + 1;
     store_relaxed(&heap->region_takes, takes);
-    if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) give_pages_back(heap);
+    if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) look(heap, takes);
 }
 
 /* Whether no hole is as long, so that a block goes to the tail without a search. */
@@ -133,7 +198,7 @@ static HAK_NOINLINE void *refill_more(hak_heap_t *heap, unsigned cls, size_t ali
 {
     unsigned units = size_classes[cls].bytes / REGION_UNIT;
     bool behind = is_behind(heap, units, alignment);
-    if (!behind) look_for_pages(heap);
+    if (!behind) count_take(heap);
     void *ptr = behind ? take_behind(heap, units) : take_hole(heap, units, units_of(alignment));
     if (HAK_UNLIKELY(!ptr)) ptr = take_from_regions(heap, cls, units_of(alignment));
     return note_taken(heap, cls, ptr);
@@ -158,12 +223,30 @@ static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t al
     return ptr;
 }
 
-/* A heap that is gone has no regions, and nothing else is read of it. */
-void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
+static HAK_NOINLINE void *refill_behind_pocket(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !is_in_regions(heap, cls)) return NULL;
     if (HAK_UNLIKELY(heap->ledger != NULL)) return take_counted(heap, cls, alignment);
     return take_uncharged(heap, cls, alignment);
+}
+
+/* A block of a pocket, which the region has noted as taken all the time, and which is charged. */
+HAK_INLINE void *hand_out_pocketed(hak_heap_t *heap, unsigned cls, uint64_t word)
+{
+    void *ptr = heap_pocketed(heap, word);
+    if (HAK_UNLIKELY(key_seals(heap->key)))
+        region_unseal(ptr, size_classes[cls].bytes / REGION_UNIT, &heap->guard);
+    counter_add(&heap->counters, refill_region, 1);
+    return ptr;
+}
+
+/* A heap that is gone has neither pockets nor regions, and nothing else is read of it. */
+void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    if (HAK_UNLIKELY(cls >= REGION_CLASSES || heap_is_closed(heap))) return NULL;
+    uint64_t word = alignment <= REGION_UNIT ? pocket_take(&heap->pocket[cls]) : 0;
+    if (word) return hand_out_pocketed(heap, cls, word);
+    return refill_behind_pocket(heap, cls, alignment);
 }
 
 /* What the hints hide is looked at before a class moves to slabs because all regions are full: once

@@ -7,7 +7,7 @@
 /*
  * Role: where blocks come from. Each rung asks one layer; a layer that has nothing returns none.
  *
- *   refill   region, while the class has few blocks;   hot > spare > cold > remote > slab > fresh slab > fresh SuperSlab
+ *   refill   pocket, region, while the class has few blocks;   hot > spare > cold > remote > slab > fresh slab > fresh SuperSlab
  *
  * Callers: api and resize, inside the gate but where a call says so. Locks: CLASS and HEAP, taken
  * inside. NULL and hak_last_error() where memory is refused.

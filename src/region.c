@@ -72,6 +72,16 @@ static void unseal(char *at, size_t units, const guard_t *guard)
     memset(at, 0, units * REGION_UNIT);
 }
 
+void region_seal(void *ptr, unsigned units, const guard_t *guard) { seal(ptr, units, guard->key); }
+void region_unseal(void *ptr, unsigned units, const guard_t *guard) { unseal(ptr, units, guard); }
+
+bool region_is_sealed(const void *ptr, unsigned units, const guard_t *guard)
+{
+    for (size_t i = 0; i < units; i++)
+        if (!is_sealed((const char *)ptr + i * REGION_UNIT, guard->key)) return false;
+    return true;
+}
+
 /* ---- Taking units ---- */
 
 HAK_INLINE bool claim_word(region_t *region, unsigned at, uint32_t units, uint32_t start)
@@ -361,6 +371,11 @@ unsigned region_put(region_t *region, void *ptr, const guard_t *guard, unsigned 
     if (HAK_UNLIKELY(!done)) return 0;
     *hole = note_hole(region, unit, n);
     return n;
+}
+
+unsigned region_length_far(const region_t *region, unsigned unit)
+{
+    return length_of(region, unit);
 }
 
 char *region_find(const region_t *region, const void *ptr, unsigned *units)

@@ -204,11 +204,28 @@ HAK_INLINE bool region_may_open(const region_t *region)
 }
 /* Opens the first page that is not; false: there is none. */
 bool region_open(region_t *region, const guard_t *guard);
+/* Units of the block that begins there; 0: none does. */
+unsigned region_length_far(const region_t *region, unsigned unit);
+HAK_INLINE unsigned region_length(const region_t *region, unsigned unit)
+{
+    unsigned bit = unit % WORD_UNITS;
+    /* Relaxed: as in region_put. */
+    uint64_t word = load_relaxed(&((region_t *)(uintptr_t)region)->word[unit / WORD_UNITS]) >> bit;
+    if (HAK_UNLIKELY(!(word & word >> WORD_UNITS & 1))) return 0;
+    uint64_t ends = (uint64_t)(UINT32_MAX >> bit & ~(word & ~(word >> WORD_UNITS))) >> 1;
+    return HAK_LIKELY(ends) ? 1 + (unsigned)__builtin_ctzll(ends) : region_length_far(region, unit);
+}
 /* Frees a block. Returns its units; 0: no block begins there, and nothing has changed. *hole: as a
  * hint, units of the hole that it leaves; it may have fewer. */
 unsigned region_put(region_t *region, void *ptr, const guard_t *guard, unsigned *hole);
 /* The block that an address lies in, and its units; NULL: in none. */
 char *region_find(const region_t *region, const void *ptr, unsigned *units);
+/* In a CHECKED heap: what free units carry, for a block that its owner has given up; then proved,
+ * and taken away. */
+void region_seal(void *ptr, unsigned units, const guard_t *guard);
+void region_unseal(void *ptr, unsigned units, const guard_t *guard);
+/* Whether each of them carries it; of a live block no first one does. */
+bool region_is_sealed(const void *ptr, unsigned units, const guard_t *guard);
 /* Makes a live block longer, where what follows is free, or shorter. False: nothing has changed. */
 bool region_resize(region_t *region, void *ptr, unsigned units, unsigned wanted,
                    const guard_t *guard);

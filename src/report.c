@@ -49,13 +49,15 @@ static size_t measure_class(hak_heap_t *heap, class_state_t *state, hak_class_st
 }
 
 /* Blocks of a class in regions. A region's granule may go to another heap, and a map without one
- * counts none. */
-static size_t count_in_regions(hak_heap_t *heap, unsigned cls)
+ * counts none. What a pocket has lives to the map. */
+static void add_in_regions(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
 {
     size_t blocks[REGION_CLASSES] = {0};
-    if (cls >= REGION_CLASSES) return 0;
+    if (cls >= REGION_CLASSES) return;
     FOR_REGIONS(region, heap) region_count(region, blocks);
-    return blocks[cls];
+    size_t waiting = hak_min(pocket_count(pocket_look(&heap->pocket[cls])), blocks[cls]);
+    out->live_blocks += blocks[cls] - waiting;
+    out->hot_blocks += waiting;
 }
 
 void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
@@ -67,7 +69,7 @@ void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
         (void)measure_class(heap, state, out);
         lock_pass(&heap->areas_lock, RANK_AREAS);
     }
-    out->live_blocks += count_in_regions(heap, cls);
+    add_in_regions(heap, cls, out);
 }
 
 /* ---- The heap ---- */
@@ -92,16 +94,28 @@ static size_t add_class(hak_heap_t *heap, class_state_t *state, hak_heap_stats_t
     return hak_min(stats.live_blocks, stats.slabs);
 }
 
+/* What is in pockets: bytes, and *blocks. */
+static size_t count_pockets(hak_heap_t *heap, size_t *blocks)
+{
+    size_t bytes = *blocks = 0;
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
+        unsigned count = pocket_count(pocket_look(&heap->pocket[cls]));
+        *blocks += count;
+        bytes += count * (size_t)size_classes[cls].bytes;
+    }
+    return bytes;
+}
+
 /* Blocks of regions. Returns in how many SuperSlabs they lie at most; lock: HEAP, which keeps each
  * granule where it is. */
 static size_t add_regions(hak_heap_t *heap, hak_heap_stats_t *out)
 {
-    size_t holders = 0;
+    size_t holders = 0, blocks = 0, live = 0, waiting;
     FOR_REGIONS(region, heap)
     {
         region_sums_t sums = region_sums(region);
-        out->live_blocks += sums.blocks;
-        out->live_bytes += sums.live * REGION_UNIT;
+        blocks += sums.blocks;
+        live += sums.live * REGION_UNIT;
         out->free_bytes += sums.free * REGION_UNIT;
         out->untouched_bytes += sums.untouched * REGION_UNIT;
         out->metadata_bytes += sums.held * REGION_UNIT;
@@ -111,7 +125,12 @@ static size_t add_regions(hak_heap_t *heap, hak_heap_stats_t *out)
             superslab_touched_count((run_t){ss, superslab_index(ss, base)}, 1) * HAK_PAGE;
         holders += sums.live && !ss->shared;
     }
-    return holders;
+    size_t bytes = hak_min(live, count_pockets(heap, &waiting));
+    out->hot_bytes += bytes;
+    out->live_bytes += live - bytes;
+    blocks -= hak_min(blocks, waiting);
+    out->live_blocks += blocks;
+    return hak_min(holders, blocks);
 }
 
 /* What is no class's. All under one lock, so that no part of it is above what is committed. */
@@ -163,10 +182,10 @@ void report_stats(hak_heap_t *heap, hak_heap_stats_t *out)
     size_t holders = 0;
     lock_acquire(&heap->areas_lock, RANK_AREAS);
     FOR_CLASSES (cls, &heap->made) holders += add_class(heap, heap_class_made(heap, cls), out);
-    bool cached = out->hot_bytes + out->spare_bytes + out->cold_bytes + out->remote_bytes != 0;
     /* Each live block holds one SuperSlab at most, those of a region together. What is in use beyond
      * that holds none. */
     holders += add_rest(heap, out);
+    bool cached = out->hot_bytes + out->spare_bytes + out->cold_bytes + out->remote_bytes != 0;
     lock_pass(&heap->areas_lock, RANK_AREAS);
     out->phantom_superslabs -=
         cached ? hak_min(holders, out->phantom_superslabs) : out->phantom_superslabs;

@@ -56,6 +56,8 @@
     X(pieces_moved,       "gate",                   "pieces are in no set; not yet a block")        \
     X(piece_dropped,      "gate (TRIM)",            "a piece is in no set; not yet unmapped")      \
     X(large_read,         "(gate)",                 "a record is read; not yet looked at again")   \
+    X(pocket_putting,     "",                       "a block is given up, and in no pocket yet")   \
+    X(pocket_left,        "",                       "a block is in no pocket; not yet free")       \
     X(region_part_taken,  "",                       "a part of a block's units is taken")          \
     X(region_put_held,    "",                       "a block's first unit is held; not yet free")  \
     X(region_opening,     "",                       "a page's bit is set; its units are held")     \

@@ -202,6 +202,7 @@ static bool flush(hak_heap_t *heap, unsigned first, unsigned end, bool retire, s
     if (!flush_areas(heap, first, end, retire, bytes)) return false;
     FOR_CLASSES_IN (cls, &heap->made, first, end)
         flush_class(heap, heap_class_made(heap, cls), bytes);
+    *bytes += drain_pockets(heap, first, end);
     drain_settle(heap);
     return true;
 }
@@ -247,6 +248,7 @@ bool trim_recall(hak_heap_t *const heaps[], size_t count)
         size_t bytes = 0;
         FOR_CLASSES (cls, &heaps[i]->made)
             flush_class(heaps[i], heap_class_made(heaps[i], cls), &bytes);
+        bytes += drain_pockets(heaps[i], 0, CLASS_COUNT);
         drain_all_deferred(heaps[i]);
     }
     return fenced;

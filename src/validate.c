@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "drain.h"
 #include "os.h"
 #include "tls.h"
 #include "walk.h"
@@ -234,12 +235,60 @@ static void check_region(walk_t *walk, region_t *region, unsigned index)
     if (!ss->shared) ss->tally++;
 }
 
+/* A block that a word names begins in the map. Other threads may take it and free it meanwhile: so it
+ * is wrong only where it is so at each look, while its pocket has it. */
+static void check_named(walk_t *walk, unsigned cls, uint64_t word)
+{
+    enum { LOOKS = 100 };
+    hak_heap_t *heap = walk->heap;
+    uint64_t name = word & UINT16_MAX;
+    unsigned index = pocket_region(name), units = size_classes[cls].bytes / REGION_UNIT;
+    region_t *region = index < load_acquire(&heap->regions) ? heap_region(heap, index) : NULL;
+    for (unsigned look = 0; region && look < LOOKS; look++) {
+        if (region_length(region, pocket_unit(name)) == units) return;
+        if (!pocket_names(pocket_look(&heap->pocket[cls]), name)) return;
+    }
+    wrong(walk, heap, size_classes[cls].bytes, "a pocket has what is no block of its class");
+}
+
+/* The seals of what a pocket has, which is in no pocket meanwhile: it is nobody's to write to. */
+static void check_pocket_seals(walk_t *walk, unsigned cls)
+{
+    hak_heap_t *heap = walk->heap;
+    size_t bytes = size_classes[cls].bytes;
+    uint64_t word = pocket_empty(&heap->pocket[cls]);
+    for (unsigned left = pocket_count(word); left-- > 0;) {
+        uint64_t name = word >> left * POCKET_BITS & UINT16_MAX;
+        const void *ptr = heap_pocketed(heap, name);
+        if (!region_is_sealed(ptr, (unsigned)(bytes / REGION_UNIT), &heap->guard))
+            wrong(walk, ptr, bytes, "a free block was written to");
+        drain_to_pocket(heap, cls, name);
+    }
+}
+
+static void check_pockets(walk_t *walk)
+{
+    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
+        uint64_t word = pocket_look(&walk->heap->pocket[cls]);
+        size_t bytes = pocket_count(word) * (size_t)size_classes[cls].bytes;
+        walk->live_bytes -= bytes;
+        walk->cached_bytes += bytes;
+        for (; word; word >>= POCKET_BITS) {
+            check_named(walk, cls, word);
+            if (pocket_names(word >> POCKET_BITS, word & UINT16_MAX))
+                wrong(walk, heap_pocketed(walk->heap, word), bytes, "a free block was found twice");
+        }
+        if (key_seals(walk->heap->key) && !walk->fault->code) check_pocket_seals(walk, cls);
+    }
+}
+
 static void check_regions(walk_t *walk)
 {
     for (uint32_t index = 0; index < load_acquire(&walk->heap->regions); index++) {
         region_t *region = heap_region(walk->heap, index);
         if (region_is_attached(region)) check_region(walk, region, index);
     }
+    check_pockets(walk);
 }
 
 static void check_superslabs(walk_t *walk)

@@ -80,6 +80,9 @@ static size_t charged(hak_heap_t *heap)
             (blocks[WALK_COLD] + load_relaxed(&state->remote_charged)) * size_classes[cls].bytes;
     }
     lock_release(&heap->areas_lock, RANK_AREAS);
+    if (load_relaxed(&heap->busy) == BUSY_POCKETS)
+        for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
+            bytes += pocket_most(size_classes[cls].bytes / REGION_UNIT) * size_classes[cls].bytes;
     return bytes;
 }
 

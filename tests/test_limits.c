@@ -201,6 +201,20 @@ static void warm_by(hak_heap_t *heap, unsigned threads)
     for (unsigned i = 0; i < threads; i++) pthread_join(thread[i], NULL);
 }
 
+/* Until freed blocks of its regions wait in pockets. */
+static void make_busy(hak_heap_t *heap)
+{
+    randoms_t randoms = {3};
+    void *blocks[40] = {NULL};
+    for (unsigned i = 0; i < 100000 && load_relaxed(&heap->busy) != BUSY_POCKETS; i++) {
+        unsigned at = random_below(&randoms, 40);
+        hak_heap_free(heap, blocks[at]);
+        blocks[at] = hak_heap_malloc(heap, 16 + random_below(&randoms, 1000));
+    }
+    cr_assert(load_relaxed(&heap->busy) == BUSY_POCKETS);
+    for (unsigned at = 0; at < 40; at++) hak_heap_free(heap, blocks[at]);
+}
+
 static void require_same(const bool *expected, const bool *refused, uint64_t seed,
                          const char *where)
 {
@@ -224,6 +238,11 @@ static void compare(uint64_t seed)
     require_same(expected, refused, seed, "after a reset");
     run_sequence(checked, seed, refused);
     require_same(expected, refused, seed, "checked");
+    hak_heap_t *busy = make(NULL, LIMIT, (int)seed & 1);
+    make_busy(busy);
+    run_sequence(busy, seed, refused);
+    require_same(expected, refused, seed, "with pockets");
+    cr_assert(hak_heap_destroy(busy) == 0);
     region_bytes = 1;
     hak_heap_t *slabs = make(NULL, LIMIT, (int)seed & 1);
     region_bytes = 0;

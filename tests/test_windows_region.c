@@ -113,6 +113,49 @@ Test(windows, region_put_held)
            .there = scene_signal, .danger = free_in_front, .crew_never_waits = true);
 }
 
+/* ---- A block on its way into a pocket, and out of one ---- */
+
+/* Each block turned over until the heap is busy. */
+static void make_busy(void)
+{
+    scene_make_acts(200, 64);
+    for (size_t i = 0; load_relaxed(&scene.heap->busy) == CALM; i = (i + 1) % 200) {
+        item_free(scene.heap, &scene.acts[i]);
+        item_make(scene.heap, &scene.acts[i], 64);
+    }
+    STALL_REQUIRE(load_relaxed(&scene.heap->busy) == BUSY_POCKETS);
+}
+static void free_some(void)
+{
+    for (size_t i = 0; i < 20; i++) item_free(scene.heap, &scene.acts[i]);
+}
+
+/* Others fill the pocket, and empty it. */
+static void free_others(void)
+{
+    for (size_t i = 100; i < 120; i++) item_free(scene.heap, &scene.acts[i]);
+    for (size_t i = 1100; i < 1120; i++) item_make(scene.heap, &scene.acts[i], 64);
+    for (size_t i = 1100; i < 1110; i++) item_free(scene.heap, &scene.acts[i]);
+    scene_check();
+    scene_trim();
+    for (size_t i = 1110; i < 1120; i++) item_free(scene.heap, &scene.acts[i]);
+    scene_free_theirs();
+}
+
+Test(windows, pocket_putting)
+{
+    use_regions();
+    WINDOW(.point = STALL_pocket_putting, .prepare = make_busy, .act = free_some,
+           .there = scene_signal, .danger = free_others, .crew_never_waits = true);
+}
+
+Test(windows, pocket_left)
+{
+    use_regions();
+    WINDOW(.point = STALL_pocket_left, .prepare = make_busy, .act = free_some,
+           .there = scene_signal, .danger = free_others, .crew_never_waits = true);
+}
+
 /* ---- A page that is opened ---- */
 
 static void open_pages(void)
