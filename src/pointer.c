@@ -176,19 +176,6 @@ asked_t *pointer_asked(const block_id_t *id, const void *ptr)
     return id->kind == KIND_MID ? &mid_of(id->entry, ptr)->asked : &id->large->asked;
 }
 
-/* Whether the blocks of the size's class can all begin at multiples of the alignment. */
-static bool is_class_aligned(size_t size, size_t alignment)
-{
-    return alignment <= BLOCK_ALIGN ||
-           (alignment <= GRANULE && size_classes[sizeclass_of(size)].bytes % alignment == 0);
-}
-
-block_place_t pointer_place(size_t size, size_t alignment)
-{
-    if (size <= SMALL_MAX && is_class_aligned(size, alignment)) return PLACE_SMALL;
-    return alignment <= MID_MAX && size <= MID_MAX ? PLACE_MID : PLACE_LARGE;
-}
-
 size_t pointer_charge(size_t size, size_t alignment)
 {
     switch (pointer_place(size, alignment)) {

@@ -35,7 +35,18 @@ asked_t *pointer_asked(const block_id_t *id, const void *ptr);
 
 /* What serves a request. */
 typedef enum block_place { PLACE_SMALL, PLACE_MID, PLACE_LARGE } block_place_t;
-block_place_t pointer_place(size_t size, size_t alignment);
+
+/* Whether the blocks of the size's class can all begin at multiples of the alignment. */
+HAK_INLINE bool pointer_is_class_aligned(size_t size, size_t alignment)
+{
+    return alignment <= BLOCK_ALIGN ||
+           (alignment <= GRANULE && size_classes[sizeclass_of(size)].bytes % alignment == 0);
+}
+HAK_INLINE block_place_t pointer_place(size_t size, size_t alignment)
+{
+    if (size <= SMALL_MAX && pointer_is_class_aligned(size, alignment)) return PLACE_SMALL;
+    return alignment <= MID_MAX && size <= MID_MAX ? PLACE_MID : PLACE_LARGE;
+}
 /* What a request is charged in a heap that counts: what is usable of the block. */
 size_t pointer_charge(size_t size, size_t alignment);
 
