@@ -14,7 +14,7 @@
 /* ---- Blocks of classes that have few ---- */
 
 /* So often pages without blocks are looked for: what that costs is small beside as many takes. */
-enum { LOOK_TAKES = 128 };
+enum { LOOK_TAKES = 128, BUSY_LOOK_TAKES = 64 * LOOK_TAKES };
 
 /* Whether regions serve a class: the one place that decides. A class with enough blocks to fill
  * pages of its own, and magazines, moves to slabs, and stays there. */
@@ -120,8 +120,9 @@ static void give_pages_back(hak_heap_t *heap)
 /* ---- Busy heaps ---- */
 
 enum {
-    BUSY_TURNS = 64,       /* takes for each block that lives */
-    BUSY_BYTES = HAK_PAGE, /* of a class, which slabs then serve as well */
+    BUSY_TURNS = 64,                         /* takes for each block that lives */
+    BUSY_BYTES = HAK_PAGE,                   /* of a class, which slabs then serve as well; */
+    BUSY_HEAP = REGION_CLASSES * BUSY_BYTES, /* or of the heap: a page for each class adds little */
 };
 
 static size_t blocks_in_regions(hak_heap_t *heap)
@@ -138,9 +139,11 @@ static void look_for_many(hak_heap_t *heap)
 {
     uint32_t many = 0;
     for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
-        size_t blocks = load_relaxed(&heap->region_blocks[cls]);
-        if (blocks * size_classes[cls].bytes > BUSY_BYTES) many |= (uint32_t)1 << cls;
+        size_t bytes = (size_t)load_relaxed(&heap->region_blocks[cls]) * size_classes[cls].bytes;
+        if (bytes > BUSY_BYTES) many |= (uint32_t)1 << cls;
     }
+    /* Relaxed: about. */
+    if (load_relaxed(&heap->committed) > BUSY_HEAP) many = UINT32_MAX;
     uint32_t leaves = many;
     for (unsigned i = 0; i < LOOKS_BEFORE; i++) {
         uint32_t before = load_relaxed(&heap->region_many[i]);
@@ -175,8 +178,10 @@ static void become_busy(hak_heap_t *heap)
 
 static HAK_NOINLINE void look(hak_heap_t *heap, uint32_t takes)
 {
-    give_pages_back(heap);
-    if (load_relaxed(&heap->busy) != CALM) look_for_many(heap);
+    /* In a busy heap a page without blocks is soon wanted again. */
+    bool calm = load_relaxed(&heap->busy) == CALM;
+    if (calm || takes % BUSY_LOOK_TAKES == 0) give_pages_back(heap);
+    if (!calm) look_for_many(heap);
     else if (takes / BUSY_TURNS > blocks_in_regions(heap)) become_busy(heap);
 }
 
