@@ -19,11 +19,16 @@ static int refuse(hak_error_t why, int error)
 
 static bool counts(const hak_heap_t *heap) { return heap && heap_is_valid(heap) && heap->ledger; }
 
+static int enter_any(const hak_heap_t *heap)
+{
+    if (!heap || !heap_is_valid(heap)) return refuse(HAK_ERROR_ARGUMENT, EINVAL);
+    return gate_enter(true) == GATE_IN ? 0 : refuse(HAK_ERROR_REENTERED, EDEADLK);
+}
+
 /* Enters for a call on a heap that counts. */
 static int enter(const hak_heap_t *heap)
 {
-    if (!counts(heap)) return refuse(HAK_ERROR_ARGUMENT, EINVAL);
-    return gate_enter(true) == GATE_IN ? 0 : refuse(HAK_ERROR_REENTERED, EDEADLK);
+    return counts(heap) ? enter_any(heap) : refuse(HAK_ERROR_ARGUMENT, EINVAL);
 }
 
 /* ---- Limits ---- */
@@ -109,12 +114,6 @@ int hak_heap_move(hak_heap_t *heap, hak_heap_t *parent)
 
 /* ---- Ends ---- */
 
-static int enter_any(const hak_heap_t *heap)
-{
-    if (!heap || !heap_is_valid(heap)) return refuse(HAK_ERROR_ARGUMENT, EINVAL);
-    return gate_enter(true) == GATE_IN ? 0 : refuse(HAK_ERROR_REENTERED, EDEADLK);
-}
-
 int hak_heap_on_destroy(hak_heap_t *heap, hak_on_destroy_t *node)
 {
     if (!heap || !heap_is_valid(heap) || !node || !node->run)
@@ -169,7 +168,7 @@ int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out)
                          .tree_bytes = load_relaxed(&ledger->sum),
                          .committed_bytes = load_relaxed(&at->committed),
                          .refusals = load_relaxed(&ledger->refusals)};
-    /* Each is read after what it is not below of. */
+    /* A bound is read after what it bounds. */
     usage.live_bytes =
         hak_min(hak_min(ledger_live(ledger), usage.tree_bytes), usage.committed_bytes);
     usage.peak_bytes = hak_max(load_relaxed(&at->peak), usage.committed_bytes);

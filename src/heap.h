@@ -113,7 +113,7 @@ struct hak_heap {
     budget_t budget;            /* atomic: what magazines may still take */
     class_bits_t made;          /* of classes; written under the HEAP lock */
     classes_t *_Atomic classes; /* never NULL; release pairs with acquire; made under HEAP */
-    _Atomic uint32_t closed;    /* ordered: pairs with heap_close in trim.c; 1: gives no blocks */
+    _Atomic uint32_t closed;    /* ordered: pairs with trim_close; 1: gives no blocks */
     _Atomic uint32_t divided;   /* relaxed: UNDIVIDED, DUE, then DIVIDED for ever */
     _Atomic uint32_t missed;    /* relaxed: allocations that no area served; some may be lost */
     hak_lock_t trim_lock;       /* rank TRIM: the order of `superslabs`, which trims turn */
@@ -265,11 +265,6 @@ HAK_INLINE bool heap_is_closed(const hak_heap_t *heap)
 HAK_INLINE bool heap_is_tight(const hak_heap_t *heap)
 {
     return heap->ledger && ledger_is_tight(heap->ledger);
-}
-/* More for the caller, of what the heap has borrowed: so many blocks. */
-HAK_INLINE size_t heap_grab(hak_heap_t *heap, size_t bytes, size_t n)
-{
-    return heap->ledger ? ledger_grab(heap->ledger, bytes, n) : n;
 }
 HAK_INLINE void heap_refund(hak_heap_t *heap, size_t bytes)
 {

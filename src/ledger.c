@@ -178,12 +178,17 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
     return refusal;
 }
 
-/* It may have left the chain, and be gone. */
-static ledger_t *find_above(ledger_t *ledger, const ledger_t *full)
+static bool is_above(const ledger_t *top, const ledger_t *ledger)
 {
-    ledger_t *at = ledger;
-    while (at && at != full) at = at->parent;
-    return at;
+    for (; ledger; ledger = ledger->parent)
+        if (ledger == top) return true;
+    return false;
+}
+
+/* NULL: it has left the chain, and may be gone. */
+static ledger_t *find_above(const ledger_t *ledger, const ledger_t *full)
+{
+    return is_above(full, ledger) ? (ledger_t *)(uintptr_t)full : NULL;
 }
 
 static void count_refusal(ledger_t *ledger, ledger_t *at)
@@ -233,13 +238,6 @@ void ledger_begin(recall_t *recall, ledger_t *of, ledger_t *top, uint32_t now)
     hold();
     recall->serial = ++serials;
     release();
-}
-
-static bool is_above(const ledger_t *top, const ledger_t *ledger)
-{
-    for (; ledger; ledger = ledger->parent)
-        if (ledger == top) return true;
-    return false;
 }
 
 static void visit(recall_t *recall, ledger_t *at)

@@ -383,7 +383,8 @@ HAK_INLINE void refund_cached(hak_heap_t *heap, const class_state_t *state)
 static size_t charge_wanted(hak_heap_t *heap, const class_state_t *state, slab_wanted_t *wanted)
 {
     size_t more = heap_is_tight(heap) ? 0 : wanted->most - 1;
-    size_t blocks = 1 + (more ? heap_grab(heap, size_classes[state->cls].bytes, more) : 0);
+    size_t blocks =
+        1 + (more ? ledger_grab(heap->ledger, size_classes[state->cls].bytes, more) : 0);
     wanted->blocks = (uint32_t)hak_min(wanted->blocks, blocks);
     wanted->ahead = (uint32_t)hak_min(wanted->ahead, blocks);
     wanted->most = wanted->bound = (uint32_t)blocks;
