@@ -92,11 +92,12 @@ static size_t room_of(ledger_t *at) { return load_relaxed(&at->limit) - load_rel
 /* The lowest from one on that has less room; NULL: none. *least: the room of the fullest. */
 static ledger_t *find_full(ledger_t *from, size_t bytes, size_t *least)
 {
+    ledger_t *at = from;
     *least = SIZE_MAX;
-    for (ledger_t *at = from; at; at = at->parent) {
+    do {
         if (room_of(at) < bytes) return at;
         *least = hak_min(*least, room_of(at));
-    }
+    } while ((at = at->parent) != NULL);
     return NULL;
 }
 
@@ -124,8 +125,10 @@ static bool is_scarce(ledger_t *at)
 
 static bool is_squeezed(ledger_t *from)
 {
-    for (ledger_t *at = from; at; at = at->parent)
+    ledger_t *at = from;
+    do
         if (at->squeezed) return true;
+    while ((at = at->parent) != NULL);
     return false;
 }
 

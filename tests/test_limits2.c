@@ -286,10 +286,10 @@ Test(limits2, each_operation_is_charged_what_it_takes)
             charge_each(heap);
             if (bound) cr_assert(is_refused(heap, 18000001));
             charge_each(heap);
-            volatile size_t all = SIZE_MAX;
+            volatile size_t all = SIZE_MAX, alignment = (size_t)1 << 60;
             cr_assert(hak_heap_calloc(heap, all / 2, 3) == NULL);
             cr_assert(hak_heap_malloc(heap, all) == NULL);
-            cr_assert(hak_heap_aligned_alloc(heap, (size_t)1 << 60, 16) == NULL);
+            cr_assert(hak_heap_aligned_alloc(heap, alignment, 16) == NULL);
             require_charged(heap, "sizes beyond everything");
             (void)hak_heap_flush(heap);
             (void)hak_heap_trim(heap, 0);
