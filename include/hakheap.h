@@ -288,6 +288,66 @@ HAK_API size_t hak_good_size(size_t size);
 HAK_API hak_heap_t *hak_heap_of(const void *ptr);
 
 /**
+ * Enters a scope: from here on the calling thread's requests that name no heap, those of
+ * hak_scope_malloc() and its kind, are served by this heap. For hooks that carry no context, such
+ * as those of SQLite, OpenSSL, libcurl and libxml2. Scopes nest; each is left by the thread that
+ * entered it, with what entering it has returned:
+ *
+ *     hak_heap_t *outer = hak_scope_enter(heap);
+ *     ...
+ *     hak_scope_leave(outer);
+ *
+ * No thread inherits a scope: another thread, begun inside of it too, has none. Costs one
+ * thread-local pointer; never fails. The heap is not looked at before it is asked for a block, and
+ * must not be destroyed before the scope is left.
+ * @param heap the heap; NULL for the process's default.
+ * @return the heap of the scope around this one, for hak_scope_leave(); NULL where there is none.
+ */
+HAK_API hak_heap_t *hak_scope_enter(hak_heap_t *heap);
+
+/**
+ * Leaves a scope. A program that jumps out of a scope (longjmp, a C++ exception) leaves it itself.
+ * @param outer what hak_scope_enter() has returned.
+ */
+HAK_API void hak_scope_leave(hak_heap_t *outer);
+
+/** @return the heap that serves the calling thread's next hak_scope_malloc(): that of its scope, or
+ *          the process's default; NULL where there is neither. */
+HAK_API hak_heap_t *hak_scope_heap(void);
+
+/**
+ * Names the heap that serves requests of threads that are in no scope. Thread-safe.
+ * @param heap the heap, which must not be destroyed before another one is named; NULL for none.
+ * @return 0; EINVAL (destroyed heap).
+ */
+HAK_API int hak_scope_set_default(hak_heap_t *heap);
+
+/**
+ * hak_heap_malloc() from the current scope's heap. hak_free() frees the block, in whatever scope.
+ * @param size bytes.
+ * @return as hak_heap_malloc(); NULL and EINVAL where there is neither a scope nor a default.
+ */
+HAK_API HAK_NODISCARD void *hak_scope_malloc(size_t size) HAK_MALLOC HAK_ALLOC_SIZE(1);
+
+/**
+ * hak_heap_calloc() from the current scope's heap.
+ * @param count number of elements.
+ * @param size bytes an element.
+ * @return as hak_scope_malloc(); a product that overflows gives NULL and ENOMEM.
+ */
+HAK_API HAK_NODISCARD void *hak_scope_calloc(size_t count, size_t size) HAK_MALLOC
+    HAK_ALLOC_SIZE(1, 2);
+
+/**
+ * Changes the size of a block as hak_heap_realloc(). The block stays in the heap it came from,
+ * whatever the scope: what one owner has is not charged to another.
+ * @param ptr the block, or NULL for hak_scope_malloc().
+ * @param size the size in bytes; 0 gives a minimal block, never a hidden free.
+ * @return as hak_heap_realloc().
+ */
+HAK_API HAK_NODISCARD void *hak_scope_realloc(void *ptr, size_t size) HAK_ALLOC_SIZE(2);
+
+/**
  * Returns every cached block of a heap, on every CPU, to its slab. Synchronous; other threads may
  * allocate and free meanwhile. Blocks that another thread holds in the middle of a call are not
  * reached. Preserves `errno`.
