@@ -50,7 +50,7 @@ static void build(const char *compiler, const char *archive)
  * what a process sets aside for the thread-local data of modules that are loaded late. */
 Test(plugins, many_copies_of_the_library_load, .fini = clean)
 {
-    enum { COPIES = 64 };
+    enum { COPIES = 50 };
     if (run_is_instrumented()) cr_skip_test("a plugin with a sanitizer needs a host with it");
     build("gcc", HAK_TEST_BUILD "/libhakheap.a");
     static char copies[COPIES][128];
