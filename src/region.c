@@ -139,17 +139,18 @@ typedef struct steps {
     uint8_t by[STEPS];
 } steps_t;
 
-static steps_t steps_to(unsigned n)
-{
-    steps_t steps;
-    unsigned have = 1;
-    for (unsigned i = 0; i < STEPS; i++) {
-        unsigned step = (unsigned)hak_min(have, n - have);
-        steps.by[i] = (uint8_t)step;
-        have += step;
+#define STEP(n, have) ((n) > (have) ? (n) < 2 * (have) ? (n) - (have) : (have) : 0)
+#define STEPS_TO(n)                                                     \
+    {                                                                   \
+        {                                                               \
+            STEP(n, 1), STEP(n, 2), STEP(n, 4), STEP(n, 8), STEP(n, 16) \
+        }                                                               \
     }
-    return steps;
-}
+#define STEPS_TO_4(n) STEPS_TO(n), STEPS_TO(n + 1), STEPS_TO(n + 2), STEPS_TO(n + 3)
+static const steps_t steps_to[] = {
+    STEPS_TO_4(0),  STEPS_TO_4(4),  STEPS_TO_4(8),  STEPS_TO_4(12),       STEPS_TO_4(16),
+    STEPS_TO_4(20), STEPS_TO_4(24), STEPS_TO_4(28), STEPS_TO(WORD_UNITS),
+};
 
 HAK_INLINE uint32_t runs_of(uint64_t bits, steps_t steps)
 {
@@ -234,7 +235,7 @@ HAK_INLINE unsigned first_of(region_t *region, unsigned at, unsigned n, uint32_t
 static unsigned find_hole(region_t *region, unsigned n, unsigned alignment)
 {
     if (HAK_LIKELY(load_relaxed(&region->room) < n)) return REGION_UNITS;
-    steps_t steps = steps_to((unsigned)hak_min(n, WORD_UNITS));
+    steps_t steps = steps_to[hak_min(n, WORD_UNITS)];
     for (unsigned at = 0; (at = rooms_next(&region->rooms, at, REGION_WORDS, n)) < REGION_WORDS;
          at++) {
         uint64_t bits = free_in_two(region, at);
@@ -242,7 +243,7 @@ static unsigned find_hole(region_t *region, unsigned n, unsigned alignment)
         if (HAK_UNLIKELY(n > WORD_UNITS) && starts)
             starts &= at + 1 == REGION_WORDS
                           ? 0
-                          : runs_of(free_in_two(region, at + 1), steps_to(n - WORD_UNITS));
+                          : runs_of(free_in_two(region, at + 1), steps_to[n - WORD_UNITS]);
         if (HAK_UNLIKELY(alignment != 1)) starts &= aligned_in(at, alignment);
         if (starts) return first_of(region, at, alignment == 1 ? n : 0, starts);
         if (alignment != 1) continue;
