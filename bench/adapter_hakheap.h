@@ -13,7 +13,23 @@
 
 typedef hak_heap_t alloc_heap_t;
 
+#ifdef HAK_BENCH_LIMITED
+static inline const char *alloc_name(void) { return "hakheap_limited"; }
+
+static inline void alloc_limit(hak_heap_config_t *config)
+{
+    static hak_heap_t *root;
+    hak_heap_config_t all = HAK_HEAP_CONFIG_INIT;
+    all.name = "root";
+    all.live_limit = (size_t)4 << 30;
+    if (!root && !(root = hak_heap_create(&all))) harness_exit(HARNESS_FAILED, "no heap: %m");
+    config->parent = root;
+    config->live_limit = (size_t)2 << 30;
+}
+#else
 static inline const char *alloc_name(void) { return "hakheap"; }
+static inline void alloc_limit(hak_heap_config_t *config) { (void)config; }
+#endif
 static inline const char *alloc_symbol(void) { return "hak_heap_malloc"; }
 static inline const char *alloc_library(void) { return "libhakheap"; }
 static inline bool alloc_has_heaps(void) { return true; }
@@ -31,6 +47,7 @@ static inline alloc_heap_t *alloc_heap_create(const char *level, unsigned index)
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     config.name = "bench"; /* to print a name takes longer than to create a heap */
     config.level = strcmp(level, "checked") == 0 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    alloc_limit(&config);
     return hak_heap_create(&config);
 }
 

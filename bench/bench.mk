@@ -8,6 +8,7 @@
 #   make -f bench/bench.mk compiler       print the compiler and its flags
 #   make -f bench/bench.mk simulated      build build/bench/simulated, which is hakheap's alone
 #   make -f bench/bench.mk statscost      build build/bench/statscost, likewise
+#   make -f bench/bench.mk limits         build build/bench/limits, likewise, and what bench/limits.sh compares
 #   make -f bench/bench.mk build/bench/larson-system
 #
 # build/libhakheap.so comes from the main Makefile; larson.sh makes it first. Compiler and flags are chosen as there.
@@ -56,6 +57,7 @@ peers_queries := mimalloc_heap apr
 peers_waves := mimalloc_heap
 peers_bulk := mimalloc_heap
 libs_hakheap := build/libhakheap.so -Wl,-rpath,'$$ORIGIN/..'
+libs_hakheap_limited := $(libs_hakheap)
 
 # $(call installed,peer): "peer" where a program that includes its header links with its library, else nothing.
 installed = $(shell echo 'int main(void) { return 0; }' | \
@@ -63,7 +65,7 @@ installed = $(shell echo 'int main(void) { return 0; }' | \
 PEERS_INSTALLED = $(foreach peer,$(PEERS),$(call installed,$(peer)))
 
 .DELETE_ON_ERROR:
-.PHONY: bench-programs peers adapters compiler bench-always simulated statscost $(WORKLOADS)
+.PHONY: bench-programs peers adapters compiler bench-always simulated statscost limits $(WORKLOADS)
 bench-programs: larson
 
 # The programs of one workload, for every allocator that is installed.
@@ -92,7 +94,7 @@ $(BENCH)/$1-%: bench/$1.c bench/adapter_%.h $(BENCH)/command
 	$$(BENCH_COMPILE) $$(flags_$$*) -MMD -MP -MF $$@.d -MT $$@ -DADAPTER='"adapter_$$*.h"' bench/$1.c -o $$@ \
 	    $$(libs_$$*) -ldl
 
-$(BENCH)/$1-hakheap: build/libhakheap.so
+$(BENCH)/$1-hakheap $(BENCH)/$1-hakheap_limited: build/libhakheap.so
 endef
 $(foreach workload,$(WORKLOADS),$(eval $(call program,$(workload))))
 
@@ -106,7 +108,8 @@ $(BENCH)/simulated: bench/simulated.c $(wildcard bench/*.h src/*.[ch] include/*.
 	$(BENCH_COMPILE) -Isrc bench/simulated.c $(wildcard src/*.c) -o $@ -ldl
 
 statscost: $(BENCH)/statscost
+limits: $(BENCH)/limits $(BENCH)/larson-hakheap $(BENCH)/larson-hakheap_limited
 
-$(BENCH)/statscost: bench/statscost.c build/libhakheap.so $(BENCH)/command
+$(BENCH)/statscost $(BENCH)/limits: $(BENCH)/%: bench/%.c build/libhakheap.so $(BENCH)/command
 	@mkdir -p $(@D)
-	$(BENCH_COMPILE) -MMD -MP -MF $@.d -MT $@ bench/statscost.c -o $@ $(libs_hakheap) -ldl
+	$(BENCH_COMPILE) -MMD -MP -MF $@.d -MT $@ $< -o $@ $(libs_hakheap) -ldl
