@@ -175,12 +175,20 @@ HAK_INLINE void *pop_slot(hak_heap_t *heap, size_t slot)
     return HAK_UNLIKELY(slot & SLOT_MARK) ? pop_marked(heap, slot) : pop(heap, slot);
 }
 
+/* Where a region may still have room, in a heap that counts, or by opening a page. */
+static HAK_NOINLINE void *malloc_missed_class(hak_heap_t *heap, unsigned cls)
+{
+    bool region = load_relaxed(&heap->regions) && !heap_class_made(heap, cls);
+    void *ptr = region ? refill_from_region(heap, cls, BLOCK_ALIGN) : NULL;
+    return HAK_LIKELY(ptr) ? ptr : malloc_missed(heap, size_classes[cls].bytes);
+}
+
 /* The same by the class's slot, so that the size need not be kept. */
 static HAK_NOINLINE void *malloc_missed_slot(hak_heap_t *heap, size_t slot)
 {
     unsigned cls = (unsigned)slot >> ENTRY_CODE_SHIFT;
-    void *ptr = refill_from_region(heap, cls, BLOCK_ALIGN);
-    return HAK_LIKELY(ptr) ? ptr : malloc_missed(heap, size_classes[cls].bytes);
+    void *ptr = refill_plain(heap, cls);
+    return HAK_LIKELY(ptr) ? ptr : malloc_missed_class(heap, cls);
 }
 
 static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)

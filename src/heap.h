@@ -231,6 +231,31 @@ HAK_INLINE region_t *heap_region_from(hak_heap_t *heap, unsigned *index)
         for (region_t *region = heap_region_from((heap), &region##_at); region;         \
              ++region##_at, region = heap_region_from((heap), &region##_at))
 
+/* Whether a class has too few blocks to fill pages of its own, and magazines. */
+HAK_INLINE bool heap_has_few(hak_heap_t *heap, unsigned cls)
+{
+    /* Relaxed, both: a guess. */
+    if (load_relaxed(&heap->region_leaves) >> cls & 1) return false;
+    size_t blocks = (size_t)load_relaxed(&heap->region_blocks[cls]) + 1;
+    return blocks * size_classes[cls].bytes <= load_relaxed(&heap->region_bytes);
+}
+/* Whether regions serve a class: the one place that decides. A class that has moved to slabs stays
+ * there. */
+HAK_INLINE bool heap_in_regions(hak_heap_t *heap, unsigned cls)
+{
+    return cls < REGION_CLASSES && !heap_class_made(heap, cls) && heap_has_few(heap, cls);
+}
+/* Whether no hole is as long, so that a block goes to the tail without a search. */
+HAK_INLINE bool heap_has_no_hole(hak_heap_t *heap, unsigned units)
+{
+    return units > load_relaxed(&heap->region_room);
+}
+/* Where blocks go on that find no hole. */
+HAK_INLINE region_t *heap_tail_region(hak_heap_t *heap)
+{
+    return heap_region(heap, load_relaxed(&heap->region_tail));
+}
+
 /* Regions have one block of a class more. */
 HAK_INLINE void heap_note_taken(hak_heap_t *heap, unsigned cls)
 {

@@ -16,17 +16,6 @@
 /* So often pages without blocks are looked for: what that costs is small beside as many takes. */
 enum { LOOK_TAKES = 128, BUSY_LOOK_TAKES = 64 * LOOK_TAKES };
 
-/* Whether regions serve a class: the one place that decides. A class with enough blocks to fill
- * pages of its own, and magazines, moves to slabs, and stays there. */
-HAK_INLINE bool is_in_regions(hak_heap_t *heap, unsigned cls)
-{
-    if (cls >= REGION_CLASSES || heap_class_made(heap, cls)) return false;
-    /* Relaxed, both: a guess, see heap.h. */
-    if (load_relaxed(&heap->region_leaves) >> cls & 1) return false;
-    size_t blocks = (size_t)load_relaxed(&heap->region_blocks[cls]) + 1;
-    return blocks * size_classes[cls].bytes <= load_relaxed(&heap->region_bytes);
-}
-
 /* Opens a page of the first region that has one to open. Where it goes on with the region's tail,
  * so do blocks that find no hole. False: none has. */
 static bool open_page(hak_heap_t *heap)
@@ -58,14 +47,13 @@ static void *take_hole(hak_heap_t *heap, unsigned units, unsigned alignment)
     return NULL;
 }
 
-/* Where blocks go on that find no hole. */
-HAK_INLINE region_t *tail_region(hak_heap_t *heap)
+static void *take_behind(hak_heap_t *heap, unsigned units)
 {
-    return heap_region(heap, load_relaxed(&heap->region_tail));
-}
-HAK_INLINE void *take_behind(hak_heap_t *heap, unsigned units)
-{
-    return region_append(tail_region(heap), units, &heap->guard);
+    void *ptr = region_append(heap_tail_region(heap), units, &heap->guard);
+    /* What the next page is of may be longer than what is left of this one. */
+    if (HAK_UNLIKELY(!ptr) && open_page(heap))
+        ptr = region_append(heap_tail_region(heap), units, &heap->guard);
+    return ptr;
 }
 /* The same for any alignment. What was left out there is a hole. */
 static void *take_at_tail(hak_heap_t *heap, unsigned units, unsigned alignment)
@@ -193,29 +181,14 @@ HAK_INLINE void count_take(hak_heap_t *heap)
     if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) look(heap, takes);
 }
 
-/* Whether no hole is as long, so that a block goes to the tail without a search. */
-HAK_INLINE bool is_behind(hak_heap_t *heap, unsigned units, size_t alignment)
-{
-    return units > load_relaxed(&heap->region_room) && alignment <= REGION_UNIT;
-}
-
-static HAK_NOINLINE void *refill_more(hak_heap_t *heap, unsigned cls, size_t alignment)
+void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     unsigned units = size_classes[cls].bytes / REGION_UNIT;
-    bool behind = is_behind(heap, units, alignment);
+    bool behind = alignment <= REGION_UNIT && heap_has_no_hole(heap, units);
     if (!behind) count_take(heap);
     void *ptr = behind ? take_behind(heap, units) : take_hole(heap, units, units_of(alignment));
     if (HAK_UNLIKELY(!ptr)) ptr = take_from_regions(heap, cls, units_of(alignment));
     return note_taken(heap, cls, ptr);
-}
-
-HAK_INLINE void *take_uncharged(hak_heap_t *heap, unsigned cls, size_t alignment)
-{
-    unsigned units = size_classes[cls].bytes / REGION_UNIT;
-    void *ptr = NULL;
-    if (is_behind(heap, units, alignment))
-        ptr = region_append_word(tail_region(heap), units, &heap->guard);
-    return HAK_LIKELY(ptr) ? note_taken(heap, cls, ptr) : refill_more(heap, cls, alignment);
 }
 
 /* The same in a heap that counts, of what it has borrowed. */
@@ -223,20 +196,20 @@ static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t al
 {
     size_t bytes = size_classes[cls].bytes;
     if (!ledger_grab(heap->ledger, bytes, 1)) return NULL;
-    void *ptr = take_uncharged(heap, cls, alignment);
+    void *ptr = refill_hole(heap, cls, alignment);
     if (!ptr) ledger_refund(heap->ledger, bytes);
     return ptr;
 }
 
 static HAK_NOINLINE void *refill_behind_pocket(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
-    if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !is_in_regions(heap, cls)) return NULL;
+    if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !heap_in_regions(heap, cls)) return NULL;
     if (HAK_UNLIKELY(heap->ledger != NULL)) return take_counted(heap, cls, alignment);
-    return take_uncharged(heap, cls, alignment);
+    return refill_hole(heap, cls, alignment);
 }
 
 /* A block of a pocket, which the region has noted as taken all the time, and which is charged. */
-HAK_INLINE void *hand_out_pocketed(hak_heap_t *heap, unsigned cls, uint64_t word)
+void *refill_pocketed(hak_heap_t *heap, unsigned cls, uint64_t word)
 {
     void *ptr = heap_pocketed(heap, word);
     if (HAK_UNLIKELY(key_seals(heap->key)))
@@ -250,7 +223,7 @@ void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (HAK_UNLIKELY(cls >= REGION_CLASSES || heap_is_closed(heap))) return NULL;
     uint64_t word = alignment <= REGION_UNIT ? pocket_take(&heap->pocket[cls]) : 0;
-    if (word) return hand_out_pocketed(heap, cls, word);
+    if (word) return refill_pocketed(heap, cls, word);
     return refill_behind_pocket(heap, cls, alignment);
 }
 
@@ -275,7 +248,7 @@ static void *take_or_grow(hak_heap_t *heap, unsigned cls, unsigned alignment)
 
 static void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
-    if (!is_in_regions(heap, cls)) return NULL;
+    if (!heap_in_regions(heap, cls)) return NULL;
     lock_acquire(&heap->lock, RANK_HEAP);
     void *ptr = take_or_grow(heap, cls, units_of(alignment));
     lock_release(&heap->lock, RANK_HEAP);

@@ -7,7 +7,8 @@
 /*
  * Role: where blocks come from. Each rung asks one layer; a layer that has nothing returns none.
  *
- *   refill   pocket, region, while the class has few blocks;   hot > spare > cold > remote > slab > fresh slab > fresh SuperSlab
+ *   refill   tail of a region, pocket, hole of a region, while the class has few blocks;
+ *            hot > spare > cold > remote > slab > fresh slab > fresh SuperSlab
  *
  * Callers: api and resize, inside the gate but where a call says so. Locks: CLASS and HEAP, taken
  * inside. NULL and hak_last_error() where memory is refused.
@@ -16,12 +17,34 @@ void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment);
 void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty);
 void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty);
 
-/* The rungs that need no lock and no gate. A region, for a class that regions serve: NULL where they
- * do not, or have no room. `alignment`: a power of two; of slabs' blocks each is a multiple of what
- * the class is. */
+/* The rungs that need no lock and no gate. */
+
+/* A region, for a class that regions serve: NULL where they do not, or have no room. `alignment`: a
+ * power of two; of slabs' blocks each is a multiple of what the class is. */
 void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment);
-/* The spare magazine. NULL: it is empty, or this is the
- * twin. */
+/* The same for a class that regions are known to serve, without a look into its pocket. */
+void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment);
+/* The block that a pocket's word names first. */
+void *refill_pocketed(hak_heap_t *heap, unsigned cls, uint64_t word);
+/* What most heaps do whose classes are in regions, up to REGION_BLOCK_MAX: from the pocket; else,
+ * where no hole is as long, behind all other blocks. NULL: the other rungs are asked. Of a heap that
+ * is gone nothing is read but that it has no regions. */
+HAK_INLINE void *refill_plain(hak_heap_t *heap, unsigned cls)
+{
+    if (HAK_UNLIKELY(!load_relaxed(&heap->regions) || heap_is_closed(heap))) return NULL;
+    uint64_t word = pocket_take(&heap->pocket[cls]);
+    if (word) return refill_pocketed(heap, cls, word);
+    if (heap->ledger || !heap_in_regions(heap, cls)) return NULL;
+    unsigned units = size_classes[cls].bytes / REGION_UNIT;
+    if (!heap_has_no_hole(heap, units)) return refill_hole(heap, cls, BLOCK_ALIGN);
+    region_t *region = heap_tail_region(heap);
+    void *ptr = region_append_word(region, units, &heap->guard);
+    if (!ptr && !(ptr = region_append(region, units, &heap->guard))) return NULL;
+    heap_note_taken(heap, cls);
+    counter_add(&heap->counters, refill_region, 1);
+    return ptr;
+}
+/* The spare magazine. NULL: it is empty, or this is the twin. */
 void *refill_from_spare(hak_heap_t *heap, unsigned cls);
 
 #endif

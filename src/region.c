@@ -106,6 +106,19 @@ static void free_units(region_t *region, unsigned unit, unsigned n)
     }
 }
 
+/* The same of the next words. False: none of all the units is taken. */
+static HAK_NOINLINE bool claim_rest(region_t *region, unsigned unit, unsigned left)
+{
+    for (unsigned at = unit / WORD_UNITS + 1;; at++, left -= WORD_UNITS) {
+        if (!claim_word(region, at, units_from(0, (unsigned)hak_min(left, WORD_UNITS)), 0)) {
+            free_units(region, unit, at * WORD_UNITS - unit);
+            return false;
+        }
+        STALL(region_part_taken);
+        if (left <= WORD_UNITS) return true;
+    }
+}
+
 /* From the first word to the last. `start`: a block begins there; else it grows. */
 HAK_INLINE bool claim_more(region_t *region, unsigned unit, unsigned n, bool start)
 {
@@ -113,15 +126,7 @@ HAK_INLINE bool claim_more(region_t *region, unsigned unit, unsigned n, bool sta
     if (!claim_word(region, at, UINT32_MAX << first, start ? (uint32_t)1 << first : 0))
         return false;
     STALL(region_part_taken);
-    for (unsigned left = first + n; left > WORD_UNITS;) {
-        left -= WORD_UNITS;
-        if (!claim_word(region, ++at, units_from(0, (unsigned)hak_min(left, WORD_UNITS)), 0)) {
-            free_units(region, unit, at * WORD_UNITS - unit);
-            return false;
-        }
-        STALL(region_part_taken);
-    }
-    return true;
+    return claim_rest(region, unit, first + n - WORD_UNITS);
 }
 
 HAK_INLINE bool claim_units(region_t *region, unsigned unit, unsigned n, bool start)

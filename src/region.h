@@ -173,13 +173,12 @@ void *region_append_aligned(region_t *region, unsigned units, unsigned alignment
 HAK_INLINE void *region_append_word(region_t *region, unsigned units, const guard_t *guard)
 {
     unsigned unit = load_relaxed(&region->tail), bit = unit % WORD_UNITS;
-    if (bit + units > WORD_UNITS || unit == load_relaxed(&region->tail_end) ||
-        key_seals(guard->key))
-        return NULL;
+    if (bit + units > WORD_UNITS || key_seals(guard->key)) return NULL;
     uint64_t used = (((uint64_t)1 << units) - 1) << bit;
     _Atomic uint64_t *word = &region->word[unit / WORD_UNITS];
     uint64_t old = load_relaxed(word);
-    /* Acquire, both: as in claim_word and region_take. */
+    /* Behind the pages that are open all units are held. Acquire, both: as in claim_word and
+     * region_take. */
     if (old & (used | used << WORD_UNITS) ||
         !cas_acquire(word, &old, old | used | (uint64_t)1 << (WORD_UNITS + bit)))
         return NULL;
