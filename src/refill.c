@@ -222,7 +222,7 @@ HAK_INLINE void *take_uncharged(hak_heap_t *heap, unsigned cls, size_t alignment
 static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     size_t bytes = size_classes[cls].bytes;
-    if (!ledger_grab(heap->ledger, bytes, 1)) return NULL;
+    if (ledger_is_idle(heap->ledger) || !ledger_grab(heap->ledger, bytes, 1)) return NULL;
     void *ptr = take_uncharged(heap, cls, alignment);
     if (!ptr) ledger_refund(heap->ledger, bytes);
     return ptr;
@@ -567,17 +567,24 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirt
     size_t bytes = hak_round_up(size, HAK_PAGE);
     lock_acquire(&heap->lock, RANK_HEAP);
     (void)drain_deferred(heap, true);
-    large_t *record = take_record(heap);
+    heap->coming += bytes;
+    large_t *record = heap_admit(heap, 0, true) ? take_record(heap) : NULL;
+    if (!record) {
+        heap->coming -= bytes;
+        heap_settle(heap, true);
+    }
     lock_release(&heap->lock, RANK_HEAP);
     if (!record) return NULL;
     char *base = mapping_take(record, bytes, alignment, dirty);
     lock_acquire(&heap->lock, RANK_HEAP);
+    heap->coming -= bytes;
     if (base) {
         record->asked = (asked_t){size, alignment};
         large_add(&heap->large, record, heap, base, bytes);
         heap_charge(heap, bytes);
     } else {
         large_put_unused(&heap->large, record);
+        heap_settle(heap, true);
     }
     lock_release(&heap->lock, RANK_HEAP);
     reserve_tick(&process_reserve);
