@@ -14,12 +14,14 @@ styles=(docs/site.css)
 if [ -e "$theme/doxygen-awesome.css" ]; then
     # The theme's switch between light and dark is a script, which Doxygen's own header does not load.
     doxygen -w html build/docs/header.html build/docs/footer.html build/docs/style.css 2> /dev/null
-    scripts=(doxygen-awesome-darkmode-toggle.js doxygen-awesome-fragment-copy-button.js)
+    scripts=(doxygen-awesome-{darkmode-toggle,fragment-copy-button,interactive-toc}.js)
     {
         for script in "${scripts[@]}"; do
             echo "<script type=\"text/javascript\" src=\"\$relpath^$script\"></script>"
         done
-        echo '<script type="text/javascript">DoxygenAwesomeDarkModeToggle.init(); DoxygenAwesomeFragmentCopyButton.init()</script>'
+        echo '<script type="text/javascript">'
+        echo 'DoxygenAwesomeDarkModeToggle.init(); DoxygenAwesomeFragmentCopyButton.init(); DoxygenAwesomeInteractiveToc.init()'
+        echo '</script>'
     } > build/docs/head.html
     awk '/<\/head>/ { while ((getline line < "build/docs/head.html") > 0) print line } { print }' \
         build/docs/header.html > build/docs/header_next.html
