@@ -289,10 +289,13 @@ HAK_INLINE bool heap_budget_take(hak_heap_t *heap, size_t bytes)
     return heap_may_cache(heap) && budget_take(&heap->budget, bytes);
 }
 
-/* Of what a heap has borrowed and does not need some goes back. Inside the gate; never waits. */
-HAK_INLINE void heap_return_idle(hak_heap_t *heap)
+/* The same inside the gate: of what the heap has borrowed and does not need some goes back. Never
+ * waits. */
+HAK_INLINE void heap_refund_inside(hak_heap_t *heap, size_t bytes)
 {
-    if (HAK_UNLIKELY(heap->ledger != NULL)) ledger_return_idle(heap->ledger);
+    if (HAK_LIKELY(!heap->ledger)) return;
+    if (bytes) ledger_refund(heap->ledger, bytes);
+    ledger_return_idle(heap->ledger);
 }
 
 /* ---- What is committed; lock: HEAP ---- */

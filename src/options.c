@@ -180,7 +180,7 @@ static int read_counting(const hak_heap_config_t *given, settings_t *out, hak_er
     out->on_pressure = given->on_pressure;
     out->pressure_ctx = given->pressure_ctx;
     /* It would never run. */
-    if (given->on_pressure && !out->counts) return EINVAL;
+    if (!out->counts) return given->on_pressure ? EINVAL : 0;
     return options_limits(&limits, given->on_pressure != NULL, &out->limits, why);
 }
 

@@ -29,7 +29,7 @@ typedef struct settings {
     size_t region_bytes;
     hak_heap_t *parent;  /* read by create only, as is `limits` */
     bool counts;         /* what it has live, and in use: it has a limit, or a place in a tree */
-    hak_limits_t limits; /* each a number; HAK_NO_LIMIT: none */
+    hak_limits_t limits; /* where it counts; each a number; HAK_NO_LIMIT: none */
     hak_pressure_fn on_pressure;
     void *pressure_ctx;
 } settings_t;
