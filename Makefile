@@ -236,8 +236,7 @@ models:
 # ---- The rest ----
 
 docs:
-	@mkdir -p build/docs
-	doxygen docs/Doxyfile
+	scripts/docs.sh
 
 bench:
 	bench/suite.py
@@ -286,7 +285,7 @@ help:
 	@echo 'make planted         how soon the fuzzer alone finds each planted bug'
 	@echo 'make bench           bench/suite.py: every benchmark on every allocator, as a page; BENCH=quick: few rounds'
 	@echo 'make bench-guard     bench/guard.sh, counts of instructions against bench/guard.csv'
-	@echo 'make docs            build/docs/html, by Doxygen'
+	@echo 'make docs            build/docs/html, by Doxygen and doxygen-awesome-css'
 	@echo 'make format          rewrites the sources by .clang-format; format-check only compares'
 	@echo 'make install         PREFIX=$(PREFIX), DESTDIR=$(DESTDIR); uninstall takes it away'
 	@echo 'make clean           removes build/'

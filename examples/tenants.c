@@ -242,7 +242,8 @@ static void do_stats(request_t *request)
 static void do_limit(request_t *request)
 {
     tenant_t *tenant = find(request->word[1]);
-    hak_limits_t limits = {sizeof limits, strtoul(request->word[2], NULL, 10)};
+    hak_limits_t limits = {.struct_size = sizeof limits,
+                           .live_limit = strtoul(request->word[2], NULL, 10)};
     if (!tenant) tenant = begin(request->word[1]);
     int error = tenant && limits.live_limit ? hak_heap_set_limits(tenant->heap, &limits) : EINVAL;
     if (error) answer(request, "ERROR %s", error == EBUSY ? "more is in use" : strerror(error));

@@ -85,8 +85,9 @@ typedef enum hak_level {
 } hak_level_t;
 
 /**
- * Told that a limit refuses a request, before the request fails. It runs once for a request, on the
- * thread that asks, with nothing locked: it may free blocks of any heap, also of this one, allocate
+ * Told that a limit refuses a request, before the request fails, and that a soft limit is passed,
+ * after the request has succeeded. It runs once for a request, on the thread that asks, with nothing
+ * locked: it may free blocks of any heap, also of this one, allocate
  * in heaps that are not below the full one, lower or raise limits, and leave by longjmp(). It may
  * not destroy or reset the full heap, or one above or below it, nor free the block that a realloc
  * asks for. Afterwards the request is tried once more. A request that is refused in a callback, or
@@ -94,8 +95,9 @@ typedef enum hak_level {
  * hak_heap_refused_by() where it lands: without that, a request from deeper in the stack than the
  * one that was left would count as one of the callback.
  * @param ctx what the config of the full heap says.
- * @param full the heap whose limit refuses.
- * @param bytes what the request is charged.
+ * A callback of a soft limit that is left so loses the block of its request.
+ * @param full the heap whose limit refuses, or whose soft limit is passed.
+ * @param bytes what the request is charged; 0: a soft limit is passed.
  */
 typedef void (*hak_pressure_fn)(void *ctx, hak_heap_t *full, size_t bytes);
 
@@ -146,6 +148,21 @@ typedef struct hak_heap_config {
      * get a limit nor a child later.
      */
     size_t live_limit;
+    /**
+     * Bytes that this heap and all heaps below it may use together, whatever lies in them: granules
+     * (16 KiB) in use, free pages that may have been written, large blocks, and records. A request
+     * that would need more fails as with `live_limit`; before that, caches of this heap and of those
+     * below go back, and with them free pages and empty granules. No heap is ever above it. It is
+     * coarse: what fits depends on how the blocks lie. An empty heap has 16 KiB; 0 and #HAK_NO_LIMIT:
+     * none. What heaps share counts for none of them: see docs/design.md.
+     */
+    size_t committed_limit;
+    /**
+     * Bytes of live blocks of which `on_pressure` is told once this heap and all heaps below it have
+     * more, and once more after there was an eighth less of them. Refuses nothing. What caches hold
+     * and heaps have borrowed ahead counts. Below both other limits. 0 and #HAK_NO_LIMIT: none.
+     */
+    size_t soft_limit;
     /** Called before a request fails because this heap is full; NULL: nothing is. */
     hak_pressure_fn on_pressure;
     /** Passed to `on_pressure`. */
@@ -153,18 +170,20 @@ typedef struct hak_heap_config {
 } hak_heap_config_t;
 
 /** A config of defaults, for this version of the struct. */
-#define HAK_HEAP_CONFIG_INIT                                                                \
-    {                                                                                       \
-        sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0, 0, NULL, 0, NULL, NULL \
+#define HAK_HEAP_CONFIG_INIT                                                                      \
+    {                                                                                             \
+        sizeof(hak_heap_config_t), NULL, HAK_LEVEL_DEFAULT, 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL \
     }
 
 /**
  * Creates a heap.
  * @param config what to create, or NULL for defaults; read during the call only.
  * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or
- *         value that this version does not know, or a parent that is destroyed or does not count),
+ *         value that this version does not know, a parent that is destroyed or does not count, or
+ *         limits that no request could meet: hak_last_error() says which),
  *         E2BIG (the parent is the 32nd of its chain), ENOTSUP (HAK_LEVEL_HARDENED, or a system whose
- *         pages are not of 4096 bytes), ENOMEM (the system refused memory), EDEADLK (in a signal
+ *         pages are not of 4096 bytes), ENOMEM (the system refused memory, or a `committed_limit`
+ *         above: hak_heap_refused_by() of the parent says whose), EDEADLK (in a signal
  *         handler that interrupted this library). The first call of a process waits for another
  *         thread's first call. No cancellation point.
  */
@@ -404,22 +423,28 @@ HAK_API int hak_reserve_set_limit(size_t bytes);
 
 /* ---- Limits and trees ---- */
 
-/** What heaps may have live. Initialise `struct_size` with the size of the struct. */
+/** What heaps may have live and in use, as in hak_heap_config_t; 0: as #HAK_NO_LIMIT. Initialise
+ * `struct_size` with the size of the struct. */
 typedef struct hak_limits {
     /** Size of this struct in bytes; set by the caller. */
     size_t struct_size;
-    /** As in hak_heap_config_t; 0: as #HAK_NO_LIMIT. */
+    /** Bytes of live blocks. */
     size_t live_limit;
+    /** Bytes of memory in use. */
+    size_t committed_limit;
+    /** Bytes of live blocks of which `on_pressure` is told. */
+    size_t soft_limit;
 } hak_limits_t;
 
 /**
- * Changes the limits of a heap. Where more is in use than the new limit allows, what this heap and
- * those below it have cached goes back first. Any thread. No cancellation point.
+ * Changes all limits of a heap. Where more is in use than they allow, what this heap and those below
+ * it have cached, and memory that they have free, goes back first. Any thread. No cancellation
+ * point.
  * @param heap a heap that counts: see `live_limit` in hak_heap_config_t.
  * @param limits the limits; read during the call only.
- * @return 0; EBUSY (more is live, and nothing has changed); EAGAIN (the kernel refused the fence);
+ * @return 0; EBUSY (more is live, or in use, and no limit has changed); EAGAIN (the kernel refused the fence);
  *         EINVAL (NULL or destroyed heap, one that does not count, a struct size that this version
- *         does not know); EDEADLK (in a signal handler that interrupted this library).
+ *         does not know, or limits that hak_heap_create() would refuse: see hak_last_error()); EDEADLK (in a signal handler that interrupted this library).
  */
 HAK_API int hak_heap_set_limits(hak_heap_t *heap, const hak_limits_t *limits);
 
@@ -497,12 +522,35 @@ typedef struct hak_usage {
     size_t tree_peak_bytes;
     /** The limit; #HAK_NO_LIMIT: none. */
     size_t live_limit;
-    /** Memory that this heap alone has committed; at least `live_bytes`. */
+    /** Memory that this heap alone uses, as `committed_limit` counts it; at least `live_bytes`. */
     size_t committed_bytes;
     /** The highest `committed_bytes` so far. */
     size_t peak_bytes;
-    /** Requests that failed because this heap was full, of this heap and of those below. */
+    /** `committed_bytes` of this heap and all heaps below: what the limit is held to; at most
+     * #committed_limit always. */
+    size_t tree_committed_bytes;
+    /** The highest `tree_committed_bytes` so far. */
+    size_t tree_committed_peak_bytes;
+    /** The limit; #HAK_NO_LIMIT: none. */
+    size_t committed_limit;
+    /** The soft limit; #HAK_NO_LIMIT: none. */
+    size_t soft_limit;
+    /** Requests that failed because this heap was full, by `live_limit` or `committed_limit`, of
+     * this heap and of those below. */
     size_t refusals;
+    /** Part of `refusals`: by `committed_limit`. */
+    size_t committed_refusals;
+    /** Requests of this heap that failed: a limit of its own refused them. */
+    size_t failed_here;
+    /** A limit of a heap above refused them. */
+    size_t failed_above;
+    /** The system refused memory, or the fence. */
+    size_t failed_system;
+    /** The heap was closed, or the call came from a signal handler that had interrupted the library. */
+    size_t failed_turned_away;
+    /** Requests of this heap and of all below that failed for one of the first three reasons. What
+     * a heap had counted stays when it goes. */
+    size_t tree_failed;
 } hak_usage_t;
 
 /**
@@ -681,7 +729,10 @@ typedef enum hak_error {
     HAK_ERROR_LIMIT,     /**< A limit refuses: hak_heap_refused_by() says whose. */
     HAK_ERROR_CLOSED,    /**< The heap is closed. */
     HAK_ERROR_LIVE,      /**< The heap has live blocks, or heaps below it. */
-    HAK_ERROR_DEPTH      /**< A tree of heaps would have more than 32 levels. */
+    HAK_ERROR_DEPTH,     /**< A tree of heaps would have more than 32 levels. */
+    HAK_ERROR_UNHEARD,   /**< A soft limit without a callback that could be told. */
+    HAK_ERROR_SOFT_LIMIT,     /**< A soft limit that another limit keeps from being passed. */
+    HAK_ERROR_COMMITTED_LIMIT /**< A committed limit below what an empty heap uses. */
 } hak_error_t;
 
 /** @return why the calling thread's last failed call failed. Thread-local; a call that succeeds

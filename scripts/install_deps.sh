@@ -8,10 +8,12 @@ packages=(
     clang libclang-rt-14-dev lld                             # the second compiler, its sanitizers and linker
     g++                                                      # the header is C++, too
     libcriterion-dev valgrind musl-tools                     # tests
-    doxygen graphviz gnuplot-nox python3                     # documents, plots and the page of benchmarks
+    doxygen doxygen-awesome-css python3                      # documents
+    gnuplot-nox                                              # plots and the page of benchmarks
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/
     libapr1-dev                                              # its pools, likewise
+    libtalloc-dev postgresql-server-dev-15                   # what the migration pages of docs/ come from
 )
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then

@@ -60,7 +60,7 @@ PLANTED = ["lost refund of a budget", "double hand-out", "missed zero", "wrong u
 FIELDS = {"name", "file", "kind", "old", "new"}
 OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
-SLOW_SUITES = "fuzz|programs|fault|stress|debugger|plugins|examples"
+SLOW_SUITES = "docs|fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
 SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|region|limits)",
           "refill": "@(home|api|large|region|limits)",

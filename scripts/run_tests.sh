@@ -108,7 +108,7 @@ asan)
     ;;
 valgrind)
     export HAK_TEST_SECONDS=1
-    [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=!(tree|programs|fault|stress|debugger|plugins|fuzz)/*')
+    [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=!(tree|docs|programs|fault|stress|debugger|plugins|fuzz)/*')
     for dir in "$@"; do
         suite "$dir" valgrind valgrind -q --error-exitcode=99 --exit-on-first-error=yes --trace-children=yes
     done

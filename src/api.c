@@ -49,6 +49,8 @@ HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, 
 static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     uint32_t why = hak_tls.last_error;
+    /* What the process keeps is no heap's. */
+    if (heap->ledger && why == HAK_ERROR_LIMIT) return NULL;
     bool room = trim_make_room();
     hak_tls.last_error = why;
     return room ? allocate_once(heap, size, alignment, dirty) : NULL;
@@ -64,21 +66,58 @@ HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment
     return ptr;
 }
 
-/* The same of a heap that counts. */
-static void *allocate_charged(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty,
-                              refused_t *refused)
+/* A request of a heap that counts, and what has become of it. */
+typedef struct request {
+    size_t size, alignment;
+    size_t *dirty;
+    refused_t refused;
+    bool due; /* a soft limit is to be told */
+} request_t;
+
+/* As long as room can be made for what the ladder needs. */
+static void *allocate_bounded(hak_heap_t *heap, request_t *request)
 {
-    size_t bytes = pointer_charge(size, alignment);
-    if (!recall_charge(heap, bytes, refused)) return NULL;
-    void *ptr = allocate_inside(heap, size, alignment, dirty);
+    tried_t tried = {0};
+    void *ptr;
+    do {
+        /* What a rung says of limits is this request's. */
+        hak_tls.last_error = HAK_ERROR_NONE;
+        ptr = allocate_inside(heap, request->size, request->alignment, request->dirty);
+    } while (HAK_UNLIKELY(!ptr) && hak_tls.last_error == HAK_ERROR_LIMIT &&
+             recall_room(heap, &tried, &request->refused));
+    return ptr;
+}
+
+static void *allocate_charged(hak_heap_t *heap, request_t *request)
+{
+    size_t bytes = pointer_charge(request->size, request->alignment);
+    charged_t charged = recall_charge(heap, bytes, &request->refused);
+    if (HAK_UNLIKELY(charged == CHARGE_REFUSED)) return NULL;
+    request->due = charged == CHARGED_DUE;
+    void *ptr = allocate_bounded(heap, request);
     if (!ptr) heap_refund(heap, bytes);
     return ptr;
+}
+
+/* Why a request of a heap that counts has failed. */
+static HAK_COLD void count_failed(hak_heap_t *heap)
+{
+    unsigned why = hak_tls.last_error == HAK_ERROR_LIMIT ? FAILED_HERE : FAILED_SYSTEM;
+    if (gate_enter(true) != GATE_IN) return;
+    ledger_count_failed(heap->ledger, why);
+    gate_leave();
+}
+
+static void *turn_away(hak_heap_t *heap, hak_error_t why, int error)
+{
+    if (heap->ledger) ledger_count_failed(heap->ledger, FAILED_TURNED);
+    return fail(why, error);
 }
 
 static void *reenter(hak_heap_t *heap)
 {
     counter_add(&heap->counters, early_reentered, 1);
-    return fail(HAK_ERROR_REENTERED, EDEADLK);
+    return turn_away(heap, HAK_ERROR_REENTERED, EDEADLK);
 }
 
 /*
@@ -97,19 +136,39 @@ static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes, uint32_t 
     return true;
 }
 
+/* After a request that has passed soft limits: each is told, in the same way. Inside of a callback
+ * they wait for another request. */
+static HAK_COLD void tell(const hak_heap_t *heap)
+{
+    uint32_t here = tls_frame(__builtin_frame_address(0));
+    refused_t soft;
+    for (bool due = !tls_is_pressed(here); due;) {
+        if (gate_enter(true) != GATE_IN) return;
+        due = ledger_take_due(heap->ledger, &soft);
+        gate_leave();
+        if (!due) return;
+        hak_tls.pressing = here;
+        soft.on_pressure(soft.ctx, soft.heap, 0);
+        hak_tls.pressing = 0;
+    }
+}
+
 static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t alignment,
                                          size_t *dirty)
 {
     int before = errno;
     uint32_t error = hak_tls.last_error;
-    refused_t refused = {0};
+    request_t request = {.size = size, .alignment = alignment, .dirty = dirty};
     void *ptr = NULL;
     for (int tries = 0; tries < 2 && !ptr; tries++) {
-        if (tries && !press(&refused, pointer_charge(size, alignment), error)) break;
+        if (tries && !press(&request.refused, pointer_charge(size, alignment), error)) break;
         if (gate_enter(true) != GATE_IN) return reenter(heap);
-        ptr = allocate_charged(heap, size, alignment, dirty, &refused);
+        ptr = allocate_charged(heap, &request);
         gate_leave();
     }
+    if (HAK_LIKELY(ptr)) hak_tls.last_error = error;
+    else count_failed(heap);
+    if (HAK_UNLIKELY(ptr && request.due)) tell(heap);
     errno = ptr ? before : ENOMEM;
     return ptr;
 }
@@ -119,7 +178,7 @@ static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
-    if (HAK_UNLIKELY(heap_is_closed(heap))) return fail(HAK_ERROR_CLOSED, ESHUTDOWN);
+    if (HAK_UNLIKELY(heap_is_closed(heap))) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
     if (heap->ledger) return malloc_counted(heap, size, alignment, dirty);
     if (gate_enter(true) != GATE_IN) return reenter(heap);
     int before = errno;
@@ -429,26 +488,19 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 /* ---- realloc ---- */
 
 /* Charges a heap that counts, outside of the gate. */
-static bool charge(hak_heap_t *heap, size_t bytes)
+static charged_t charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
 {
-    uint32_t error = hak_tls.last_error;
-    refused_t refused = {0};
-    bool done = false;
-    for (int tries = 0; tries < 2 && !done; tries++) {
-        if (tries && !press(&refused, bytes, error)) break;
-        if (gate_enter(true) != GATE_IN) return reenter(heap) != NULL;
-        done = recall_charge(heap, bytes, &refused);
-        gate_leave();
-    }
-    if (!done) errno = ENOMEM;
-    return done;
+    if (gate_enter(true) != GATE_IN) return (charged_t)(reenter(heap) != NULL);
+    charged_t charged = recall_charge(heap, bytes, refused);
+    gate_leave();
+    return charged;
 }
 
 /* Puts a block's content in a fresh one, whose charge is the old one's and the caller's. */
 static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, size_t size)
 {
     size_t dirty;
-    if (heap_is_closed(heap)) return fail(HAK_ERROR_CLOSED, ESHUTDOWN);
+    if (heap_is_closed(heap)) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
     if (gate_enter(true) != GATE_IN) return reenter(heap);
     void *fresh = allocate_inside(heap, size, BLOCK_ALIGN, &dirty);
     if (fresh) {
@@ -460,6 +512,28 @@ static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, siz
     return fresh ? fresh : fail((hak_error_t)hak_tls.last_error, ENOMEM);
 }
 
+/* Room for what a move has lacked. */
+static bool make_room(hak_heap_t *heap, tried_t *tried, refused_t *refused)
+{
+    if (hak_tls.last_error != HAK_ERROR_LIMIT || gate_enter(true) != GATE_IN) return false;
+    bool done = recall_room(heap, tried, refused);
+    gate_leave();
+    return done;
+}
+
+/* The block is charged already. It may grow in its place where there is no room for a second one. */
+static void *resize_bounded(const block_id_t *id, void *ptr, size_t size, refused_t *refused)
+{
+    tried_t tried = {0};
+    void *at;
+    do {
+        hak_tls.last_error = HAK_ERROR_NONE;
+        at = resize_block(id, ptr, size);
+        if (!at) at = move_charged(id->heap, id, ptr, size);
+    } while (HAK_UNLIKELY(!at) && make_room(id->heap, &tried, refused));
+    return at;
+}
+
 /* What a block is charged with another size. A large one that stays is charged by the page, also
  * where it was made large by its alignment. */
 static size_t charge_after(const block_id_t *id, size_t size)
@@ -467,19 +541,43 @@ static size_t charge_after(const block_id_t *id, size_t size)
     return resize_holds(id, size) ? id->usable : pointer_charge(size, BLOCK_ALIGN);
 }
 
-/* Of a heap that counts: charges the difference, whether or not the block stays where it is. */
+/* Charges the difference, whether or not the block stays where it is. */
+static void *realloc_charged(const block_id_t *id, void *ptr, size_t size, request_t *request)
+{
+    hak_heap_t *heap = id->heap;
+    size_t had = id->usable, wants = charge_after(id, size);
+    if (wants > had) {
+        charged_t charged = charge(heap, wants - had, &request->refused);
+        if (charged == CHARGE_REFUSED) return NULL;
+        request->due = charged == CHARGED_DUE;
+    }
+    void *at = resize_bounded(id, ptr, size, &request->refused);
+    if (!at && wants > had) heap_refund(heap, wants - had);
+    if (at && wants < had) heap_refund(heap, had - wants);
+    return at;
+}
+
 static HAK_NOINLINE void *realloc_counted(const block_id_t *id, void *ptr, size_t size)
 {
     hak_heap_t *heap = id->heap;
     int before = errno;
-    size_t had = id->usable, wants = charge_after(id, size);
-    if (wants > had && !charge(heap, wants - had)) return NULL;
-    void *at = resize_block(id, ptr, size);
-    if (!at) at = move_charged(heap, id, ptr, size);
-    if (!at && wants > had) heap_refund(heap, wants - had);
-    if (at && wants < had) heap_refund(heap, had - wants);
-    if (at) errno = before;
-    return at;
+    uint32_t error = hak_tls.last_error;
+    request_t request = {.size = size};
+    void *at = realloc_charged(id, ptr, size, &request);
+    size_t wants = charge_after(id, size);
+    if (!at && press(&request.refused, wants - hak_min(wants, id->usable), error))
+        at = realloc_charged(id, ptr, size, &request);
+    if (at) {
+        hak_tls.last_error = error;
+        if (HAK_UNLIKELY(request.due)) tell(heap);
+        errno = before;
+        return at;
+    }
+    if (hak_tls.last_error == HAK_ERROR_CLOSED || hak_tls.last_error == HAK_ERROR_REENTERED)
+        return NULL;
+    count_failed(heap);
+    errno = ENOMEM;
+    return NULL;
 }
 
 void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
@@ -561,7 +659,12 @@ hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
         return NULL;
     }
     if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
-    hak_heap_t *heap = life_create(config, &error);
+    hak_heap_t *heap;
+    tried_t tried = {0};
+    refused_t refused;
+    do heap = life_create(config, &error);
+    while (!heap && hak_tls.last_error == HAK_ERROR_LIMIT &&
+           recall_room(config->parent, &tried, &refused));
     gate_leave();
     errno = heap ? before : error;
     return heap;
@@ -732,6 +835,9 @@ const char *hak_error_text(hak_error_t error)
     case HAK_ERROR_CLOSED: return "the heap is closed";
     case HAK_ERROR_LIVE: return "the heap has live blocks, or heaps below it";
     case HAK_ERROR_DEPTH: return "a tree of heaps would have more than 32 levels";
+    case HAK_ERROR_UNHEARD: return "a soft limit needs a callback that is told";
+    case HAK_ERROR_SOFT_LIMIT: return "a soft limit is not below the other limits";
+    case HAK_ERROR_COMMITTED_LIMIT: return "a committed limit is below what an empty heap uses";
     }
     return "unknown error";
 }

@@ -4,6 +4,7 @@
 #include "drain.h"
 #include "gate.h"
 #include "hakheap.h"
+#include "life.h"
 #include "options.h"
 #include "recall.h"
 #include "report.h"
@@ -34,30 +35,37 @@ static int enter(const hak_heap_t *heap)
 /* ---- Limits ---- */
 
 /* No version has a struct that ends inside a field. */
-static bool read_limits(const hak_limits_t *from, hak_limits_t *out)
+static int read_limits(const hak_heap_t *heap, const hak_limits_t *from, hak_limits_t *out)
 {
+    hak_error_t why = HAK_ERROR_ARGUMENT;
     if (!from || !options_struct_is_known(from, from->struct_size, sizeof *out, sizeof *out))
-        return false;
-    *out = *from;
-    if (!out->live_limit) out->live_limit = HAK_NO_LIMIT;
-    return true;
+        return refuse(why, EINVAL);
+    if (options_limits(from, heap->settings.on_pressure != NULL, out, &why))
+        return refuse(why, EINVAL);
+    if (out->committed_limit < life_least()) return refuse(HAK_ERROR_COMMITTED_LIMIT, EINVAL);
+    return 0;
 }
 
-/* What was refused may be borrowed or cached. */
-static int set_limit(hak_heap_t *heap, size_t limit)
+/* What was refused may be borrowed, cached or free. */
+static int set_limits(hak_heap_t *heap, const hak_limits_t *limits)
 {
-    if (ledger_set_limit(heap->ledger, limit)) return 0;
-    if (!recall_all(heap, heap->ledger)) return EAGAIN;
-    return ledger_set_limit(heap->ledger, limit) ? 0 : refuse(HAK_ERROR_LIMIT, EBUSY);
+    full_t full;
+    bool recalled[MEASURES] = {false};
+    while (!ledger_set_limits(heap->ledger, limits, &full)) {
+        if (recalled[full.measure]) return refuse(HAK_ERROR_LIMIT, EBUSY);
+        recalled[full.measure] = true;
+        if (!recall_all(heap, heap->ledger, full.measure)) return EAGAIN;
+    }
+    return 0;
 }
 
 int hak_heap_set_limits(hak_heap_t *heap, const hak_limits_t *limits)
 {
     hak_limits_t wanted;
-    if (!read_limits(limits, &wanted)) return refuse(HAK_ERROR_ARGUMENT, EINVAL);
     int before = errno, error = enter(heap);
     if (!error) {
-        error = set_limit(heap, wanted.live_limit);
+        error = read_limits(heap, limits, &wanted);
+        if (!error) error = set_limits(heap, &wanted);
         gate_leave();
     }
     errno = before;
@@ -88,14 +96,20 @@ static int answer_of(ledger_answer_t answer)
     return refuse(HAK_ERROR_DEPTH, E2BIG);
 }
 
-/* What is in the way may be borrowed or cached: by what moves, or below a heap of the new chain. */
+/* What is in the way may be borrowed, cached or free: in what moves, or below a heap of the new
+ * chain. */
 static int move(hak_heap_t *heap, hak_heap_t *parent)
 {
-    ledger_t *above = parent ? parent->ledger : NULL, *full = NULL, *last = NULL;
+    ledger_t *above = parent ? parent->ledger : NULL;
+    full_t full = {NULL, 0}, last = {NULL, 0};
     for (unsigned round = 0;; round++) {
         ledger_answer_t answer = ledger_move(heap->ledger, above, &full);
-        if (answer != LEDGER_FULL || full == last || round > LEDGER_DEPTH) return answer_of(answer);
-        if (!recall_all(heap, heap->ledger) || !recall_all(parent, full)) return EAGAIN;
+        bool same = full.ledger == last.ledger && full.measure == last.measure;
+        if (answer != LEDGER_FULL || same || round > MEASURES * LEDGER_DEPTH)
+            return answer_of(answer);
+        if (!recall_all(heap, heap->ledger, full.measure) ||
+            !recall_all(parent, full.ledger, full.measure))
+            return EAGAIN;
         last = full;
     }
 }
@@ -158,24 +172,47 @@ int hak_heap_destroy_if_empty(hak_heap_t *heap, size_t *blocks)
 
 /* ---- Usage ---- */
 
+static size_t failed(const ledger_t *ledger, unsigned why)
+{
+    return load_relaxed(&((ledger_t *)(uintptr_t)ledger)->failed[why]);
+}
+
+static void read_failures(ledger_t *ledger, hak_usage_t *out)
+{
+    out->committed_refusals = load_relaxed(&ledger->of[FOOTPRINT].refusals);
+    out->refusals = load_relaxed(&ledger->of[LIVE].refusals) + out->committed_refusals;
+    out->failed_here = failed(ledger, FAILED_HERE);
+    out->failed_above = failed(ledger, FAILED_ABOVE);
+    out->failed_system = failed(ledger, FAILED_SYSTEM);
+    out->failed_turned_away = failed(ledger, FAILED_TURNED);
+    out->tree_failed = load_relaxed(&ledger->failed_below);
+}
+
+/* A bound is read after what it bounds, and what others changed meanwhile is held to it. */
+static void read_tree(ledger_t *ledger, unsigned measure, size_t *sum, size_t *limit, size_t *peak)
+{
+    measure_t *of = &ledger->of[measure];
+    *sum = load_relaxed(&of->sum);
+    *limit = load_relaxed(&of->limit);
+    *sum = hak_min(*sum, *limit);
+    *peak = hak_max(load_relaxed(&of->peak), *sum);
+}
+
 int hak_heap_usage(const hak_heap_t *heap, hak_usage_t *out)
 {
     if (!counts(heap) || !out || out->struct_size < sizeof out->struct_size)
         return refuse(HAK_ERROR_ARGUMENT, EINVAL);
-    hak_heap_t *at = (hak_heap_t *)(uintptr_t)heap;
-    ledger_t *ledger = at->ledger;
-    hak_usage_t usage = {.struct_size = out->struct_size,
-                         .tree_bytes = load_relaxed(&ledger->sum),
-                         .committed_bytes = load_relaxed(&at->committed),
-                         .refusals = load_relaxed(&ledger->refusals)};
-    /* A bound is read after what it bounds. */
-    usage.live_bytes =
-        hak_min(hak_min(ledger_live(ledger), usage.tree_bytes), usage.committed_bytes);
-    usage.peak_bytes = hak_max(load_relaxed(&at->peak), usage.committed_bytes);
-    usage.live_limit = load_relaxed(&ledger->limit);
-    usage.tree_bytes = hak_min(usage.tree_bytes, usage.live_limit);
-    usage.live_bytes = hak_min(usage.live_bytes, usage.tree_bytes);
-    usage.tree_peak_bytes = hak_max(load_relaxed(&ledger->peak), usage.tree_bytes);
+    ledger_t *ledger = heap->ledger;
+    hak_usage_t usage = {.struct_size = out->struct_size};
+    size_t live = ledger_live(ledger), committed = load_relaxed(&ledger->footprint);
+    read_tree(ledger, LIVE, &usage.tree_bytes, &usage.live_limit, &usage.tree_peak_bytes);
+    read_tree(ledger, FOOTPRINT, &usage.tree_committed_bytes, &usage.committed_limit,
+              &usage.tree_committed_peak_bytes);
+    usage.soft_limit = load_relaxed(&ledger->soft);
+    usage.committed_bytes = hak_min(committed, usage.tree_committed_bytes);
+    usage.live_bytes = hak_min(hak_min(live, usage.tree_bytes), usage.committed_bytes);
+    usage.peak_bytes = hak_max(load_relaxed(&ledger->most), usage.committed_bytes);
+    read_failures(ledger, &usage);
     memcpy(out, &usage, hak_min(out->struct_size, sizeof usage));
     return 0;
 }

@@ -32,7 +32,7 @@ HAK_INLINE void put_block(hak_heap_t *heap, class_state_t *state, block_t *block
 static void note_returned(hak_heap_t *heap, class_state_t *state, size_t blocks)
 {
     store_relaxed(&state->outside, load_relaxed(&state->outside) - blocks);
-    heap_refund(heap, blocks * size_classes[state->cls].bytes);
+    heap_refund_inside(heap, blocks * size_classes[state->cls].bytes);
     store_relaxed(&state->grown, (uint16_t)0);
     counter_add(&heap->counters, ss_local, blocks);
 }
@@ -586,7 +586,7 @@ void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
     size_t bytes = bytes_of_large(ptr);
     if (!lock_or_defer(heap, ptr)) return;
     (void)drain_deferred(heap, false);
-    heap_refund(heap, free_big(heap, ptr, false));
+    heap_refund_inside(heap, free_big(heap, ptr, false));
     lock_release(&heap->lock, RANK_HEAP);
     reserve_settle(&process_reserve, bytes);
 }

@@ -14,6 +14,7 @@
 #include "region.h"
 #include "reserve.h"
 #include "slab.h"
+#include "tls.h"
 
 /*
  * Role: what a heap is, and how much it has committed. Callers: every level above. Memory: the heap
@@ -133,6 +134,8 @@ struct hak_heap {
     large_set_t large;
     meta_page_t *pages;          /* all but the first */
     char *room[2], *room_end[2]; /* unused bytes of metadata pages */
+    size_t coming;               /* bytes of large blocks that the chain has room for, and that are
+                                  * not there yet */
 
     _Atomic size_t committed; /* these three: lock: this; read by anybody, relaxed: figures */
     _Atomic size_t peak;
@@ -311,6 +314,15 @@ HAK_INLINE bool heap_budget_take(hak_heap_t *heap, size_t bytes)
     return heap_may_cache(heap) && budget_take(&heap->budget, bytes);
 }
 
+/* The same inside the gate: of what the heap has borrowed and does not need some goes back. Never
+ * waits. */
+HAK_INLINE void heap_refund_inside(hak_heap_t *heap, size_t bytes)
+{
+    if (HAK_LIKELY(!heap->ledger)) return;
+    if (bytes) ledger_refund(heap->ledger, bytes);
+    ledger_return_idle(heap->ledger);
+}
+
 /* ---- What is committed; lock: HEAP ---- */
 
 HAK_INLINE void heap_charge(hak_heap_t *heap, size_t bytes)
@@ -333,6 +345,36 @@ HAK_INLINE void heap_uncharge_records(hak_heap_t *heap, size_t bytes)
 {
     store_relaxed(&heap->metadata, load_relaxed(&heap->metadata) - bytes);
     heap_uncharge(heap, bytes);
+}
+
+/*
+ * ---- The footprint of a heap that counts; lock: HEAP ----
+ *
+ *     granules in use + free pages that may have been written + large blocks + records
+ *
+ * That is what is committed, but for free pages of its SuperSlabs that were never written. A call
+ * that makes it larger asks heap_admit before it touches anything; one that makes it smaller ends in
+ * heap_settle.
+ */
+HAK_INLINE size_t heap_footprint(const hak_heap_t *heap)
+{
+    const superslab_set_t *set = &heap->superslabs;
+    size_t untouched = set->free_granules * GRANULE - set->free_touched * HAK_PAGE;
+    return load_relaxed(&((hak_heap_t *)(uintptr_t)heap)->committed) - untouched + heap->coming;
+}
+/* Whether the limits have room for the footprint and so many bytes more. False, and where it may
+ * wait hak_last_error(): they have not. */
+HAK_INLINE bool heap_admit(hak_heap_t *heap, size_t more, bool may_wait)
+{
+    if (HAK_LIKELY(!heap->ledger)) return true;
+    if (ledger_admit(heap->ledger, heap_footprint(heap) + more, may_wait)) return true;
+    if (may_wait) hak_tls.last_error = HAK_ERROR_LIMIT;
+    return false;
+}
+HAK_INLINE void heap_settle(hak_heap_t *heap, bool may_wait)
+{
+    if (HAK_UNLIKELY(heap->ledger != NULL))
+        ledger_settle_at(heap->ledger, heap_footprint(heap), may_wait);
 }
 
 #endif

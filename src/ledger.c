@@ -8,6 +8,7 @@ static _Atomic uint64_t epoch; /* frees in tight heaps, and changes of a tree; o
 static uint32_t serials = 1;   /* lock: TREE; of recalls; 0 is that of none */
 
 static void hold(void) { lock_acquire(&tree_lock, RANK_TREE); }
+static bool hold_if(bool may_wait) { return lock_enter(&tree_lock, RANK_TREE, may_wait); }
 static void release(void) { lock_release(&tree_lock, RANK_TREE); }
 
 /* ---- Without the lock ---- */
@@ -41,7 +42,7 @@ uint64_t ledger_epoch(void) { return load_ordered(&epoch); }
 size_t ledger_live(const ledger_t *ledger)
 {
     ledger_t *at = (ledger_t *)(uintptr_t)ledger;
-    size_t lease = load_relaxed(&at->lease), credit = load_relaxed(&at->credit);
+    size_t lease = load_relaxed(&at->of[LIVE].lease), credit = load_relaxed(&at->credit);
     return lease > credit ? lease - credit : 0;
 }
 
@@ -72,55 +73,93 @@ static void unlink(ledger_t *parent, ledger_t *ledger)
 
 /* ---- Sums ---- */
 
-static void add_up(ledger_t *from, size_t bytes)
+static void raise(_Atomic size_t *peak, size_t bytes)
+{
+    if (bytes > load_relaxed(peak)) store_relaxed(peak, bytes);
+}
+
+static void add_up(ledger_t *from, unsigned measure, size_t bytes)
 {
     for (ledger_t *at = from; at; at = at->parent) {
-        size_t sum = load_relaxed(&at->sum) + bytes;
-        store_relaxed(&at->sum, sum);
-        if (sum > load_relaxed(&at->peak)) store_relaxed(&at->peak, sum);
+        measure_t *of = &at->of[measure];
+        size_t sum = load_relaxed(&of->sum) + bytes;
+        store_relaxed(&of->sum, sum);
+        raise(&of->peak, sum);
+        if (HAK_UNLIKELY(sum > load_relaxed(&at->soft)) && measure == LIVE &&
+            at->passed == SOFT_BELOW)
+            at->passed = SOFT_DUE;
     }
 }
 
-static void take_off(ledger_t *from, size_t bytes)
+/* A soft limit is passed once more only after the heap was well below it. */
+static void calm(ledger_t *at, size_t live)
 {
-    for (ledger_t *at = from; at; at = at->parent)
-        store_relaxed(&at->sum, load_relaxed(&at->sum) - bytes);
+    size_t soft = load_relaxed(&at->soft);
+    if (live < soft - soft / LEDGER_CALM) at->passed = SOFT_BELOW;
 }
 
-static size_t room_of(ledger_t *at) { return load_relaxed(&at->limit) - load_relaxed(&at->sum); }
+static void take_off(ledger_t *from, unsigned measure, size_t bytes)
+{
+    for (ledger_t *at = from; at; at = at->parent) {
+        size_t sum = load_relaxed(&at->of[measure].sum) - bytes;
+        store_relaxed(&at->of[measure].sum, sum);
+        if (HAK_UNLIKELY(at->passed != SOFT_BELOW) && measure == LIVE) calm(at, sum);
+    }
+}
 
-/* The lowest from one on that has less room; NULL: none. *least: the room of the fullest. */
-static ledger_t *find_full(ledger_t *from, size_t bytes, size_t *least)
+static size_t room_of(ledger_t *at, unsigned measure)
+{
+    return load_relaxed(&at->of[measure].limit) - load_relaxed(&at->of[measure].sum);
+}
+
+/* The lowest from one on that has less room; NULL: none. */
+static ledger_t *find_full(ledger_t *from, unsigned measure, size_t bytes)
 {
     ledger_t *at = from;
-    *least = SIZE_MAX;
-    do {
-        if (room_of(at) < bytes) return at;
-        *least = hak_min(*least, room_of(at));
-    } while ((at = at->parent) != NULL);
+    do
+        if (room_of(at, measure) < bytes) return at;
+    while ((at = at->parent) != NULL);
     return NULL;
 }
 
-static void lend(ledger_t *ledger, size_t bytes)
+/* What all of the chain have room for, without a step beyond a soft limit. */
+static size_t room_above(ledger_t *from)
 {
-    store_relaxed(&ledger->lease, load_relaxed(&ledger->lease) + bytes);
-    add_up(ledger, bytes);
+    size_t least = SIZE_MAX;
+    for (ledger_t *at = from; at; at = at->parent) {
+        size_t sum = load_relaxed(&at->of[LIVE].sum), soft = load_relaxed(&at->soft);
+        least = hak_min(least, room_of(at, LIVE));
+        if (HAK_UNLIKELY(sum < soft)) least = hak_min(least, soft - sum);
+    }
+    return least;
+}
+
+static void lend(ledger_t *ledger, unsigned measure, size_t bytes)
+{
+    measure_t *of = &ledger->of[measure];
+    store_relaxed(&of->lease, load_relaxed(&of->lease) + bytes);
+    add_up(ledger, measure, bytes);
+}
+
+static void give_back(ledger_t *ledger, unsigned measure, size_t bytes)
+{
+    measure_t *of = &ledger->of[measure];
+    store_relaxed(&of->lease, load_relaxed(&of->lease) - bytes);
+    take_off(ledger, measure, bytes);
 }
 
 /* What no block has goes back to the chain. */
 static void return_credit(ledger_t *ledger)
 {
-    size_t bytes = atomic_exchange_explicit(&ledger->credit, 0, memory_order_seq_cst);
-    store_relaxed(&ledger->lease, load_relaxed(&ledger->lease) - bytes);
-    take_off(ledger, bytes);
+    give_back(ledger, LIVE, atomic_exchange_explicit(&ledger->credit, 0, memory_order_seq_cst));
 }
 
 /* ---- Tight ---- */
 
 /* Whether a heap's limit leaves little. */
-static bool is_scarce(ledger_t *at)
+static bool is_scarce(ledger_t *at, unsigned measure)
 {
-    return room_of(at) < load_relaxed(&at->limit) / LEDGER_SLACK;
+    return room_of(at, measure) < load_relaxed(&at->of[measure].limit) / LEDGER_SLACK;
 }
 
 static bool is_squeezed(ledger_t *from)
@@ -148,37 +187,58 @@ static void relax(ledger_t *ledger, uint32_t now)
 /* ---- Borrowing ---- */
 
 /* With the bytes asked for. */
-static size_t ahead(ledger_t *ledger, size_t room, size_t bytes)
+static size_t ahead(ledger_t *ledger, size_t bytes)
 {
     if (load_relaxed(&ledger->tight)) return bytes;
-    size_t most =
-        hak_min(room / LEDGER_SHARE, load_relaxed(&ledger->lease) / LEDGER_OF_LEASE + HAK_PAGE);
+    size_t most = hak_min(room_above(ledger) / LEDGER_SHARE,
+                          load_relaxed(&ledger->of[LIVE].lease) / LEDGER_OF_LEASE + HAK_PAGE);
     return hak_max(hak_min(most, LEDGER_AHEAD), bytes);
+}
+
+static bool is_due(const ledger_t *from)
+{
+    for (const ledger_t *at = from; at; at = at->parent)
+        if (at->passed == SOFT_DUE) return true;
+    return false;
+}
+
+/* What a heap without room says of a request. */
+static borrowed_t refuse(ledger_t *full, unsigned measure, size_t bytes)
+{
+    const measure_t *of = &full->of[measure];
+    bool known =
+        full->squeezed && of->refused_at == ledger_epoch() + 1 && bytes >= of->refused_size;
+    bool never = bytes > load_relaxed(&full->of[measure].limit);
+    return (borrowed_t){.full = full, .again = known || never, .by = full->own, .bytes = bytes};
 }
 
 borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
 {
+    borrowed_t answer = {.full = NULL};
     hold();
-    size_t room;
-    borrowed_t refusal = {find_full(ledger, bytes, &room), false, {0}};
-    if (refusal.full || load_relaxed(&ledger->tight)) {
+    ledger_t *full = find_full(ledger, LIVE, bytes);
+    if (full || load_relaxed(&ledger->tight)) {
         return_credit(ledger);
-        refusal.full = find_full(ledger, bytes, &room);
+        full = find_full(ledger, LIVE, bytes);
     }
     relax(ledger, now);
-    if (!refusal.full) {
-        size_t amount = ahead(ledger, room, bytes);
-        lend(ledger, amount);
-        add_ordered(&ledger->credit, amount - bytes);
+    if (full) {
+        answer = refuse(full, LIVE, bytes);
     } else {
-        const ledger_t *full = refusal.full;
-        refusal.by = full->own;
-        refusal.again = bytes > load_relaxed(&full->limit) ||
-                        (full->squeezed && full->refused_at == ledger_epoch() + 1 &&
-                         bytes >= full->refused_size);
+        size_t amount = ahead(ledger, bytes);
+        lend(ledger, LIVE, amount);
+        add_ordered(&ledger->credit, amount - bytes);
+        answer.due = is_due(ledger);
     }
     release();
-    return refusal;
+    return answer;
+}
+
+void ledger_return_credit(ledger_t *ledger)
+{
+    if (!hold_if(false)) return;
+    return_credit(ledger);
+    release();
 }
 
 static bool is_above(const ledger_t *top, const ledger_t *ledger)
@@ -194,30 +254,65 @@ static ledger_t *find_above(const ledger_t *ledger, const ledger_t *full)
     return is_above(full, ledger) ? (ledger_t *)(uintptr_t)full : NULL;
 }
 
-static void count_refusal(ledger_t *ledger, ledger_t *at)
+static void note_by(ledger_t *ledger, unsigned measure, const ledger_t *full)
 {
-    ledger->refused_by = at;
-    store_relaxed(&at->refusals, load_relaxed(&at->refusals) + 1);
+    ledger->refused_by = full;
+    ledger->refused_of = measure;
 }
 
-void ledger_note_refused(ledger_t *ledger, const ledger_t *full, size_t bytes, uint64_t at_epoch)
+void ledger_note_refused(ledger_t *ledger, unsigned measure, const borrowed_t *refusal,
+                         uint64_t at_epoch)
 {
     hold();
-    ledger_t *at = find_above(ledger, full);
+    ledger_t *at = find_above(ledger, refusal->full);
     if (at) {
-        at->refused_at = at_epoch + 1; /* 0: never */
-        at->refused_size = bytes;
-        count_refusal(ledger, at);
+        at->of[measure].refused_at = at_epoch + 1; /* 0: never */
+        at->of[measure].refused_size = refusal->bytes;
+        note_by(ledger, measure, at);
     }
     release();
 }
 
-void ledger_note_again(ledger_t *ledger, const ledger_t *full)
+void ledger_note_again(ledger_t *ledger, unsigned measure, const borrowed_t *refusal)
 {
     hold();
-    ledger_t *at = find_above(ledger, full);
-    if (at) count_refusal(ledger, at);
+    if (find_above(ledger, refusal->full)) note_by(ledger, measure, refusal->full);
     release();
+}
+
+static void count_failed(ledger_t *ledger, unsigned why)
+{
+    ledger_t *full = why == FAILED_HERE ? find_above(ledger, ledger->refused_by) : NULL;
+    if (full) add_relaxed(&full->of[ledger->refused_of].refusals, 1u);
+    if (full && full != ledger) why = FAILED_ABOVE;
+    add_relaxed(&ledger->failed[why], 1u);
+    for (ledger_t *at = ledger; at; at = at->parent) add_relaxed(&at->failed_below, 1u);
+}
+
+/* A signal handler that is turned away may have interrupted the thread that has the lock. */
+void ledger_count_failed(ledger_t *ledger, unsigned why)
+{
+    if (why == FAILED_TURNED) {
+        add_relaxed(&ledger->failed[why], 1u);
+        return;
+    }
+    hold();
+    count_failed(ledger, why);
+    release();
+}
+
+/* The lowest first. */
+bool ledger_take_due(ledger_t *ledger, refused_t *soft)
+{
+    hold();
+    ledger_t *at = ledger;
+    while (at && at->passed != SOFT_DUE) at = at->parent;
+    if (at) {
+        at->passed = SOFT_TOLD;
+        *soft = at->own;
+    }
+    release();
+    return at != NULL;
 }
 
 hak_heap_t *ledger_refused_by(ledger_t *ledger)
@@ -226,6 +321,48 @@ hak_heap_t *ledger_refused_by(ledger_t *ledger)
     const ledger_t *at = find_above(ledger, ledger->refused_by);
     release();
     return at ? at->own.heap : NULL;
+}
+
+/* ---- The footprint ---- */
+
+static void note_footprint(ledger_t *ledger, size_t footprint)
+{
+    store_relaxed(&ledger->footprint, footprint);
+    raise(&ledger->most, footprint);
+}
+
+bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
+{
+    size_t lease = load_relaxed(&ledger->of[FOOTPRINT].lease);
+    if (footprint > lease) {
+        if (!hold_if(may_wait)) return false;
+        ledger_t *full = find_full(ledger, FOOTPRINT, footprint - lease);
+        if (!full) lend(ledger, FOOTPRINT, footprint - lease);
+        else if (may_wait) ledger->lacks_at = full, ledger->lacks = footprint - lease;
+        release();
+        if (full) return false;
+    }
+    note_footprint(ledger, footprint);
+    return true;
+}
+
+void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait)
+{
+    size_t lease = load_relaxed(&ledger->of[FOOTPRINT].lease);
+    note_footprint(ledger, footprint);
+    if (footprint >= lease || !hold_if(may_wait)) return;
+    give_back(ledger, FOOTPRINT, lease - footprint);
+    release();
+}
+
+borrowed_t ledger_lacks(ledger_t *ledger)
+{
+    hold();
+    ledger_t *full = find_above(ledger, ledger->lacks_at);
+    borrowed_t refusal = {.full = NULL};
+    if (full) refusal = refuse(full, FOOTPRINT, ledger->lacks);
+    release();
+    return refusal;
 }
 
 /* ---- Recalls ---- */
@@ -275,7 +412,7 @@ static void squeeze(recall_t *recall, ledger_t *top)
         recall->again = top->squeezed_at && recall->now - top->squeezed_at < LEDGER_TIGHT_MS;
     top->squeezed = true;
     top->squeezed_at = recall->now;
-    top->refused_at = 0;
+    for (unsigned measure = 0; measure < MEASURES; measure++) top->of[measure].refused_at = 0;
 }
 
 void ledger_step(recall_t *recall)
@@ -307,13 +444,13 @@ void ledger_settle(recall_t *recall)
     release();
 }
 
-void ledger_end(recall_t *recall, uint32_t now)
+void ledger_end(recall_t *recall, unsigned measure, uint32_t now)
 {
     hold();
     ledger_t *top = find_above(recall->of, recall->top);
     if (top) {
         /* Where it found much, caches may go on; but not where that comes again and again. */
-        top->squeezed = is_scarce(top) || recall->again;
+        top->squeezed = is_scarce(top, measure) || recall->again;
         top->squeezed_at = now;
     }
     release();
@@ -358,18 +495,40 @@ static void unlink_from_parent(ledger_t *ledger)
     if (!parent->first) parent->height = 1;
 }
 
-bool ledger_join(ledger_t *ledger, ledger_t *parent, size_t limit)
+static size_t limit_of(const hak_limits_t *limits, unsigned measure)
 {
-    store_relaxed(&ledger->limit, limit);
+    return measure == LIVE ? limits->live_limit : limits->committed_limit;
+}
+
+static void set_limits(ledger_t *ledger, const hak_limits_t *limits)
+{
+    for (unsigned measure = 0; measure < MEASURES; measure++)
+        store_relaxed(&ledger->of[measure].limit, limit_of(limits, measure));
+    store_relaxed(&ledger->soft, limits->soft_limit);
+}
+
+ledger_answer_t ledger_join(ledger_t *ledger, ledger_t *parent, const hak_limits_t *limits,
+                            size_t footprint)
+{
+    ledger_answer_t answer = LEDGER_DONE;
+    set_limits(ledger, limits);
     hold();
-    bool fits = depth_of(parent) < LEDGER_DEPTH;
-    if (fits) {
+    ledger_t *full = parent ? find_full(parent, FOOTPRINT, footprint) : NULL;
+    if (depth_of(parent) >= LEDGER_DEPTH) {
+        answer = LEDGER_DEEP;
+    } else if (full) {
+        answer = LEDGER_FULL;
+        parent->lacks_at = full;
+        parent->lacks = footprint;
+    } else {
         ledger->height = 1;
         link_to(ledger, parent);
+        lend(ledger, FOOTPRINT, footprint);
+        note_footprint(ledger, footprint);
         store_ordered(&ledger->tight, (uint32_t)is_squeezed(ledger));
     }
     release();
-    return fits;
+    return answer;
 }
 
 bool ledger_hide(ledger_t *ledger)
@@ -383,8 +542,7 @@ bool ledger_hide(ledger_t *ledger)
 
 static void return_lease(ledger_t *ledger)
 {
-    take_off(ledger, load_relaxed(&ledger->lease));
-    store_relaxed(&ledger->lease, 0);
+    give_back(ledger, LIVE, load_relaxed(&ledger->of[LIVE].lease));
     store_ordered(&ledger->credit, 0);
 }
 
@@ -403,6 +561,7 @@ void ledger_leave(ledger_t *ledger)
     hold();
     hak_assert(!ledger->first && !ledger->pins);
     return_lease(ledger);
+    give_back(ledger, FOOTPRINT, load_relaxed(&ledger->of[FOOTPRINT].lease));
     unlink_from_parent(ledger);
     note_change();
     release();
@@ -423,44 +582,60 @@ static ledger_t *common(ledger_t *a, const ledger_t *b)
     return a;
 }
 
-/* The lowest of [from, end) that has less room, or NULL. */
-static ledger_t *find_full_before(ledger_t *from, const ledger_t *end, size_t bytes)
+/* Whether one of [from, end) has less room than a heap has of a measure; *full: the lowest. */
+static bool is_full_before(ledger_t *from, const ledger_t *end, const ledger_t *ledger,
+                           full_t *full)
 {
-    for (ledger_t *at = from; at != end; at = at->parent)
-        if (room_of(at) < bytes) return at;
-    return NULL;
+    for (unsigned measure = 0; measure < MEASURES; measure++) {
+        size_t bytes = load_relaxed(&((ledger_t *)(uintptr_t)ledger)->of[measure].sum);
+        for (ledger_t *at = from; at != end; at = at->parent) {
+            *full = (full_t){at, measure};
+            if (room_of(at, measure) < bytes) return true;
+        }
+    }
+    return false;
 }
 
-static ledger_answer_t may_move(ledger_t *ledger, ledger_t *parent, ledger_t **full)
+static ledger_answer_t may_move(ledger_t *ledger, ledger_t *parent, full_t *full)
 {
     if (parent && is_above(ledger, parent)) return LEDGER_LOOP;
     if (parent && depth_of(parent) + ledger->height > LEDGER_DEPTH) return LEDGER_DEEP;
     const ledger_t *end = common(ledger->parent, parent);
-    *full = find_full_before(parent, end, load_relaxed(&ledger->sum));
-    return *full ? LEDGER_FULL : LEDGER_DONE;
+    return is_full_before(parent, end, ledger, full) ? LEDGER_FULL : LEDGER_DONE;
 }
 
-ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, ledger_t **full)
+ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, full_t *full)
 {
     hold();
     ledger_answer_t answer = may_move(ledger, parent, full);
     if (answer == LEDGER_DONE) {
-        size_t bytes = load_relaxed(&ledger->sum);
-        take_off(ledger->parent, bytes);
+        ledger_t *from = ledger->parent;
         unlink_from_parent(ledger);
         link_to(ledger, parent);
-        add_up(parent, bytes);
+        for (unsigned measure = 0; measure < MEASURES; measure++) {
+            size_t bytes = load_relaxed(&ledger->of[measure].sum);
+            take_off(from, measure, bytes);
+            add_up(parent, measure, bytes);
+        }
         note_change();
     }
     release();
     return answer;
 }
 
-bool ledger_set_limit(ledger_t *ledger, size_t limit)
+bool ledger_set_limits(ledger_t *ledger, const hak_limits_t *limits, full_t *full)
 {
+    bool fits = true;
     hold();
-    bool fits = load_relaxed(&ledger->sum) <= limit;
-    if (fits) store_relaxed(&ledger->limit, limit);
+    for (unsigned measure = 0; measure < MEASURES && fits; measure++) {
+        *full = (full_t){ledger, measure};
+        fits = load_relaxed(&ledger->of[measure].sum) <= limit_of(limits, measure);
+    }
+    if (fits) {
+        set_limits(ledger, limits);
+        ledger->passed = SOFT_BELOW;
+        if (load_relaxed(&ledger->of[LIVE].sum) > limits->soft_limit) ledger->passed = SOFT_DUE;
+    }
     note_change();
     release();
     return fits;
@@ -468,18 +643,32 @@ bool ledger_set_limit(ledger_t *ledger, size_t limit)
 
 /* ---- Proof ---- */
 
-static size_t sum_below(const ledger_t *ledger)
+static size_t sum_below(const ledger_t *ledger, unsigned measure)
 {
     size_t sum = 0;
-    for (ledger_t *at = ledger->first; at; at = at->next) sum += load_relaxed(&at->sum);
+    for (ledger_t *at = ledger->first; at; at = at->next) sum += load_relaxed(&at->of[measure].sum);
     return sum;
+}
+
+static const char *look(ledger_t *ledger)
+{
+    for (unsigned measure = 0; measure < MEASURES; measure++) {
+        measure_t *of = &ledger->of[measure];
+        size_t sum = load_relaxed(&of->sum);
+        if (sum != load_relaxed(&of->lease) + sum_below(ledger, measure))
+            return "a heap's sum is not its lease and the sums of its children";
+        if (sum > load_relaxed(&of->limit)) return "a heap is above its limit";
+    }
+    if (load_relaxed(&ledger->credit) > load_relaxed(&ledger->of[LIVE].lease))
+        return "a heap has more credit than it has borrowed";
+    if (load_relaxed(&ledger->footprint) > load_relaxed(&ledger->of[FOOTPRINT].lease))
+        return "a heap uses more memory than is counted";
+    return NULL;
 }
 
 static bool is_whole(ledger_t *ledger)
 {
-    size_t sum = load_relaxed(&ledger->sum), lease = load_relaxed(&ledger->lease);
-    if (sum != lease + sum_below(ledger) || sum > load_relaxed(&ledger->limit)) return false;
-    if (load_relaxed(&ledger->credit) > lease) return false;
+    if (look(ledger)) return false;
     for (ledger_t *at = ledger->first; at; at = at->next)
         if (at->parent != ledger || at->height >= ledger->height || !is_whole(at)) return false;
     return true;
@@ -491,4 +680,14 @@ bool ledger_is_sound(ledger_t *ledger)
     bool sound = is_whole(ledger);
     release();
     return sound;
+}
+
+const char *ledger_check(ledger_t *ledger, size_t footprint)
+{
+    if (load_relaxed(&ledger->footprint) != footprint)
+        return "what a heap has in use is not what was counted last";
+    hold();
+    const char *words = look(ledger);
+    release();
+    return words;
 }

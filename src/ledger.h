@@ -1,4 +1,4 @@
-/* hakheap level 6: ledger - what heaps may have live, in trees: limits, leases, credits */
+/* hakheap level 6: ledger - what heaps may have live and in use, in trees: limits, leases, credits */
 #ifndef HAK_LEDGER_H
 #define HAK_LEDGER_H
 
@@ -6,9 +6,10 @@
 #include "hakheap.h"
 
 /*
- * Role: counts what metered heaps have live, so that no heap of a tree, with all below it, is above
- * its limit. Callers: recall, tree, life, and the ladders, which charge and refund. Memory: each
- * ledger is a part of its heap's record. Nothing here knows of blocks or caches.
+ * Role: counts what metered heaps have live, and the memory that they use for it, their footprint,
+ * so that no heap of a tree, with all below it, is above its limits. Callers: recall, tree, life, and
+ * the ladders, which charge and refund. Memory: each ledger is a part of its heap's record. Nothing
+ * here knows of blocks or caches.
  *
  *   root     sum <= limit           sum == lease + the sums of the children
  *    |- heap sum <= limit           lease - credit == bytes of blocks that are outside of slabs, regions
@@ -25,11 +26,20 @@
  * block at a time, and caches nothing: it has no area, and no budget. So there is nothing to fence
  * when it is refused again, and a heap that hammers its limit causes ten fences a second at most.
  *
+ * The footprint is the second measure, in the same tree: sums and limits of its own, but no credit.
+ * Its lease is what the heap has in use: the ladders ask before memory is touched (ledger_admit), and
+ * say what is left once some is gone (ledger_settle), with the heap's lock held. Both name the whole
+ * figure, and no difference, so that nothing adds up that was lost.
+ *
+ * A soft limit refuses nothing. A heap whose sum of what is live passes it is due: whoever asked tells
+ * it, once, and not again before the sum has come below LEDGER_CALM of it.
+ *
  * Lock: TREE, one of the process, taken here: a few steps for each level of the tree, or for
  * LEDGER_AT_ONCE ledgers. Nothing else is locked, called or waited for under it.
  *
  * Invariants: the two of the picture, whenever TREE is free; sum <= limit at every moment, because
- * all of a chain is asked before anything is added.
+ * all of a chain is asked before anything is added; so for both measures. Of the footprint, lease
+ * >= footprint at every moment, and more only where TREE was busy when memory went.
  */
 enum {
     LEDGER_DEPTH = 32,      /* heaps from the root to the deepest */
@@ -38,8 +48,12 @@ enum {
     LEDGER_AHEAD = HAK_MIB, /* and no more than this, */
     LEDGER_OF_LEASE = 8,    /* than such a part of what it has, and a page; */
     LEDGER_SLACK = 8,       /* a recall that leaves less than such a part of a limit makes tight, */
-    LEDGER_TIGHT_MS = 100   /* for so long; and one that comes so soon after another */
+    LEDGER_TIGHT_MS = 100,  /* for so long; and one that comes so soon after another */
+    LEDGER_CALM = 8,        /* a soft limit is passed once more when such a part of it was free, */
+    LEDGER_IDLE = 4         /* and a heap that has such a part of its lease as credit returns it */
 };
+
+enum { LIVE, FOOTPRINT, MEASURES };
 
 #define LEDGER_NO_LIMIT SIZE_MAX
 
@@ -49,6 +63,27 @@ typedef struct refused {
     hak_pressure_fn on_pressure;
     void *ctx;
 } refused_t;
+
+/* What is counted up to the root. Lock: TREE; what is atomic is read by anybody, relaxed: figures. Of
+ * the footprint the lease is written under the heap's lock, too. */
+typedef struct measure {
+    _Atomic size_t lease;
+    _Atomic size_t sum;
+    _Atomic size_t limit;
+    _Atomic size_t peak;     /* of sum */
+    _Atomic size_t refusals; /* requests refused because this heap is full */
+    /* The epoch of such a refusal, and the bytes asked for: as long as nothing is freed, so many are
+     * refused again. */
+    uint64_t refused_at;
+    size_t refused_size;
+} measure_t;
+
+/* What has become of a soft limit: it is not passed, or passed and to be told, or told. */
+typedef enum soft_state { SOFT_BELOW, SOFT_DUE, SOFT_TOLD } soft_state_t;
+
+/* Why a heap's requests fail: its own limit, one above, the system; or it is closed, or a signal
+ * handler asked that has interrupted the library. */
+enum { FAILED_HERE, FAILED_ABOVE, FAILED_SYSTEM, FAILED_TURNED, FAILURES };
 
 typedef struct ledger {
     /* Ordered: pairs of `tight` and `credit` are written one after the other, and read in the other
@@ -63,17 +98,19 @@ typedef struct ledger {
     uint32_t pins;        /* steps of recalls that are at it */
     uint32_t stamp, done; /* the last recall that was at it, and that was at all below it */
     struct ledger *parent, *first, *last, *next, *prev;
-    refused_t own;        /* const: whose ledger it is */
-    _Atomic size_t lease; /* these: lock: TREE; read by anybody, relaxed: figures */
-    _Atomic size_t sum;
-    _Atomic size_t limit;
-    _Atomic size_t peak;     /* of sum */
-    _Atomic size_t refusals; /* requests refused because this heap is full */
-    /* The epoch of such a refusal, and the bytes asked for: as long as nothing is freed, so many are
-     * refused again. */
-    uint64_t refused_at;
-    size_t refused_size;
+    refused_t own; /* const: whose ledger it is */
+    measure_t of[MEASURES];
+    _Atomic size_t soft; /* written under TREE; a figure, as above; LEDGER_NO_LIMIT: none */
+    soft_state_t passed; /* lock: TREE */
+    _Atomic size_t footprint, most;  /* lock: the heap's; the heap's own now, and its highest */
+    _Atomic size_t failed[FAILURES]; /* relaxed, any thread: requests of this heap */
+    _Atomic size_t
+        failed_below; /* lock: TREE; of this heap and those below, but for FAILED_TURNED */
+    /* What refused the last growth of the footprint, and the bytes asked for; lock: TREE. */
+    const struct ledger *lacks_at;
+    size_t lacks;
     const struct ledger *refused_by; /* what refused this heap's last request; it may be gone */
+    unsigned refused_of;             /* and the measure */
 } ledger_t;
 
 /* ---- Any thread, no lock ---- */
@@ -94,8 +131,19 @@ size_t ledger_live(const ledger_t *ledger);
 
 /* ---- What follows takes TREE ---- */
 
-/* Begins as a root, or below a parent. False: the tree would be deeper than LEDGER_DEPTH. */
-bool ledger_join(ledger_t *ledger, ledger_t *parent, size_t limit);
+typedef enum ledger_answer { LEDGER_DONE, LEDGER_FULL, LEDGER_LOOP, LEDGER_DEEP } ledger_answer_t;
+
+/* What has no room, and of what. */
+typedef struct full {
+    ledger_t *ledger;
+    unsigned measure;
+} full_t;
+
+/* Begins as a root, or below a parent, with such a footprint, and limits that are each a number.
+ * LEDGER_DEEP: the tree would be deeper than LEDGER_DEPTH; LEDGER_FULL: as ledger_admit, of the
+ * parent. */
+ledger_answer_t ledger_join(ledger_t *ledger, ledger_t *parent, const hak_limits_t *limits,
+                            size_t footprint);
 /* From here on no recall comes to it. False: one is at it now, and this is to be asked again. */
 bool ledger_hide(ledger_t *ledger);
 /* All of its lease goes back: its blocks are gone. It was hidden; recalls come again. */
@@ -105,27 +153,61 @@ void ledger_leave(ledger_t *ledger);
 /* Some child, or NULL. */
 ledger_t *ledger_child(const ledger_t *ledger);
 
-typedef enum ledger_answer { LEDGER_DONE, LEDGER_FULL, LEDGER_LOOP, LEDGER_DEEP } ledger_answer_t;
 /* Moves a heap, with all below it, under another parent; NULL: it becomes a root. LEDGER_FULL: *full,
  * of the chain, has no room for what is borrowed; LEDGER_LOOP: the parent is below the heap. */
-ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, ledger_t **full);
-/* False: more than that is borrowed; nothing has changed. */
-bool ledger_set_limit(ledger_t *ledger, size_t limit);
+ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, full_t *full);
+/* False: there is more of *full than that; nothing has changed. */
+bool ledger_set_limits(ledger_t *ledger, const hak_limits_t *limits, full_t *full);
 
 /* What refused a request. */
 typedef struct borrowed {
     ledger_t *full; /* the lowest of the chain without room; NULL: none, and the bytes are the
                      * caller's */
-    bool again; /* no recall helps: it is more than the limit, or was refused since the last one,
-                     * and nothing was freed since */
+    /* No recall helps: it is more than the limit, or was refused since the last one, and nothing was
+     * freed since. */
+    bool again;
+    bool due; /* a soft limit of the chain is passed, and is to be told */
     refused_t by;
+    size_t bytes; /* the request */
 } borrowed_t;
 /* Bytes for the caller, and some ahead as credit. */
 borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now);
+/* Whether much of what the heap has borrowed is credit: then it counts against neighbours, and hides
+ * that a soft limit is passed no longer. More than is ever borrowed ahead, so that it is not asked
+ * for again at once. */
+HAK_INLINE bool ledger_is_idle(const ledger_t *ledger)
+{
+    ledger_t *at = (ledger_t *)(uintptr_t)ledger;
+    return load_relaxed(&at->credit) >
+           load_relaxed(&at->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
+}
+/* Then it goes back. Never waits; inside the gate. */
+void ledger_return_credit(ledger_t *ledger);
+HAK_INLINE void ledger_return_idle(ledger_t *ledger)
+{
+    if (HAK_UNLIKELY(ledger_is_idle(ledger))) ledger_return_credit(ledger);
+}
 /* Notes that `full` refused so many bytes after a whole recall that began in this epoch. */
-void ledger_note_refused(ledger_t *ledger, const ledger_t *full, size_t bytes, uint64_t epoch);
+void ledger_note_refused(ledger_t *ledger, unsigned measure, const borrowed_t *refusal,
+                         uint64_t epoch);
 /* The same where that was known. */
-void ledger_note_again(ledger_t *ledger, const ledger_t *full);
+void ledger_note_again(ledger_t *ledger, unsigned measure, const borrowed_t *refusal);
+/* A request has failed. FAILED_TURNED: any thread, at any time; FAILED_HERE: a limit refused it, which
+ * may be one above. */
+void ledger_count_failed(ledger_t *ledger, unsigned why);
+/* A soft limit of the chain that is due, which is told from here on; false: there is none. */
+bool ledger_take_due(ledger_t *ledger, refused_t *soft);
+
+/* ---- The footprint; lock: the heap's ---- */
+
+/* Whether the chain has room for a footprint of so many bytes: then it is the heap's. `may_wait`
+ * false: nor where TREE is busy, and nothing is noted. */
+bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait);
+/* The footprint is no more than this. Where it may not wait, and TREE is busy, the lease stays. */
+void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait);
+/* What has refused the heap's last growth; `full` NULL: what did is above it no longer. */
+borrowed_t ledger_lacks(ledger_t *ledger);
+
 /* What refused the last request, where it is still above; NULL: none. */
 hak_heap_t *ledger_refused_by(ledger_t *ledger);
 uint64_t ledger_epoch(void);
@@ -148,10 +230,13 @@ void ledger_begin(recall_t *recall, ledger_t *of, ledger_t *top, uint32_t now);
 void ledger_step(recall_t *recall);
 /* The credits of the step's ledgers go back, and their pins. */
 void ledger_settle(recall_t *recall);
-/* All was recalled. */
-void ledger_end(recall_t *recall, uint32_t now);
+/* All was recalled, for the sake of one measure. */
+void ledger_end(recall_t *recall, unsigned measure, uint32_t now);
 
-/* Proves the sums of a whole tree; false: one is wrong. For tests and checks. */
+/* Proves the sums of a whole tree; false: one is wrong. For tests. */
 bool ledger_is_sound(ledger_t *ledger);
+/* The same of one heap and its children, for the check, and that the footprint is what was said of it
+ * last; NULL, or what is wrong. Lock: the heap's. */
+const char *ledger_check(ledger_t *ledger, size_t footprint);
 
 #endif

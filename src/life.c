@@ -25,6 +25,8 @@ static size_t cradle_granules(void)
     return (heap_bytes(true) + HEAP_COLOURS * HAK_LINE + GRANULE - 1) / GRANULE;
 }
 
+size_t life_least(void) { return cradle_granules() * GRANULE; }
+
 static char *cradle_of(const hak_heap_t *heap)
 {
     return (char *)((uintptr_t)heap & ~(uintptr_t)(GRANULE - 1));
@@ -71,18 +73,18 @@ static hak_heap_t *refuse(hak_error_t why, int error, int *out)
 static void place_ledger(hak_heap_t *heap)
 {
     const settings_t *settings = &heap->settings;
-    if (!options_counts(settings)) return;
+    if (!settings->counts) return;
     heap->ledger = (ledger_t *)(void *)((char *)heap + table_end());
     *heap->ledger = (ledger_t){.own = {heap, settings->on_pressure, settings->pressure_ctx}};
 }
 
-/* Last: recalls come to the heap from here on. False: the tree would be too deep. */
-static bool begin_counting(hak_heap_t *heap)
+/* Last: recalls come to the heap from here on. */
+static ledger_answer_t begin_counting(hak_heap_t *heap)
 {
     const settings_t *settings = &heap->settings;
-    return !heap->ledger ||
-           ledger_join(heap->ledger, settings->parent ? settings->parent->ledger : NULL,
-                       settings->live_limit ? settings->live_limit : HAK_NO_LIMIT);
+    if (!heap->ledger) return LEDGER_DONE;
+    return ledger_join(heap->ledger, settings->parent ? settings->parent->ledger : NULL,
+                       &settings->limits, heap_footprint(heap));
 }
 
 static void close_pockets(hak_heap_t *heap)
@@ -111,18 +113,31 @@ static void end(hak_heap_t *heap)
     }
     if (load_relaxed(&heap->busy) != CALM) close_pockets(heap);
     store_relaxed(&heap->regions, 0u);
+    /* What is counted of the heap is counted until it is gone. */
+    if (heap->ledger) ledger_leave(heap->ledger);
     registry_set_run(cradle_of(heap), cradle_granules(), NULL, CODE_DEAD);
     meta_put(cradle_of(heap), cradle_granules() * GRANULE_PAGES);
+}
+
+/* HAK_ERROR_NONE: there may be such a heap. */
+static hak_error_t read_config(const hak_heap_config_t *config, settings_t *out, int *error)
+{
+    hak_error_t why = HAK_ERROR_ARGUMENT;
+    *error = options_read(config, out, &why);
+    if (*error) return why;
+    *error = EINVAL;
+    if (out->counts && out->limits.committed_limit < life_least()) return HAK_ERROR_COMMITTED_LIMIT;
+    hak_heap_t *parent = out->parent;
+    if (parent && (!heap_is_valid(parent) || !parent->ledger)) return HAK_ERROR_ARGUMENT;
+    *error = 0;
+    return HAK_ERROR_NONE;
 }
 
 hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
 {
     settings_t settings;
-    if ((*error = options_read(config, &settings)) != 0)
-        return refuse(HAK_ERROR_ARGUMENT, *error, error);
-    hak_heap_t *parent = settings.parent;
-    if (parent && (!heap_is_valid(parent) || !parent->ledger))
-        return refuse(HAK_ERROR_ARGUMENT, EINVAL, error);
+    hak_error_t why = read_config(config, &settings, error);
+    if (why != HAK_ERROR_NONE) return refuse(why, *error, error);
     char *cradle = record_cradle(cradle_granules());
     if (!cradle) {
         *error = ENOMEM;
@@ -144,9 +159,11 @@ hak_heap_t *life_create(const hak_heap_config_t *config, int *error)
     found_region(heap);
     heap_charge_records(heap, (cradle_granules() - 1) * GRANULE);
     heap_charge(heap, GRANULE);
-    if (!begin_counting(heap)) {
+    ledger_answer_t answer = begin_counting(heap);
+    if (answer != LEDGER_DONE) {
         end(heap);
-        return refuse(HAK_ERROR_DEPTH, E2BIG, error);
+        return answer == LEDGER_FULL ? refuse(HAK_ERROR_LIMIT, ENOMEM, error)
+                                     : refuse(HAK_ERROR_DEPTH, E2BIG, error);
     }
     /* Release: pairs with the acquire in heap_is_valid. */
     store_release(&heap->magic, HEAP_MAGIC ^ (uintptr_t)heap);
@@ -214,6 +231,5 @@ void life_reset(hak_heap_t *heap)
 void life_destroy(hak_heap_t *heap)
 {
     hide(heap);
-    if (heap->ledger) ledger_leave(heap->ledger);
     end(heap);
 }

@@ -10,6 +10,8 @@
  * its own data.
  */
 
+/* What an empty heap has in use, at least. */
+size_t life_least(void);
 /* NULL, and an errno value in *error, where the config or memory is refused. */
 hak_heap_t *life_create(const hak_heap_config_t *config, int *error);
 /* Every block gone; the heap stays. */

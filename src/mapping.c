@@ -19,11 +19,12 @@ char *mapping_take(large_t *record, size_t bytes, size_t alignment, size_t *dirt
     return NULL;
 }
 
-static void forget_large(hak_heap_t *heap, large_t *large)
+static void forget_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
     large_remove(&heap->large, large);
     heap_uncharge(heap, large_bytes(large));
     large_put_unused(&heap->large, large);
+    heap_settle(heap, may_wait);
 }
 
 /* The tombstone first: once it is a piece, the block's address may be another's at once. */
@@ -34,7 +35,7 @@ bool mapping_give(hak_heap_t *heap, large_t *large, large_t *tombstone, bool may
     large_bury(block.base, block.bytes, tombstone);
     STALL(large_buried);
     if (reserve_put_pieces(&process_reserve, block, &large->parts, limit, may_wait)) {
-        forget_large(heap, large);
+        forget_large(heap, large, may_wait);
         return true;
     }
     registry_set_range(block.base, block.bytes, large);
@@ -52,7 +53,7 @@ static void unmap(hak_heap_t *heap, large_t *large)
         (void)os_purge(base, bytes);
     }
     reserve_note_large(&process_reserve, 0, bytes);
-    forget_large(heap, large);
+    forget_large(heap, large, true);
 }
 
 void mapping_empty(hak_heap_t *heap)

@@ -141,10 +141,11 @@ static int read_level(hak_level_t given, hak_level_t *out)
 static bool ends_at_a_field(size_t size)
 {
 #define END(field) (offsetof(hak_heap_config_t, field) + sizeof(((hak_heap_config_t *)0)->field))
-    static const size_t ends[] = {END(struct_size),  END(name),        END(level),
-                                  END(flags),        END(cache_bytes), END(large_cache_bytes),
-                                  END(region_bytes), END(parent),      END(live_limit),
-                                  END(on_pressure),  END(pressure_ctx)};
+    static const size_t ends[] = {END(struct_size),     END(name),        END(level),
+                                  END(flags),           END(cache_bytes), END(large_cache_bytes),
+                                  END(region_bytes),    END(parent),      END(live_limit),
+                                  END(committed_limit), END(soft_limit),  END(on_pressure),
+                                  END(pressure_ctx)};
 #undef END
     if (size >= sizeof(hak_heap_config_t)) return true;
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
@@ -152,7 +153,38 @@ static bool ends_at_a_field(size_t size)
     return false;
 }
 
-int options_read(const hak_heap_config_t *config, settings_t *out)
+static size_t limit(size_t given) { return given ? given : HAK_NO_LIMIT; }
+
+/* What is live is never above a limit, and never more than what is committed for it. */
+int options_limits(const hak_limits_t *given, bool heard, hak_limits_t *out, hak_error_t *why)
+{
+    *out = (hak_limits_t){.struct_size = sizeof *out,
+                          .live_limit = limit(given->live_limit),
+                          .committed_limit = limit(given->committed_limit),
+                          .soft_limit = limit(given->soft_limit)};
+    if (out->soft_limit == HAK_NO_LIMIT) return 0;
+    bool reached = out->soft_limit < hak_min(out->live_limit, out->committed_limit);
+    if (heard && reached) return 0;
+    *why = heard ? HAK_ERROR_SOFT_LIMIT : HAK_ERROR_UNHEARD;
+    return EINVAL;
+}
+
+/* A heap counts that has a limit, or a place in a tree. */
+static int read_counting(const hak_heap_config_t *given, settings_t *out, hak_error_t *why)
+{
+    hak_limits_t limits = {.live_limit = given->live_limit,
+                           .committed_limit = given->committed_limit,
+                           .soft_limit = given->soft_limit};
+    out->parent = given->parent;
+    out->counts = given->parent || given->live_limit || given->committed_limit || given->soft_limit;
+    out->on_pressure = given->on_pressure;
+    out->pressure_ctx = given->pressure_ctx;
+    /* It would never run. */
+    if (!out->counts) return given->on_pressure ? EINVAL : 0;
+    return options_limits(&limits, given->on_pressure != NULL, &out->limits, why);
+}
+
+int options_read(const hak_heap_config_t *config, settings_t *out, hak_error_t *why)
 {
     hak_heap_config_t given = HAK_HEAP_CONFIG_INIT;
     if (config) {
@@ -163,15 +195,11 @@ int options_read(const hak_heap_config_t *config, settings_t *out)
         memcpy(&given, config, hak_min(size, sizeof given));
     }
     if (given.flags != 0) return EINVAL;
-    out->parent = given.parent;
-    out->live_limit = given.live_limit;
-    out->on_pressure = given.on_pressure;
-    out->pressure_ctx = given.pressure_ctx;
-    /* It would never run. */
-    if (given.on_pressure && !options_counts(out)) return EINVAL;
+    int error = read_counting(&given, out, why);
+    if (error) return error;
     memset(out->name, 0, sizeof out->name);
     strncpy(out->name, given.name ? given.name : "unnamed", sizeof out->name - 1);
-    int error = read_level(given.level, &out->level);
+    error = read_level(given.level, &out->level);
 #define READ(field, otherwise, lowest, highest, environment, text) \
     if (!error) error = read_number(given.field, defaults.field, lowest, highest, &out->field);
     OPTIONS(READ)

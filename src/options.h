@@ -27,17 +27,12 @@ typedef struct settings {
     size_t cache_bytes;
     size_t large_cache_bytes;
     size_t region_bytes;
-    hak_heap_t *parent; /* read by create only */
-    size_t live_limit;
+    hak_heap_t *parent;  /* read by create only, as is `limits` */
+    bool counts;         /* what it has live, and in use: it has a limit, or a place in a tree */
+    hak_limits_t limits; /* where it counts; each a number; HAK_NO_LIMIT: none */
     hak_pressure_fn on_pressure;
     void *pressure_ctx;
 } settings_t;
-
-/* Whether a heap counts what it has live: it has a limit, or a place in a tree. */
-HAK_INLINE bool options_counts(const settings_t *settings)
-{
-    return settings->live_limit || settings->parent;
-}
 
 /* Reads the environment: once a process, before the first heap. A later setenv would race with
  * getenv. */
@@ -50,8 +45,11 @@ void options_unknown(const char *name, const char *value, const char *taken_for,
 /* Names each such variable on standard error, in a line each, once a process. With no lock held:
  * the reader of standard error may be slow. */
 void options_tell_unknown(void);
-/* 0, EINVAL or ENOTSUP. `config` may be NULL. */
-int options_read(const hak_heap_config_t *config, settings_t *out);
+/* 0, EINVAL or ENOTSUP, and where it is known better, *why. `config` may be NULL. */
+int options_read(const hak_heap_config_t *config, settings_t *out, hak_error_t *why);
+/* Limits of which 0 is none. EINVAL and *why: one of them could never be met. `heard`: there is a
+ * callback. */
+int options_limits(const hak_limits_t *given, bool heard, hak_limits_t *out, hak_error_t *why);
 /* Whether the first `struct_size` bytes are a struct this version understands: long enough, and
  * zero beyond what it knows. */
 bool options_struct_is_known(const void *of, size_t struct_size, size_t least, size_t known);

@@ -11,40 +11,57 @@ static hak_lock_t squeeze_lock; /* rank SQUEEZE */
 
 static uint32_t now(void) { return (uint32_t)os->milliseconds(); }
 
+enum { FORKS = 8 /* that may come between steps of a recall */ };
+
+/* One recall of all below a heap, and what for. */
+typedef struct below {
+    recall_t recall;
+    unsigned measure, forks;
+    bool cut; /* a fork came before all was done */
+} below_t;
+
+static void release_free(below_t *below, hak_heap_t *const heaps[], size_t count)
+{
+    for (size_t i = 0; i < count && !below->cut; i++)
+        below->cut = !trim_release(heaps[i], below->forks < FORKS);
+}
+
 /* A step: what these heaps have cached goes to their slabs, then their credits to the chain. */
-static bool recall_step(recall_t *recall)
+static bool recall_step(below_t *below)
 {
     hak_heap_t *heaps[LEDGER_AT_ONCE];
+    recall_t *recall = &below->recall;
     ledger_step(recall);
     for (size_t i = 0; i < recall->count; i++) heaps[i] = recall->at[i]->own.heap;
     bool fenced = trim_recall(heaps, recall->count);
+    if (below->measure == FOOTPRINT && fenced) release_free(below, heaps, recall->count);
     ledger_settle(recall);
     return fenced;
 }
 
 /* A fork goes first; what others have recalled meanwhile is recalled once more. */
-static void let_fork(recall_t *recall, ledger_t *top)
+static void let_fork(below_t *below, ledger_t *top)
 {
+    below->forks++;
+    below->cut = false;
     lock_release(&squeeze_lock, RANK_SQUEEZE);
     gate_pass();
     lock_acquire(&squeeze_lock, RANK_SQUEEZE);
-    ledger_begin(recall, recall->of, top, now());
+    ledger_begin(&below->recall, below->recall.of, top, now());
 }
 
 /* Lock: SQUEEZE. */
-static bool recall_below(hak_heap_t *heap, ledger_t *top)
+static bool recall_below(hak_heap_t *heap, ledger_t *top, unsigned measure)
 {
-    enum { FORKS = 8 /* that may come between */ };
-    recall_t recall;
+    below_t below = {.measure = measure};
     bool fenced = true;
-    unsigned forks = 0;
-    ledger_begin(&recall, heap->ledger, top, now());
-    while (recall.more && fenced) {
-        fenced = recall_step(&recall);
-        if (recall.more && HAK_UNLIKELY(gate_is_closed()) && forks++ < FORKS)
-            let_fork(&recall, top);
+    ledger_begin(&below.recall, heap->ledger, top, now());
+    while ((below.recall.more || below.cut) && fenced) {
+        fenced = recall_step(&below);
+        bool more = below.recall.more || below.cut;
+        if (more && (below.cut || gate_is_closed()) && below.forks < FORKS) let_fork(&below, top);
     }
-    if (fenced) ledger_end(&recall, now());
+    if (fenced) ledger_end(&below.recall, measure, now());
     return fenced;
 }
 
@@ -61,50 +78,68 @@ static bool refuse_full(const borrowed_t *refusal, refused_t *refused)
 }
 
 /* What is known holds no longer than it was known: a free that came since may have made room. */
-static bool refuse_again(hak_heap_t *heap, const borrowed_t *refusal, refused_t *refused)
+static bool refuse_again(hak_heap_t *heap, unsigned measure, const borrowed_t *refusal,
+                         refused_t *refused)
 {
-    ledger_note_again(heap->ledger, refusal->full);
+    ledger_note_again(heap->ledger, measure, refusal);
     return refuse_full(refusal, refused);
 }
 
-/* Lock: SQUEEZE. Each heap of the chain may be full in turn. */
-static bool borrow_or_recall(hak_heap_t *heap, size_t bytes, refused_t *refused)
+/* Lock: SQUEEZE. Each heap of the chain may be full in turn. True: it may be tried once more. */
+static bool recall_full(hak_heap_t *heap, unsigned measure, const borrowed_t *refusal,
+                        tried_t *tried, refused_t *refused)
 {
     enum { ROUNDS = 2 * LEDGER_DEPTH };
-    const ledger_t *last = NULL;
-    uint64_t epoch = 0;
-    for (unsigned round = 0;; round++) {
-        borrowed_t refusal = ledger_borrow(heap->ledger, bytes, now());
-        if (!refusal.full) return true;
-        STALL(recall_refused);
-        if (refusal.again) return refuse_again(heap, &refusal, refused);
-        if (refusal.full == last || round == ROUNDS) {
-            ledger_note_refused(heap->ledger, refusal.full, bytes, epoch);
-            return refuse_full(&refusal, refused);
-        }
-        last = refusal.full;
-        epoch = ledger_epoch();
-        if (!recall_below(heap, refusal.full)) return refuse(HAK_ERROR_FENCE);
+    STALL(recall_refused);
+    if (refusal->again) return refuse_again(heap, measure, refusal, refused);
+    if (refusal->full == tried->full || tried->rounds++ == ROUNDS) {
+        ledger_note_refused(heap->ledger, measure, refusal, tried->epoch);
+        return refuse_full(refusal, refused);
+    }
+    tried->full = refusal->full;
+    tried->epoch = ledger_epoch();
+    return recall_below(heap, refusal->full, measure) ? true : refuse(HAK_ERROR_FENCE);
+}
+
+/* Lock: SQUEEZE. */
+static charged_t borrow_or_recall(hak_heap_t *heap, size_t bytes, refused_t *refused)
+{
+    tried_t tried = {0};
+    for (;;) {
+        borrowed_t answer = ledger_borrow(heap->ledger, bytes, now());
+        if (!answer.full) return answer.due ? CHARGED_DUE : CHARGED;
+        if (!recall_full(heap, LIVE, &answer, &tried, refused)) return CHARGE_REFUSED;
     }
 }
 
-bool recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
+charged_t recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
 {
-    *refused = (refused_t){0};
-    if (HAK_LIKELY(ledger_grab(heap->ledger, bytes, 1))) return true;
-    borrowed_t refusal = ledger_borrow(heap->ledger, bytes, now());
-    if (HAK_LIKELY(!refusal.full)) return true;
-    if (refusal.again) return refuse_again(heap, &refusal, refused);
+    ledger_return_idle(heap->ledger);
+    if (HAK_LIKELY(ledger_grab(heap->ledger, bytes, 1))) return CHARGED;
+    borrowed_t answer = ledger_borrow(heap->ledger, bytes, now());
+    if (HAK_LIKELY(!answer.full)) return answer.due ? CHARGED_DUE : CHARGED;
+    if (answer.again) return (charged_t)refuse_again(heap, LIVE, &answer, refused);
     lock_acquire(&squeeze_lock, RANK_SQUEEZE);
-    bool done = borrow_or_recall(heap, bytes, refused);
+    charged_t charged = borrow_or_recall(heap, bytes, refused);
     lock_release(&squeeze_lock, RANK_SQUEEZE);
-    return done;
+    return charged;
 }
 
-bool recall_all(hak_heap_t *heap, ledger_t *top)
+bool recall_room(hak_heap_t *heap, tried_t *tried, refused_t *refused)
+{
+    enum { MOVES = 8 /* of the heap, to where there may be room */ };
+    lock_acquire(&squeeze_lock, RANK_SQUEEZE);
+    borrowed_t refusal = ledger_lacks(heap->ledger);
+    bool again = refusal.full ? recall_full(heap, FOOTPRINT, &refusal, tried, refused)
+                              : tried->rounds++ < MOVES;
+    lock_release(&squeeze_lock, RANK_SQUEEZE);
+    return again;
+}
+
+bool recall_all(hak_heap_t *heap, ledger_t *top, unsigned measure)
 {
     lock_acquire(&squeeze_lock, RANK_SQUEEZE);
-    bool done = recall_below(heap, top);
+    bool done = recall_below(heap, top, measure);
     lock_release(&squeeze_lock, RANK_SQUEEZE);
     return done ? true : refuse(HAK_ERROR_FENCE);
 }

@@ -17,13 +17,31 @@
  *
  * So a request fails only where live and charge are more than a limit of the chain, as long as no
  * other thread allocates or frees meanwhile.
+ *
+ * Where the ladder below meets the limit of a footprint, the same is recalled, and memory that the
+ * heaps have in use without need goes, too; then the ladder is tried once more (recall_room).
  */
 
-/* Charges bytes. False: hak_last_error() is HAK_ERROR_LIMIT, and *full says which heap, or
- * HAK_ERROR_FENCE: the kernel refused the fence, and caches could not be emptied. Inside the gate. */
-bool recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused);
+typedef enum charged { CHARGE_REFUSED, CHARGED, CHARGED_DUE } charged_t;
+
+/* Charges bytes; CHARGED_DUE: and a soft limit is to be told. CHARGE_REFUSED: hak_last_error() is
+ * HAK_ERROR_LIMIT, and *refused says which heap, or HAK_ERROR_FENCE: the kernel refused the fence,
+ * and caches could not be emptied. Inside the gate. */
+charged_t recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused);
+
+/* What a request has tried so far; all zeros at first. */
+typedef struct tried {
+    const ledger_t *full;
+    uint64_t epoch;
+    unsigned rounds;
+} tried_t;
+
+/* Makes room for what has just refused to let the heap's footprint grow. False: there is none, as
+ * above. Inside the gate. */
+bool recall_room(hak_heap_t *heap, tried_t *tried, refused_t *refused);
 /* Returns what `top`, which is this heap or above it, and all heaps below have borrowed and cached,
- * as far as it is not live. False: as above. */
-bool recall_all(hak_heap_t *heap, ledger_t *top);
+ * as far as it is not live, and for the sake of the footprint what they have in use without need.
+ * False: hak_last_error() is HAK_ERROR_FENCE. */
+bool recall_all(hak_heap_t *heap, ledger_t *top, unsigned measure);
 
 #endif

@@ -32,8 +32,12 @@ void *record_take(hak_heap_t *heap, size_t bytes, bool may_wait)
     void *at = from_room(heap, bytes);
     if (at) return at;
     size_t pages = (bytes + HAK_LINE + HAK_PAGE - 1) / HAK_PAGE;
+    if (!heap_admit(heap, pages * HAK_PAGE, may_wait)) return NULL;
     char *page = may_wait ? record_pages(pages) : meta_take_now(pages);
-    if (!page) return NULL;
+    if (!page) {
+        heap_settle(heap, may_wait);
+        return NULL;
+    }
     heap_charge_records(heap, pages * HAK_PAGE);
     if (pages >= GRANULE_PAGES) meta_note(page, pages);
     meta_page_t *header = (meta_page_t *)(void *)page;

@@ -195,7 +195,7 @@ void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
 static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     size_t bytes = size_classes[cls].bytes;
-    if (!ledger_grab(heap->ledger, bytes, 1)) return NULL;
+    if (ledger_is_idle(heap->ledger) || !ledger_grab(heap->ledger, bytes, 1)) return NULL;
     void *ptr = refill_hole(heap, cls, alignment);
     if (!ptr) ledger_refund(heap->ledger, bytes);
     return ptr;
@@ -504,10 +504,17 @@ static void *refill_class(hak_heap_t *heap, unsigned cls)
     return chain ? hand_out(heap, state, chain, index) : NULL;
 }
 
+/* Whether a limit has refused another region. Then the class stays where it is: slabs would need no
+ * less, and what is freed in the regions would be lost to it for ever. */
+static bool is_bounded(hak_heap_t *heap, unsigned cls)
+{
+    return heap->ledger && hak_tls.last_error == HAK_ERROR_LIMIT && heap_in_regions(heap, cls);
+}
+
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     void *ptr = grow_regions(heap, cls, alignment);
-    return ptr ? ptr : refill_class(heap, cls);
+    return ptr || is_bounded(heap, cls) ? ptr : refill_class(heap, cls);
 }
 
 /* ---- Mid and large blocks ---- */
@@ -540,17 +547,24 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirt
     size_t bytes = hak_round_up(size, HAK_PAGE);
     lock_acquire(&heap->lock, RANK_HEAP);
     (void)drain_deferred(heap, true);
-    large_t *record = take_record(heap);
+    heap->coming += bytes;
+    large_t *record = heap_admit(heap, 0, true) ? take_record(heap) : NULL;
+    if (!record) {
+        heap->coming -= bytes;
+        heap_settle(heap, true);
+    }
     lock_release(&heap->lock, RANK_HEAP);
     if (!record) return NULL;
     char *base = mapping_take(record, bytes, alignment, dirty);
     lock_acquire(&heap->lock, RANK_HEAP);
+    heap->coming -= bytes;
     if (base) {
         record->asked = (asked_t){size, alignment};
         large_add(&heap->large, record, heap, base, bytes);
         heap_charge(heap, bytes);
     } else {
         large_put_unused(&heap->large, record);
+        heap_settle(heap, true);
     }
     lock_release(&heap->lock, RANK_HEAP);
     reserve_tick(&process_reserve);

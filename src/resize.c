@@ -34,10 +34,12 @@ static bool remap(hak_heap_t *heap, large_t *large, size_t bytes)
 {
     lock_acquire(&heap->lock, RANK_HEAP);
     size_t held = large_bytes(large);
-    bool done =
-        load_relaxed(&large->state) == LARGE_LIVE && large_remap(&heap->large, large, bytes);
+    bool done = load_relaxed(&large->state) == LARGE_LIVE &&
+                heap_admit(heap, bytes > held ? bytes - held : 0, true) &&
+                large_remap(&heap->large, large, bytes);
     if (done && bytes > held) heap_charge(heap, bytes - held);
     if (done && bytes < held) heap_uncharge(heap, held - bytes);
+    heap_settle(heap, true);
     if (done) reserve_note_large(&process_reserve, bytes, held);
     lock_release(&heap->lock, RANK_HEAP);
     return done;

@@ -12,10 +12,14 @@ static const size_t superslab_records =
 /* A run that is in no table yet. */
 static run_t take_young(hak_heap_t *heap, unsigned granules)
 {
+    if (!heap_admit(heap, granules * (GRANULE + granule_records), true)) return (run_t){0};
     run_t run = nursery_take(&process_reserve, granules, &hak_tls.last_error);
-    if (!run.ss) return run;
-    heap_charge(heap, granules * (size_t)GRANULE);
-    heap_charge_records(heap, granules * granule_records);
+    if (run.ss) {
+        heap_charge(heap, granules * (size_t)GRANULE);
+        heap_charge_records(heap, granules * granule_records);
+    } else {
+        heap_settle(heap, true);
+    }
     return run;
 }
 
@@ -49,17 +53,43 @@ static void forget_nursery_run(hak_heap_t *heap, const char *start)
     nursery->granules[at] = nursery->granules[heap->nursery_count];
 }
 
-static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned alignment)
+/* Granules that were taken, and not touched, stay with the heap; else they are free again. */
+static bool admit_run(hak_heap_t *heap, run_t run, unsigned granules)
 {
-    run_t run = superslab_take(&heap->superslabs, granules, alignment);
-    if (run.ss) return run;
+    if (HAK_LIKELY(heap_admit(heap, 0, true))) return true;
+    superslab_put(&heap->superslabs, run, granules, 0);
+    return false;
+}
+
+/* One more SuperSlab; NULL where that is refused. What it was before may have left pages in it, which
+ * go where there is no room for them. */
+static superslab_t *add_superslab(hak_heap_t *heap, unsigned granules)
+{
+    if (!heap_admit(heap, granules * (size_t)GRANULE + superslab_records, true)) return NULL;
     superslab_t *ss = reserve_take(&process_reserve, false, &hak_tls.last_error);
-    if (!ss) return run;
+    if (!ss) {
+        heap_settle(heap, true);
+        return NULL;
+    }
     counter_add(&heap->counters, refill_fresh_superslab, 1);
     superslab_set_add(&heap->superslabs, ss);
     heap_charge(heap, SUPERSLAB);
     heap_charge_records(heap, superslab_records);
-    return superslab_take(&heap->superslabs, granules, alignment);
+    if (!heap_admit(heap, granules * (size_t)GRANULE, true))
+        (void)superslab_purge(&heap->superslabs, ss, SIZE_MAX);
+    return ss;
+}
+
+static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned alignment)
+{
+    run_t run = superslab_take(&heap->superslabs, granules, alignment);
+    superslab_t *ss = run.ss ? NULL : add_superslab(heap, granules);
+    if (ss) run = superslab_take(&heap->superslabs, granules, alignment);
+    if (!run.ss) return run;
+    bool admitted = admit_run(heap, run, granules);
+    if (ss && admitted) heap_settle(heap, true);
+    if (ss && !admitted) (void)runs_put_superslab(heap, ss, true);
+    return admitted ? run : (run_t){0};
 }
 
 run_t runs_take(hak_heap_t *heap, unsigned granules, unsigned alignment, unsigned code)
@@ -86,6 +116,7 @@ bool runs_put_superslab(hak_heap_t *heap, superslab_t *ss, bool may_wait)
     STALL(superslab_left);
     heap_uncharge(heap, SUPERSLAB);
     heap_uncharge_records(heap, superslab_records);
+    heap_settle(heap, may_wait);
     return true;
 }
 
@@ -109,6 +140,7 @@ static bool put_nursery_run(hak_heap_t *heap, run_t run, unsigned granules, page
     STALL(nursery_given);
     forget_nursery_run(heap, start);
     heap->nursery_given = true;
+    heap_settle(heap, may_wait);
     heap->runs--;
     return true;
 }
@@ -121,6 +153,7 @@ bool runs_put(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, boo
     heap->runs--;
     registry_set_run(superslab_granule(run.ss, run.first), granules, heap, CODE_RELEASED);
     superslab_put(&heap->superslabs, run, granules, pages);
+    heap_settle(heap, may_wait);
     /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every
      * call. */
     if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1)
@@ -137,9 +170,11 @@ bool runs_resize(hak_heap_t *heap, run_t run, unsigned granules, unsigned wanted
         registry_set_run(start + wanted * (size_t)GRANULE, granules - wanted, heap, CODE_RELEASED);
         superslab_put(&heap->superslabs, (run_t){run.ss, run.first + wanted}, granules - wanted,
                       PAGES_ALL);
+        heap_settle(heap, true);
         return true;
     }
     if (!superslab_extend(&heap->superslabs, run, granules, wanted - granules)) return false;
+    if (!admit_run(heap, (run_t){run.ss, run.first + granules}, wanted - granules)) return false;
     registry_extend_run(start, granules, wanted, heap, runs_code(heap, CODE_MID));
     return true;
 }
@@ -208,11 +243,13 @@ bool runs_put_region(hak_heap_t *heap, region_t *region)
     heap->runs--;
     if (!run.ss->shared) {
         superslab_put(&heap->superslabs, run, 1, 0);
+        heap_settle(heap, true);
         return true;
     }
     nursery_run_t given = {run, 1, 0};
     (void)nursery_put(&process_reserve, &given, 1, true, &heap->returned);
     uncharge_nursery(heap, 1);
+    heap_settle(heap, true);
     heap->nursery_given = true;
     return true;
 }
@@ -279,4 +316,5 @@ void runs_empty(hak_heap_t *heap)
     empty_nursery(heap);
     empty_superslabs(heap);
     heap->runs = 0;
+    heap_settle(heap, true);
 }

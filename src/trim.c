@@ -427,6 +427,7 @@ static size_t trim_next(hak_heap_t *heap, size_t keep, char **base)
     if (ss) pages = superslab_purge(set, ss, excess(heap, keep) / HAK_PAGE);
     bool gone = !ss || (keep == 0 && superslab_is_empty(ss) && runs_put_superslab(heap, ss, true));
     *base = gone ? NULL : ss->base;
+    heap_settle(heap, true);
     lock_pass(&heap->lock, RANK_HEAP);
     return pages;
 }
@@ -498,6 +499,25 @@ static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
     if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim(&process_reserve);
     *bytes = returned + take_returned(heap);
     return true;
+}
+
+bool trim_release(hak_heap_t *heap, bool may_stop)
+{
+    bool stop = false;
+    char *base;
+    lock_acquire(&heap->trim_lock, RANK_TRIM);
+    retire_empty_slabs(heap, 0, CLASS_COUNT);
+    retire_empty_regions(heap);
+    for (size_t left = count_superslabs(heap); left && !stop; left--) {
+        (void)trim_next(heap, 0, &base);
+        stop = may_stop && gate_is_closed();
+    }
+    /* Where there is none, too: what TREE was too busy for is settled here. */
+    lock_acquire(&heap->lock, RANK_HEAP);
+    heap_settle(heap, true);
+    lock_release(&heap->lock, RANK_HEAP);
+    lock_release(&heap->trim_lock, RANK_TRIM);
+    return !stop;
 }
 
 bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)

@@ -23,6 +23,9 @@ bool trim_close(hak_heap_t *heap);
  * deferred, with one fence for all of them, and leaves their magazines without limits. False: the
  * kernel refused the fence, and what other CPUs have cached stays. */
 bool trim_recall(hak_heap_t *const heaps[], size_t count);
+/* Then, of one of them: what makes its footprint smaller goes, empty slabs and regions, free pages,
+ * empty SuperSlabs. False: a fork waits, and with `may_stop` not all has gone. */
+bool trim_release(hak_heap_t *heap, bool may_stop);
 /* For an allocation that the system has refused: gives it the heap's cached mappings, then what the
  * process's reserve keeps. False: there was nothing, and to ask again is in vain. No lock is
  * held. */

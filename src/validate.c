@@ -350,6 +350,8 @@ static int walk_all(hak_heap_t *heap, hak_fault_t *fault)
     if (sum != load_relaxed(&heap->committed))
         wrong(&walk, heap, 0,
               "live + cached + free + untouched + metadata is not what is committed");
+    const char *words = heap->ledger ? ledger_check(heap->ledger, heap_footprint(heap)) : NULL;
+    if (words) wrong(&walk, heap, 0, words);
     os->unmap(walk.bits, bytes);
     return fault->code ? EFAULT : 0;
 }

@@ -162,7 +162,8 @@ static void *change_limits(void *arg)
     randoms_t randoms = {1};
     (void)arg;
     while (!stress_is_over()) {
-        hak_limits_t limits = {sizeof limits, LIMIT / 2 + random_below(&randoms, LIMIT)};
+        hak_limits_t limits = {.struct_size = sizeof limits,
+                               .live_limit = LIMIT / 2 + random_below(&randoms, LIMIT)};
         int error = hak_heap_set_limits(parents[random_below(&randoms, PARENTS)], &limits);
         STRESS_REQUIRE(error == 0 || error == EBUSY);
         sched_yield();

@@ -7,16 +7,41 @@
 
 TestSuite(ledger, .timeout = 600);
 
-static void join(ledger_t *ledger, ledger_t *parent, size_t limit)
+static hak_limits_t limits_of(size_t live)
 {
-    *ledger = (ledger_t){.credit = 0};
-    cr_assert(ledger_join(ledger, parent, limit));
+    return (hak_limits_t){0, live, LEDGER_NO_LIMIT, LEDGER_NO_LIMIT};
 }
 
-static ledger_t *in_the_way;
+static ledger_answer_t begin(ledger_t *ledger, ledger_t *parent, size_t limit)
+{
+    hak_limits_t limits = limits_of(limit);
+    *ledger = (ledger_t){.credit = 0};
+    return ledger_join(ledger, parent, &limits, 0);
+}
+
+static void join(ledger_t *ledger, ledger_t *parent, size_t limit)
+{
+    cr_assert(begin(ledger, parent, limit) == LEDGER_DONE);
+}
+
+static bool set_limit(ledger_t *ledger, size_t limit)
+{
+    full_t full;
+    hak_limits_t limits = limits_of(limit);
+    return ledger_set_limits(ledger, &limits, &full);
+}
+
+static full_t in_the_way;
 static ledger_answer_t move(ledger_t *ledger, ledger_t *parent)
 {
     return ledger_move(ledger, parent, &in_the_way);
+}
+
+static void note_refused(ledger_t *ledger, ledger_t *full, size_t bytes, uint64_t epoch)
+{
+    borrowed_t refusal = {.full = full, .bytes = bytes};
+    ledger_note_refused(ledger, LIVE, &refusal, epoch);
+    ledger_count_failed(ledger, FAILED_HERE);
 }
 
 /* Bytes for the caller; false: refused. */
@@ -33,7 +58,7 @@ static void recall_all(ledger_t *of, ledger_t *top, uint32_t now)
         ledger_step(&recall);
         ledger_settle(&recall);
     }
-    ledger_end(&recall, now);
+    ledger_end(&recall, LIVE, now);
 }
 
 Test(ledger, a_heap_takes_what_its_limit_allows_to_the_byte)
@@ -41,7 +66,7 @@ Test(ledger, a_heap_takes_what_its_limit_allows_to_the_byte)
     ledger_t root;
     join(&root, NULL, 1000);
     cr_assert(take(&root, 600) && take(&root, 400));
-    cr_assert(!take(&root, 1) && load_relaxed(&root.sum) == 1000);
+    cr_assert(!take(&root, 1) && load_relaxed(&root.of[LIVE].sum) == 1000);
     ledger_refund(&root, 400);
     cr_assert(!take(&root, 401) && take(&root, 400));
     cr_assert(ledger_live(&root) == 1000 && ledger_is_sound(&root));
@@ -55,11 +80,12 @@ Test(ledger, the_lowest_heap_without_room_refuses)
     join(&leaf, &middle, LEDGER_NO_LIMIT);
     cr_assert(take(&leaf, 500));
     cr_assert(ledger_borrow(&leaf, 1, 0).full == &middle);
-    cr_assert(ledger_set_limit(&middle, LEDGER_NO_LIMIT));
+    cr_assert(set_limit(&middle, LEDGER_NO_LIMIT));
     cr_assert(take(&leaf, 500));
     cr_assert(ledger_borrow(&leaf, 1, 0).full == &root);
-    cr_assert(load_relaxed(&middle.sum) == 1000 && load_relaxed(&root.sum) == 1000);
-    cr_assert(!ledger_set_limit(&root, 999) && ledger_set_limit(&root, 1000));
+    cr_assert(load_relaxed(&middle.of[LIVE].sum) == 1000 &&
+              load_relaxed(&root.of[LIVE].sum) == 1000);
+    cr_assert(!set_limit(&root, 999) && set_limit(&root, 1000));
 }
 
 Test(ledger, a_heap_borrows_ahead_a_part_of_the_room)
@@ -67,12 +93,12 @@ Test(ledger, a_heap_borrows_ahead_a_part_of_the_room)
     ledger_t root;
     join(&root, NULL, 64 * LEDGER_SHARE);
     cr_assert(take(&root, 16));
-    cr_assert(load_relaxed(&root.sum) == 64 && load_relaxed(&root.credit) == 48);
+    cr_assert(load_relaxed(&root.of[LIVE].sum) == 64 && load_relaxed(&root.credit) == 48);
     cr_assert(ledger_grab(&root, 16, 8) == 3 && ledger_grab(&root, 16, 1) == 0);
     ledger_t wide;
     join(&wide, NULL, LEDGER_NO_LIMIT);
-    cr_assert(take(&wide, 16) && load_relaxed(&wide.sum) == HAK_PAGE, "a page at first");
-    cr_assert(take(&wide, 2 * HAK_PAGE) && load_relaxed(&wide.sum) == 3 * HAK_PAGE);
+    cr_assert(take(&wide, 16) && load_relaxed(&wide.of[LIVE].sum) == HAK_PAGE, "a page at first");
+    cr_assert(take(&wide, 2 * HAK_PAGE) && load_relaxed(&wide.of[LIVE].sum) == 3 * HAK_PAGE);
     cr_assert(take(&wide, 64 * HAK_MIB) && take(&wide, HAK_PAGE));
     cr_assert(take(&wide, 16) && load_relaxed(&wide.credit) > HAK_MIB / 2);
     cr_assert(load_relaxed(&wide.credit) <= LEDGER_AHEAD);
@@ -99,9 +125,9 @@ Test(ledger, a_recall_returns_credits_of_all_below)
         cr_assert(take(&heaps[i], 16 * (i + 1)));
         live += 16 * (i + 1);
     }
-    cr_assert(load_relaxed(&root.sum) > live);
+    cr_assert(load_relaxed(&root.of[LIVE].sum) > live);
     recall_all(&heaps[HEAPS - 1], &root, 0);
-    cr_assert(load_relaxed(&root.sum) == live && ledger_is_sound(&root));
+    cr_assert(load_relaxed(&root.of[LIVE].sum) == live && ledger_is_sound(&root));
     for (size_t i = 0; i < HEAPS; i++)
         cr_assert(ledger_is_tight(&heaps[i]) && load_relaxed(&heaps[i].credit) == 0 &&
                   heaps[i].pins == 0);
@@ -150,7 +176,7 @@ Test(ledger, a_recall_visits_all_beside_a_heap_that_moves)
         ledger_settle(&recall);
     }
     for (size_t i = 0; i < 4; i++) cr_assert(ledger_is_tight(&last[i]), "%zu", i);
-    cr_assert(load_relaxed(&root.sum) == 4 * 16 && ledger_is_sound(&root));
+    cr_assert(load_relaxed(&root.of[LIVE].sum) == 4 * 16 && ledger_is_sound(&root));
 }
 
 Test(ledger, a_recall_ends_where_its_heap_has_moved_away)
@@ -198,21 +224,21 @@ Test(ledger, a_refusal_holds_until_something_is_freed)
     cr_assert(take(&a, 512) && take(&b, 496));
     uint64_t epoch = ledger_epoch();
     recall_all(&a, &root, 0);
-    ledger_note_refused(&a, &root, 32, epoch);
+    note_refused(&a, &root, 32, epoch);
     borrowed_t refusal = ledger_borrow(&b, 32, 0);
     cr_assert(refusal.full == &root && refusal.again);
     cr_assert(!ledger_borrow(&b, 17, 0).again, "less may fit");
     ledger_note_freed(&a);
     cr_assert(!ledger_borrow(&b, 32, 0).again, "what is freed may wait somewhere");
-    ledger_note_refused(&a, &root, 32, ledger_epoch());
+    note_refused(&a, &root, 32, ledger_epoch());
     cr_assert(ledger_borrow(&b, 32, 0).again);
     ledger_refund(&a, 512);
     cr_assert(!ledger_borrow(&b, 32, 0).again);
     recall_all(&b, &root, 0);
     cr_assert(!ledger_borrow(&b, 32, 0).full);
-    ledger_note_refused(&b, &root, 16, ledger_epoch());
-    cr_assert(ledger_set_limit(&root, 4096) && !ledger_borrow(&b, 2000, 0).again);
-    cr_assert(load_relaxed(&root.refusals) == 3);
+    note_refused(&b, &root, 16, ledger_epoch());
+    cr_assert(set_limit(&root, 4096) && !ledger_borrow(&b, 2000, 0).again);
+    cr_assert(load_relaxed(&root.of[LIVE].refusals) == 3);
 }
 
 /* What comes in by a move may have something to recall, and what goes leaves room. */
@@ -224,7 +250,7 @@ Test(ledger, a_refusal_ends_with_a_move)
     join(&b, NULL, LEDGER_NO_LIMIT);
     cr_assert(take(&a, 1000));
     recall_all(&a, &root, 0);
-    ledger_note_refused(&a, &root, 32, ledger_epoch());
+    note_refused(&a, &root, 32, ledger_epoch());
     cr_assert(ledger_borrow(&a, 32, 0).again);
     cr_assert(move(&b, &root) == LEDGER_DONE && !ledger_borrow(&a, 32, 0).again);
 }
@@ -238,14 +264,15 @@ Test(ledger, a_move_asks_the_chain_first)
     join(&heap, &left, LEDGER_NO_LIMIT);
     join(&below, &heap, LEDGER_NO_LIMIT);
     cr_assert(take(&below, 301));
-    cr_assert(move(&heap, &right) == LEDGER_FULL && in_the_way == &right && heap.parent == &left);
+    cr_assert(move(&heap, &right) == LEDGER_FULL && in_the_way.ledger == &right &&
+              heap.parent == &left);
     cr_assert(move(&heap, &below) == LEDGER_LOOP && move(&heap, &heap) == LEDGER_LOOP);
     ledger_refund(&below, 45);
     recall_all(&below, &below, 0);
     cr_assert(move(&heap, &right) == LEDGER_DONE && ledger_is_sound(&top));
-    cr_assert(load_relaxed(&left.sum) == 0 && load_relaxed(&right.sum) == 256);
-    cr_assert(load_relaxed(&top.sum) == 256);
-    cr_assert(move(&heap, NULL) == LEDGER_DONE && load_relaxed(&top.sum) == 0);
+    cr_assert(load_relaxed(&left.of[LIVE].sum) == 0 && load_relaxed(&right.of[LIVE].sum) == 256);
+    cr_assert(load_relaxed(&top.of[LIVE].sum) == 256);
+    cr_assert(move(&heap, NULL) == LEDGER_DONE && load_relaxed(&top.of[LIVE].sum) == 0);
     cr_assert(ledger_is_sound(&top) && ledger_is_sound(&heap));
 }
 
@@ -255,7 +282,7 @@ Test(ledger, no_tree_is_deeper_than_its_bound)
     for (size_t i = 0; i < LEDGER_DEPTH; i++)
         join(&chain[i], i ? &chain[i - 1] : NULL, LEDGER_NO_LIMIT);
     ledger_t *deepest = &chain[LEDGER_DEPTH - 1];
-    cr_assert(!ledger_join(&chain[LEDGER_DEPTH], deepest, LEDGER_NO_LIMIT));
+    cr_assert(begin(&chain[LEDGER_DEPTH], deepest, LEDGER_NO_LIMIT) == LEDGER_DEEP);
     join(&other, NULL, LEDGER_NO_LIMIT);
     cr_assert(move(&other, deepest) == LEDGER_DEEP);
     cr_assert(move(&other, &chain[LEDGER_DEPTH - 2]) == LEDGER_DONE);
@@ -277,12 +304,13 @@ Test(ledger, a_heap_that_is_emptied_is_passed_by)
     ledger_settle(&recall);
     cr_assert(ledger_hide(&leaf));
     recall_all(&root, &root, 0);
-    cr_assert(load_relaxed(&leaf.lease) == 512);
+    cr_assert(load_relaxed(&leaf.of[LIVE].lease) == 512);
     ledger_clear(&leaf);
-    cr_assert(load_relaxed(&leaf.lease) == 0 && load_relaxed(&root.sum) == 0);
+    cr_assert(load_relaxed(&leaf.of[LIVE].lease) == 0 && load_relaxed(&root.of[LIVE].sum) == 0);
     cr_assert(take(&leaf, 100) && ledger_hide(&leaf));
     ledger_leave(&leaf);
-    cr_assert(ledger_is_sound(&root) && !ledger_child(&root) && load_relaxed(&root.sum) == 0);
+    cr_assert(ledger_is_sound(&root) && !ledger_child(&root) &&
+              load_relaxed(&root.of[LIVE].sum) == 0);
 }
 
 /* ---- A random tree beside a model that knows each heap's bytes ---- */
@@ -318,7 +346,7 @@ static int charge(int at, size_t bytes)
         borrowed_t refusal = ledger_borrow(&heaps[at], bytes, 0);
         if (!refusal.full) return -1;
         if (refusal.again || refusal.full == last) {
-            ledger_note_refused(&heaps[at], refusal.full, bytes, ledger_epoch());
+            note_refused(&heaps[at], refusal.full, bytes, ledger_epoch());
             return (int)(refusal.full - heaps);
         }
         last = refusal.full;
@@ -341,8 +369,8 @@ static void step(randoms_t *randoms)
         int parent = (int)random_below(randoms, MOST + 1) - 1;
         if (parent >= 0 && !alive[parent]) return;
         limits[at] = random_below(randoms, 3) ? 100 + random_below(randoms, 100000) : SIZE_MAX;
-        heaps[at] = (ledger_t){0};
-        if (!ledger_join(&heaps[at], parent >= 0 ? &heaps[parent] : NULL, limits[at])) return;
+        ledger_t *above = parent >= 0 ? &heaps[parent] : NULL;
+        if (begin(&heaps[at], above, limits[at]) != LEDGER_DONE) return;
         alive[at] = true, parents[at] = parent, live[at] = 0;
     } else if (what < 12) {
         size_t bytes = 1 + random_below(randoms, 4000);
@@ -360,7 +388,7 @@ static void step(randoms_t *randoms)
             parents[at] = parent;
     } else if (what == 18) {
         size_t limit = 100 + random_below(randoms, 200000);
-        if (ledger_set_limit(&heaps[at], limit)) limits[at] = limit;
+        if (set_limit(&heaps[at], limit)) limits[at] = limit;
         else recall_all(&heaps[at], &heaps[at], 0);
     } else if (!ledger_child(&heaps[at])) {
         cr_assert(ledger_hide(&heaps[at]));

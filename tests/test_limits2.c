@@ -216,7 +216,7 @@ static void do_all(void *ctx, hak_heap_t *full, size_t bytes)
     void *there = hak_heap_malloc(apart, 100000);
     cr_assert(there != NULL && hak_heap_check(full) == 0);
     hak_heap_free(apart, there);
-    hak_limits_t limits = {sizeof limits, 3 * 4096};
+    hak_limits_t limits = {.struct_size = sizeof limits, .live_limit = 3 * 4096};
     cr_assert(hak_heap_move(sibling, apart) == 0 && hak_heap_destroy(sibling) == 0);
     cr_assert(hak_heap_set_limits(full, &limits) == 0);
 }
@@ -336,7 +336,7 @@ Test(limits2, limits_at_the_ends_of_the_range)
     hak_heap_t *least = make(NULL, 1), *most = make(NULL, SIZE_MAX - 1), *child = make(most, 0);
     cr_assert(is_refused(least, 0) && is_refused(least, 1) && is_refused(least, 1 << 30));
     cr_assert(hak_heap_malloc(child, 0) != NULL && hak_heap_malloc(child, 5 << 20) != NULL);
-    hak_limits_t limits = {sizeof limits, 15};
+    hak_limits_t limits = {.struct_size = sizeof limits, .live_limit = 15};
     cr_assert(hak_heap_set_limits(least, &limits) == 0 && is_refused(least, 0));
     limits.live_limit = 16;
     cr_assert(hak_heap_set_limits(least, &limits) == 0 && hak_heap_malloc(least, 0) != NULL);
@@ -369,7 +369,7 @@ static void *hammer(void *arg)
 static int use_tree(void)
 {
     for (size_t i = 0; i < 3; i++) {
-        hak_limits_t limits = {sizeof limits, HAK_NO_LIMIT};
+        hak_limits_t limits = {.struct_size = sizeof limits, .live_limit = HAK_NO_LIMIT};
         if (hak_heap_set_limits(tree[i], &limits)) return 1;
     }
     for (size_t i = 0; i < 3; i++) {

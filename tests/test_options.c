@@ -22,8 +22,9 @@ static void forget_environment(void)
 /* With the environment of now. */
 static int read_again(const hak_heap_config_t *config, settings_t *settings)
 {
+    hak_error_t why;
     options_start_process();
-    return options_read(config, settings);
+    return options_read(config, settings, &why);
 }
 
 TestSuite(options, .init = forget_environment, .timeout = 600);
@@ -134,9 +135,13 @@ static void note_pressure(void *ctx, hak_heap_t *full, size_t bytes)
 static void prove_limits(const settings_t *settings, unsigned i)
 {
     cr_assert((settings->parent != NULL) == (i > 6), "field %u", i);
-    cr_assert(settings->live_limit == (i > 7 ? 4444 : 0), "field %u", i);
-    cr_assert(settings->on_pressure == (i > 8 ? note_pressure : NULL), "field %u", i);
-    cr_assert((settings->pressure_ctx != NULL) == (i > 9), "field %u", i);
+    cr_assert(settings->counts == (i > 6), "field %u", i);
+    if (i <= 6) return;
+    cr_assert(settings->limits.live_limit == (i > 7 ? 4444 : HAK_NO_LIMIT), "field %u", i);
+    cr_assert(settings->limits.committed_limit == (i > 8 ? 55555 : HAK_NO_LIMIT), "field %u", i);
+    cr_assert(settings->limits.soft_limit == (i > 10 ? 3333 : HAK_NO_LIMIT), "field %u", i);
+    cr_assert(settings->on_pressure == (i > 10 ? note_pressure : NULL), "field %u", i);
+    cr_assert((settings->pressure_ctx != NULL) == (i > 11), "field %u", i);
 }
 
 /* Fields beyond the struct's end take their defaults, whatever lies there. */
@@ -150,21 +155,22 @@ Test(options, a_shorter_struct_is_read_up_to_its_end)
                                   offsetof(hak_heap_config_t, region_bytes),
                                   offsetof(hak_heap_config_t, parent),
                                   offsetof(hak_heap_config_t, live_limit),
+                                  offsetof(hak_heap_config_t, committed_limit),
+                                  offsetof(hak_heap_config_t, soft_limit),
                                   offsetof(hak_heap_config_t, on_pressure),
                                   offsetof(hak_heap_config_t, pressure_ctx),
                                   sizeof(hak_heap_config_t)};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        hak_heap_config_t config = {ends[i],
-                                    "given",
-                                    HAK_LEVEL_CHECKED,
-                                    i < 3 ? 99 : 0,
-                                    1111,
-                                    2222,
-                                    3333,
-                                    (hak_heap_t *)(uintptr_t)64,
-                                    4444,
-                                    note_pressure,
-                                    (void *)(uintptr_t)64};
+        /* A soft limit without a callback is refused. */
+        hak_heap_config_t config = {.struct_size = ends[i], .name = "given", .cache_bytes = 1111};
+        config.level = HAK_LEVEL_CHECKED;
+        config.flags = i < 3 ? 99 : 0;
+        config.large_cache_bytes = 2222, config.region_bytes = 3333;
+        config.parent = (hak_heap_t *)(uintptr_t)64;
+        config.live_limit = 4444, config.committed_limit = 55555;
+        config.soft_limit = i > 10 ? 3333 : 0;
+        config.on_pressure = note_pressure;
+        config.pressure_ctx = (void *)(uintptr_t)64;
         settings_t settings;
         cr_assert(read_again(&config, &settings) == 0, "size %zu", ends[i]);
         cr_assert(strcmp(settings.name, i > 0 ? "given" : "unnamed") == 0, "size %zu", ends[i]);
@@ -193,6 +199,8 @@ Test(options, a_struct_that_ends_inside_a_field_is_refused)
                                   offsetof(hak_heap_config_t, region_bytes) + 7,
                                   offsetof(hak_heap_config_t, parent) + 1,
                                   offsetof(hak_heap_config_t, live_limit) + 4,
+                                  offsetof(hak_heap_config_t, committed_limit) + 4,
+                                  offsetof(hak_heap_config_t, soft_limit) + 4,
                                   offsetof(hak_heap_config_t, on_pressure) + 7,
                                   offsetof(hak_heap_config_t, pressure_ctx) + 4};
     for (unsigned i = 0; i < sizeof ends / sizeof ends[0]; i++) {
@@ -212,6 +220,32 @@ Test(options, a_callback_without_a_limit_is_refused)
     cr_assert(read_again(&config, &settings) == EINVAL);
     config.live_limit = HAK_NO_LIMIT;
     cr_assert(read_again(&config, &settings) == 0, "a limit may come later");
+}
+
+static hak_error_t why_not(const hak_heap_config_t *config)
+{
+    settings_t settings;
+    hak_error_t why = HAK_ERROR_NONE;
+    cr_assert((options_read(config, &settings, &why) == EINVAL) == (why != HAK_ERROR_NONE));
+    return why;
+}
+
+/* A soft limit that nobody hears of, or that is never passed because another one comes first. */
+Test(options, limits_that_contradict_each_other_are_refused)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.soft_limit = 1000;
+    cr_assert(why_not(&config) == HAK_ERROR_UNHEARD);
+    config.on_pressure = note_pressure;
+    cr_assert(why_not(&config) == HAK_ERROR_NONE, "a soft limit makes a heap count");
+    config.live_limit = 1000;
+    cr_assert(why_not(&config) == HAK_ERROR_SOFT_LIMIT);
+    config.live_limit = 1001;
+    cr_assert(why_not(&config) == HAK_ERROR_NONE);
+    config.committed_limit = 1000;
+    cr_assert(why_not(&config) == HAK_ERROR_SOFT_LIMIT);
+    config.committed_limit = config.soft_limit = HAK_NO_LIMIT;
+    cr_assert(why_not(&config) == HAK_ERROR_NONE);
 }
 
 Test(options, a_struct_without_a_size_is_refused)

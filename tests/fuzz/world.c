@@ -230,7 +230,8 @@ void world_limit(place_t *place, const fuzz_operation_t *operation)
     bool of_root = operation->choice & 1;
     root_t *root = &world.root[place->root];
     if (of_root && world.shared) return;
-    hak_limits_t limits = {sizeof limits, limit_of(operation->choice / 2)};
+    hak_limits_t limits = {.struct_size = sizeof limits,
+                           .live_limit = limit_of(operation->choice / 2)};
     size_t live = of_root ? live_below(place->root) : (size_t)place->live_bytes;
     unsigned before = atomic_load(&world.refusals);
     int error = hak_heap_set_limits(of_root ? root->heap : place->heap, &limits);

@@ -1,0 +1,27 @@
+/* The documents: their code compiles and runs, their commands and links exist. */
+#include "support_run.h"
+
+#include <criterion/criterion.h>
+
+TestSuite(docs, .timeout = 600);
+
+static run_result_t result;
+
+static void must_pass(const char *const argv[])
+{
+    run_program(&result, 30, (const char *const[]){"python3", "--version", NULL});
+    if (result.status != 0) cr_skip_test("python3 is not installed");
+    run_program(&result, 500, argv);
+    cr_assert(result.status == 0, "status %d:\n%s", result.status, result.text);
+}
+
+#define RUN(...) must_pass((const char *const[]){"scripts/docs_code.py", __VA_ARGS__, NULL})
+
+/* A program that a test builds lacks the library of an instrument: there nothing is run. */
+Test(docs, code_compiles_and_runs)
+{
+    if (run_is_instrumented()) RUN(".");
+    else RUN("--archive", HAK_TEST_BUILD "/libhakheap.a", ".");
+}
+
+Test(docs, the_check_can_fail) { RUN("--self-test"); }
