@@ -4,12 +4,14 @@
   scripts/single.py <directory>   writes hakheap.c and a copy of hakheap.h there
   scripts/single.py --self-test   proves on small sources what it does, and that it refuses
 
-hakheap.c is the text of src/, lower levels first, each header once, with three changes:
+hakheap.c is the text of src/, lower levels first, each header once, with four changes:
 
   - What is hidden in the library is static here: HAK_PRIVATE stands before each function and
     variable that neither is static already nor has its name in hakheap.h.
   - A name that two files use, each for itself, gets the name of its file before it.
   - A macro of a .c file ends with the file.
+  - What assembly names (its attribute says that it is hidden) stays hidden, with hak_ before it:
+    gcc -flto gives static names others, and does not read assembly.
 
 The same sources give the same bytes. Sources whose form is not understood end the run.
 """
@@ -272,18 +274,19 @@ def is_hidden(tokens, public):
     return name not in public
 
 
-def edits_of(source, public):
+def edits_of(source, public, named):
     """Places in the text, what stands there, and what shall."""
     for declaration in source.declarations:
         first = declaration.tokens[0]
         try:
             if first.text == "extern":
                 # In a .c file: what something else defines, the C library for instance.
-                if source.is_header:
+                is_named = name_of(declaration.tokens) in named
+                if source.is_header and not is_named:
                     if "[]" in "".join(t.text for t in declaration.tokens):
                         raise Refused("an array of unknown length cannot be static")
                     yield first.at, "extern", "HAK_PRIVATE"
-            elif is_hidden(declaration.tokens, public):
+            elif is_hidden(declaration.tokens, public | named):
                 yield first.at, "", "HAK_PRIVATE "
         except Refused as refused:
             line = source.text.count("\n", 0, first.at) + 1
@@ -297,6 +300,9 @@ class Single:
         self.public = set(re.findall(r"\b(hak_[a-z_]+)\(", self.header))
         paths = sorted((root / "src").glob("*.[ch]"))
         self.sources = {path.name: Source(path) for path in paths}
+        # What is said to be hidden by an attribute has its name in assembly.
+        self.named = {name_of(d.tokens) for source in self.sources.values() if source.is_header
+                      for d in source.declarations if any(t.text == "visibility" for t in d.tokens)}
         self.seen = set()
         self.out = []
 
@@ -323,11 +329,10 @@ class Single:
         return own | self.public
 
     def changed(self, source):
-        edits = sorted(edits_of(source, self.public), reverse=True)
+        edits = sorted(edits_of(source, self.public, self.named), reverse=True)
         text = source.text
         for at, old, new in edits:
             text = text[:at] + new + text[at + len(old):]
-        text = re.sub(r"\s+__attribute__\(\(visibility\(\"hidden\"\)\)\)", "", text)
         clashes = {} if source.is_header else self.clashes(source)
         return renamed(text, clashes) if clashes else text
 
@@ -360,8 +365,11 @@ class Single:
             raise Refused("no .c files in src/")
         for source in sorted(files, key=lambda source: (source.level, source.path.name)):
             self.add(source)
+        text = "\n".join(self.out) + "\n"
+        for name in self.named:
+            text = re.sub(rf"\b{name}\b", "hak_" + name, text)
         # A gap of one line, at most.
-        return re.sub(r"\n{3,}", "\n\n", "\n".join(self.out)) + "\n"
+        return re.sub(r"\n{3,}", "\n\n", text)
 
 
 # ---- That it can fail ----
@@ -371,11 +379,12 @@ FIXTURE = {
     "include/hakheap.h": "#define HAK_VERSION_MAJOR 1\n#define HAK_VERSION_MINOR 2\n"
                          "#define HAK_VERSION_PATCH 3\nint hak_use(void);\n",
     "src/low.h": "/* hakheap level 0: low - a part */\n#ifndef LOW_H\n#define LOW_H\n"
-                 "extern int low_count;\nstruct low { int take; };\nint low_use(struct low *low);\n"
+                 "extern int low_count;\nextern int low_at __attribute__((visibility(\"hidden\")));\n"
+                 "#define LOW \"mov low_at, %0\"\nstruct low { int take; };\nint low_use(struct low *low);\n"
                  "#endif\n",
     "src/low.c": "/* hakheap level 0: low - code */\n#include \"low.h\"\n#define ROW 1\n"
                  "static struct part { int take; } state;\n"
-                 "int low_count;\nstatic int take(void) { return ROW; }\n"
+                 "int low_count;\nint low_at;\nstatic int take(void) { return ROW; }\n"
                  "int low_use(struct low *low) { return low->take + take(); /* take */ }\n",
     "src/high.c": "/* hakheap level 1: high - code */\n#include \"low.h\"\n#define ROW 2\n"
                   "static struct { int take; } state;\n"
@@ -393,7 +402,8 @@ def self_test():
             return Single(root).text()
 
     text = made({})
-    for words in ("hakheap 1.2.3:", "HAK_PRIVATE int low_count;\nstruct low { int take; };",
+    for words in ("hakheap 1.2.3:", "HAK_PRIVATE int low_count;\nextern int hak_low_at __attr",
+                  '"mov hak_low_at, %0"', "\nint hak_low_at;",
                   "HAK_PRIVATE int low_use(struct low *low);", "static int low_take(void)",
                   "return low->take + low_take(); /* take */", "static int high_take(void)",
                   "\nint hak_use(void) { return high_take(); }", "#undef ROW",
