@@ -66,7 +66,7 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] exa
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
+.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised check-single single single-tests abi-check abi-update examples docs bench bench-guard \
         fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
         install uninstall help tests stress FORCE
 
@@ -177,6 +177,15 @@ check-valgrind:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
 	scripts/run_tests.sh valgrind $(checked)
 
+# The library as one file: the suites that know the public header only, and all others that look at the library and not
+# at the tree.
+check-single:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= single-tests
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= single-tests
+	scripts/run_tests.sh three-ways $(checked)/single/outside $(release)/single/outside
+	HAK_TEST_FILTER='!(bench|examples|fuzz|packaging|plugins|programs|stress|tree)/*' \
+	    scripts/run_tests.sh once $(checked)/single/inside
+
 # What the optimiser makes of the sections: each level in a directory of its own, build/gcc_-O<level>-debug-counters.
 OPTIMISATIONS := 0 1 g 3
 check-optimised: $(OPTIMISATIONS:%=optimised-%)
@@ -256,8 +265,28 @@ $(V)/single/open.o: build/single/hakheap.c $(V)/flags
 	@mkdir -p $(@D)
 	$(CC) $(COMMON) -DHAK_PRIVATE= -c $< -o $@
 
-# Suites that know the public header only, and so can link the one file as a user does.
+# Suites that know the public header only link the one file as a program does.
 OUTSIDE := fork misuse scope signal steps_sections
+OUTSIDE_OBJECTS := $(OUTSIDE:%=$(V)/obj/tests/test_%.o) $(V)/obj/tests/single_support.o \
+    $(patsubst %,$(V)/obj/tests/support_%.o,child contract step)
+# All suites, and what they see of the inside. Assembly in their objects names what has hak_ before it in the one file.
+NAMED := $(foreach name,percpu_rseq_offset percpu_index_offset,-Wl,--defsym=$(name)=hak_$(name))
+
+$(V)/single/outside/tests/run: $(OUTSIDE_OBJECTS) $(V)/single/hakheap.o
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $^ $(LINKER) $(LDFLAGS) -lcriterion -o $@
+
+$(V)/single/inside/tests/run: $(TESTS) $(SUPPORT) $(V)/single/open.o
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $^ $(NAMED) $(LINKER) $(LDFLAGS) -lcriterion -o $@
+
+single-tests: $(V)/single/outside/tests/run $(V)/single/inside/tests/run tests
+
+# ---- The interface, against the committed one ----
+
+abi-check abi-update:
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= $(release)/libhakheap.so
+	scripts/abi.sh $(@:abi-%=%) $(release)/libhakheap.so
 
 # ---- Installing ----
 
@@ -338,6 +367,7 @@ help:
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
 	@echo 'make check-valgrind  the tests under valgrind'
 	@echo 'make check-optimised the tests of sections at gcc -O0, -O1, -Og and -O3'
+	@echo 'make check-single    tests against the one file of make single'
 	@echo 'make fuzz            random operations against a model; SECONDS=60 SEED=1 THREADS=1 MODE=mm_cid, cpu_id or locked'
 	@echo 'make soak            the same in one process, with the slope of its memory; SECONDS=36000'
 	@echo 'make check-fuzz      the same for two minutes, over builds, modes and threads'
@@ -349,7 +379,9 @@ help:
 	@echo 'make bench-guard     bench/guard.sh, counts of instructions against bench/guard.csv'
 	@echo 'make docs            build/docs/html, by Doxygen'
 	@echo 'make format          rewrites the sources by .clang-format; format-check only compares'
-	@echo 'make install         PREFIX=$(PREFIX), DESTDIR=$(DESTDIR); uninstall takes it away'
+	@echo 'make single          build/single/hakheap.c and hakheap.h, the library as one file; needs python3'
+	@echo 'make abi-check       compares the interface with packaging/hakheap.abi; abi-update writes that anew'
+	@echo 'make install         PREFIX=$(PREFIX) LIBDIR=$(LIBDIR) DESTDIR=$(DESTDIR); uninstall takes it away'
 	@echo 'make clean           removes build/'
 	@echo
 	@echo 'COUNTERS=1           compiles the debug counters in'

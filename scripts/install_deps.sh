@@ -8,6 +8,7 @@ packages=(
     clang libclang-rt-14-dev lld                             # the second compiler, its sanitizers and linker
     g++                                                      # the header is C++, too
     libcriterion-dev valgrind musl-tools                     # tests
+    cmake pkg-config abigail-tools mandoc                    # what installs, and what is committed of its interface
     doxygen graphviz gnuplot-nox python3                     # documents, plots and the page of benchmarks
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/
