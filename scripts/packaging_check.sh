@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs a built library into an empty directory and uses it from there as a program's author does: the first program
-# of README.md is built and run by what the installation says of itself.
+# Installs a built library into an empty directory and uses it from there as a program's author does: the program of
+# README.md, "Build and install", is built and run by what the installation says of itself.
 #
 #   scripts/packaging_check.sh <build directory> <case> [compiler]
 #
@@ -40,8 +40,9 @@ make_in_tree() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s -C "$tree" -o a
 # A new user: nothing of this environment, and a directory with a program in it.
 user=$scratch/user
 mkdir "$user"
-awk '/^```c$/ { on = 1; next } /^```$/ && on { exit } on' "$root/README.md" > "$user/program.c"
-grep -q hak_heap_create "$user/program.c" || die "README.md begins with another program"
+awk '/^## / { here = $0 == "## Build and install" } here && /^```c$/ { on = 1; next } /^```$/ && on { exit } on' \
+    "$root/README.md" > "$user/program.c"
+grep -q hak_heap_create "$user/program.c" || die "README.md has no program below \"Build and install\""
 as_user() { (cd "$user" && env -i PATH="$PATH" HOME="$user" LC_ALL=C "$@"); }
 warnings=(-Wall -Wextra -Wundef -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror)
 
