@@ -266,7 +266,7 @@ $(V)/single/open.o: build/single/hakheap.c $(V)/flags
 	$(CC) $(COMMON) -DHAK_PRIVATE= -c $< -o $@
 
 # Suites that know the public header only link the one file as a program does.
-OUTSIDE := fork misuse scope signal steps_sections
+OUTSIDE := api fork misuse scope signal steps_sections
 OUTSIDE_OBJECTS := $(OUTSIDE:%=$(V)/obj/tests/test_%.o) $(V)/obj/tests/single_support.o \
     $(patsubst %,$(V)/obj/tests/support_%.o,child contract step)
 # All suites, and what they see of the inside. Assembly in their objects names what has hak_ before it in the one file.
