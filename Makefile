@@ -66,7 +66,7 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] exa
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised check-single single single-tests abi-check abi-update examples docs bench bench-guard \
+.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
         fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
         install uninstall help tests stress FORCE
 
@@ -251,6 +251,8 @@ models:
 
 # ---- One file, for trees that carry the library ----
 
+.PHONY: single single-tests check-single
+
 single: build/single/hakheap.c
 
 build/single/hakheap.c: scripts/single.py $(wildcard src/*.[ch]) include/hakheap.h LICENSE
@@ -283,6 +285,8 @@ $(V)/single/inside/tests/run: $(TESTS) $(SUPPORT) $(V)/single/open.o
 single-tests: $(V)/single/outside/tests/run $(V)/single/inside/tests/run tests
 
 # ---- The interface, against the committed one ----
+
+.PHONY: abi-check abi-update
 
 abi-check abi-update:
 	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= $(release)/libhakheap.so

@@ -6,9 +6,9 @@ set -euo pipefail
 packages=(
     gcc make libc6-dev                                       # the library
     clang libclang-rt-14-dev lld                             # the second compiler, its sanitizers and linker
+    cmake pkg-config abigail-tools mandoc                    # the installation, and the committed interface
     g++                                                      # the header is C++, too
     libcriterion-dev valgrind musl-tools                     # tests
-    cmake pkg-config abigail-tools mandoc                    # what installs, and what is committed of its interface
     doxygen graphviz gnuplot-nox python3                     # documents, plots and the page of benchmarks
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/
