@@ -14,9 +14,12 @@ COUNTERS ?= 0
 DEBUG    ?= 0
 # address, undefined or thread
 SANITIZE ?=
-PREFIX   ?= /usr/local
+# Where an installation goes. Debian's LIBDIR: /usr/lib/$(gcc -print-multiarch).
+PREFIX     ?= /usr/local
 INCLUDEDIR ?= $(PREFIX)/include
-LIBDIR   ?= $(PREFIX)/lib
+LIBDIR     ?= $(PREFIX)/lib
+MANDIR     ?= $(PREFIX)/share/man
+DOCDIR     ?= $(PREFIX)/share/doc/hakheap
 
 empty :=
 space := $(empty) $(empty)
@@ -30,8 +33,12 @@ KERNEL_HEADERS := $(if $(findstring musl,$(CC)),-idirafter /usr/include -idiraft
 COMMON  := -std=gnu11 -pthread $(WARNINGS) -DHAK_COUNTERS=$(COUNTERS) -DHAK_DEBUG=$(DEBUG) -Iinclude \
            $(KERNEL_HEADERS) $(SANITIZE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 LIBRARY := $(COMMON) -fPIC -fvisibility=hidden
+# The version of the header. Its first number is the version of the interface: the soname.
+version := $(shell awk '/define HAK_VERSION_(MAJOR|MINOR|PATCH) / { v = v "." $$3 } END { print substr(v, 2) }' include/hakheap.h)
+SONAME  := libhakheap.so.$(firstword $(subst ., ,$(version)))
 # nodelete: code that holds live rseq sections must stay mapped for as long as the process runs.
-SHARED  := -shared -Wl,-soname,libhakheap.so.0 -Wl,-z,nodelete $(if $(SANITIZE),,-Wl,-z,defs)
+SHARED  := -shared -Wl,-soname,$(SONAME) -Wl,--version-script=packaging/hakheap.map -Wl,-z,nodelete \
+           $(if $(SANITIZE),,-Wl,-z,defs)
 # With -flto the one object of the archive is made machine code: nothing can be hidden in the compiler's own form of it.
 # gcc has an option for that, clang's linker does it by itself.
 LTO     := $(findstring -flto,$(CC) $(COMMON) $(LDFLAGS))
@@ -63,7 +70,7 @@ FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] exa
         fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
         install uninstall help tests stress FORCE
 
-all: build/libhakheap.a build/libhakheap.so build/libhakheap.so.0
+all: build/libhakheap.a build/libhakheap.so build/$(SONAME)
 
 # ---- The library ----
 
@@ -90,7 +97,7 @@ $(V)/libhakheap.a: $(OBJECTS) $(V)/objects
 	$(OBJCOPY) --localize-hidden $(V)/hakheap.o
 	$(AR) rcs $@ $(V)/hakheap.o
 
-$(V)/libhakheap.so: $(OBJECTS) $(V)/objects
+$(V)/libhakheap.so: $(OBJECTS) $(V)/objects packaging/hakheap.map
 	$(CC) $(LIBRARY) $(SHARED) $(LINKER) $(LDFLAGS) $(OBJECTS) -o $@
 
 build/libhakheap.a build/libhakheap.so $(EXAMPLES:%=build/%): build/%: $(V)/% FORCE
@@ -98,7 +105,7 @@ build/libhakheap.a build/libhakheap.so $(EXAMPLES:%=build/%): build/%: $(V)/% FO
 	@cmp -s $< $@ || cp $< $@
 
 # The name that programs linked with build/libhakheap.so look for.
-build/libhakheap.so.0: build/libhakheap.so
+build/$(SONAME): build/libhakheap.so
 	ln -sf libhakheap.so $@
 
 # ---- Examples: what a user's own build looks like, the public header and the library ----
@@ -170,6 +177,15 @@ check-valgrind:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
 	scripts/run_tests.sh valgrind $(checked)
 
+# The library as one file: the suites that know the public header only, and all others that look at the library and not
+# at the tree.
+check-single:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= single-tests
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= single-tests
+	scripts/run_tests.sh three-ways $(checked)/single/outside $(release)/single/outside
+	HAK_TEST_FILTER='!(bench|examples|fuzz|packaging|plugins|programs|stress|tree)/*' \
+	    scripts/run_tests.sh once $(checked)/single/inside
+
 # What the optimiser makes of the sections: each level in a directory of its own, build/gcc_-O<level>-debug-counters.
 OPTIMISATIONS := 0 1 g 3
 check-optimised: $(OPTIMISATIONS:%=optimised-%)
@@ -233,6 +249,98 @@ planted:
 models:
 	models/run.sh
 
+# ---- One file, for trees that carry the library ----
+
+.PHONY: single single-tests check-single
+
+single: build/single/hakheap.c
+
+build/single/hakheap.c: scripts/single.py $(wildcard src/*.[ch]) include/hakheap.h LICENSE
+	scripts/single.py $(@D)
+
+$(V)/single/hakheap.o: build/single/hakheap.c $(V)/flags
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) -c $< -o $@
+
+# The same text with the names inside of it for the tests.
+$(V)/single/open.o: build/single/hakheap.c $(V)/flags
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) -DHAK_PRIVATE= -c $< -o $@
+
+# Suites that know the public header only link the one file as a program does.
+OUTSIDE := api fork misuse scope signal steps_sections
+OUTSIDE_OBJECTS := $(OUTSIDE:%=$(V)/obj/tests/test_%.o) $(V)/obj/tests/single_support.o \
+    $(patsubst %,$(V)/obj/tests/support_%.o,child contract step)
+# All suites, and what they see of the inside. Assembly in their objects names what has hak_ before it in the one file.
+NAMED := $(foreach name,percpu_rseq_offset percpu_index_offset,-Wl,--defsym=$(name)=hak_$(name))
+
+$(V)/single/outside/tests/run: $(OUTSIDE_OBJECTS) $(V)/single/hakheap.o
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $^ $(LINKER) $(LDFLAGS) -lcriterion -o $@
+
+$(V)/single/inside/tests/run: $(TESTS) $(SUPPORT) $(V)/single/open.o
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $^ $(NAMED) $(LINKER) $(LDFLAGS) -lcriterion -o $@
+
+single-tests: $(V)/single/outside/tests/run $(V)/single/inside/tests/run tests
+
+# ---- The interface, against the committed one ----
+
+.PHONY: abi-check abi-update
+
+abi-check abi-update:
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= $(release)/libhakheap.so
+	scripts/abi.sh $(@:abi-%=%) $(release)/libhakheap.so
+
+# ---- Installing ----
+
+HEADERS := $(wildcard include/hakheap/*.h include/hakheap/*.hpp)
+PAGES   := $(wildcard packaging/man/*.3)
+# They lie as in the tree, so that their links hold.
+DOCUMENTS := LICENSE README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md $(wildcard docs/*.md examples/*.c examples/*.cpp examples/*.h)
+
+# $(call below,DIRECTORY): the part of it below PREFIX; empty where it lies elsewhere.
+below = $(patsubst $(PREFIX)/%,%,$(filter $(PREFIX)/%,$(1)))
+# Paths by the prefix, so that `pkg-config --define-prefix` and CMake find what was moved as a whole.
+from_prefix = $(if $(call below,$(1)),$${prefix}/$(call below,$(1)),$(1))
+upwards     = $(subst $(space),/,$(patsubst %,..,$(subst /, ,$(call below,$(LIBDIR))/cmake/hakheap)))
+from_cmake  = $(if $(and $(call below,$(1)),$(call below,$(LIBDIR))),$${_hakheap_here}/$(upwards)/$(call below,$(1)),$(1))
+FILL = sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(version)|' -e 's|@MAJOR@|$(subst libhakheap.so.,,$(SONAME))|' \
+       -e 's|@SONAME@|$(SONAME)|' -e 's|@LIBDIR@|$(call from_prefix,$(LIBDIR))|' \
+       -e 's|@INCLUDEDIR@|$(call from_prefix,$(INCLUDEDIR))|' -e 's|@CMAKE_INCLUDEDIR@|$(call from_cmake,$(INCLUDEDIR))|'
+
+to_include := '$(DESTDIR)$(INCLUDEDIR)'
+to_lib     := '$(DESTDIR)$(LIBDIR)'
+to_cmake   := '$(DESTDIR)$(LIBDIR)/cmake/hakheap'
+to_man     := '$(DESTDIR)$(MANDIR)/man3'
+to_doc     := '$(DESTDIR)$(DOCDIR)'
+
+install: all
+	install -d $(to_include) $(to_lib)/pkgconfig $(to_cmake) $(to_man) $(to_doc)
+	install -m 644 include/hakheap.h $(to_include)
+	set -e; for each in $(HEADERS); do install -D -m 644 $$each $(to_include)/$${each#include/}; done
+	install -m 644 build/libhakheap.a $(to_lib)
+	install -m 755 build/libhakheap.so $(to_lib)/libhakheap.so.$(version)
+	ln -sf libhakheap.so.$(version) $(to_lib)/$(SONAME)
+	ln -sf $(SONAME) $(to_lib)/libhakheap.so
+	$(FILL) packaging/hakheap.pc.in > $(to_lib)/pkgconfig/hakheap.pc
+	set -e; for each in Config ConfigVersion; do \
+	    $(FILL) packaging/hakheap$$each.cmake.in > $(to_cmake)/hakheap$$each.cmake; done
+	chmod 644 $(to_lib)/pkgconfig/hakheap.pc $(to_cmake)/*
+	install -m 644 $(PAGES) $(to_man)
+	set -e; for each in $(DOCUMENTS); do install -D -m 644 $$each $(to_doc)/$$each; done
+
+# Directories of the library's own go with it.
+uninstall:
+	for each in hakheap.h $(HEADERS:include/%=%); do rm -f $(to_include)/$$each; done
+	for each in libhakheap.a libhakheap.so $(SONAME) libhakheap.so.$(version) pkgconfig/hakheap.pc; do \
+	    rm -f $(to_lib)/$$each; done
+	for each in Config ConfigVersion; do rm -f $(to_cmake)/hakheap$$each.cmake; done
+	for each in $(notdir $(PAGES)); do rm -f $(to_man)/$$each; done
+	for each in $(DOCUMENTS); do rm -f $(to_doc)/$$each; done
+	set -e; for each in $(to_include)/hakheap $(to_cmake) $(to_doc)/docs $(to_doc)/examples $(to_doc); do \
+	    [ ! -d "$$each" ] || rmdir "$$each"; done
+
 # ---- The rest ----
 
 docs:
@@ -253,20 +361,6 @@ format-check:
 clean:
 	rm -rf build
 
-version = $(shell awk '/define HAK_VERSION_(MAJOR|MINOR|PATCH) / { v = v "." $$3 } END { print substr(v, 2) }' include/hakheap.h)
-
-install: all
-	install -d '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(LIBDIR)'
-	install -m 644 include/hakheap.h '$(DESTDIR)$(INCLUDEDIR)/hakheap.h'
-	install -m 644 build/libhakheap.a '$(DESTDIR)$(LIBDIR)/libhakheap.a'
-	install -m 755 build/libhakheap.so '$(DESTDIR)$(LIBDIR)/libhakheap.so.$(version)'
-	ln -sf libhakheap.so.$(version) '$(DESTDIR)$(LIBDIR)/libhakheap.so.0'
-	ln -sf libhakheap.so.0 '$(DESTDIR)$(LIBDIR)/libhakheap.so'
-
-uninstall:
-	rm -f '$(DESTDIR)$(INCLUDEDIR)/hakheap.h' '$(DESTDIR)$(LIBDIR)/libhakheap.a' '$(DESTDIR)$(LIBDIR)/libhakheap.so' \
-	    '$(DESTDIR)$(LIBDIR)/libhakheap.so.0' '$(DESTDIR)$(LIBDIR)/libhakheap.so.$(version)'
-
 help:
 	@echo 'make                 build/libhakheap.a and build/libhakheap.so'
 	@echo 'make examples        the programs of examples/, in build/examples/'
@@ -276,6 +370,7 @@ help:
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
 	@echo 'make check-valgrind  the tests under valgrind'
 	@echo 'make check-optimised the tests of sections at gcc -O0, -O1, -Og and -O3'
+	@echo 'make check-single    tests against the one file of make single'
 	@echo 'make fuzz            random operations against a model; SECONDS=60 SEED=1 THREADS=1 MODE=mm_cid, cpu_id or locked'
 	@echo 'make soak            the same in one process, with the slope of its memory; SECONDS=36000'
 	@echo 'make check-fuzz      the same for two minutes, over builds, modes and threads'
@@ -287,7 +382,9 @@ help:
 	@echo 'make bench-guard     bench/guard.sh, counts of instructions against bench/guard.csv'
 	@echo 'make docs            build/docs/html, by Doxygen and doxygen-awesome-css'
 	@echo 'make format          rewrites the sources by .clang-format; format-check only compares'
-	@echo 'make install         PREFIX=$(PREFIX), DESTDIR=$(DESTDIR); uninstall takes it away'
+	@echo 'make single          build/single/hakheap.c and hakheap.h, the library as one file; needs python3'
+	@echo 'make abi-check       compares the interface with packaging/hakheap.abi; abi-update writes that anew'
+	@echo 'make install         PREFIX=$(PREFIX) LIBDIR=$(LIBDIR) DESTDIR=$(DESTDIR); uninstall takes it away'
 	@echo 'make clean           removes build/'
 	@echo
 	@echo 'COUNTERS=1           compiles the debug counters in'

@@ -37,7 +37,7 @@ check() (
         for word in "${words[@]}"; do
             path=$(sed -E 's/^\.\///; s/[,;.]+$//; s/:[0-9]+$//; s/<[a-z]+>/*/g' <<< "$word")
             case $path in
-            src/* | include/* | bench/* | tests/* | scripts/* | examples/* | docs/* | .ci/*)
+            src/* | include/* | bench/* | tests/* | scripts/* | examples/* | docs/* | packaging/* | .ci/*)
                 checked=$((checked + 1))
                 compgen -G "$path" > /dev/null || complain "$file:$line" "$path" "does not exist"
                 ;;

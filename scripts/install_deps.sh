@@ -6,6 +6,7 @@ set -euo pipefail
 packages=(
     gcc make libc6-dev                                       # the library
     clang libclang-rt-14-dev lld                             # the second compiler, its sanitizers and linker
+    cmake pkg-config abigail-tools mandoc                    # the installation, and the committed interface
     g++                                                      # the header is C++, too
     libcriterion-dev valgrind musl-tools                     # tests
     doxygen doxygen-awesome-css python3                      # documents

@@ -23,7 +23,8 @@ same() { # <what> <file of names>
         bad=1
     fi
 }
-names() { awk '$2 ~ /^[A-Za-z]$/ { print $1 }' | sort -u; }
+# The names that the linker knows, without the node of the version script that each belongs to.
+names() { awk '$2 ~ /^[A-Za-z]$/ && $1 !~ /^HAKHEAP_/ { sub(/@.*/, "", $1); print $1 }' | sort -u; }
 
 nm -g --defined-only --format=posix "$dir/libhakheap.a" | names > "$scratch/archive"
 same "$dir/libhakheap.a" "$scratch/archive"

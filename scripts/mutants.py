@@ -40,7 +40,7 @@ import tomllib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLES = ROOT / "tests/mutants"
 WORK = ROOT / "build/mutants"
-BUILT = ["Makefile", "src", "include", "tests", "examples"]
+BUILT = ["Makefile", "src", "include", "packaging", "tests", "examples"]
 COPIED = BUILT + ["README.md", "scripts", "docs", "bench"]
 CHECKED = "build/debug-counters"
 THREADS = "build/debug-counters-thread"

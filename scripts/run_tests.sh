@@ -4,6 +4,7 @@
 #   scripts/run_tests.sh <how> <build directory>...
 #
 # how: three-ways  the Criterion suites by mm_cid (where the kernel has it), by cpu_id and locked
+#      once        the Criterion suites by the best mode alone
 #      asan        the Criterion suites, aborting on the first error and on leaks
 #      valgrind    the Criterion suites under valgrind, but those that start compilers and scripts, that limit the address
 #                  space (valgrind needs some itself) and that run for a time
@@ -92,6 +93,11 @@ three-ways)
         suite "$dir" locked env HAKHEAP_RSEQ=0 HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
     done
     ;;
+once)
+    for dir in "$@"; do
+        suite "$dir" best env -u HAKHEAP_RSEQ HAK_TEST_QUICK=1
+    done
+    ;;
 sections)
     [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=@(percpu|home|api)/*')
     for dir in "$@"; do
@@ -122,7 +128,7 @@ tsan)
     done
     ;;
 *)
-    echo "run_tests: unknown way '$how': three-ways, sections, asan, valgrind or tsan" >&2
+    echo "run_tests: unknown way '$how': three-ways, once, sections, asan, valgrind or tsan" >&2
     exit 2
     ;;
 esac

@@ -184,7 +184,7 @@ _Static_assert(offsetof(struct hak_heap, percpu) - offsetof(struct hak_heap, own
 /* The sections of malloc and free. They address the table from the heap. */
 PERCPU_CALLS(heap, offsetof(struct hak_heap, percpu))
 
-extern const policy_t heap_policies[]; /* by hak_level_t */
+extern const policy_t heap_policies[HAK_LEVEL_CHECKED + 1]; /* by hak_level_t */
 /* Whether a value is a live heap. Safe for every value: only the library's own pages are read. */
 bool heap_is_valid(const hak_heap_t *heap);
 

@@ -65,7 +65,8 @@ HAK_INLINE bool os_purge_by(const os_table_t *own, void *at, size_t bytes)
     hak_tls.last_error = HAK_ERROR_PURGE;
     return false;
 }
-HAK_INLINE bool os_purge(void *at, size_t bytes) { return os_purge_by(NULL, at, bytes); }
+/* A function that others point to, which need not be inline everywhere. */
+static inline bool os_purge(void *at, size_t bytes) { return os_purge_by(NULL, at, bytes); }
 
 /* Bytes of the machine's memory; 0 where the system does not say. */
 size_t os_memory(void);

@@ -84,9 +84,9 @@ typedef struct stall {
 /* NULL: not armed. Written by tests only; release pairs with the acquire in STALL. */
 extern stall_t *_Atomic stall_armed[STALL_COUNT];
 
+#if HAK_DEBUG
 void stall_reached(stall_t *stall);
 
-#if HAK_DEBUG
 #define STALL(name)                                                     \
     do {                                                                \
         stall_t *stall_here = load_acquire(&stall_armed[STALL_##name]); \

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "walk.h"
-
 hak_heap_t *contract_heap(int level, const char *name)
 {
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
@@ -38,59 +36,12 @@ size_t contract_cached(const hak_heap_stats_t *stats)
     return stats->hot_bytes + stats->spare_bytes + stats->cold_bytes + stats->remote_bytes;
 }
 
-size_t contract_cradle(const hak_heap_t *heap)
-{
-    const region_t *cradle = &heap->near_region[0];
-    return GRANULE - (size_t)(cradle->record_end - cradle->record) * REGION_UNIT;
-}
-
 void contract_slabs_only(void) { setenv("HAKHEAP_REGION_BYTES", "1", 1); }
 
 size_t contract_sum(const hak_heap_stats_t *stats)
 {
     return stats->live_bytes + contract_cached(stats) + stats->free_bytes +
            +stats->untouched_bytes + stats->metadata_bytes;
-}
-
-static size_t charged_in_area(hak_heap_t *heap, area_at_t at)
-{
-    size_t bytes = 0;
-    FOR_CLASSES (cls, &heap->made)
-        FOR_WORDS (kind, at)
-            bytes += load_relaxed(&area_magazine(at, cls, kind)->limit) * size_classes[cls].bytes;
-    return bytes;
-}
-
-/* Limits of all areas, those without a CPU too, what lies in cold chains, and what was left on
- * remote lists in the gate: what the heap's budget has been charged for, see adapt.h. */
-static size_t charged(hak_heap_t *heap)
-{
-    size_t bytes = 0;
-    lock_acquire(&heap->areas_lock, RANK_AREAS);
-    FOR_AREAS (at, &heap->percpu) bytes += charged_in_area(heap, at);
-    for (area_t *area = *percpu_idle(&heap->percpu); area; area = area->next)
-        bytes += charged_in_area(heap, area_at(area, 0));
-    FOR_CLASSES (cls, &heap->made) {
-        class_state_t *state = heap_class_made(heap, cls);
-        size_t blocks[WALK_PLACES];
-        lock_acquire(&state->lock, RANK_CLASS);
-        walk_count(heap, state, blocks);
-        lock_release(&state->lock, RANK_CLASS);
-        bytes +=
-            (blocks[WALK_COLD] + load_relaxed(&state->remote_charged)) * size_classes[cls].bytes;
-    }
-    lock_release(&heap->areas_lock, RANK_AREAS);
-    if (load_relaxed(&heap->busy) == BUSY_POCKETS)
-        for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
-            bytes += pocket_most(size_classes[cls].bytes / REGION_UNIT) * size_classes[cls].bytes;
-    return bytes;
-}
-
-bool contract_is_charged(const hak_heap_t *heap)
-{
-    hak_heap_t *at = (hak_heap_t *)(uintptr_t)heap;
-    return load_relaxed(&at->budget.room) + (int64_t)charged(at) ==
-           (int64_t)heap->settings.cache_bytes;
 }
 
 int contract_unsound(const hak_heap_t *heap, size_t live_blocks)

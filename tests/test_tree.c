@@ -50,22 +50,21 @@ Test(tree, the_function_check_can_fail) { RUN("scripts/functions_check.sh", "--s
     "-fsyntax-only", "-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wundef", \
         "-Werror", "-Iinclude"
 
-static void header_compiles_as_c(const char *compiler)
+static void header_compiles(const char *compiler, const char *language, const char *standard)
 {
     if (!present(compiler)) cr_skip_test("%s is not installed", compiler);
-    RUN(compiler, "-x", "c", "-std=c11", STRICT, "tests/header_user.inc");
+    const char *cast = strcmp(language, "c++") == 0 ? "-Wold-style-cast" : "-Wstrict-prototypes";
+    RUN(compiler, "-x", language, standard, STRICT, cast, "tests/header_user.inc");
 }
 
-static void header_compiles_as_cpp(const char *compiler)
-{
-    if (!present(compiler)) cr_skip_test("%s is not installed", compiler);
-    RUN(compiler, "-x", "c++", "-std=c++17", STRICT, "-Wold-style-cast", "tests/header_user.inc");
-}
-
-Test(tree, header_c11_gcc) { header_compiles_as_c("gcc"); }
-Test(tree, header_c11_clang) { header_compiles_as_c("clang"); }
-Test(tree, header_cpp17_gcc) { header_compiles_as_cpp("g++"); }
-Test(tree, header_cpp17_clang) { header_compiles_as_cpp("clang++"); }
+Test(tree, header_c11_gcc) { header_compiles("gcc", "c", "-std=c11"); }
+Test(tree, header_c11_clang) { header_compiles("clang", "c", "-std=c11"); }
+Test(tree, header_c17_gcc) { header_compiles("gcc", "c", "-std=c17"); }
+Test(tree, header_c17_clang) { header_compiles("clang", "c", "-std=c17"); }
+Test(tree, header_cpp17_gcc) { header_compiles("g++", "c++", "-std=c++17"); }
+Test(tree, header_cpp17_clang) { header_compiles("clang++", "c++", "-std=c++17"); }
+Test(tree, header_cpp20_gcc) { header_compiles("g++", "c++", "-std=c++20"); }
+Test(tree, header_cpp20_clang) { header_compiles("clang++", "c++", "-std=c++20"); }
 
 /* The first program of README.md, in both languages. */
 static void first_program_compiles(const char *compiler, const char *language, const char *standard)
@@ -92,24 +91,6 @@ Test(tree, sources_compile_without_switches)
 Test(tree, the_library_has_the_headers_names_only)
 {
     RUN("scripts/library_check.sh", HAK_TEST_BUILD);
-}
-
-/* In a copy of the tree: an object that is missing is made again, and an install is what a program
- * needs. */
-Test(tree, make_and_make_install)
-{
-    RUN("env", "-u", "MAKEFLAGS", "-u", "MFLAGS", "-u", "MAKELEVEL", "bash", "-ec",
-        "dir=$(mktemp -d); trap 'rm -rf \"$dir\"' EXIT\n"
-        "cp -r Makefile src include \"$dir\"; cd \"$dir\"\n"
-        "make -s CFLAGS=-O0\n"
-        "rm build/release/obj/block.o; make -s CFLAGS=-O0\n"
-        "test -e build/release/obj/block.o\n"
-        "make -s CFLAGS=-O0 install PREFIX=/usr DESTDIR=\"$dir/to\"\n"
-        "cmp build/libhakheap.a to/usr/lib/libhakheap.a\n"
-        "cmp build/libhakheap.so to/usr/lib/libhakheap.so\n"
-        "cmp include/hakheap.h to/usr/include/hakheap.h\n"
-        "make -s uninstall PREFIX=/usr DESTDIR=\"$dir/to\"\n"
-        "test -z \"$(find to ! -type d)\"");
 }
 
 static void larson_refuses(const char *argument, const char *listed)
