@@ -144,17 +144,17 @@ typedef struct steps {
     uint8_t by[STEPS];
 } steps_t;
 
-#define STEP(n, have) ((n) > (have) ? (n) < 2 * (have) ? (n) - (have) : (have) : 0u)
-#define STEPS_TO(n)                                                          \
-    {                                                                        \
-        {                                                                    \
-            STEP(n, 1u), STEP(n, 2u), STEP(n, 4u), STEP(n, 8u), STEP(n, 16u) \
-        }                                                                    \
+#define STEP(n, have) (uint8_t)((n) > (have) ? (n) < 2 * (have) ? (n) - (have) : (have) : 0)
+#define STEPS_TO(n)                                                     \
+    {                                                                   \
+        {                                                               \
+            STEP(n, 1), STEP(n, 2), STEP(n, 4), STEP(n, 8), STEP(n, 16) \
+        }                                                               \
     }
 #define STEPS_TO_4(n) STEPS_TO(n), STEPS_TO(n + 1), STEPS_TO(n + 2), STEPS_TO(n + 3)
 static const steps_t steps_to[] = {
-    STEPS_TO_4(0u),  STEPS_TO_4(4u),  STEPS_TO_4(8u),  STEPS_TO_4(12u), STEPS_TO_4(16u),
-    STEPS_TO_4(20u), STEPS_TO_4(24u), STEPS_TO_4(28u), STEPS_TO(32u),
+    STEPS_TO_4(0),  STEPS_TO_4(4),  STEPS_TO_4(8),  STEPS_TO_4(12),       STEPS_TO_4(16),
+    STEPS_TO_4(20), STEPS_TO_4(24), STEPS_TO_4(28), STEPS_TO(WORD_UNITS),
 };
 
 HAK_INLINE uint32_t runs_of(uint64_t bits, steps_t steps)
