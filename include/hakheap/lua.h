@@ -8,6 +8,10 @@
  * that does not help the script gets Lua's own error "not enough memory". hak_heap_destroy() without
  * lua_close() ends a state at once; then no `__gc` metamethod runs, so files and sockets that the
  * script has open stay so.
+ *
+ * Lua's buffers (string.rep, table.concat, file:read with long results) report that error without a
+ * collection before. So a state with a quota should collect early, for instance when half as much
+ * as was live is added: lua_gc(L, LUA_GCINC, 150, 0, 0).
  */
 #ifndef HAKHEAP_LUA_H
 #define HAKHEAP_LUA_H
@@ -33,7 +37,7 @@ static inline void *hak_lua_alloc(void *ud, void *ptr, size_t osize, size_t nsiz
 {
     hak_heap_t *heap = (hak_heap_t *)ud;
     if (nsize == 0) {
-        if (ptr) hak_heap_free_sized(heap, ptr, osize);
+        hak_heap_free(heap, ptr);
         return NULL;
     }
     if (!ptr) return hak_heap_malloc(heap, nsize);
