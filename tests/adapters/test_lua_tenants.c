@@ -135,9 +135,9 @@ Test(programs, lua_tenants_runaways_are_stopped, .fini = stop, .timeout = 300)
         require(anna, "EVAL anna return #kept", "OK 1000");
     }
     /* What keeps its own error from itself, and what needs no memory, is stopped by its steps. */
-    require(greedy, "EVAL greedy while true do end", "ERROR script:1: the script takes too long");
+    require(greedy, "EVAL greedy while true do end", "ERROR the script takes too long");
     require(greedy, "EVAL greedy while true do pcall(function() while true do end end) end",
-            "ERROR script:1: the script takes too long");
+            "ERROR the script takes too long");
     /* A state whose globals fill it ends by KILL. */
     require(greedy, "EVAL greedy t = {} while true do t = {t} end", "ERROR not enough memory");
     require(greedy, "KILL greedy", "OK");
