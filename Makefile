@@ -51,9 +51,11 @@ NEEDS_lua    := lua5.4
 NEEDS_sqlite := sqlite3
 
 # Programs of examples/, .c or .cpp; one whose name ends in _preload is a shared object for LD_PRELOAD.
-PROGRAMS := lua_tenants
+PROGRAMS := lua_tenants sqlite_preload sqlite_tenants
 
-NEEDS_lua_tenants := lua5.4
+NEEDS_lua_tenants    := lua5.4
+NEEDS_sqlite_preload := sqlite3
+NEEDS_sqlite_tenants := sqlite3
 
 # Those of a list of names whose packages, and whose sources, are there; and why one is not.
 ADAPTERS := $(sort $(patsubst test_%,%,$(basename $(notdir $(wildcard tests/adapters/test_*.c tests/adapters/test_*.cpp)))))
