@@ -45,7 +45,7 @@ wanted() { [ "${#only[@]}" = 0 ] || [[ " ${only[*]} " == *" $1 "* ]]; }
 make -s -j"$(nproc)" CC=gcc DEBUG=0 COUNTERS=0 SANITIZE= programs | tee -a "$out/skipped"
 
 # What runs: a name, and its command. Programs of our own get the options of examples/measure.h, others are told by
-# sqlite_preload.so.
+# sqlite_preload.so, and have their standard input in `foreign`.
 declare -A commands=() foreign=()
 for program in $(make -s print-programs); do
     if [[ $program != *_preload ]] && wanted "$program" && [ -x "$built/$program" ]; then
@@ -98,8 +98,8 @@ fetch_speedtest1() {
 if [ -e "$built/sqlite_preload.so" ]; then
     if wanted sqlite_shell && command -v sqlite3 > /dev/null; then
         shell_script "$([ "${#quick[@]}" = 0 ] && echo 300000 || echo 3000)" > "$out/shell.sql"
-        commands[sqlite_shell]="sqlite3 -init $out/shell.sql :memory: .quit"
-        foreign[sqlite_shell]=1
+        commands[sqlite_shell]='sqlite3 :memory:'
+        foreign[sqlite_shell]=$out/shell.sql
     elif wanted sqlite_shell; then
         skip "sqlite_shell: there is no sqlite3 shell"
     fi
@@ -109,7 +109,7 @@ if [ -e "$built/sqlite_preload.so" ]; then
         skip "speedtest1: the source package of SQLite cannot be had; see $out/apt.log"
     elif gcc -O2 -w "$out/speedtest1.c" -lsqlite3 -o "$out/speedtest1"; then
         commands[speedtest1]="$out/speedtest1 --memdb --size $([ "${#quick[@]}" = 0 ] && echo 50 || echo 2)"
-        foreign[speedtest1]=1
+        foreign[speedtest1]=/dev/null
     else
         skip "speedtest1: its source does not build"
     fi
@@ -132,7 +132,7 @@ run() { # <round> <name> <allocator>
     fi
     # shellcheck disable=SC2086  # a command has words
     if ! timeout -k 10 600 env LD_PRELOAD="$preload" SQLITE_ALLOCATOR="$side" ${commands[$name]} "${arguments[@]}" \
-        < /dev/null > "$log" 2>&1 || ! line=$(grep -o 'RESULT seconds=.*' "$log"); then
+        < "${foreign[$name]:-/dev/null}" > "$log" 2>&1 || ! line=$(grep -o 'RESULT seconds=.*' "$log"); then
         echo "FAILED: $name on $allocator:"
         tail -n 20 "$log"
         failed=$((failed + 1))
