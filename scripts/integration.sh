@@ -118,7 +118,7 @@ fi
 # The sides: an allocator, and the library that is preloaded for it.
 declare -A preloads=([hakheap]='' [system]='')
 for peer in mimalloc:libmimalloc.so.2 jemalloc:libjemalloc.so.2; do
-    library=$(ldconfig -p | awk -v name="${peer#*:}" '$1 == name { print $NF; exit }')
+    library=$(ldconfig -p | awk -v name="${peer#*:}" '$1 == name && !seen++ { print $NF }')
     if [ -n "$library" ]; then preloads[${peer%:*}]=$library; else skip "${peer%:*}: ${peer#*:} is not installed"; fi
 done
 
