@@ -14,7 +14,11 @@ packages=(
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/
     libapr1-dev                                              # its pools, likewise
-    libtalloc-dev postgresql-server-dev-15                   # what the migration pages of docs/ come from
+    libtalloc-dev                                            # what a migration page of docs/ comes from
+    dpkg-dev                                                 # sources of packages
+    liblua5.4-dev libsqlite3-dev sqlite3                     # adapters, their tests and programs
+    libnghttp2-dev zlib1g-dev libzstd-dev libuv1-dev         # likewise
+    libcurl4-openssl-dev libxml2-dev                         # likewise
 )
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
