@@ -7,6 +7,9 @@
 ifeq ($(origin CC),default)
 CC := gcc
 endif
+ifeq ($(origin CXX),default)
+CXX := $(subst clang,clang++,$(subst gcc,g++,$(CC)))
+endif
 AR       ?= ar
 OBJCOPY  ?= objcopy
 CFLAGS   ?= -O2 -g
@@ -29,6 +32,7 @@ SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=
 KERNEL_HEADERS := $(if $(findstring musl,$(CC)),-idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu)
 COMMON  := -std=gnu11 -pthread $(WARNINGS) -DHAK_COUNTERS=$(COUNTERS) -DHAK_DEBUG=$(DEBUG) -Iinclude \
            $(KERNEL_HEADERS) $(SANITIZE_FLAGS) $(CPPFLAGS) $(CFLAGS)
+CXX_COMMON = $(patsubst -std=gnu11,-std=gnu++17,$(filter-out -Wstrict-prototypes -Wmissing-prototypes,$(COMMON)))
 LIBRARY := $(COMMON) -fPIC -fvisibility=hidden
 # nodelete: code that holds live rseq sections must stay mapped for as long as the process runs.
 SHARED  := -shared -Wl,-soname,libhakheap.so.0 -Wl,-z,nodelete $(if $(SANITIZE),,-Wl,-z,defs)
@@ -39,6 +43,26 @@ CLANG   := $(if $(LTO),$(findstring clang,$(shell $(CC) --version)))
 LINKER  := $(if $(CLANG),-fuse-ld=lld)
 ONE     := -r -nostdlib $(if $(LTO),$(or $(LINKER),-flinker-output=nolto-rel))
 
+# ---- Other libraries: what adapters and programs need ----
+
+# Each adapter include/hakheap/<name>.h has a test, tests/adapters/test_<name>.c or .cpp. A test, and a program of
+# examples/ that uses other libraries, is built where pkg-config knows all packages of its NEEDS_<name>.
+NEEDS_lua    := lua5.4
+NEEDS_sqlite := sqlite3
+
+# Programs of examples/, .c or .cpp; one whose name ends in _preload is a shared object for LD_PRELOAD.
+PROGRAMS :=
+
+# Those of a list of names whose packages, and whose sources, are there; and why one is not.
+ADAPTERS := $(sort $(patsubst test_%,%,$(basename $(notdir $(wildcard tests/adapters/test_*.c tests/adapters/test_*.cpp)))))
+found     = $(shell $(foreach each,$(1),pkg-config --exists pkg-config $(NEEDS_$(each)) 2> /dev/null && echo $(each);))
+lacks     = SKIPPED: $(1): pkg-config is missing, or does not know all of: $(NEEDS_$(patsubst tests/adapters/test_%,%,$(1)))
+READY    := $(call found,$(ADAPTERS))
+RUNNABLE := $(call found,$(PROGRAMS))
+# What a compiler and a linker are told of them. Warnings of their headers are not ours.
+cflags_of = $$(pkg-config --cflags $(NEEDS_$(1)) pkg-config | sed 's/-I/-isystem /g')
+libs_of   = $$(pkg-config --libs pkg-config $(foreach each,$(1),$(NEEDS_$(each))))
+
 # ---- Variants ----
 
 # $(call variant,DEBUG,COUNTERS,SANITIZE): the directory of one combination, for instance build/clang-debug-counters.
@@ -48,18 +72,22 @@ variant = build/$(subst $(space),-,$(strip $(filter-out gcc,$(compiler)) $(or $(
 V := $(call variant,$(DEBUG),$(COUNTERS),$(SANITIZE))
 
 OBJECTS  := $(patsubst src/%.c,$(V)/obj/%.o,$(wildcard src/*.c))
-EXAMPLES := $(patsubst examples/%.c,examples/%,$(wildcard examples/*.c))
+EXAMPLES := $(filter-out $(PROGRAMS:%=examples/%),$(patsubst examples/%.c,examples/%,$(wildcard examples/*.c)))
 STRESS   := $(patsubst tests/%.c,%,$(wildcard tests/stress_*.c))
 # tests/support_*.c: helpers, linked into the Criterion binary and into each stress program.
 SUPPORT  := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/support_*.c))
 TESTS    := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(wildcard tests/test_*.c))
 # tests/fuzz/: random operations against a model, see docs/reliability.md.
 FUZZ     := $(patsubst tests/%.c,$(V)/obj/tests/%.o,$(filter-out %/target.c,$(wildcard tests/fuzz/*.c)))
-FORMATTED = $(wildcard include/*.h src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] examples/*.[ch] bench/*.[ch])
+ADAPTER_TESTS := $(READY:%=$(V)/obj/tests/adapters/test_%.o)
+BUILT_PROGRAMS := $(foreach each,$(RUNNABLE),$(V)/examples/$(each)$(if $(filter %_preload,$(each)),.so))
+FORMATTED = $(wildcard include/*.h include/hakheap/*.h include/hakheap/*.hpp src/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] \
+    tests/adapters/*.c tests/adapters/*.cpp examples/*.[ch] examples/*.cpp bench/*.[ch])
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
+.PHONY: programs print-programs integration \
+        all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
         fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
         install uninstall help tests stress FORCE
 
@@ -80,8 +108,8 @@ $(V)/obj/%.o: src/%.c $(V)/flags
 # The list of files is part of what is linked: a source that is gone must be gone from the archive and the tests too.
 $(V)/objects: FORCE
 	@mkdir -p $(@D)
-	@printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT) $(FUZZ)' | cmp -s - $@ || \
-	    printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT) $(FUZZ)' > $@
+	@printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT) $(FUZZ) $(ADAPTER_TESTS)' | cmp -s - $@ || \
+	    printf '%s\n' '$(OBJECTS) $(TESTS) $(SUPPORT) $(FUZZ) $(ADAPTER_TESTS)' > $@
 
 # One object, in which what is hidden is local: a program may have names of its own like those inside the library.
 $(V)/libhakheap.a: $(OBJECTS) $(V)/objects
@@ -109,9 +137,41 @@ $(V)/examples/%: examples/%.c $(V)/libhakheap.a $(V)/flags
 	@mkdir -p $(@D)
 	$(CC) $(COMMON) -MMD -MP -MF $@.d -MT $@ $< $(V)/libhakheap.a $(LINKER) $(LDFLAGS) -o $@
 
+# ---- Programs that use other libraries: `make integration` runs them, see scripts/integration.sh ----
+
+programs: $(BUILT_PROGRAMS)
+	@$(foreach each,$(filter-out $(RUNNABLE),$(PROGRAMS)),echo '$(call lacks,$(each))';) :
+
+# Those that the table names.
+print-programs:
+	@echo $(PROGRAMS)
+
+integration:
+	scripts/integration.sh
+
+# Only where the table names the program: the rule of plain examples has the same target.
+$(patsubst %,$(V)/examples/%,$(RUNNABLE)): $(V)/examples/%: $(V)/obj/examples/%.o $(V)/libhakheap.a
+	@mkdir -p $(@D)
+	$(if $(wildcard examples/$*.cpp),$(CXX) $(CXX_COMMON),$(CC) $(COMMON)) $< $(V)/libhakheap.a $(LINKER) $(LDFLAGS) \
+	    $(call libs_of,$*) -o $@
+
+# What is preloaded into a program takes the libraries that the program has.
+$(V)/examples/%_preload.so: $(V)/obj/examples/%_preload.o $(V)/libhakheap.a
+	@mkdir -p $(@D)
+	$(CC) $(LIBRARY) -shared -Wl,-z,nodelete $< $(V)/libhakheap.a $(LINKER) $(LDFLAGS) -o $@
+
+$(V)/obj/examples/%.o: examples/%.c $(V)/flags
+	@mkdir -p $(@D)
+	$(CC) $(LIBRARY) $(call cflags_of,$*) -MMD -MP -c $< -o $@
+
+$(V)/obj/examples/%.o: examples/%.cpp $(V)/flags
+	@mkdir -p $(@D)
+	$(CXX) $(CXX_COMMON) $(call cflags_of,$*) -MMD -MP -c $< -o $@
+
 # ---- Tests ----
 
-tests: $(V)/tests/run $(V)/tests/fuzz stress $(V)/libhakheap.a $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%)
+tests: $(V)/tests/run $(V)/tests/fuzz stress $(V)/libhakheap.a $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%) \
+       $(if $(READY),$(V)/tests/adapters) $(V)/tests/adapters.skipped programs
 stress: $(STRESS:%=$(V)/tests/%)
 
 # Where the tests find the tree and their programs, and the list that test_stress.c makes its tests of.
@@ -132,6 +192,26 @@ $(V)/obj/tests/%.o: tests/%.c $(V)/flags | $(V)/tests/test_build.h
 # The tests see the library's hidden symbols, so they link its objects.
 $(V)/tests/run: $(TESTS) $(SUPPORT) $(OBJECTS) $(V)/objects
 	$(CC) $(COMMON) $(TESTS) $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -lcriterion -o $@
+
+# Tests of adapters, each against the real library. What is not built is in a list that scripts/run_tests.sh repeats.
+$(V)/tests/adapters: $(ADAPTER_TESTS) $(SUPPORT) $(OBJECTS) $(V)/objects
+	$(if $(wildcard $(READY:%=tests/adapters/test_%.cpp)),$(CXX) $(CXX_COMMON),$(CC) $(COMMON)) \
+	    $(ADAPTER_TESTS) $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -lcriterion $(call libs_of,$(READY)) -o $@
+
+$(V)/tests/adapters.skipped: FORCE
+	@mkdir -p $(@D)
+	@$(if $(READY),,rm -f $(V)/tests/adapters;) \
+	    { $(foreach each,$(filter-out $(READY),$(ADAPTERS)),echo '$(call lacks,tests/adapters/test_$(each))';) :; } | tee $@
+
+adapter_flags = $(call cflags_of,$*) -Wno-conversion -Isrc -Itests -I$(V)/tests -MMD -MP
+
+$(V)/obj/tests/adapters/test_%.o: tests/adapters/test_%.c $(V)/flags | $(V)/tests/test_build.h
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $(adapter_flags) -c $< -o $@
+
+$(V)/obj/tests/adapters/test_%.o: tests/adapters/test_%.cpp $(V)/flags | $(V)/tests/test_build.h
+	@mkdir -p $(@D)
+	$(CXX) $(CXX_COMMON) $(adapter_flags) -c $< -o $@
 
 $(STRESS:%=$(V)/tests/%): $(V)/tests/%: $(V)/obj/tests/%.o $(SUPPORT) $(OBJECTS)
 	$(CC) $(COMMON) $< $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -o $@
@@ -271,6 +351,7 @@ uninstall:
 help:
 	@echo 'make                 build/libhakheap.a and build/libhakheap.so'
 	@echo 'make examples        the programs of examples/, in build/examples/'
+	@echo 'make integration     real programs on hakheap beside other allocators; installs what they need'
 	@echo 'make check           all tests, in a debug and a release build, by mm_cid, by cpu_id and locked'
 	@echo 'make check-asan      all tests under AddressSanitizer'
 	@echo 'make check-ubsan     all tests under UndefinedBehaviorSanitizer, three ways'
@@ -298,4 +379,5 @@ help:
 	@echo 'SANITIZE=address     or undefined, or thread'
 	@echo 'HAK_TEST_SECONDS=60  environment: how long each stress program of the checks runs (2)'
 
--include $(wildcard $(V)/obj/*.d $(V)/obj/tests/*.d $(V)/obj/tests/fuzz/*.d $(V)/examples/*.d)
+-include $(wildcard $(V)/obj/*.d $(V)/obj/tests/*.d $(V)/obj/tests/fuzz/*.d $(V)/obj/tests/adapters/*.d \
+    $(V)/obj/examples/*.d $(V)/examples/*.d)

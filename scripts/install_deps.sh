@@ -12,6 +12,10 @@ packages=(
     shellcheck clang-format                                  # style
     libmimalloc-dev libjemalloc-dev libgoogle-perftools-dev  # peers in bench/
     libapr1-dev                                              # its pools, likewise
+    pkg-config dpkg-dev                                      # finds the libraries below; their sources
+    liblua5.4-dev libsqlite3-dev sqlite3                     # adapters, their tests and programs
+    libnghttp2-dev zlib1g-dev libzstd-dev libuv1-dev         # likewise
+    libcurl4-openssl-dev libxml2-dev                         # likewise
 )
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
