@@ -49,6 +49,12 @@ ONE     := -r -nostdlib $(if $(LTO),$(or $(LINKER),-flinker-output=nolto-rel))
 # examples/ that uses other libraries, is built where pkg-config knows all packages of its NEEDS_<name>.
 NEEDS_lua    := lua5.4
 NEEDS_sqlite := sqlite3
+NEEDS_nghttp2 := libnghttp2
+NEEDS_zlib   := zlib
+NEEDS_zstd   := libzstd
+NEEDS_libuv  := libuv
+NEEDS_curl   := libcurl
+NEEDS_xml2   := libxml-2.0
 
 # Programs of examples/, .c or .cpp; one whose name ends in _preload is a shared object for LD_PRELOAD.
 PROGRAMS :=

@@ -11,21 +11,30 @@
  * **Threads.** A scope holds for its own thread. Threads of libuv's pool are in none: what they
  * allocate comes from the default.
  * **Refusal.** A refused request is UV_ENOMEM. In a few places libuv calls abort() in its place: where
- * a loop's table of watched files or the pool's threads grow. So a limit on a heap of loops is a
- * fence, no quota to run into.
+ * the table of a loop's watched files or the pool of threads grows. So a limit bounds what a
+ * loop's bug can take; it is no quota to run into.
  * **Traps.** Install first, before any other call of libuv. Callbacks run in the scope that
  * uv_run() was called in: what they allocate belongs to it, for whomever they work, unless they enter
- * one of their own.
+ * one of their own. The result of uv_fs_realpath() comes from malloc, and libuv frees it by the
+ * hook: so a block of no heap goes to free(), and is not reported as FOREIGN.
  */
 #ifndef HAKHEAP_LIBUV_H
 #define HAKHEAP_LIBUV_H
 
 #include <hakheap.h>
+#include <stdlib.h>
 #include <uv.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/** uv_free_func over scopes. @param ptr a block of any heap or of malloc, or NULL. */
+static inline void hak_libuv_free(void *ptr)
+{
+    if (hak_heap_of(ptr)) hak_free(ptr);
+    else free(ptr);
+}
 
 /**
  * Has libuv allocate by hak_scope_malloc() and its kind. Call it once, before anything else of libuv,
@@ -38,7 +47,8 @@ static inline int hak_libuv_install(void)
     hak_heap_t *of_process = hak_scope_heap();
     hak_scope_leave(outer);
     if (!of_process) return UV_EINVAL;
-    return uv_replace_allocator(hak_scope_malloc, hak_scope_realloc, hak_scope_calloc, hak_free);
+    return uv_replace_allocator(hak_scope_malloc, hak_scope_realloc, hak_scope_calloc,
+                                hak_libuv_free);
 }
 
 #ifdef __cplusplus

@@ -9,10 +9,9 @@
  * **Threads.** Any thread may work on a session, one at a time, as nghttp2 asks; the heap takes all.
  * **Refusal.** A refused request is NGHTTP2_ERR_NOMEM, or NGHTTP2_ERR_CALLBACK_FAILURE where a
  * callback of the program met it. Such a session is only good for being deleted.
- * **Traps.** Callbacks and options (nghttp2_session_callbacks_new(), nghttp2_option_new()) are no
- * session's: they come from malloc unless nghttp2_option_new() has a twin that takes a struct like
- * this. A header buffer that the program keeps by nghttp2_rcbuf_incref() lies in the session's heap
- * and goes with it.
+ * **Traps.** nghttp2_session_callbacks_new() and nghttp2_option_new() take no such struct: what they
+ * make comes from malloc. A header field that the program keeps by nghttp2_rcbuf_incref() lies in the
+ * session's heap and goes with it.
  */
 #ifndef HAKHEAP_NGHTTP2_H
 #define HAKHEAP_NGHTTP2_H

@@ -8,7 +8,8 @@
  * **Ownership.** Heaps stay the caller's. A heap that documents were parsed in may be destroyed in
  * place of xmlFreeDoc(); but see the traps. The default stays until xmlCleanupParser().
  * **Threads.** A scope holds for its own thread. libxml2 starts none.
- * **Refusal.** A refused request is XML_ERR_NO_MEMORY, and NULL in place of a document.
+ * **Refusal.** A refused request is XML_ERR_NO_MEMORY, or another error that follows from it, and NULL
+ * in place of a document. libxml2 2.9 loses blocks on that way: destroy the heap, or reset it.
  * **Traps.** libxml2 keeps each thread's last error, with its text in the scope that it happened in:
  * call xmlResetLastError() there before the heap goes. It also keeps for the process what is loaded
  * when it is first needed, such as catalogues, registered encodings and input callbacks: load those
