@@ -57,7 +57,9 @@ NEEDS_curl   := libcurl
 NEEDS_xml2   := libxml-2.0
 
 # Programs of examples/, .c or .cpp; one whose name ends in _preload is a shared object for LD_PRELOAD.
-PROGRAMS :=
+PROGRAMS := nghttp2_sessions pmr_queries
+
+NEEDS_nghttp2_sessions := libnghttp2
 
 # Those of a list of names whose packages, and whose sources, are there; and why one is not.
 ADAPTERS := $(sort $(patsubst test_%,%,$(basename $(notdir $(wildcard tests/adapters/test_*.c tests/adapters/test_*.cpp)))))

@@ -3,8 +3,8 @@
  * @brief libcurl on heaps: hak_curl_install() in place of curl_global_init(), then a scope around
  * calls.
  *
- * **Which heap.** libcurl's hook is one for the process and carries no context. A request is served by
- * the scope of the thread that makes it (hak_scope_enter()), else by the process's default
+ * **Which heap.** libcurl's hook is one for the process and carries no context. A request is served
+ * by the scope of the thread that makes it (hak_scope_enter()), else by the process's default
  * (hak_scope_set_default()). A free finds the heap by itself, in whatever scope.
  * **Ownership.** Heaps stay the caller's. A heap of handles goes after curl_easy_cleanup() and
  * curl_multi_cleanup() of all that was made in its scope. The default stays until
@@ -39,9 +39,9 @@ static inline char *hak_curl_strdup(const char *text)
 }
 
 /**
- * curl_global_init_mem() by hak_scope_malloc() and its kind. What libcurl keeps for the process comes
- * from the default, whatever scope the caller is in. Once, while no other thread uses libcurl;
- * curl_global_cleanup() belongs to it.
+ * curl_global_init_mem() by hak_scope_malloc() and its kind. What libcurl keeps for the process
+ * comes from the default, whatever scope the caller is in. Once, while no other thread uses
+ * libcurl; curl_global_cleanup() belongs to it.
  * @param flags those of curl_global_init(): CURL_GLOBAL_ALL.
  * @return CURLE_OK; CURLE_FAILED_INIT: the process has no default heap, or libcurl was initialised
  *         already and keeps the functions it has; nothing has changed. Else what libcurl says.

@@ -1,17 +1,18 @@
 /**
  * @file nghttp2.h
- * @brief A heap for each HTTP/2 session: hak_nghttp2_mem() for nghttp2_session_client_new3() and its
- * kind.
+ * @brief A heap for each HTTP/2 session: hak_nghttp2_mem() for nghttp2_session_client_new3() and
+ * its kind.
  *
  * **Which heap.** The one that is named. nghttp2 copies the struct, so it may be a local variable.
  * **Ownership.** The heap stays the caller's. It goes after nghttp2_session_del(), or in its place:
  * a session owns nothing but memory of its heap, so hak_heap_destroy() alone ends it, too.
- * **Threads.** Any thread may work on a session, one at a time, as nghttp2 asks; the heap takes all.
+ * **Threads.** Any thread may work on a session, one at a time, as nghttp2 asks; the heap takes
+ * all.
  * **Refusal.** A refused request is NGHTTP2_ERR_NOMEM, or NGHTTP2_ERR_CALLBACK_FAILURE where a
  * callback of the program met it. Such a session is only good for being deleted.
- * **Traps.** nghttp2_session_callbacks_new() and nghttp2_option_new() take no such struct: what they
- * make comes from malloc. A header field that the program keeps by nghttp2_rcbuf_incref() lies in the
- * session's heap and goes with it.
+ * **Traps.** nghttp2_session_callbacks_new() and nghttp2_option_new() take no such struct: what
+ * they make comes from malloc. A header field that the program keeps by nghttp2_rcbuf_incref() lies
+ * in the session's heap and goes with it.
  */
 #ifndef HAKHEAP_NGHTTP2_H
 #define HAKHEAP_NGHTTP2_H
@@ -36,8 +37,8 @@ static inline void hak_nghttp2_free(void *ptr, void *heap)
     hak_heap_free((hak_heap_t *)heap, ptr);
 }
 
-/** nghttp2_calloc of a heap. @param count elements. @param size bytes of each. @param heap the heap.
- *  @return as hak_heap_calloc(). */
+/** nghttp2_calloc of a heap. @param count elements. @param size bytes of each.
+ *  @param heap the heap. @return as hak_heap_calloc(). */
 static inline void *hak_nghttp2_calloc(size_t count, size_t size, void *heap)
 {
     return hak_heap_calloc((hak_heap_t *)heap, count, size);

@@ -2,18 +2,19 @@
  * @file xml2.h
  * @brief libxml2 on heaps: hak_xml2_install() once, then a scope around calls.
  *
- * **Which heap.** libxml2's hook is one for the process and carries no context. A request is served by
- * the scope of the thread that makes it (hak_scope_enter()), else by the process's default
+ * **Which heap.** libxml2's hook is one for the process and carries no context. A request is served
+ * by the scope of the thread that makes it (hak_scope_enter()), else by the process's default
  * (hak_scope_set_default()). A free finds the heap by itself, in whatever scope.
  * **Ownership.** Heaps stay the caller's. A heap that documents were parsed in may be destroyed in
  * place of xmlFreeDoc(); but see the traps. The default stays until xmlCleanupParser().
  * **Threads.** A scope holds for its own thread. libxml2 starts none.
- * **Refusal.** A refused request is XML_ERR_NO_MEMORY, or another error that follows from it, and NULL
- * in place of a document. libxml2 2.9 loses blocks on that way: destroy the heap, or reset it.
- * **Traps.** libxml2 keeps each thread's last error, with its text in the scope that it happened in:
- * call xmlResetLastError() there before the heap goes. It also keeps for the process what is loaded
- * when it is first needed, such as catalogues, registered encodings and input callbacks: load those
- * in no scope. Strings from xmlDocDumpMemory() and its kind belong to the scope; xmlFree() frees them.
+ * **Refusal.** A refused request is XML_ERR_NO_MEMORY, or another error that follows from it, and
+ * NULL in place of a document. libxml2 2.9 loses blocks on that way: destroy the heap, or reset it.
+ * **Traps.** libxml2 keeps each thread's last error, with its text in the scope that it happened
+ * in: call xmlResetLastError() there before the heap goes. It also keeps for the process what is
+ * loaded when it is first needed, such as catalogues, registered encodings and input callbacks:
+ * load those in no scope. Strings from xmlDocDumpMemory() and its kind belong to the scope;
+ * xmlFree() frees them.
  */
 #ifndef HAKHEAP_XML2_H
 #define HAKHEAP_XML2_H

@@ -3,13 +3,13 @@
  * @brief A heap for a zlib stream: hak_zlib_use() before deflateInit() or inflateInit().
  *
  * **Which heap.** The one that is named, for all that the stream allocates; `opaque` is the heap.
- * **Ownership.** The heap stays the caller's. It goes after deflateEnd() or inflateEnd(), or in their
- * place: a stream owns nothing else.
+ * **Ownership.** The heap stays the caller's. It goes after deflateEnd() or inflateEnd(), or in
+ * their place: a stream owns nothing else.
  * **Threads.** Streams of one heap may work on several threads at once.
  * **Refusal.** A refused request is Z_MEM_ERROR, and nothing of the stream is left.
- * **Traps.** zlib reads the fields when it initialises the stream: later is too late, and a free goes
- * to the heap then named. deflateCopy() and inflateCopy() put the copy into the heap of its source.
- * gzopen() and its kind, compress() and uncompress() take no hook and use malloc.
+ * **Traps.** zlib reads the fields when it initialises the stream: later is too late, and a free
+ * goes to the heap then named. deflateCopy() and inflateCopy() put the copy into the heap of its
+ * source. gzopen() and its kind, compress() and uncompress() take no hook and use malloc.
  */
 #ifndef HAKHEAP_ZLIB_H
 #define HAKHEAP_ZLIB_H

@@ -9,8 +9,8 @@
  * **Refusal.** A context is NULL; a call gives ZSTD_error_memory_allocation, and the context can be
  * used again once there is room.
  * **Traps.** zstd counts this interface as not stable: include this header before, or in place of,
- * <zstd.h>, or define ZSTD_STATIC_LINKING_ONLY yourself. ZSTD_compress() and ZSTD_decompress() make a
- * context by malloc.
+ * <zstd.h>, or define ZSTD_STATIC_LINKING_ONLY yourself. ZSTD_compress() and ZSTD_decompress() make
+ * a context by malloc.
  */
 #ifndef HAKHEAP_ZSTD_H
 #define HAKHEAP_ZSTD_H

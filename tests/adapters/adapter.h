@@ -10,7 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
 #include "support_contract.h"
+#ifdef __cplusplus
+}
+#endif
 
 /* A heap that counts, and holds at most `limit` bytes. */
 __attribute__((unused)) static hak_heap_t *adapter_heap(int level, size_t limit)
@@ -37,7 +43,8 @@ __attribute__((unused)) static size_t adapter_live(const hak_heap_t *heap)
 
 __attribute__((unused)) static size_t adapter_refusals(const hak_heap_t *heap)
 {
-    hak_usage_t usage = {.struct_size = sizeof usage};
+    hak_usage_t usage;
+    usage.struct_size = sizeof usage;
     cr_assert(hak_heap_usage(heap, &usage) == 0);
     return usage.refusals;
 }

@@ -139,7 +139,7 @@ static int converse(end_t *client, end_t *server, hak_heap_t *of_client, hak_hea
     return code ? code : talk(client, server);
 }
 
-/* nghttp2 makes callbacks by calloc. glibc keeps some that were freed, and counts them as in use. */
+/* nghttp2 makes callbacks by calloc: glibc keeps some that were freed, and counts them as used. */
 static void warm_up(void)
 {
     for (int i = 0; i < 8; i++) {
