@@ -29,11 +29,10 @@ typedef struct connection {
     bool stays;
 } connection_t;
 
-/* What a server keeps for a request. */
+/* What a server keeps for a request until it is answered. The page itself is made as it is sent. */
 typedef struct request {
-    char path[64];
     size_t bytes, given;
-    uint8_t page[];
+    char path[];
 } request_t;
 
 static bool by_malloc;
@@ -70,17 +69,14 @@ static void give(end_t *end, void *block)
 
 /* ---- Server ---- */
 
-/* A page whose length its path says, such as /page/5000. */
-static request_t *render(end_t *server, const uint8_t *path, size_t length)
+/* The path says how long the page is: /page/5000?q=7. */
+static request_t *begin_request(end_t *server, const uint8_t *path, size_t length)
 {
-    size_t bytes = strtoul((const char *)path + 6, NULL, 10);
-    request_t *request = take(server, sizeof *request + bytes);
-    size_t kept = length < sizeof request->path ? length : sizeof request->path - 1;
-    memcpy(request->path, path, kept);
-    request->path[kept] = '\0';
-    request->bytes = bytes;
+    request_t *request = take(server, sizeof *request + length + 1);
+    memcpy(request->path, path, length);
+    request->path[length] = '\0';
+    request->bytes = strtoul(request->path + strlen("/page/"), NULL, 10);
     request->given = 0;
-    memset(request->page, 'p', bytes);
     return request;
 }
 
@@ -90,7 +86,7 @@ static ssize_t on_read(nghttp2_session *session, int32_t stream, uint8_t *at, si
     (void)session, (void)stream, (void)user;
     request_t *request = source->ptr;
     size_t left = request->bytes - request->given, bytes = left < room ? left : room;
-    memcpy(at, request->page + request->given, bytes);
+    memset(at, 'p', bytes);
     request->given += bytes;
     if (bytes == left) *flags |= NGHTTP2_DATA_FLAG_EOF;
     return (ssize_t)bytes;
@@ -103,7 +99,7 @@ static int on_field(nghttp2_session *session, const nghttp2_frame *frame, const 
     (void)flags;
     if (name_bytes == 5 && memcmp(name, ":path", 5) == 0)
         nghttp2_session_set_stream_user_data(session, frame->hd.stream_id,
-                                             render(user, value, value_bytes));
+                                             begin_request(user, value, value_bytes));
     return 0;
 }
 
