@@ -76,14 +76,19 @@ static inline void measure_trim_malloc(void)
 
 /* Trims malloc and what no heap holds, then prints the results: call it when the work is done, and
  * the heaps that are left have been trimmed. */
-static inline void measure_print(double seconds, double rate)
+static inline void measure_print_to(FILE *to, double seconds, double rate)
 {
     long peak = measure_kib("VmHWM:");
     measure_trim_malloc();
     hak_reserve_trim();
-    printf("RESULT seconds=%.4f rate=%.1f peak_kib=%ld idle_kib=%ld\n", seconds, rate, peak,
-           measure_kib("VmRSS:"));
-    fflush(stdout);
+    fprintf(to, "RESULT seconds=%.4f rate=%.1f peak_kib=%ld idle_kib=%ld\n", seconds, rate, peak,
+            measure_kib("VmRSS:"));
+    fflush(to);
+}
+
+static inline void measure_print(double seconds, double rate)
+{
+    measure_print_to(stdout, seconds, rate);
 }
 
 #endif
