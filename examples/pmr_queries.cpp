@@ -328,7 +328,8 @@ int main(int argc, char **argv)
     measure_options_t options = measure_read_options(&argc, argv);
     bool buffers = argc > 1 && std::string_view(argv[1]) == "--monotonic";
     std::vector<documents> all;
-    for (std::size_t i = 0; i < DOCUMENTS; i++) all.push_back(generate(500 << (i / 3), 4000));
+    for (std::size_t i = 0; i < DOCUMENTS; i++)
+        all.push_back(generate(std::size_t{500} << (i / 3), 4000));
     std::size_t count = options.quick ? 40 : 600;
     double begun = measure_seconds();
     std::size_t bytes = !options.system ? run<in_heap>(all, count)
