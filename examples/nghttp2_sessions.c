@@ -144,7 +144,7 @@ static int on_close(nghttp2_session *session, int32_t stream, uint32_t code, voi
 
 static void begin(end_t *end, bool is_server)
 {
-    nghttp2_session_callbacks *callbacks;
+    nghttp2_session_callbacks *callbacks = NULL;
     *end = (end_t){NULL, by_malloc ? NULL : hak_heap_create(NULL), 0, 0};
     if ((!by_malloc && !end->heap) || nghttp2_session_callbacks_new(&callbacks) != 0)
         die("no memory for a session");

@@ -6,7 +6,7 @@
 
 TestSuite(nghttp2, .timeout = 120);
 
-enum { BODY = 40000, STREAMS = 20 };
+enum { BODY = 40000, STREAMS = 40 };
 
 /* One end of a connection. */
 typedef struct end {
@@ -78,7 +78,7 @@ static int on_close(nghttp2_session *session, int32_t stream, uint32_t code, voi
 static int begin(end_t *end, hak_heap_t *heap, bool is_server)
 {
     nghttp2_mem mem = hak_nghttp2_mem(heap);
-    nghttp2_session_callbacks *callbacks;
+    nghttp2_session_callbacks *callbacks = NULL;
     end->heap = heap;
     ADAPTER_NOTE(nghttp2_session_callbacks_new(&callbacks) == 0);
     nghttp2_session_callbacks_set_on_header_callback2(callbacks, on_field);
@@ -134,7 +134,7 @@ static int converse(end_t *client, end_t *server, hak_heap_t *of_client, hak_hea
     if (code == 0) code = begin(server, of_server, true);
     for (unsigned i = 0; i < STREAMS && code == 0; i++) {
         code = ask(client, i);
-        if (code == 0 && i % 4 == 3) code = talk(client, server);
+        if (code == 0 && i % 16 == 15) code = talk(client, server);
     }
     return code ? code : talk(client, server);
 }
