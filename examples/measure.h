@@ -78,11 +78,12 @@ static inline void measure_trim_malloc(void)
  * the heaps that are left have been trimmed. */
 static inline void measure_print_to(FILE *to, double seconds, double rate)
 {
-    long peak = measure_kib("VmHWM:");
     measure_trim_malloc();
     hak_reserve_trim();
-    fprintf(to, "RESULT seconds=%.4f rate=%.1f peak_kib=%ld idle_kib=%ld\n", seconds, rate, peak,
-            measure_kib("VmRSS:"));
+    long peak = measure_kib("VmHWM:"), idle = measure_kib("VmRSS:");
+    /* The kernel brings its counts together now and then only. */
+    fprintf(to, "RESULT seconds=%.4f rate=%.1f peak_kib=%ld idle_kib=%ld\n", seconds, rate,
+            peak > idle ? peak : idle, idle);
     fflush(to);
 }
 

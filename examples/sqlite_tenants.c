@@ -158,8 +158,8 @@ static unsigned next_random(unsigned *state)
 static void *work(void *seed)
 {
     unsigned state = (unsigned)(uintptr_t)seed;
-    unsigned most = (options.quick ? QUICK_REQUESTS : REQUESTS) / WORKERS;
-    for (unsigned i = 0; i < most; i++)
+    int most = (options.quick ? QUICK_REQUESTS : REQUESTS) / WORKERS;
+    for (int i = 0; i < most; i++)
         (void)call(&tenants[next_random(&state) % TENANTS], request, next_random(&state));
     return NULL;
 }

@@ -4,7 +4,7 @@
 #   scripts/docs_check.sh [--self-test] [root]
 #
 # Paths of the project (src/..., docs/..., ...; `*` and `<name>` stand for anything) must exist; a symbol hak_... must
-# be in include/hakheap.h or src/, a name HAK_... or HAKHEAP_... there or in the Makefile, scripts, tests or bench.
+# be in include/ or src/, a name HAK_... or HAKHEAP_... there or in the Makefile, scripts, tests or bench.
 # Prints what does not exist and exits 1.
 set -euo pipefail
 
@@ -46,7 +46,7 @@ check() (
         while read -r name; do
             checked=$((checked + 1))
             case $name in
-            hak_*) places=(include/hakheap.h src) ;;
+            hak_*) places=(include src) ;;
             *) places=(include src Makefile scripts tests bench) ;;
             esac
             has_name "$name" "${places[@]}" || complain "$file:$line" "$name" "is nowhere in ${places[*]}"

@@ -138,8 +138,11 @@ Test(programs, lua_tenants_runaways_are_stopped, .fini = stop, .timeout = 300)
     require(greedy, "EVAL greedy while true do end", "ERROR the script takes too long");
     require(greedy, "EVAL greedy while true do pcall(function() while true do end end) end",
             "ERROR the script takes too long");
+    require(greedy, "EVAL greedy return #('x'):rep(900000)", "OK 900000");
+    require(greedy, "EVAL greedy return #('x'):rep(2000000)", "ERROR not enough memory");
     /* A state whose globals fill it ends by KILL. */
     require(greedy, "EVAL greedy t = {} while true do t = {t} end", "ERROR not enough memory");
+    cr_assert(used_by(greedy, "STATS greedy") > 1900000);
     require(greedy, "KILL greedy", "OK");
     require(greedy, "EVAL greedy return t", "OK nil");
     require(anna, "EVAL anna return #kept", "OK 1000");

@@ -114,6 +114,14 @@ Test(sqlite, it_is_refused_once_sqlite_runs)
     end();
 }
 
+Test(sqlite, a_destroyed_heap_is_none_to_start_with)
+{
+    base = contract_heap(0, "gone");
+    cr_assert(hak_sqlite_config(base) == SQLITE_OK);
+    cr_assert(hak_heap_destroy(base) == 0);
+    cr_assert(sqlite3_initialize() == SQLITE_MISUSE);
+}
+
 Test(sqlite, a_scope_for_a_connection_holds_all_of_it)
 {
     begin(0);
