@@ -54,15 +54,22 @@ ONE     := -r -nostdlib $(if $(LTO),$(or $(LINKER),-flinker-output=nolto-rel))
 
 # Each adapter include/hakheap/<name>.h has a test, tests/adapters/test_<name>.c or .cpp. A test, and a program of
 # examples/ that uses other libraries, is built where pkg-config knows all packages of its NEEDS_<name>.
-NEEDS_lua    := lua5.4
-NEEDS_sqlite := sqlite3
+NEEDS_lua     := lua5.4
+NEEDS_sqlite  := sqlite3
+NEEDS_nghttp2 := libnghttp2
+NEEDS_zlib    := zlib
+NEEDS_zstd    := libzstd
+NEEDS_libuv   := libuv
+NEEDS_curl    := libcurl
+NEEDS_xml2    := libxml-2.0
 
 # Programs of examples/, .c or .cpp; one whose name ends in _preload is a shared object for LD_PRELOAD.
-PROGRAMS := lua_tenants sqlite_preload sqlite_tenants
+PROGRAMS := lua_tenants sqlite_preload sqlite_tenants nghttp2_sessions pmr_queries
 
-NEEDS_lua_tenants    := lua5.4
-NEEDS_sqlite_preload := sqlite3
-NEEDS_sqlite_tenants := sqlite3
+NEEDS_lua_tenants      := lua5.4
+NEEDS_sqlite_preload   := sqlite3
+NEEDS_sqlite_tenants   := sqlite3
+NEEDS_nghttp2_sessions := libnghttp2
 
 # Those of a list of names whose packages, and whose sources, are there; and why one is not.
 ADAPTERS := $(sort $(patsubst test_%,%,$(basename $(notdir $(wildcard tests/adapters/test_*.c tests/adapters/test_*.cpp)))))

@@ -43,6 +43,7 @@ PREAMBLE = "".join(f"#include <{name}>\n" for name in [
     "string.h"])
 # Header, include line, flags of the libraries that other allocators' code needs.
 NEEDS = {
+    "sqlite": ("/usr/include/sqlite3.h", "hakheap/sqlite.h", []),
     "jemalloc": ("/usr/include/jemalloc/jemalloc.h", "jemalloc/jemalloc.h", []),
     "mimalloc": ("/usr/include/mimalloc.h", "mimalloc.h", []),
     "talloc": ("/usr/include/talloc.h", "talloc.h", []),
