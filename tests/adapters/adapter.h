@@ -32,7 +32,7 @@ __attribute__((unused)) static hak_heap_t *adapter_heap(int level, size_t limit)
 
 __attribute__((unused)) static void adapter_set_limit(hak_heap_t *heap, size_t limit)
 {
-    hak_limits_t limits = {.struct_size = sizeof limits, .live_limit = limit};
+    hak_limits_t limits = {sizeof limits, limit, 0, 0};
     cr_assert(hak_heap_set_limits(heap, &limits) == 0);
 }
 
