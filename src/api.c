@@ -108,13 +108,13 @@ static HAK_COLD void count_failed(hak_heap_t *heap)
     gate_leave();
 }
 
-static void *turn_away(hak_heap_t *heap, hak_error_t why, int error)
+static HAK_COLD void *turn_away(hak_heap_t *heap, hak_error_t why, int error)
 {
     if (heap->ledger) ledger_count_failed(heap->ledger, FAILED_TURNED);
     return fail(why, error);
 }
 
-static void *reenter(hak_heap_t *heap)
+static HAK_COLD void *reenter(hak_heap_t *heap)
 {
     counter_add(&heap->counters, early_reentered, 1);
     return turn_away(heap, HAK_ERROR_REENTERED, EDEADLK);
@@ -174,7 +174,7 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
 }
 
 /* Everything but the pop. */
-static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
+static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);

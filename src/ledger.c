@@ -234,6 +234,12 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
     return answer;
 }
 
+void ledger_refund_inside(ledger_t *ledger, size_t bytes)
+{
+    ledger_refund(ledger, bytes);
+    ledger_return_idle(ledger);
+}
+
 void ledger_return_credit(ledger_t *ledger)
 {
     if (!hold_if(false)) return;

@@ -119,6 +119,8 @@ typedef struct ledger {
 size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n);
 /* Bytes that no block has any more; after the block is free for others. Never waits. */
 void ledger_refund(ledger_t *ledger, size_t bytes);
+/* The same inside the gate; what the heap has borrowed in vain goes back: ledger_return_idle. */
+void ledger_refund_inside(ledger_t *ledger, size_t bytes);
 /* Something of a tight heap was freed that is not refunded yet. */
 void ledger_note_freed(ledger_t *ledger);
 HAK_INLINE bool ledger_is_tight(const ledger_t *ledger)

@@ -533,15 +533,16 @@ static void *refill_class(hak_heap_t *heap, unsigned cls)
 
 /* Whether a limit has refused another region. Then the class stays where it is: slabs would need no
  * less, and what is freed in the regions would be lost to it for ever. */
-static bool is_bounded(hak_heap_t *heap, unsigned cls)
+static HAK_NOINLINE bool is_bounded(hak_heap_t *heap, unsigned cls)
 {
-    return heap->ledger && hak_tls.last_error == HAK_ERROR_LIMIT && is_in_regions(heap, cls);
+    return hak_tls.last_error == HAK_ERROR_LIMIT && is_in_regions(heap, cls);
 }
 
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     void *ptr = grow_regions(heap, cls, alignment);
-    return ptr || is_bounded(heap, cls) ? ptr : refill_class(heap, cls);
+    if (ptr || (HAK_UNLIKELY(heap->ledger != NULL) && is_bounded(heap, cls))) return ptr;
+    return refill_class(heap, cls);
 }
 
 /* ---- Mid and large blocks ---- */

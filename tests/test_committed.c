@@ -62,6 +62,8 @@ static void prove(hak_heap_t *heap)
 {
     hak_heap_stats_t stats = {.struct_size = sizeof stats};
     cr_assert(hak_heap_check(heap) == 0 && ledger_is_sound(heap->ledger));
+    const measure_t *of = &heap->ledger->of[FOOTPRINT];
+    cr_assert(load_relaxed(&((measure_t *)(uintptr_t)of)->sum) <= usage_of(heap).committed_limit);
     cr_assert(hak_heap_stats(heap, &stats) == 0);
     cr_assert(usage_of(heap).committed_bytes <= stats.committed_bytes);
     cr_assert(usage_of(heap).committed_bytes >= stats.live_bytes);
@@ -206,6 +208,7 @@ Test(committed, pages_from_the_reserve_count)
     cr_assert(used(heap) >= 900 << 10);
     prove(heap);
     hak_heap_free(heap, block);
+    cr_assert(used(heap) >= 900 << 10, "free pages count as long as they are there");
     cr_assert(hak_heap_trim(heap, 0) > 0 && used(heap) < 64 << 10);
     cr_assert(hak_heap_destroy(heap) == 0);
 }
@@ -605,6 +608,8 @@ static void *look(void *arg)
     size_t looks = 0;
     (void)arg;
     for (; !over; looks++) {
+        /* As it is, and not as usage shows it, inside of its bound. */
+        cr_assert(load_relaxed(&shared->ledger->of[FOOTPRINT].sum) <= 8 << 20);
         (void)usage_of(shared);
         for (size_t i = 0; i < 3; i++) (void)usage_of(children[i]);
     }
