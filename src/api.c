@@ -95,7 +95,7 @@ static void *allocate_charged(hak_heap_t *heap, request_t *request)
     if (HAK_UNLIKELY(charged == CHARGE_REFUSED)) return NULL;
     request->due = charged == CHARGED_DUE;
     void *ptr = allocate_bounded(heap, request);
-    if (!ptr) heap_refund(heap, bytes);
+    if (HAK_UNLIKELY(!ptr)) ledger_uncharge(heap->ledger, bytes);
     return ptr;
 }
 
@@ -174,7 +174,8 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
 }
 
 /* Everything but the pop. */
-static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
+static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment,
+                                      size_t *dirty)
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
@@ -544,7 +545,7 @@ static void *realloc_charged(const block_id_t *id, void *ptr, size_t size, reque
         request->due = charged == CHARGED_DUE;
     }
     void *at = resize_bounded(id, ptr, size, &request->refused);
-    if (!at && wants > had) heap_refund(heap, wants - had);
+    if (!at && wants > had) ledger_uncharge(heap->ledger, wants - had);
     if (at && wants < had) heap_refund(heap, had - wants);
     return at;
 }

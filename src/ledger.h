@@ -121,6 +121,8 @@ size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n);
 void ledger_refund(ledger_t *ledger, size_t bytes);
 /* The same inside the gate; what the heap has borrowed in vain goes back: ledger_return_idle. */
 void ledger_refund_inside(ledger_t *ledger, size_t bytes);
+/* Bytes of a request of which no block has come: what is in use has not become less. */
+void ledger_uncharge(ledger_t *ledger, size_t bytes);
 /* Something of a tight heap was freed that is not refunded yet. */
 void ledger_note_freed(ledger_t *ledger);
 HAK_INLINE bool ledger_is_tight(const ledger_t *ledger)
@@ -212,7 +214,7 @@ borrowed_t ledger_lacks(ledger_t *ledger);
 
 /* What refused the last request, where it is still above; NULL: none. */
 hak_heap_t *ledger_refused_by(ledger_t *ledger);
-uint64_t ledger_epoch(void);
+uint64_t ledger_epoch(unsigned measure);
 
 /* ---- A recall: begin, steps until there is no more, end; one at a time ---- */
 

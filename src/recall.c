@@ -97,7 +97,7 @@ static bool recall_full(hak_heap_t *heap, unsigned measure, const borrowed_t *re
         return refuse_full(refusal, refused);
     }
     tried->full = refusal->full;
-    tried->epoch = ledger_epoch();
+    tried->epoch = ledger_epoch(measure);
     return recall_below(heap, refusal->full, measure) ? true : refuse(HAK_ERROR_FENCE);
 }
 

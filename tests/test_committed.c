@@ -57,6 +57,14 @@ static hak_usage_t usage_of(const hak_heap_t *heap)
 
 static size_t used(const hak_heap_t *heap) { return usage_of(heap).tree_committed_bytes; }
 
+/* Of a heap that no other thread uses: the ledger was told, and keeps, what it has in use. */
+static void settled(const hak_heap_t *heap)
+{
+    size_t footprint = heap_footprint(heap);
+    cr_assert(load_relaxed(&heap->ledger->footprint) == footprint);
+    cr_assert(load_relaxed(&heap->ledger->of[FOOTPRINT].lease) == footprint);
+}
+
 /* What the heap says of itself, by figures of its own. */
 static void prove(hak_heap_t *heap)
 {
@@ -158,6 +166,25 @@ Test(committed, small_heaps_use_what_was_freed)
             empty(heap, bytes, blocks, count);
         }
     prove(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* What a trim and a reset give back of a heap that owns no SuperSlab. */
+Test(committed, regions_and_runs_of_the_nursery_go_back)
+{
+    static void *blocks[MOST];
+    hak_heap_t *heap = bounded(NULL, 300 << 10, HAK_LEVEL_FAST);
+    for (size_t round = 0; round < 2; round++) {
+        size_t count = fill(heap, 100, blocks);
+        settled(heap);
+        if (round) break;
+        empty(heap, 100, blocks, count);
+        (void)hak_heap_trim(heap, 0);
+        cr_assert(used(heap) < 64 << 10);
+        settled(heap), prove(heap);
+    }
+    cr_assert(used(heap) > 250 << 10 && hak_heap_reset(heap) == 0 && used(heap) < 64 << 10);
+    settled(heap), prove(heap);
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
@@ -308,6 +335,24 @@ Test(committed, a_soft_limit_is_not_told_at_each_call)
     cr_assert((block = hak_heap_realloc(heap, block, 21 << 20)) != NULL);
     cr_assert(heard.calls == 2 && other.calls == 1, "%zu %zu", heard.calls, other.calls);
     cr_assert(hak_heap_destroy(root) == 0);
+}
+
+/* It is a limit of what is live, not of the memory for that. */
+Test(committed, a_soft_limit_is_none_of_the_footprint)
+{
+    heard_t heard = {0};
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.soft_limit = 60000;
+    config.region_bytes = 1;
+    config.on_pressure = hear;
+    config.pressure_ctx = &heard;
+    hak_heap_t *heap = hak_heap_create(&config);
+    for (size_t bytes = 16; bytes <= 4096; bytes *= 2) {
+        cr_assert(hak_heap_malloc(heap, bytes) != NULL);
+        (void)hak_heap_flush(heap);
+    }
+    cr_assert(used(heap) > 120000 && heard.calls == 0, "%zu", used(heap));
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* Another heap's soft limit is not told inside of a callback, and is not forgotten. */
@@ -542,6 +587,7 @@ static void play(uint64_t seed)
         place_t *place = &forest->places[random_below(&forest->randoms, HEAPS)];
         if (random_below(&forest->randoms, 50) == 0) change(forest, place);
         else ask(forest, place, &place->items[random_below(&forest->randoms, HELD)]);
+        settled(place->heap);
         prove_all(forest);
     }
     cr_assert(forest->refused > 10, "%zu", forest->refused);
@@ -569,9 +615,12 @@ static void run_refused(hak_heap_t *heap, fake_call_t call, long k, long times)
     fake_os_use();
     fake_os_refuse(call, k, times);
     for (size_t i = 0; i < SIZES; i++) {
-        if ((blocks[i] = hak_heap_malloc(heap, sizes[i])) == NULL) continue;
+        blocks[i] = hak_heap_malloc(heap, sizes[i]);
+        settled(heap);
+        if (!blocks[i]) continue;
         char *longer = hak_heap_realloc(heap, blocks[i], sizes[i] + sizes[i] / 2);
         if (longer) blocks[i] = longer;
+        settled(heap);
     }
     (void)usage_of(heap);
     for (size_t i = 0; i < SIZES; i++) hak_heap_free(heap, blocks[i]);
@@ -655,17 +704,20 @@ Test(committed, a_heap_that_hammers_its_limit_causes_few_fences)
 {
     static void *blocks[MOST];
     hak_heap_t *heap = bounded(NULL, 3 << 20, HAK_LEVEL_FAST);
-    size_t count = fill(heap, 3000, blocks);
+    size_t count = fill(heap, 3000, blocks), known = 0;
     fake_os_use();
     for (size_t i = 0; i < 20000; i++) {
+        uint32_t stamp = heap->ledger->stamp;
+        bool squeezed = heap->ledger->squeezed;
         cr_assert(hak_heap_malloc(heap, 3000) == NULL);
+        if (i % 16 && squeezed && heap->ledger->squeezed) known += heap->ledger->stamp == stamp;
         if (i % 16) continue;
         hak_heap_free(heap, blocks[i % count]);
         cr_assert((blocks[i % count] = hak_heap_malloc(heap, 3000)) != NULL);
     }
     long fences = fake_os_calls(FAKE_FENCE);
     fake_os_restore();
-    cr_assert(fences <= 100, "%ld", fences);
+    cr_assert(fences <= 100 && known > 15000, "%ld fences, %zu known", fences, known);
     prove(heap);
     cr_assert(hak_heap_destroy(heap) == 0);
 }
