@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <criterion/criterion.h>
 
@@ -720,4 +722,47 @@ Test(committed, a_heap_that_hammers_its_limit_causes_few_fences)
     cr_assert(fences <= 100 && known > 15000, "%ld fences, %zu known", fences, known);
     prove(heap);
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- fork ---- */
+
+static void *use_on(void *arg)
+{
+    while (!over) (void)use(arg);
+    return NULL;
+}
+
+/* Of a child: what other threads were doing is over, and all sums hold. */
+static int use_all(void)
+{
+    for (size_t i = 0; i < 3; i++) {
+        if (hak_heap_check(children[i]) || children[i]->coming) return 1;
+        void *block = hak_heap_malloc(children[i], 40000);
+        if (!block && hak_last_error() != HAK_ERROR_LIMIT) return 2;
+        hak_free(block);
+        (void)hak_heap_trim(children[i], 0);
+        if (heap_footprint(children[i]) != load_relaxed(&children[i]->ledger->of[FOOTPRINT].lease))
+            return 3;
+    }
+    if (!ledger_is_sound(shared->ledger)) return 4;
+    return hak_heap_destroy(shared) ? 5 : 0;
+}
+
+Test(committed, a_child_of_fork_has_the_sums)
+{
+    pthread_t users[2];
+    shared = bounded(NULL, 8 << 20, HAK_LEVEL_FAST);
+    for (size_t i = 0; i < 3; i++) children[i] = bounded(shared, (3 + i) << 20, HAK_LEVEL_FAST);
+    for (size_t i = 0; i < 2; i++)
+        cr_assert(pthread_create(&users[i], NULL, use_on, (void *)(i + 1)) == 0);
+    for (size_t i = 0; i < contract_work(60); i++) {
+        pid_t pid = fork();
+        if (pid == 0) _exit(use_all());
+        int status = -1;
+        cr_assert(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "%d", status);
+    }
+    over = true;
+    for (size_t i = 0; i < 2; i++) pthread_join(users[i], NULL);
+    for (size_t i = 0; i < 3; i++) prove(children[i]);
+    cr_assert(hak_heap_destroy(shared) == 0);
 }
