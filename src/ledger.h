@@ -130,6 +130,16 @@ HAK_INLINE bool ledger_is_tight(const ledger_t *ledger)
     /* Ordered: pairs with ledger_step, which sets it before it takes the credit. */
     return load_ordered(&((ledger_t *)(uintptr_t)ledger)->tight);
 }
+/* As ledger_grab, once. */
+HAK_INLINE bool ledger_grab_one(ledger_t *ledger, size_t bytes)
+{
+    size_t had = load_relaxed(&ledger->credit);
+    do
+        if (HAK_UNLIKELY(had < bytes || ledger_is_tight(ledger))) return false;
+    /* Relaxed: as in ledger_grab. */
+    while (HAK_UNLIKELY(!cas_relaxed(&ledger->credit, &had, had - bytes)));
+    return true;
+}
 /* What the chain owes for this heap, and what blocks have of it; while others work, about. */
 size_t ledger_live(const ledger_t *ledger);
 

@@ -222,7 +222,7 @@ HAK_INLINE void *take_uncharged(hak_heap_t *heap, unsigned cls, size_t alignment
 static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     size_t bytes = size_classes[cls].bytes;
-    if (ledger_is_idle(heap->ledger) || !ledger_grab(heap->ledger, bytes, 1)) return NULL;
+    if (ledger_is_idle(heap->ledger) || !ledger_grab_one(heap->ledger, bytes)) return NULL;
     void *ptr = take_uncharged(heap, cls, alignment);
     if (!ptr) ledger_refund(heap->ledger, bytes);
     return ptr;
