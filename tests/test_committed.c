@@ -649,6 +649,46 @@ Test(committed, what_the_system_refuses_is_not_counted)
     }
 }
 
+/* Takes what the process has of granules and record pages, by heaps without limits. */
+static void use_up(hak_heap_t *others[], size_t most)
+{
+    size_t count = 0;
+    for (; count < most; count++) {
+        if ((others[count] = contract_heap(0, "other")) == NULL) break;
+        for (size_t bytes = 256 << 10; bytes > SMALL_MAX;)
+            if (!hak_heap_malloc(others[count], bytes)) bytes /= 2;
+    }
+    cr_assert(count < most);
+    for (size_t i = 0; i < count; i++)
+        while (hak_heap_malloc(others[i], 3000) != NULL) {
+        }
+}
+
+Test(committed, what_the_process_has_no_room_for_is_not_counted)
+{
+    enum { OTHERS = 1000, BOUNDED = 64 };
+    static hak_heap_t *others[OTHERS], *heaps[BOUNDED];
+    size_t refused[2] = {0};
+    for (size_t i = 0; i < BOUNDED; i++) heaps[i] = bounded(NULL, 1 << 20, HAK_LEVEL_FAST);
+    fake_os_use();
+    fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_RESERVE, 1, FAKE_FOREVER);
+    use_up(others, OTHERS);
+    for (size_t i = 0; i < BOUNDED; i++) {
+        size_t before = used(heaps[i]);
+        refused[0] += hak_heap_malloc(heaps[i], 3000) == NULL;
+        settled(heaps[i]);
+        refused[1] += hak_heap_malloc(heaps[i], 40000) == NULL && used(heaps[i]) == before;
+        settled(heaps[i]);
+    }
+    cr_assert(refused[0] == BOUNDED && refused[1] > 0, "%zu %zu", refused[0], refused[1]);
+    fake_os_restore();
+    for (size_t i = 0; i < BOUNDED; i++) {
+        cr_assert(hak_heap_malloc(heaps[i], 3000) != NULL);
+        prove(heaps[i]);
+    }
+}
+
 /* ---- Threads ---- */
 
 static hak_heap_t *shared, *children[3];
