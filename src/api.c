@@ -74,28 +74,30 @@ typedef struct request {
     bool due; /* a soft limit is to be told */
 } request_t;
 
-/* As long as room can be made for what the ladder needs. */
-static void *allocate_bounded(hak_heap_t *heap, request_t *request)
+/* After a first try: as long as room can be made for what the ladder needs. */
+static HAK_COLD void *allocate_bounded(hak_heap_t *heap, request_t *request)
 {
     tried_t tried = {0};
-    void *ptr;
-    do {
-        /* What a rung says of limits is this request's. */
+    void *ptr = NULL;
+    while (!ptr && hak_tls.last_error == HAK_ERROR_LIMIT &&
+           recall_room(heap, &tried, &request->refused)) {
         hak_tls.last_error = HAK_ERROR_NONE;
         ptr = allocate_inside(heap, request->size, request->alignment, request->dirty);
-    } while (HAK_UNLIKELY(!ptr) && hak_tls.last_error == HAK_ERROR_LIMIT &&
-             recall_room(heap, &tried, &request->refused));
+    }
     return ptr;
 }
 
-static void *allocate_charged(hak_heap_t *heap, request_t *request)
+HAK_INLINE void *allocate_charged(hak_heap_t *heap, request_t *request)
 {
     size_t bytes = pointer_charge(request->size, request->alignment);
     charged_t charged = recall_charge(heap, bytes, &request->refused);
     if (HAK_UNLIKELY(charged == CHARGE_REFUSED)) return NULL;
     request->due = charged == CHARGED_DUE;
-    void *ptr = allocate_bounded(heap, request);
-    if (!ptr) heap_refund(heap, bytes);
+    /* What a rung says of limits is this request's. */
+    hak_tls.last_error = HAK_ERROR_NONE;
+    void *ptr = allocate_inside(heap, request->size, request->alignment, request->dirty);
+    if (HAK_UNLIKELY(!ptr)) ptr = allocate_bounded(heap, request);
+    if (HAK_UNLIKELY(!ptr)) ledger_uncharge(heap->ledger, bytes);
     return ptr;
 }
 
@@ -108,13 +110,13 @@ static HAK_COLD void count_failed(hak_heap_t *heap)
     gate_leave();
 }
 
-static void *turn_away(hak_heap_t *heap, hak_error_t why, int error)
+static HAK_COLD void *turn_away(hak_heap_t *heap, hak_error_t why, int error)
 {
     if (heap->ledger) ledger_count_failed(heap->ledger, FAILED_TURNED);
     return fail(why, error);
 }
 
-static void *reenter(hak_heap_t *heap)
+static HAK_COLD void *reenter(hak_heap_t *heap)
 {
     counter_add(&heap->counters, early_reentered, 1);
     return turn_away(heap, HAK_ERROR_REENTERED, EDEADLK);
@@ -153,28 +155,38 @@ static HAK_COLD void tell(const hak_heap_t *heap)
     }
 }
 
+/* A request that has failed once, for a callback to make room; or for good. */
+static HAK_COLD void *malloc_pressed(hak_heap_t *heap, request_t *request, uint32_t error)
+{
+    void *ptr = NULL;
+    if (press(&request->refused, pointer_charge(request->size, request->alignment), error)) {
+        (void)gate_enter(true);
+        ptr = allocate_charged(heap, request);
+        gate_leave();
+    }
+    if (!ptr) count_failed(heap);
+    return ptr;
+}
+
 static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t alignment,
                                          size_t *dirty)
 {
     int before = errno;
     uint32_t error = hak_tls.last_error;
     request_t request = {.size = size, .alignment = alignment, .dirty = dirty};
-    void *ptr = NULL;
-    for (int tries = 0; tries < 2 && !ptr; tries++) {
-        if (tries && !press(&request.refused, pointer_charge(size, alignment), error)) break;
-        if (gate_enter(true) != GATE_IN) return reenter(heap);
-        ptr = allocate_charged(heap, &request);
-        gate_leave();
-    }
+    if (gate_enter(true) != GATE_IN) return reenter(heap);
+    void *ptr = allocate_charged(heap, &request);
+    gate_leave();
+    if (HAK_UNLIKELY(!ptr)) ptr = malloc_pressed(heap, &request, error);
     if (HAK_LIKELY(ptr)) hak_tls.last_error = error;
-    else count_failed(heap);
-    if (HAK_UNLIKELY(ptr && request.due)) tell(heap);
+    if (HAK_UNLIKELY(request.due) && ptr) tell(heap);
     errno = ptr ? before : ENOMEM;
     return ptr;
 }
 
 /* Everything but the pop. */
-static void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
+static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment,
+                                      size_t *dirty)
 {
     if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
@@ -552,7 +564,7 @@ static void *realloc_charged(const block_id_t *id, void *ptr, size_t size, reque
         request->due = charged == CHARGED_DUE;
     }
     void *at = resize_bounded(id, ptr, size, &request->refused);
-    if (!at && wants > had) heap_refund(heap, wants - had);
+    if (!at && wants > had) ledger_uncharge(heap->ledger, wants - had);
     if (at && wants < had) heap_refund(heap, had - wants);
     return at;
 }

@@ -318,9 +318,7 @@ HAK_INLINE bool heap_budget_take(hak_heap_t *heap, size_t bytes)
  * waits. */
 HAK_INLINE void heap_refund_inside(hak_heap_t *heap, size_t bytes)
 {
-    if (HAK_LIKELY(!heap->ledger)) return;
-    if (bytes) ledger_refund(heap->ledger, bytes);
-    ledger_return_idle(heap->ledger);
+    if (HAK_UNLIKELY(heap->ledger != NULL) && bytes) ledger_refund_inside(heap->ledger, bytes);
 }
 
 /* ---- What is committed; lock: HEAP ---- */

@@ -3,13 +3,20 @@
 
 #include "stall.h"
 
-static hak_lock_t tree_lock;   /* rank TREE */
-static _Atomic uint64_t epoch; /* frees in tight heaps, and changes of a tree; ordered */
-static uint32_t serials = 1;   /* lock: TREE; of recalls; 0 is that of none */
+static hak_lock_t tree_lock; /* rank TREE */
+/* Of each measure: frees in tight heaps, and changes of a tree; ordered. */
+static _Atomic uint64_t epochs[MEASURES];
+static uint32_t serials = 1; /* lock: TREE; of recalls; 0 is that of none */
 
 static void hold(void) { lock_acquire(&tree_lock, RANK_TREE); }
 static bool hold_if(bool may_wait) { return lock_enter(&tree_lock, RANK_TREE, may_wait); }
 static void release(void) { lock_release(&tree_lock, RANK_TREE); }
+
+/* A change that may make room, or bring what may be recalled. */
+static void note_change(void)
+{
+    for (unsigned measure = 0; measure < MEASURES; measure++) add_ordered(&epochs[measure], 1u);
+}
 
 /* ---- Without the lock ---- */
 
@@ -26,7 +33,7 @@ size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n)
 
 void ledger_note_freed(ledger_t *ledger)
 {
-    if (HAK_UNLIKELY(ledger_is_tight(ledger))) add_ordered(&epoch, 1u);
+    if (HAK_UNLIKELY(ledger_is_tight(ledger))) note_change();
 }
 
 void ledger_refund(ledger_t *ledger, size_t bytes)
@@ -37,7 +44,14 @@ void ledger_refund(ledger_t *ledger, size_t bytes)
     ledger_note_freed(ledger);
 }
 
-uint64_t ledger_epoch(void) { return load_ordered(&epoch); }
+void ledger_uncharge(ledger_t *ledger, size_t bytes)
+{
+    /* Ordered: as in ledger_refund. */
+    add_ordered(&ledger->credit, bytes);
+    if (ledger_is_tight(ledger)) add_ordered(&epochs[LIVE], 1u);
+}
+
+uint64_t ledger_epoch(unsigned measure) { return load_ordered(&epochs[measure]); }
 
 size_t ledger_live(const ledger_t *ledger)
 {
@@ -207,7 +221,7 @@ static borrowed_t refuse(ledger_t *full, unsigned measure, size_t bytes)
 {
     const measure_t *of = &full->of[measure];
     bool known =
-        full->squeezed && of->refused_at == ledger_epoch() + 1 && bytes >= of->refused_size;
+        full->squeezed && of->refused_at == ledger_epoch(measure) + 1 && bytes >= of->refused_size;
     bool never = bytes > load_relaxed(&full->of[measure].limit);
     return (borrowed_t){.full = full, .again = known || never, .by = full->own, .bytes = bytes};
 }
@@ -232,6 +246,12 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
     }
     release();
     return answer;
+}
+
+void ledger_refund_inside(ledger_t *ledger, size_t bytes)
+{
+    ledger_refund(ledger, bytes);
+    ledger_return_idle(ledger);
 }
 
 void ledger_return_credit(ledger_t *ledger)
@@ -457,9 +477,6 @@ void ledger_end(recall_t *recall, unsigned measure, uint32_t now)
 }
 
 /* ---- Trees ---- */
-
-/* A change that may make room, or bring what may be recalled. */
-static void note_change(void) { add_ordered(&epoch, 1u); }
 
 /* Heaps from the root to this one. */
 static unsigned depth_of(const ledger_t *ledger)

@@ -119,12 +119,26 @@ typedef struct ledger {
 size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n);
 /* Bytes that no block has any more; after the block is free for others. Never waits. */
 void ledger_refund(ledger_t *ledger, size_t bytes);
+/* The same inside the gate; what the heap has borrowed in vain goes back: ledger_return_idle. */
+void ledger_refund_inside(ledger_t *ledger, size_t bytes);
+/* Bytes of a request of which no block has come: what is in use has not become less. */
+void ledger_uncharge(ledger_t *ledger, size_t bytes);
 /* Something of a tight heap was freed that is not refunded yet. */
 void ledger_note_freed(ledger_t *ledger);
 HAK_INLINE bool ledger_is_tight(const ledger_t *ledger)
 {
     /* Ordered: pairs with ledger_step, which sets it before it takes the credit. */
     return load_ordered(&((ledger_t *)(uintptr_t)ledger)->tight);
+}
+/* As ledger_grab, once. */
+HAK_INLINE bool ledger_grab_one(ledger_t *ledger, size_t bytes)
+{
+    size_t had = load_relaxed(&ledger->credit);
+    do
+        if (HAK_UNLIKELY(had < bytes || ledger_is_tight(ledger))) return false;
+    /* Relaxed: as in ledger_grab. */
+    while (HAK_UNLIKELY(!cas_relaxed(&ledger->credit, &had, had - bytes)));
+    return true;
 }
 /* What the chain owes for this heap, and what blocks have of it; while others work, about. */
 size_t ledger_live(const ledger_t *ledger);
@@ -210,7 +224,7 @@ borrowed_t ledger_lacks(ledger_t *ledger);
 
 /* What refused the last request, where it is still above; NULL: none. */
 hak_heap_t *ledger_refused_by(ledger_t *ledger);
-uint64_t ledger_epoch(void);
+uint64_t ledger_epoch(unsigned measure);
 
 /* ---- A recall: begin, steps until there is no more, end; one at a time ---- */
 

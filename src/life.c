@@ -125,8 +125,9 @@ static hak_error_t read_config(const hak_heap_config_t *config, settings_t *out,
     hak_error_t why = HAK_ERROR_ARGUMENT;
     *error = options_read(config, out, &why);
     if (*error) return why;
+    if (HAK_LIKELY(!out->counts)) return HAK_ERROR_NONE;
     *error = EINVAL;
-    if (out->counts && out->limits.committed_limit < life_least()) return HAK_ERROR_COMMITTED_LIMIT;
+    if (out->limits.committed_limit < life_least()) return HAK_ERROR_COMMITTED_LIMIT;
     hak_heap_t *parent = out->parent;
     if (parent && (!heap_is_valid(parent) || !parent->ledger)) return HAK_ERROR_ARGUMENT;
     *error = 0;

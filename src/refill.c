@@ -195,7 +195,7 @@ void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
 static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     size_t bytes = size_classes[cls].bytes;
-    if (ledger_is_idle(heap->ledger) || !ledger_grab(heap->ledger, bytes, 1)) return NULL;
+    if (ledger_is_idle(heap->ledger) || !ledger_grab_one(heap->ledger, bytes)) return NULL;
     void *ptr = refill_hole(heap, cls, alignment);
     if (!ptr) ledger_refund(heap->ledger, bytes);
     return ptr;
@@ -506,15 +506,16 @@ static void *refill_class(hak_heap_t *heap, unsigned cls)
 
 /* Whether a limit has refused another region. Then the class stays where it is: slabs would need no
  * less, and what is freed in the regions would be lost to it for ever. */
-static bool is_bounded(hak_heap_t *heap, unsigned cls)
+static HAK_NOINLINE bool is_bounded(hak_heap_t *heap, unsigned cls)
 {
-    return heap->ledger && hak_tls.last_error == HAK_ERROR_LIMIT && heap_in_regions(heap, cls);
+    return hak_tls.last_error == HAK_ERROR_LIMIT && heap_in_regions(heap, cls);
 }
 
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     void *ptr = grow_regions(heap, cls, alignment);
-    return ptr || is_bounded(heap, cls) ? ptr : refill_class(heap, cls);
+    if (ptr || (HAK_UNLIKELY(heap->ledger != NULL) && is_bounded(heap, cls))) return ptr;
+    return refill_class(heap, cls);
 }
 
 /* ---- Mid and large blocks ---- */

@@ -1,8 +1,8 @@
 /*
  * Trees of heaps: threads create children below a few limited parents, fill them to where a limit
- * refuses, move, empty and destroy them; others free their blocks, lower and raise limits; one reads
- * usage all the time. No ancestor is above its limit at any look, every block's content is proved,
- * and at the end every sum is exact.
+ * refuses, of what is live or of what is in use, move, empty and destroy them; others free their
+ * blocks, lower and raise limits; one reads usage all the time. No ancestor is above its limits at any
+ * look, every block's content is proved, and at the end every sum is exact.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -10,10 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "heap.h"
 #include "support_contract.h"
 #include "support_stress.h"
 
 enum { PARENTS = 4, PLACES = 8, BLOCKS = 100, MAILBOXES = 64, LIMIT = 4 << 20 };
+/* Of what is in use: of all, and of a parent. Both kinds of limits are met. */
+enum { COMMITTED = 14 << 20, COMMITTED_PARENT = 6 << 20 };
 
 /* A child, which one thread owns; the others free its blocks under `lock` for reading. */
 typedef struct place {
@@ -31,26 +34,27 @@ typedef struct parcel {
 static hak_heap_t *root, *parents[PARENTS];
 static place_t places[64][PLACES];
 static _Atomic(parcel_t *) mailboxes[MAILBOXES];
-static _Atomic size_t children, refused, moved, freed, looks, pressed;
+static _Atomic size_t children, refused, moved, freed, looks, pressed, passed;
 
-static hak_heap_t *counted(hak_heap_t *parent, size_t limit, int level, hak_pressure_fn on_pressure)
+static void on_pressure(void *ctx, hak_heap_t *full, size_t bytes)
+{
+    (void)ctx, (void)full;
+    atomic_fetch_add_explicit(bytes ? &pressed : &passed, 1, memory_order_relaxed);
+}
+
+static hak_heap_t *create(hak_heap_t *parent, size_t limit, size_t committed, int level)
 {
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     config.name = "tree";
     config.parent = parent;
     config.live_limit = limit;
+    config.committed_limit = committed;
     config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
-    config.on_pressure = on_pressure;
+    if (!parent) config.on_pressure = on_pressure, config.soft_limit = limit / 8;
     hak_heap_t *heap = hak_heap_create(&config);
-    if (!heap) stress_fail("no heap: %s", hak_error_text(hak_last_error()));
+    bool full = parent && hak_last_error() == HAK_ERROR_LIMIT;
+    if (!heap && !full) stress_fail("no heap: %s", hak_error_text(hak_last_error()));
     return heap;
-}
-
-static void on_pressure(void *ctx, hak_heap_t *full, size_t bytes)
-{
-    (void)ctx, (void)full;
-    STRESS_REQUIRE(bytes > 0);
-    atomic_fetch_add_explicit(&pressed, 1, memory_order_relaxed);
 }
 
 static void open_parcel(parcel_t *parcel)
@@ -113,10 +117,11 @@ static void replace(randoms_t *randoms, place_t *place)
         STRESS_REQUIRE(hak_heap_reset(place->heap) == 0);
     } else {
         if (place->heap) STRESS_REQUIRE(hak_heap_destroy(place->heap) == 0);
-        place->heap = counted(parents[random_below(randoms, PARENTS)],
-                              random_below(randoms, 2) ? LIMIT / 8 : HAK_NO_LIMIT,
-                              (int)random_below(randoms, 2), NULL);
-        atomic_fetch_add_explicit(&children, 1, memory_order_relaxed);
+        place->heap = create(parents[random_below(randoms, PARENTS)],
+                             random_below(randoms, 2) ? LIMIT / 8 : HAK_NO_LIMIT,
+                             random_below(randoms, 2) ? LIMIT / 4 : HAK_NO_LIMIT,
+                             (int)random_below(randoms, 2));
+        atomic_fetch_add_explicit(&children, place->heap != NULL, memory_order_relaxed);
     }
     pthread_rwlock_unlock(&place->lock);
 }
@@ -144,6 +149,8 @@ static void require_bounds(const hak_heap_t *heap)
     STRESS_REQUIRE(usage.live_bytes <= usage.committed_bytes);
     STRESS_REQUIRE(usage.committed_bytes <= usage.peak_bytes);
     STRESS_REQUIRE(usage.tree_bytes <= usage.tree_peak_bytes);
+    STRESS_REQUIRE(usage.committed_bytes <= usage.tree_committed_bytes);
+    STRESS_REQUIRE(usage.tree_committed_bytes <= usage.committed_limit);
     atomic_fetch_add_explicit(&looks, 1, memory_order_relaxed);
 }
 
@@ -152,6 +159,8 @@ static void *read_usage(void *arg)
     (void)arg;
     while (!stress_is_over()) {
         require_bounds(root);
+        /* As it is, and not as usage shows it, inside of its bound. */
+        STRESS_REQUIRE(load_relaxed(&root->ledger->of[FOOTPRINT].sum) <= COMMITTED);
         for (unsigned i = 0; i < PARENTS; i++) require_bounds(parents[i]);
     }
     return NULL;
@@ -163,7 +172,9 @@ static void *change_limits(void *arg)
     (void)arg;
     while (!stress_is_over()) {
         hak_limits_t limits = {.struct_size = sizeof limits,
-                               .live_limit = LIMIT / 2 + random_below(&randoms, LIMIT)};
+                               .live_limit = LIMIT / 2 + random_below(&randoms, LIMIT),
+                               .committed_limit =
+                                   COMMITTED_PARENT / 2 + random_below(&randoms, COMMITTED_PARENT)};
         int error = hak_heap_set_limits(parents[random_below(&randoms, PARENTS)], &limits);
         STRESS_REQUIRE(error == 0 || error == EBUSY);
         sched_yield();
@@ -188,6 +199,9 @@ static void end(unsigned threads)
     STRESS_REQUIRE(hak_heap_reset(root) == 0);
     hak_usage_t usage = {.struct_size = sizeof usage};
     STRESS_REQUIRE(hak_heap_usage(root, &usage) == 0 && usage.tree_bytes == 0);
+    STRESS_REQUIRE(usage.tree_committed_bytes == usage.committed_bytes);
+    STRESS_REQUIRE(usage.tree_committed_peak_bytes <= COMMITTED && usage.committed_bytes < HAK_MIB);
+    STRESS_REQUIRE(hak_heap_check(root) == 0 && ledger_is_sound(root->ledger));
     STRESS_REQUIRE(hak_heap_destroy(root) == 0);
 }
 
@@ -196,8 +210,9 @@ int main(int argc, char *argv[])
     stress_options_t options = stress_begin(argc, argv, 6);
     pthread_t workers[64], reader, changer;
     if (options.threads > 64) stress_fail("at most 64 threads");
-    root = counted(NULL, 3 * (size_t)LIMIT, 0, on_pressure);
-    for (unsigned i = 0; i < PARENTS; i++) parents[i] = counted(root, LIMIT, (int)i & 1, NULL);
+    root = create(NULL, 3 * (size_t)LIMIT, COMMITTED, 0);
+    for (unsigned i = 0; i < PARENTS; i++)
+        parents[i] = create(root, LIMIT, COMMITTED_PARENT, (int)i & 1);
     for (unsigned t = 0; t < options.threads; t++)
         for (unsigned i = 0; i < PLACES; i++) pthread_rwlock_init(&places[t][i].lock, NULL);
     for (unsigned t = 0; t < options.threads; t++) start(&workers[t], work, places[t]);
@@ -208,8 +223,10 @@ int main(int argc, char *argv[])
     pthread_join(reader, NULL);
     pthread_join(changer, NULL);
     end(options.threads);
-    printf("%zu children, %zu moves, %zu refusals, %zu callbacks, %zu frees by others, %zu looks\n",
-           (size_t)children, (size_t)moved, (size_t)refused, (size_t)pressed, (size_t)freed,
-           (size_t)looks);
+    printf("%zu children, %zu moves, %zu refusals, %zu callbacks, %zu soft limits passed, %zu "
+           "frees by "
+           "others, %zu looks\n",
+           (size_t)children, (size_t)moved, (size_t)refused, (size_t)pressed, (size_t)passed,
+           (size_t)freed, (size_t)looks);
     return 0;
 }

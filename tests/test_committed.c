@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <criterion/criterion.h>
 
@@ -57,11 +59,21 @@ static hak_usage_t usage_of(const hak_heap_t *heap)
 
 static size_t used(const hak_heap_t *heap) { return usage_of(heap).tree_committed_bytes; }
 
+/* Of a heap that no other thread uses: the ledger was told, and keeps, what it has in use. */
+static void settled(const hak_heap_t *heap)
+{
+    size_t footprint = heap_footprint(heap);
+    cr_assert(load_relaxed(&heap->ledger->footprint) == footprint);
+    cr_assert(load_relaxed(&heap->ledger->of[FOOTPRINT].lease) == footprint);
+}
+
 /* What the heap says of itself, by figures of its own. */
 static void prove(hak_heap_t *heap)
 {
     hak_heap_stats_t stats = {.struct_size = sizeof stats};
     cr_assert(hak_heap_check(heap) == 0 && ledger_is_sound(heap->ledger));
+    const measure_t *of = &heap->ledger->of[FOOTPRINT];
+    cr_assert(load_relaxed(&((measure_t *)(uintptr_t)of)->sum) <= usage_of(heap).committed_limit);
     cr_assert(hak_heap_stats(heap, &stats) == 0);
     cr_assert(usage_of(heap).committed_bytes <= stats.committed_bytes);
     cr_assert(usage_of(heap).committed_bytes >= stats.live_bytes);
@@ -159,6 +171,25 @@ Test(committed, small_heaps_use_what_was_freed)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+/* What a trim and a reset give back of a heap that owns no SuperSlab. */
+Test(committed, regions_and_runs_of_the_nursery_go_back)
+{
+    static void *blocks[MOST];
+    hak_heap_t *heap = bounded(NULL, 300 << 10, HAK_LEVEL_FAST);
+    for (size_t round = 0; round < 2; round++) {
+        size_t count = fill(heap, 100, blocks);
+        settled(heap);
+        if (round) break;
+        empty(heap, 100, blocks, count);
+        (void)hak_heap_trim(heap, 0);
+        cr_assert(used(heap) < 64 << 10);
+        settled(heap), prove(heap);
+    }
+    cr_assert(used(heap) > 250 << 10 && hak_heap_reset(heap) == 0 && used(heap) < 64 << 10);
+    settled(heap), prove(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* Free pages and caches of one heap are room for another below the same limit. */
 static void room_of_neighbours(hak_level_t level)
 {
@@ -206,6 +237,7 @@ Test(committed, pages_from_the_reserve_count)
     cr_assert(used(heap) >= 900 << 10);
     prove(heap);
     hak_heap_free(heap, block);
+    cr_assert(used(heap) >= 900 << 10, "free pages count as long as they are there");
     cr_assert(hak_heap_trim(heap, 0) > 0 && used(heap) < 64 << 10);
     cr_assert(hak_heap_destroy(heap) == 0);
 }
@@ -305,6 +337,24 @@ Test(committed, a_soft_limit_is_not_told_at_each_call)
     cr_assert((block = hak_heap_realloc(heap, block, 21 << 20)) != NULL);
     cr_assert(heard.calls == 2 && other.calls == 1, "%zu %zu", heard.calls, other.calls);
     cr_assert(hak_heap_destroy(root) == 0);
+}
+
+/* It is a limit of what is live, not of the memory for that. */
+Test(committed, a_soft_limit_is_none_of_the_footprint)
+{
+    heard_t heard = {0};
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.soft_limit = 60000;
+    config.region_bytes = 1;
+    config.on_pressure = hear;
+    config.pressure_ctx = &heard;
+    hak_heap_t *heap = hak_heap_create(&config);
+    for (size_t bytes = 16; bytes <= 4096; bytes *= 2) {
+        cr_assert(hak_heap_malloc(heap, bytes) != NULL);
+        (void)hak_heap_flush(heap);
+    }
+    cr_assert(used(heap) > 120000 && heard.calls == 0, "%zu", used(heap));
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* Another heap's soft limit is not told inside of a callback, and is not forgotten. */
@@ -539,6 +589,7 @@ static void play(uint64_t seed)
         place_t *place = &forest->places[random_below(&forest->randoms, HEAPS)];
         if (random_below(&forest->randoms, 50) == 0) change(forest, place);
         else ask(forest, place, &place->items[random_below(&forest->randoms, HELD)]);
+        settled(place->heap);
         prove_all(forest);
     }
     cr_assert(forest->refused > 10, "%zu", forest->refused);
@@ -566,9 +617,12 @@ static void run_refused(hak_heap_t *heap, fake_call_t call, long k, long times)
     fake_os_use();
     fake_os_refuse(call, k, times);
     for (size_t i = 0; i < SIZES; i++) {
-        if ((blocks[i] = hak_heap_malloc(heap, sizes[i])) == NULL) continue;
+        blocks[i] = hak_heap_malloc(heap, sizes[i]);
+        settled(heap);
+        if (!blocks[i]) continue;
         char *longer = hak_heap_realloc(heap, blocks[i], sizes[i] + sizes[i] / 2);
         if (longer) blocks[i] = longer;
+        settled(heap);
     }
     (void)usage_of(heap);
     for (size_t i = 0; i < SIZES; i++) hak_heap_free(heap, blocks[i]);
@@ -595,6 +649,51 @@ Test(committed, what_the_system_refuses_is_not_counted)
     }
 }
 
+/* Takes what the process has of granules and record pages, by heaps without limits. */
+static void use_up(hak_heap_t *others[], size_t most)
+{
+    size_t count = 0;
+    for (; count < most; count++) {
+        if ((others[count] = contract_heap(0, "other")) == NULL) break;
+        for (size_t bytes = 256 << 10; bytes > SMALL_MAX;)
+            if (!hak_heap_malloc(others[count], bytes)) bytes /= 2;
+    }
+    cr_assert(count < most);
+    for (size_t i = 0; i < count; i++)
+        while (hak_heap_malloc(others[i], 3000) != NULL) {
+        }
+}
+
+Test(committed, what_the_process_has_no_room_for_is_not_counted)
+{
+    enum { OTHERS = 1000, BOUNDED = 64 };
+    static hak_heap_t *others[OTHERS], *heaps[BOUNDED];
+    size_t refused[2] = {0};
+    /* Half of them have room for one more granule, and none for a SuperSlab. */
+    for (size_t i = 0; i < BOUNDED; i++)
+        heaps[i] = bounded(NULL, i % 2 ? 1 << 20 : 40 << 10, HAK_LEVEL_FAST);
+    fake_os_use();
+    fake_os_refuse(FAKE_COMMIT, 1, FAKE_FOREVER);
+    fake_os_refuse(FAKE_RESERVE, 1, FAKE_FOREVER);
+    use_up(others, OTHERS);
+    for (size_t i = 0; i < BOUNDED; i++) {
+        size_t before = used(heaps[i]);
+        refused[0] += hak_heap_malloc(heaps[i], 3000) == NULL;
+        settled(heaps[i]);
+        refused[1] += hak_heap_malloc(heaps[i], 40000) == NULL && used(heaps[i]) == before;
+        settled(heaps[i]);
+        while (hak_heap_malloc(heaps[i], 1000) != NULL) {
+        }
+        settled(heaps[i]);
+    }
+    cr_assert(refused[0] == BOUNDED && refused[1] > 0, "%zu %zu", refused[0], refused[1]);
+    fake_os_restore();
+    for (size_t i = 0; i < BOUNDED; i++) {
+        cr_assert(hak_heap_malloc(heaps[i], 3000) != NULL || i % 2 == 0);
+        prove(heaps[i]);
+    }
+}
+
 /* ---- Threads ---- */
 
 static hak_heap_t *shared, *children[3];
@@ -605,6 +704,8 @@ static void *look(void *arg)
     size_t looks = 0;
     (void)arg;
     for (; !over; looks++) {
+        /* As it is, and not as usage shows it, inside of its bound. */
+        cr_assert(load_relaxed(&shared->ledger->of[FOOTPRINT].sum) <= 8 << 20);
         (void)usage_of(shared);
         for (size_t i = 0; i < 3; i++) (void)usage_of(children[i]);
     }
@@ -650,17 +751,63 @@ Test(committed, a_heap_that_hammers_its_limit_causes_few_fences)
 {
     static void *blocks[MOST];
     hak_heap_t *heap = bounded(NULL, 3 << 20, HAK_LEVEL_FAST);
-    size_t count = fill(heap, 3000, blocks);
+    size_t count = fill(heap, 3000, blocks), known = 0;
     fake_os_use();
     for (size_t i = 0; i < 20000; i++) {
+        uint32_t stamp = heap->ledger->stamp;
+        bool squeezed = heap->ledger->squeezed;
         cr_assert(hak_heap_malloc(heap, 3000) == NULL);
+        if (i % 16 && squeezed && heap->ledger->squeezed) known += heap->ledger->stamp == stamp;
         if (i % 16) continue;
         hak_heap_free(heap, blocks[i % count]);
         cr_assert((blocks[i % count] = hak_heap_malloc(heap, 3000)) != NULL);
     }
     long fences = fake_os_calls(FAKE_FENCE);
     fake_os_restore();
-    cr_assert(fences <= 100, "%ld", fences);
+    cr_assert(fences <= 100 && known > 15000, "%ld fences, %zu known", fences, known);
     prove(heap);
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- fork ---- */
+
+static void *use_on(void *arg)
+{
+    while (!over) (void)use(arg);
+    return NULL;
+}
+
+/* Of a child: what other threads were doing is over, and all sums hold. */
+static int use_all(void)
+{
+    for (size_t i = 0; i < 3; i++) {
+        if (hak_heap_check(children[i]) || children[i]->coming) return 1;
+        void *block = hak_heap_malloc(children[i], 40000);
+        if (!block && hak_last_error() != HAK_ERROR_LIMIT) return 2;
+        hak_free(block);
+        (void)hak_heap_trim(children[i], 0);
+        if (heap_footprint(children[i]) != load_relaxed(&children[i]->ledger->of[FOOTPRINT].lease))
+            return 3;
+    }
+    if (!ledger_is_sound(shared->ledger)) return 4;
+    return hak_heap_destroy(shared) ? 5 : 0;
+}
+
+Test(committed, a_child_of_fork_has_the_sums)
+{
+    pthread_t users[2];
+    shared = bounded(NULL, 8 << 20, HAK_LEVEL_FAST);
+    for (size_t i = 0; i < 3; i++) children[i] = bounded(shared, (3 + i) << 20, HAK_LEVEL_FAST);
+    for (size_t i = 0; i < 2; i++)
+        cr_assert(pthread_create(&users[i], NULL, use_on, (void *)(i + 1)) == 0);
+    for (size_t i = 0; i < contract_work(60); i++) {
+        pid_t pid = fork();
+        if (pid == 0) _exit(use_all());
+        int status = -1;
+        cr_assert(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "%d", status);
+    }
+    over = true;
+    for (size_t i = 0; i < 2; i++) pthread_join(users[i], NULL);
+    for (size_t i = 0; i < 3; i++) prove(children[i]);
+    cr_assert(hak_heap_destroy(shared) == 0);
 }

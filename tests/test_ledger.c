@@ -202,7 +202,7 @@ Test(ledger, a_tight_heap_borrows_no_more_than_it_needs)
     cr_assert(!ledger_borrow(&leaf, 16, LEDGER_TIGHT_MS - 1).full);
     cr_assert(load_relaxed(&leaf.credit) == 0 && ledger_is_tight(&leaf));
     ledger_refund(&leaf, 64);
-    cr_assert(ledger_grab(&leaf, 16, 4) == 0, "each block is borrowed");
+    cr_assert(ledger_grab(&leaf, 16, 4) == 0 && !ledger_grab_one(&leaf, 16), "each is borrowed");
     /* What is left over goes back before more is borrowed. */
     cr_assert(!ledger_borrow(&leaf, 32, LEDGER_TIGHT_MS - 1).full && ledger_is_tight(&leaf));
     cr_assert(load_relaxed(&leaf.credit) == 0);
@@ -222,7 +222,7 @@ Test(ledger, a_refusal_holds_until_something_is_freed)
     join(&a, &root, LEDGER_NO_LIMIT);
     join(&b, &root, LEDGER_NO_LIMIT);
     cr_assert(take(&a, 512) && take(&b, 496));
-    uint64_t epoch = ledger_epoch();
+    uint64_t epoch = ledger_epoch(LIVE);
     recall_all(&a, &root, 0);
     note_refused(&a, &root, 32, epoch);
     borrowed_t refusal = ledger_borrow(&b, 32, 0);
@@ -230,15 +230,47 @@ Test(ledger, a_refusal_holds_until_something_is_freed)
     cr_assert(!ledger_borrow(&b, 17, 0).again, "less may fit");
     ledger_note_freed(&a);
     cr_assert(!ledger_borrow(&b, 32, 0).again, "what is freed may wait somewhere");
-    note_refused(&a, &root, 32, ledger_epoch());
+    note_refused(&a, &root, 32, ledger_epoch(LIVE));
     cr_assert(ledger_borrow(&b, 32, 0).again);
     ledger_refund(&a, 512);
     cr_assert(!ledger_borrow(&b, 32, 0).again);
     recall_all(&b, &root, 0);
     cr_assert(!ledger_borrow(&b, 32, 0).full);
-    note_refused(&b, &root, 16, ledger_epoch());
+    note_refused(&b, &root, 16, ledger_epoch(LIVE));
     cr_assert(set_limit(&root, 4096) && !ledger_borrow(&b, 2000, 0).again);
     cr_assert(load_relaxed(&root.of[LIVE].refusals) == 3);
+}
+
+static bool is_due(ledger_t *ledger)
+{
+    refused_t soft;
+    bool due = ledger_take_due(ledger, &soft);
+    cr_assert(!due || soft.on_pressure == ledger->own.on_pressure);
+    return due && !ledger_take_due(ledger, &soft);
+}
+
+/* A soft limit is passed by what is asked for, and not by what is borrowed ahead; and once more only
+ * after an eighth of it was free. */
+Test(ledger, a_soft_limit_is_due_once_each_time)
+{
+    ledger_t root = {.credit = 0};
+    hak_limits_t limits = {0, LEDGER_NO_LIMIT, LEDGER_NO_LIMIT, 8000};
+    cr_assert(ledger_join(&root, NULL, &limits, 9000) == LEDGER_DONE && !is_due(&root));
+    cr_assert(!ledger_borrow(&root, 16, 0).due && !is_due(&root));
+    cr_assert(!ledger_borrow(&root, 7984 - root.credit, 0).due && !is_due(&root));
+    ledger_return_credit(&root);
+    size_t live = ledger_live(&root);
+    cr_assert(ledger_borrow(&root, 8001 - live, 0).due);
+    cr_assert(ledger_borrow(&root, 16, 0).due && is_due(&root) && !is_due(&root));
+    ledger_return_credit(&root);
+    ledger_refund(&root, ledger_live(&root) - 7000);
+    ledger_return_credit(&root);
+    cr_assert(!ledger_borrow(&root, 1100, 0).due && !is_due(&root), "an eighth was not free");
+    ledger_return_credit(&root);
+    ledger_refund(&root, ledger_live(&root) - 6999);
+    ledger_return_credit(&root);
+    cr_assert(ledger_borrow(&root, 1100, 0).due && is_due(&root));
+    cr_assert(ledger_is_sound(&root));
 }
 
 /* What comes in by a move may have something to recall, and what goes leaves room. */
@@ -250,7 +282,7 @@ Test(ledger, a_refusal_ends_with_a_move)
     join(&b, NULL, LEDGER_NO_LIMIT);
     cr_assert(take(&a, 1000));
     recall_all(&a, &root, 0);
-    note_refused(&a, &root, 32, ledger_epoch());
+    note_refused(&a, &root, 32, ledger_epoch(LIVE));
     cr_assert(ledger_borrow(&a, 32, 0).again);
     cr_assert(move(&b, &root) == LEDGER_DONE && !ledger_borrow(&a, 32, 0).again);
 }
@@ -346,7 +378,7 @@ static int charge(int at, size_t bytes)
         borrowed_t refusal = ledger_borrow(&heaps[at], bytes, 0);
         if (!refusal.full) return -1;
         if (refusal.again || refusal.full == last) {
-            note_refused(&heaps[at], refusal.full, bytes, ledger_epoch());
+            note_refused(&heaps[at], refusal.full, bytes, ledger_epoch(LIVE));
             return (int)(refusal.full - heaps);
         }
         last = refusal.full;

@@ -65,7 +65,9 @@ typedef struct fuzz_header {
     uint8_t forks;   /* whether FUZZ_FORK does anything: odd */
     uint8_t slots;   /* blocks: 16 << modulo 10 */
     uint8_t sizes;   /* how many sizes there are; 0: all */
-    uint8_t limits;  /* odd: heaps count, under two roots with limits; the other bits say which */
+    uint8_t
+        limits; /* odd: heaps count, under two roots with limits; the other bits say which, and 0x40:
+                      * with limits of what is in use, too */
 } fuzz_header_t;
 
 _Static_assert(sizeof(fuzz_operation_t) == 8 && sizeof(fuzz_header_t) == 8, "read as they are");

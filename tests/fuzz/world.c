@@ -53,12 +53,20 @@ static hak_level_t level_of(unsigned number, unsigned choice)
 }
 
 static bool has_limits(void) { return world.header.limits & 1; }
+/* Whether what is in use has limits, too: then a request may be refused that the model has room for. */
+static bool has_footprints(void) { return has_limits() && world.header.limits & 0x40; }
 
 /* From a few KiB to half a GiB, or none. */
 static size_t limit_of(unsigned choice)
 {
     unsigned power = choice % 20;
     return power > 17 ? FUZZ_NO_LIMIT : ((size_t)4096 << power) + choice / 20 * 16;
+}
+
+/* Of a root: room for its heaps, and for some of their blocks. */
+static size_t footprint_of(unsigned root)
+{
+    return has_footprints() ? (size_t)(4 + 20 * root) << 20 : HAK_NO_LIMIT;
 }
 
 static void create(place_t *place, unsigned number, unsigned choice)
@@ -88,7 +96,8 @@ static void create(place_t *place, unsigned number, unsigned choice)
     place->heap = hak_heap_create(&config);
     place->lineage = atomic_fetch_add(&lineages, 1);
     place->live_blocks = place->live_bytes = 0;
-    if (!place->heap && !(errno == ENOMEM && world_may_refuse(before)))
+    bool full = has_footprints() && hak_last_error() == HAK_ERROR_LIMIT;
+    if (!place->heap && !(errno == ENOMEM && (full || world_may_refuse(before))))
         fuzz_fail("no heap, errno %d: %s", errno, hak_error_text(hak_last_error()));
 }
 
@@ -157,6 +166,8 @@ static void prove_usage(const place_t *place)
     FUZZ_REQUIRE(usage.live_bytes <= usage.tree_bytes && usage.tree_bytes <= usage.live_limit);
     FUZZ_REQUIRE(usage.live_bytes <= usage.committed_bytes);
     FUZZ_REQUIRE(usage.committed_bytes <= usage.peak_bytes);
+    FUZZ_REQUIRE(usage.committed_bytes <= usage.tree_committed_bytes);
+    FUZZ_REQUIRE(usage.tree_committed_bytes <= usage.committed_limit);
     if (!world.shared) FUZZ_REQUIRE(usage.tree_bytes >= (size_t)place->live_bytes);
 }
 
@@ -213,14 +224,15 @@ bool world_fits(const place_t *place, int64_t bytes, bool expected)
     if (!has_limits() || world.shared) return expected;
     size_t here = (size_t)(place->live_bytes + bytes);
     size_t below = (size_t)((int64_t)live_below(place->root) + bytes);
-    return bytes <= 0 || (here <= place->limit && below <= world.root[place->root].limit);
+    bool fits = bytes <= 0 || (here <= place->limit && below <= world.root[place->root].limit);
+    return fits && has_footprints() ? expected : fits;
 }
 
 /* What a call on a tree says where the model knows better, or not. */
 static void judge(int error, bool fits, unsigned refusals, int refused)
 {
     FUZZ_REQUIRE(error == 0 || error == refused || error == EAGAIN);
-    if (world.shared || world_may_refuse(refusals)) return;
+    if (world.shared || world_may_refuse(refusals) || (fits && has_footprints())) return;
     if ((error == 0) != fits) fuzz_fail("a tree says %d where it fits: %d", error, fits);
 }
 
@@ -231,7 +243,8 @@ void world_limit(place_t *place, const fuzz_operation_t *operation)
     root_t *root = &world.root[place->root];
     if (of_root && world.shared) return;
     hak_limits_t limits = {.struct_size = sizeof limits,
-                           .live_limit = limit_of(operation->choice / 2)};
+                           .live_limit = limit_of(operation->choice / 2),
+                           .committed_limit = of_root ? footprint_of(place->root) : 0};
     size_t live = of_root ? live_below(place->root) : (size_t)place->live_bytes;
     unsigned before = atomic_load(&world.refusals);
     int error = hak_heap_set_limits(of_root ? root->heap : place->heap, &limits);
@@ -257,6 +270,7 @@ static void make_roots(void)
         hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
         config.name = "root";
         config.live_limit = world.root[i].limit = limit_of(world.header.limits / 4 + 5 + i);
+        config.committed_limit = footprint_of(i);
         world.root[i].heap = hak_heap_create(&config);
         FUZZ_REQUIRE(world.root[i].heap != NULL);
     }
@@ -268,6 +282,8 @@ static void end_roots(void)
     for (unsigned i = 0; has_limits() && i < WORLD_ROOTS; i++) {
         hak_usage_t usage = {.struct_size = sizeof usage};
         FUZZ_REQUIRE(hak_heap_usage(world.root[i].heap, &usage) == 0 && usage.tree_bytes == 0);
+        FUZZ_REQUIRE(usage.tree_committed_bytes == usage.committed_bytes);
+        FUZZ_REQUIRE(usage.tree_committed_peak_bytes <= usage.committed_limit);
         FUZZ_REQUIRE(hak_heap_destroy(world.root[i].heap) == 0);
     }
 }
