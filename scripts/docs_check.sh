@@ -15,12 +15,22 @@ check() (
         echo "$1: \`$2\` $3"
         bad=$((bad + 1))
     }
+    # shellcheck disable=SC2034 # has_name reads them by reference
+    # The names of each place, read once: `code` has those of include/ and src/, `all` those of the rest, too.
+    local -A code=() all=()
+    names_of() { grep -rohE --exclude='*.md' '\b(hak|HAK|HAKHEAP)_[A-Za-z0-9_]+' -- "$@" 2> /dev/null | sort -u || true; }
+    # shellcheck disable=SC2034 # likewise
+    while read -r name; do code[$name]=1 all[$name]=1; done < <(names_of include src)
+    # shellcheck disable=SC2034 # likewise
+    while read -r name; do all[$name]=1; done < <(names_of Makefile scripts tests bench)
     # A name that ends in * stands for all that begin so.
-    has_name() {
-        local pattern="\\b$1\\b"
-        [[ $1 != *'*' ]] || pattern="\\b${1%\*}"
-        shift
-        grep -rqE --exclude='*.md' -e "$pattern" -- "$@" 2> /dev/null
+    has_name() { # <code or all> <name>
+        local -n names=$1
+        if [[ $2 == *'*' ]]; then
+            printf '%s\n' "${!names[@]}" | grep -q "^${2%\*}"
+        else
+            [ -n "${names[$2]:-}" ]
+        fi
     }
 
     files=()
@@ -35,21 +45,22 @@ check() (
     while IFS=: read -r file line span; do
         read -ra words <<< "${span//\`/}"
         for word in "${words[@]}"; do
-            path=$(sed -E 's/^\.\///; s/[,;.]+$//; s/:[0-9]+$//; s/<[a-z]+>/*/g' <<< "$word")
+            path=${word#./}
             case $path in
             src/* | include/* | bench/* | tests/* | scripts/* | examples/* | docs/* | packaging/* | .ci/*)
+                path=$(sed -E 's/[,;.]+$//; s/:[0-9]+$//; s/<[a-z]+>/*/g' <<< "$path")
                 checked=$((checked + 1))
                 compgen -G "$path" > /dev/null || complain "$file:$line" "$path" "does not exist"
                 ;;
             esac
         done
+        [[ $span == *hak_* || $span == *HAK* ]] || continue
         while read -r name; do
             checked=$((checked + 1))
             case $name in
-            hak_*) places=(include src) ;;
-            *) places=(include src Makefile scripts tests bench) ;;
+            hak_*) has_name code "$name" || complain "$file:$line" "$name" "is nowhere in include/ and src/" ;;
+            *) has_name all "$name" || complain "$file:$line" "$name" "is nowhere in the code, the Makefile and scripts" ;;
             esac
-            has_name "$name" "${places[@]}" || complain "$file:$line" "$name" "is nowhere in ${places[*]}"
         done < <(grep -oE '\b(hak|HAK|HAKHEAP)_[A-Za-z0-9_]+\*?' <<< "$span" || true)
     done < <(grep -noHE '`[^`]+`' "${files[@]}" || true)
 

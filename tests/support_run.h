@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdlib.h>
 
 /* HAK_TEST_ROOT, HAK_TEST_BUILD: the tree, and the directory of this build of it. Written by the
  * Makefile. */
@@ -32,6 +33,15 @@ void run_program(run_result_t *out, unsigned seconds, const char *const argv[]);
 /* Whether this build needs a sanitizer's runtime, which programs that a test builds would lack. gcc
  * says nothing of UndefinedBehaviorSanitizer, but the directory does. */
 bool run_is_instrumented(void);
+
+/* Skips a test that is the same in each mode and build, such as one that reads texts or starts
+ * compilers: runs of the suites that are told to be quick (HAK_TEST_QUICK), and those with an
+ * instrument, leave it to the one that is neither. */
+#define RUN_ONCE()                                             \
+    do                                                         \
+        if (getenv("HAK_TEST_QUICK") || run_is_instrumented()) \
+            cr_skip_test("left to the run that is not quick"); \
+    while (0)
 
 /* HAK_TEST_SECONDS of the environment, else 2: how long a test that runs for a time should do
  * so. */

@@ -32,16 +32,9 @@ static bool present(const char *program)
     return result.status == 0;
 }
 
-/* All of it is the same in each mode: runs of the suites that are told to be quick leave it to the
- * one that is not. */
-static void once(void)
-{
-    if (getenv("HAK_TEST_QUICK")) cr_skip_test("left to the run that is not quick");
-}
-
 static void check(const char *name, const char *compiler)
 {
-    once();
+    RUN_ONCE();
     if (run_is_instrumented()) cr_skip_test("what an instrument has compiled needs its library");
     const char *const argv[] = {"scripts/packaging_check.sh", HAK_TEST_BUILD, name, compiler, NULL};
     run_program(&result, 200, argv);
@@ -85,7 +78,7 @@ Test(packaging, the_interface_is_the_committed_one)
  * installs. */
 Test(packaging, make_and_make_install)
 {
-    once();
+    RUN_ONCE();
     must_hold((const char *const[]){
         "env", "-u", "MAKEFLAGS", "-u", "MFLAGS", "-u", "MAKELEVEL", "bash", "-ec",
         "dir=$(mktemp -d); trap 'rm -rf \"$dir\"' EXIT\n"

@@ -69,6 +69,7 @@ Test(plugins, many_copies_of_the_library_load, .fini = clean)
 Test(plugins, musl_gets_a_library_that_works, .fini = clean)
 {
 #define MUSL_ARCHIVE "build/musl-gcc-release/libhakheap.a"
+    RUN_ONCE();
     run_program(&result, 30, (const char *const[]){"musl-gcc", "--version", NULL});
     if (result.status != 0) cr_skip_test("musl-gcc is not installed");
     RUN("env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", "-s", "CC=musl-gcc", "DEBUG=0",

@@ -33,6 +33,7 @@ static void each_compiles(const char *compiler, const char *language, const char
 {
     run_result_t result;
     bool is_c = strcmp(language, "c") == 0;
+    RUN_ONCE();
     run_program(&result, 10, (const char *const[]){compiler, "--version", NULL});
     if (result.status != 0) cr_skip_test("%s is not installed", compiler);
     for (size_t i = 0; i < CONTRACT_LENGTH(headers); i++) {

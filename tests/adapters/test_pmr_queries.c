@@ -31,6 +31,7 @@ static void queries_run(const char *compiler, const char *standard)
         "\"$@\" -O1 -Wall -Wextra -Wconversion -pedantic -Werror -pthread -Iinclude"
         " examples/pmr_queries.cpp \"$HAK_BUILD/libhakheap.a\" -o \"$dir/queries\" &&\n"
         "    \"$dir/queries\" --quick && \"$dir/queries\" --quick --allocator system";
+    RUN_ONCE();
     run_program(&result, 10, (const char *const[]){compiler, "--version", NULL});
     if (result.status != 0) cr_skip_test("%s is not installed", compiler);
     if (run_is_instrumented()) cr_skip_test("the library needs a sanitizer's runtime");
