@@ -40,12 +40,15 @@ Test(programs, integration_table_pairs_rounds, .timeout = 60)
 /* Nothing runs, and the script says so, where what it is told makes no sense. */
 Test(programs, integration_refuses_what_it_does_not_know, .timeout = 60)
 {
-    static const char *const wrong[][2] = {
-        {"--only", "no_such_program"}, {"--rounds", "0"}, {"--rounds", "many"}};
+    static const char *const wrong[][2] = {{"--only", "no_such_program"},
+                                           {"--only", "sqlite_preload"},
+                                           {"--rounds", "0"},
+                                           {"--rounds", "many"}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         static run_result_t result;
-        run_program(&result, 30, (const char *const[]){"scripts/integration.sh", "--no-install",
-                                                       wrong[i][0], wrong[i][1], NULL});
+        run_program(&result, 30,
+                    (const char *const[]){"scripts/integration.sh", "--no-install", wrong[i][0],
+                                          wrong[i][1], NULL});
         cr_assert(result.status == 2, "%s %s: %d, %s", wrong[i][0], wrong[i][1], result.status,
                   result.text);
         cr_assert(strstr(result.text, wrong[i][1]), "%s", result.text);
