@@ -388,7 +388,7 @@ abi-check abi-update:
 HEADERS := $(wildcard include/hakheap/*.h include/hakheap/*.hpp)
 PAGES   := $(wildcard packaging/man/*.3)
 # They lie as in the tree, so that their links hold.
-DOCUMENTS := LICENSE README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md $(wildcard docs/*.md examples/*.c examples/*.cpp examples/*.h)
+DOCUMENTS := LICENSE README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md $(wildcard docs/*.md docs/*.svg examples/*.c examples/*.cpp examples/*.h)
 
 # $(call below,DIRECTORY): the part of it below PREFIX; empty where it lies elsewhere.
 below = $(patsubst $(PREFIX)/%,%,$(filter $(PREFIX)/%,$(1)))

@@ -567,9 +567,10 @@ static void measure_runaway(void)
     pthread_join(thread, NULL);
     puts(ask(client, "STATS greedy"));
     printf("the runaway script: stopped at its quota %d times of %d, went on %d times; neighbours' "
-           "p99 %.0f us without it, %.0f us with it: %.2f x (quartiles %.2f and %.2f)\n",
+           "p99 %.0f us without it, %.0f us with it (medians of %d windows each), within a pair of "
+           "windows %.2f x (median; quartiles %.2f and %.2f)\n",
            stopped, PAIRS * RUNS, recovered, percentile(without, PAIRS, 0.5),
-           percentile(with, PAIRS, 0.5), percentile(ratios, PAIRS, 0.5),
+           percentile(with, PAIRS, 0.5), PAIRS, percentile(ratios, PAIRS, 0.5),
            percentile(ratios, PAIRS, 0.25), percentile(ratios, PAIRS, 0.75));
     free(times);
     hang_up(client);

@@ -180,7 +180,7 @@ typedef struct hak_heap_config {
  * @param config what to create, or NULL for defaults; read during the call only.
  * @return the heap, owned by the caller; NULL and `errno`: EINVAL (a struct size, flag, level or
  *         value that this version does not know, a parent that is destroyed or does not count, or
- *         limits that no request could meet: hak_last_error() says which),
+ *         limits that do not fit each other or an empty heap: hak_last_error() says which),
  *         E2BIG (the parent is the 32nd of its chain), ENOTSUP (HAK_LEVEL_HARDENED, or a system whose
  *         pages are not of 4096 bytes), ENOMEM (the system refused memory, or a `committed_limit`
  *         above: hak_heap_refused_by() of the parent says whose), EDEADLK (in a signal

@@ -21,6 +21,7 @@ unset MAKEFLAGS MAKELEVEL
 source bench/environment.sh
 
 rounds=1 quick=() only=() install=1 failed=0
+refuse() { echo "integration: $*" >&2 && exit 2; }
 while [ $# -gt 0 ]; do
     case $1 in
     --rounds) rounds=$2 && shift ;;
@@ -35,6 +36,13 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || refuse "--rounds $rounds: a number from 1 on is wanted"
+read -ra programs < <(make -s print-programs)
+for name in "${only[@]}"; do
+    [[ $name != *_preload && " ${programs[*]} sqlite_shell speedtest1 " == *" $name "* ]] ||
+        refuse "--only $name: there is no such program"
+done
+
 out=build/integration built=build/release/examples
 mkdir -p "$out"
 skip() { echo "SKIPPED: $*" | tee -a "$out/skipped"; }
@@ -47,7 +55,7 @@ make -s -j"$(nproc)" CC=gcc DEBUG=0 COUNTERS=0 SANITIZE= programs | tee -a "$out
 # What runs: a name, and its command. Programs of our own get the options of examples/measure.h, others are told by
 # sqlite_preload.so, and have their standard input in `foreign`.
 declare -A commands=() foreign=()
-for program in $(make -s print-programs); do
+for program in "${programs[@]}"; do
     if [[ $program != *_preload ]] && wanted "$program" && [ -x "$built/$program" ]; then
         commands[$program]=$built/$program
     fi
@@ -113,6 +121,10 @@ if [ -e "$built/sqlite_preload.so" ]; then
     else
         skip "speedtest1: its source does not build"
     fi
+else
+    for name in sqlite_shell speedtest1; do
+        ! wanted "$name" || skip "$name: sqlite_preload is not built"
+    done
 fi
 
 # The sides: an allocator, and the library that is preloaded for it.

@@ -12,6 +12,9 @@ import sys
 from collections import defaultdict
 
 
+ENOUGH = 9  # rounds
+
+
 def quartiles(values):
     """The median and both quartiles; of one value, that value."""
     if len(values) < 2:
@@ -26,7 +29,9 @@ def text(values, scale=1.0, digits=3):
 
 def print_program(name, sides):
     """sides: allocator -> round -> row."""
-    print(f"\n{name}, {max(len(rounds) for rounds in sides.values())} rounds: median [quartiles]")
+    rounds = max(len(rounds) for rounds in sides.values())
+    few = "" if rounds >= ENOUGH else f" (fewer than {ENOUGH}: shows that it runs, compares nothing)"
+    print(f"\n{name}, {rounds} rounds{few}: median [quartiles]")
     print(f"  {'':10} {'seconds':26} {'a second':30} {'peak MiB':24} {'idle MiB':24}")
     for allocator in sorted(sides, key=lambda side: (side != "hakheap", side)):
         rows = list(sides[allocator].values())
@@ -41,7 +46,7 @@ def print_program(name, sides):
     ratios = [float(sides[best][each]["seconds"]) / float(row["seconds"])
               for each, row in sides["hakheap"].items() if each in sides[best]]
     if ratios:
-        print(f"  best peer / hakheap: {text(ratios)} ({best})")
+        print(f"  best peer / hakheap: {text(ratios)} ({best}); above 1: hakheap is faster")
 
 
 def main():

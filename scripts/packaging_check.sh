@@ -69,7 +69,7 @@ files() { # <options of make>...: everything is there, and nothing is left
     make_in_tree install "$@"
     local at=$stage$prefix libdir=$stage$lib each
     for each in include/hakheap.h share/man/man3/{hakheap,hak_heap_create,hak_heap_trim}.3 \
-        share/doc/hakheap/{LICENSE,README.md,CHANGELOG.md,docs/design.md,examples/hello.c}; do
+        share/doc/hakheap/{LICENSE,README.md,CHANGELOG.md,docs/design.md,docs/heaps.svg,examples/hello.c}; do
         [ -f "$at/$each" ] || die "no $each"
     done
     (cd "$root/include" && find . -name '*.h*') | while read -r each; do
@@ -135,6 +135,7 @@ END
 }
 
 one_file() { # twice, from the tree: the same bytes
+    local each
     "$root/scripts/single.py" "$scratch/once"
     "$root/scripts/single.py" "$user"
     cmp "$scratch/once/hakheap.c" "$user/hakheap.c"
@@ -145,6 +146,12 @@ one_file() { # twice, from the tree: the same bytes
     runs program static
     as_user "$compiler" "${warnings[@]}" -I. -static program.c hakheap.o -pthread -o whole 2> /dev/null
     runs whole static
+    # A program compiles the file by its own standard.
+    for each in c11 c17 gnu17; do
+        as_user "$compiler" -std=$each -O3 "${warnings[@]}" -I. program.c hakheap.c -pthread -o by_standard ||
+            die "-std=$each does not do"
+        runs by_standard static
+    done
 }
 
 static=() sysroot=()

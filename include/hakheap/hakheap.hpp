@@ -8,7 +8,8 @@
  * their number; destructors of objects in it do not run. So a whole graph of objects may be left to
  * its heap, where their destructors would do no more than free.
  * **Threads.** Any thread may use any of these, except that hak::scope belongs to its thread.
- * **Errors.** What cannot be allocated throws std::bad_alloc; hak_last_error() says why.
+ * **Errors.** What cannot be allocated throws std::bad_alloc; hak_last_error() says why. So the
+ * header needs exceptions, and RTTI for the equality of resources.
  */
 #ifndef HAKHEAP_HAKHEAP_HPP
 #define HAKHEAP_HAKHEAP_HPP
@@ -132,6 +133,8 @@ class resource : public std::pmr::memory_resource {
     explicit resource(hak_heap_t *heap) noexcept : heap_(heap) {}
     /** @param heap the heap, as above. */
     explicit resource(const heap &heap) noexcept : heap_(heap.get()) {}
+    /** An owner that ends here would take the heap along. */
+    explicit resource(heap &&) = delete;
 
     /** @return the heap. */
     [[nodiscard]] hak_heap_t *get() const noexcept { return heap_; }
@@ -177,6 +180,8 @@ template <typename T> class allocator {
     allocator(hak_heap_t *heap) noexcept : heap_(heap) {}
     /** @param heap the heap, as above. */
     allocator(const hak::heap &heap) noexcept : heap_(heap.get()) {}
+    /** An owner that ends here would take the heap along. */
+    allocator(hak::heap &&) = delete;
     /** @param other an allocator of another type, on the same heap. */
     template <typename U> allocator(const allocator<U> &other) noexcept : heap_(other.get()) {}
 
@@ -227,6 +232,8 @@ class [[nodiscard]] scope {
     explicit scope(hak_heap_t *heap) noexcept : outer_(hak_scope_enter(heap)) {}
     /** @param heap the heap. */
     explicit scope(const heap &heap) noexcept : outer_(hak_scope_enter(heap.get())) {}
+    /** An owner that ends here would take the heap along. */
+    explicit scope(heap &&) = delete;
     scope(const scope &) = delete;
     scope &operator=(const scope &) = delete;
     /** Leaves the scope. */

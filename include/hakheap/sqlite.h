@@ -56,7 +56,13 @@ static inline int hak_sqlite_init(void *heap)
     return hak_scope_set_default((hak_heap_t *)heap) == 0 ? SQLITE_OK : SQLITE_MISUSE;
 }
 
-static inline void hak_sqlite_shutdown(void *heap) { (void)heap; }
+/* The heap may be destroyed from here on: the default of the process must not be left at it. */
+static inline void hak_sqlite_shutdown(void *heap)
+{
+    hak_heap_t *outer = hak_scope_enter(NULL);
+    if (hak_scope_heap() == (hak_heap_t *)heap) (void)hak_scope_set_default(NULL);
+    hak_scope_leave(outer);
+}
 /** @endcond */
 
 /**
@@ -64,11 +70,13 @@ static inline void hak_sqlite_shutdown(void *heap) { (void)heap; }
  * mutex for each block: heaps count by themselves.
  * @param heap serves threads that are in no scope, from sqlite3_initialize() on: it becomes the
  *        process's default heap, see hak_scope_set_default(). It must live until after
- *        sqlite3_shutdown().
- * @return SQLITE_OK; SQLITE_MISUSE where SQLite is initialised already.
+ *        sqlite3_shutdown(), which leaves the process without a default, unless another was named
+ *        meanwhile.
+ * @return SQLITE_OK; SQLITE_MISUSE where SQLite is initialised already, or `heap` is NULL.
  */
 static inline int hak_sqlite_config(hak_heap_t *heap)
 {
+    if (!heap) return SQLITE_MISUSE;
     sqlite3_mem_methods methods = {
         hak_sqlite_malloc,  hak_sqlite_free, hak_sqlite_realloc,  hak_sqlite_usable,
         hak_sqlite_roundup, hak_sqlite_init, hak_sqlite_shutdown, heap};

@@ -40,7 +40,8 @@ static inline char *hak_xml2_strdup(const char *text)
 /**
  * Has libxml2 allocate by hak_scope_malloc() and its kind, and calls xmlInitParser(): what libxml2
  * keeps for the process comes from the default, whatever scope the caller is in. Once, before any
- * other call of libxml2, while no other thread uses it.
+ * other call of libxml2, while no other thread uses it: what malloc has given libxml2 before ends
+ * the process where libxml2 frees it, by code FOREIGN.
  * @return 0; -1: the process has no default heap, and nothing has changed, or libxml2 refuses.
  */
 static inline int hak_xml2_install(void)

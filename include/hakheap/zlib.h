@@ -6,7 +6,9 @@
  * **Ownership.** The heap stays the caller's. It goes after deflateEnd() or inflateEnd(), or in
  * their place: a stream owns nothing else.
  * **Threads.** Streams of one heap may work on several threads at once.
- * **Refusal.** A refused request is Z_MEM_ERROR, and nothing of the stream is left.
+ * **Refusal.** A refused request is Z_MEM_ERROR. Where it is deflateInit(), inflateInit() or a copy
+ * that fails, nothing of the stream is left. inflate() allocates, too: where it fails so, the stream
+ * is only good for inflateEnd() or inflateReset().
  * **Traps.** zlib reads the fields when it initialises the stream: later is too late, and a free
  * goes to the heap then named. deflateCopy() and inflateCopy() put the copy into the heap of its
  * source. gzopen() and its kind, compress() and uncompress() take no hook and use malloc.

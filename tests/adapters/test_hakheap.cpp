@@ -20,6 +20,11 @@ static_assert(std::is_nothrow_move_assignable_v<hak::heap>);
 static_assert(!std::is_copy_constructible_v<hak::heap> && !std::is_copy_assignable_v<hak::heap>);
 static_assert(!std::is_copy_constructible_v<hak::scope>);
 static_assert(!std::allocator_traits<hak::allocator<int>>::is_always_equal::value);
+/* A heap that ends with the expression would leave what allocates without one. */
+static_assert(!std::is_constructible_v<hak::resource, hak::heap>);
+static_assert(!std::is_constructible_v<hak::allocator<int>, hak::heap>);
+static_assert(!std::is_constructible_v<hak::scope, hak::heap>);
+static_assert(std::is_constructible_v<hak::allocator<int>, const hak::heap &>);
 using ints_t = std::vector<int, hak::allocator<int>>;
 static_assert(std::is_nothrow_move_assignable_v<ints_t>);
 static_assert(std::is_nothrow_swappable_v<ints_t>);
@@ -66,6 +71,29 @@ Test(hakheap_hpp, an_owner_gives_and_takes_heaps)
         cr_assert(owner.get() == raw && !none);
     }
     cr_assert(hak_heap_close(raw) == EINVAL);
+}
+
+/* An owner that has none: what asks it gets an exception, and an end is none. */
+Test(hakheap_hpp, what_is_moved_from_gives_nothing)
+{
+    hak::heap a = make(1), b = std::move(a);
+    hak::resource of_none(a);
+    hak::allocator<int> ints(a);
+    int thrown = 0;
+    try {
+        (void)of_none.allocate(1, 4096);
+    } catch (const std::bad_alloc &) {
+        thrown += hak_last_error() == HAK_ERROR_ARGUMENT;
+    }
+    try {
+        (void)ints.allocate(1);
+    } catch (const std::bad_alloc &) {
+        thrown += hak_last_error() == HAK_ERROR_ARGUMENT;
+    }
+    cr_assert(thrown == 2 && ints != hak::allocator<int>(b));
+    a = std::move(b);
+    cr_assert(a && !b);
+    adapter_require_empty(a.get());
 }
 
 Test(hakheap_hpp, what_create_refuses_is_thrown)

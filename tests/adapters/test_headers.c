@@ -49,6 +49,7 @@ static void each_compiles(const char *compiler, const char *language, const char
 Test(headers, c11_gcc) { each_compiles("gcc", "c", "-std=c11"); }
 Test(headers, c11_clang) { each_compiles("clang", "c", "-std=c11"); }
 Test(headers, c17_gcc) { each_compiles("gcc", "c", "-std=c17"); }
+Test(headers, c17_clang) { each_compiles("clang", "c", "-std=c17"); }
 Test(headers, cpp17_gcc) { each_compiles("g++", "c++", "-std=c++17"); }
 Test(headers, cpp17_clang) { each_compiles("clang++", "c++", "-std=c++17"); }
 Test(headers, cpp20_gcc) { each_compiles("g++", "c++", "-std=c++20"); }

@@ -101,6 +101,7 @@ Test(sqlite, methods_keep_their_contract)
     sqlite3_free(NULL);
     /* The largest sizes of type int. */
     cr_assert(hak_sqlite_roundup(0x7fffffff) == 0x7ffffff8);
+    cr_assert(hak_sqlite_usable(NULL) == 0 && hak_sqlite_malloc(-1) == NULL);
     void *most = sqlite3_malloc64(0x7ffffeff);
     if (most) cr_assert(sqlite3_msize(most) >= 0x7ffffeff && sqlite3_msize(most) <= 0x7fffffff);
     sqlite3_free(most);
@@ -120,6 +121,64 @@ Test(sqlite, a_destroyed_heap_is_none_to_start_with)
     cr_assert(hak_sqlite_config(base) == SQLITE_OK);
     cr_assert(hak_heap_destroy(base) == 0);
     cr_assert(sqlite3_initialize() == SQLITE_MISUSE);
+}
+
+Test(sqlite, no_heap_is_none_to_start_with)
+{
+    hak_heap_t *before = contract_heap(0, "before");
+    cr_assert(hak_scope_set_default(before) == 0);
+    cr_assert(hak_sqlite_config(NULL) == SQLITE_MISUSE);
+    cr_assert(hak_scope_heap() == before);
+    cr_assert(hak_scope_set_default(NULL) == 0 && hak_heap_destroy(before) == 0);
+}
+
+/* Its heap may be destroyed after the shutdown, so it must not be left as the process's default; and
+ * SQLite starts again with it, or with another. */
+Test(sqlite, shutdown_gives_the_default_back)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        base = contract_heap(level, "sqlite");
+        cr_assert(hak_sqlite_config(base) == SQLITE_OK);
+        for (int i = 0; i < 3; i++) {
+            cr_assert(sqlite3_initialize() == SQLITE_OK && hak_scope_heap() == base);
+            sqlite3 *db = open_in(NULL);
+            cr_assert(fill(db, NULL, 100) == SQLITE_OK && sqlite3_close(db) == SQLITE_OK);
+            /* Also in a scope, which is left alone. */
+            hak_heap_t *scope = contract_heap(1, "scope"), *outer = hak_scope_enter(scope);
+            cr_assert(sqlite3_shutdown() == SQLITE_OK && hak_scope_heap() == scope);
+            hak_scope_leave(outer);
+            cr_assert(hak_scope_heap() == NULL);
+            cr_assert(hak_heap_destroy_if_empty(scope, NULL) == 0);
+        }
+        cr_assert(hak_heap_destroy_if_empty(base, NULL) == 0);
+    }
+}
+
+/* A default that the program has named meanwhile is the program's. */
+Test(sqlite, shutdown_leaves_another_default)
+{
+    begin(0);
+    hak_heap_t *named = contract_heap(0, "named");
+    cr_assert(hak_scope_set_default(named) == 0);
+    cr_assert(sqlite3_shutdown() == SQLITE_OK && hak_scope_heap() == named);
+    cr_assert(hak_scope_set_default(NULL) == 0);
+    cr_assert(hak_heap_destroy(named) == 0 && hak_heap_destroy_if_empty(base, NULL) == 0);
+}
+
+/* What is worked on in another scope than it was opened in lies in two heaps, and is sound. */
+Test(sqlite, a_connection_may_be_used_in_another_scope)
+{
+    begin(0);
+    hak_heap_t *one = contract_heap(0, "one"), *two = contract_heap(1, "two");
+    sqlite3 *db = open_in(one);
+    cr_assert(fill(db, one, 300) == SQLITE_OK && fill(db, two, 3000) == SQLITE_OK);
+    cr_assert(contract_stats(two).live_bytes > 100000);
+    cr_assert(run(db, "delete from t where a % 2; vacuum") == SQLITE_OK);
+    cr_assert(count(db) == 1650);
+    cr_assert(sqlite3_close(db) == SQLITE_OK);
+    cr_assert(hak_heap_destroy_if_empty(one, NULL) == 0);
+    cr_assert(hak_heap_destroy_if_empty(two, NULL) == 0);
+    end();
 }
 
 Test(sqlite, a_scope_for_a_connection_holds_all_of_it)
