@@ -580,7 +580,7 @@ void ledger_leave(ledger_t *ledger)
     return_lease(ledger);
     give_back(ledger, FOOTPRINT, load_relaxed(&ledger->of[FOOTPRINT].lease));
     unlink_from_parent(ledger);
-    note_change();
+    if (ledger->height) note_change(); /* else it was refused, and makes no room */
     release();
 }
 
