@@ -144,9 +144,11 @@ static HAK_COLD void tell(const hak_heap_t *heap)
 {
     uint32_t here = tls_frame(__builtin_frame_address(0));
     refused_t soft;
+    told_t told;
+    told.count = 0;
     for (bool due = !tls_is_pressed(here); due;) {
         if (gate_enter(true) != GATE_IN) return;
-        due = ledger_take_due(heap->ledger, &soft);
+        due = ledger_take_due(heap->ledger, &told, &soft);
         gate_leave();
         if (!due) return;
         hak_tls.pressing = here;

@@ -321,13 +321,21 @@ void ledger_count_failed(ledger_t *ledger, unsigned why)
     release();
 }
 
+static bool is_told(const told_t *told, const ledger_t *ledger)
+{
+    for (size_t i = 0; i < told->count; i++)
+        if (told->at[i] == ledger) return true;
+    return false;
+}
+
 /* The lowest first. */
-bool ledger_take_due(ledger_t *ledger, refused_t *soft)
+bool ledger_take_due(ledger_t *ledger, told_t *told, refused_t *soft)
 {
     hold();
-    ledger_t *at = ledger;
-    while (at && at->passed != SOFT_DUE) at = at->parent;
+    ledger_t *at = told->count < LEDGER_DEPTH ? ledger : NULL;
+    while (at && (at->passed != SOFT_DUE || is_told(told, at))) at = at->parent;
     if (at) {
+        told->at[told->count++] = at;
         at->passed = SOFT_TOLD;
         *soft = at->own;
     }
