@@ -92,9 +92,10 @@ static void raise(_Atomic size_t *peak, size_t bytes)
     if (bytes > load_relaxed(peak)) store_relaxed(peak, bytes);
 }
 
-static void add_up(ledger_t *from, unsigned measure, size_t bytes)
+/* To all from one on, but for `end` and what is above it; NULL: up to the root. */
+static void add_up(ledger_t *from, const ledger_t *end, unsigned measure, size_t bytes)
 {
-    for (ledger_t *at = from; at; at = at->parent) {
+    for (ledger_t *at = from; at != end; at = at->parent) {
         measure_t *of = &at->of[measure];
         size_t sum = load_relaxed(&of->sum) + bytes;
         store_relaxed(&of->sum, sum);
@@ -112,9 +113,9 @@ static void calm(ledger_t *at, size_t live)
     if (live < soft - soft / LEDGER_CALM) at->passed = SOFT_BELOW;
 }
 
-static void take_off(ledger_t *from, unsigned measure, size_t bytes)
+static void take_off(ledger_t *from, const ledger_t *end, unsigned measure, size_t bytes)
 {
-    for (ledger_t *at = from; at; at = at->parent) {
+    for (ledger_t *at = from; at != end; at = at->parent) {
         size_t sum = load_relaxed(&at->of[measure].sum) - bytes;
         store_relaxed(&at->of[measure].sum, sum);
         if (HAK_UNLIKELY(at->passed != SOFT_BELOW) && measure == LIVE) calm(at, sum);
@@ -152,14 +153,14 @@ static void lend(ledger_t *ledger, unsigned measure, size_t bytes)
 {
     measure_t *of = &ledger->of[measure];
     store_relaxed(&of->lease, load_relaxed(&of->lease) + bytes);
-    add_up(ledger, measure, bytes);
+    add_up(ledger, NULL, measure, bytes);
 }
 
 static void give_back(ledger_t *ledger, unsigned measure, size_t bytes)
 {
     measure_t *of = &ledger->of[measure];
     store_relaxed(&of->lease, load_relaxed(&of->lease) - bytes);
-    take_off(ledger, measure, bytes);
+    take_off(ledger, NULL, measure, bytes);
 }
 
 /* What no block has goes back to the chain. */
@@ -635,12 +636,14 @@ ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, full_t *full)
     ledger_answer_t answer = may_move(ledger, parent, full);
     if (answer == LEDGER_DONE) {
         ledger_t *from = ledger->parent;
+        /* What is in its sum before and after never leaves it. */
+        const ledger_t *end = common(from, parent);
         unlink_from_parent(ledger);
         link_to(ledger, parent);
         for (unsigned measure = 0; measure < MEASURES; measure++) {
             size_t bytes = load_relaxed(&ledger->of[measure].sum);
-            take_off(from, measure, bytes);
-            add_up(parent, measure, bytes);
+            take_off(from, end, measure, bytes);
+            add_up(parent, end, measure, bytes);
         }
         note_change();
     }

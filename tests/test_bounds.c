@@ -53,6 +53,30 @@ Test(bounds, a_callback_that_changes_the_soft_limit_runs_once_for_a_request)
     cr_assert(hak_heap_destroy(heap) == 0);
 }
 
+static void count_call(void *ctx, hak_heap_t *full, size_t bytes)
+{
+    (void)full, (void)bytes;
+    ++*(size_t *)ctx;
+}
+
+/* What moves from one heap to another below a third is in that one's sum all the time. */
+Test(bounds, a_move_below_a_heap_does_not_pass_its_soft_limit)
+{
+    size_t calls = 0;
+    hak_heap_t *root = told(NULL, count_call, &calls, 4 << 20);
+    hak_heap_t *from = bounded(root, HAK_NO_LIMIT, 0), *to = bounded(root, HAK_NO_LIMIT, 0),
+               *heap = bounded(from, HAK_NO_LIMIT, 0);
+    cr_assert(hak_heap_malloc(heap, 5 << 20) != NULL && calls == 1);
+    cr_assert(hak_heap_move(heap, to) == 0 && hak_heap_malloc(heap, 2 << 20) != NULL);
+    cr_assert(calls == 1, "%zu", calls);
+    cr_assert(hak_heap_move(heap, root) == 0 && hak_heap_malloc(heap, 2 << 20) != NULL);
+    cr_assert(hak_heap_move(to, heap) == 0 && hak_heap_move(heap, NULL) == 0);
+    cr_assert(ledger_is_sound(root->ledger) && ledger_is_sound(heap->ledger));
+    cr_assert(hak_heap_move(heap, root) == 0 && hak_heap_malloc(heap, 2 << 20) != NULL);
+    cr_assert(calls == 2, "it was gone: %zu", calls);
+    cr_assert(hak_heap_destroy(root) == 0);
+}
+
 /* ---- Create ---- */
 
 /* A heap that is refused leaves nothing, and so makes no room: what is known of refusals stays. */
