@@ -162,12 +162,15 @@ static HAK_COLD void *malloc_pressed(hak_heap_t *heap, request_t *request, uint3
 {
     void *ptr = NULL;
     if (press(&request->refused, pointer_charge(request->size, request->alignment), error)) {
+        if (heap_is_closed(heap)) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
         (void)gate_enter(true);
         ptr = allocate_charged(heap, request);
         gate_leave();
     }
-    if (!ptr) count_failed(heap);
-    return ptr;
+    if (ptr) return ptr;
+    count_failed(heap);
+    errno = ENOMEM;
+    return NULL;
 }
 
 static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t alignment,
@@ -182,7 +185,7 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
     if (HAK_UNLIKELY(!ptr)) ptr = malloc_pressed(heap, &request, error);
     if (HAK_LIKELY(ptr)) hak_tls.last_error = error;
     if (HAK_UNLIKELY(request.due) && ptr) tell(heap);
-    errno = ptr ? before : ENOMEM;
+    if (HAK_LIKELY(ptr)) errno = before;
     return ptr;
 }
 

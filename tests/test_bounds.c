@@ -77,6 +77,33 @@ Test(bounds, a_move_below_a_heap_does_not_pass_its_soft_limit)
     cr_assert(hak_heap_destroy(root) == 0);
 }
 
+/* ---- Close ---- */
+
+static void close_heap(void *ctx, hak_heap_t *full, size_t bytes)
+{
+    (void)full, (void)bytes;
+    hak_free(*(void **)ctx);
+    cr_assert(hak_heap_close(hak_heap_of(((void **)ctx)[1])) == 0);
+}
+
+Test(bounds, a_heap_that_its_callback_closes_gives_no_block)
+{
+    void *blocks[2];
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.live_limit = 4 << 20;
+    config.on_pressure = close_heap;
+    config.pressure_ctx = blocks;
+    hak_heap_t *heap = hak_heap_create(&config);
+    for (size_t i = 0; i < 2; i++) cr_assert((blocks[i] = hak_heap_malloc(heap, 3 << 19)) != NULL);
+    errno = 0;
+    cr_assert(hak_heap_malloc(heap, 3 << 19) == NULL);
+    cr_assert(errno == ESHUTDOWN && hak_last_error() == HAK_ERROR_CLOSED);
+    hak_usage_t usage = {.struct_size = sizeof usage};
+    cr_assert(hak_heap_usage(heap, &usage) == 0 && usage.live_bytes == 3 << 19);
+    cr_assert(usage.failed_turned_away == 1 && usage.failed_here == 0);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* ---- Create ---- */
 
 /* A heap that is refused leaves nothing, and so makes no room: what is known of refusals stays. */
