@@ -4,6 +4,8 @@
 #include <criterion/criterion.h>
 
 #include "heap.h"
+#include "support_contract.h"
+#include "support_os.h"
 
 TestSuite(bounds, .timeout = 300);
 
@@ -102,6 +104,33 @@ Test(bounds, a_heap_that_its_callback_closes_gives_no_block)
     cr_assert(hak_heap_usage(heap, &usage) == 0 && usage.live_bytes == 3 << 19);
     cr_assert(usage.failed_turned_away == 1 && usage.failed_here == 0);
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+/* ---- realloc ---- */
+
+/* The block that a realloc leaves behind waits where the reserve has no room for it. Its charge is
+ * the other block's by then. */
+Test(bounds, a_block_that_waits_is_not_refunded_twice)
+{
+    enum { COUNT = PIECES_MOST + 8 };
+    static void *blocks[COUNT];
+    hak_heap_t *others = contract_heap(0, "others"), *heap = bounded(NULL, 64 << 20, 0);
+    for (size_t i = 0; i < COUNT; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(others, 2 << 20)) != NULL);
+    char *block = hak_heap_malloc(heap, 32 << 20);
+    fake_os_use();
+    fake_os_refuse(FAKE_UNMAP, 1, FAKE_FOREVER);
+    for (size_t i = 0; i < COUNT; i++) hak_heap_free(others, blocks[i]);
+    cr_assert((block = hak_heap_realloc(heap, block, 900 << 10)) != NULL);
+    cr_assert(remote_blocks(&heap->deferred) == 1);
+    fake_os_restore();
+    (void)hak_reserve_trim();
+    (void)hak_heap_flush(heap);
+    cr_assert(remote_blocks(&heap->deferred) == 0 && ledger_is_sound(heap->ledger));
+    cr_assert(ledger_live(heap->ledger) == hak_usable_size(block), "%zu",
+              ledger_live(heap->ledger));
+    cr_assert(hak_heap_malloc(heap, 64 << 20) == NULL);
+    cr_assert(hak_heap_destroy(heap) == 0 && hak_heap_destroy(others) == 0);
 }
 
 /* ---- Create ---- */
