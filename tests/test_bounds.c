@@ -133,6 +133,21 @@ Test(bounds, a_block_that_waits_is_not_refunded_twice)
     cr_assert(hak_heap_destroy(heap) == 0 && hak_heap_destroy(others) == 0);
 }
 
+/* What the process keeps is no heap's, and no room for one. */
+Test(bounds, a_realloc_that_a_limit_refuses_leaves_the_reserve)
+{
+    hak_heap_t *heap = bounded(NULL, 0, 8 << 20), *other = contract_heap(0, "other");
+    char *block = hak_heap_malloc(heap, 6 << 20);
+    char *left = hak_heap_malloc(other, 4 << 20);
+    memset(left, 1, 4 << 20);
+    hak_heap_free(other, left);
+    size_t kept = process_reserve.pieces.bytes;
+    cr_assert(block && kept >= 4 << 20);
+    cr_assert(hak_heap_realloc(heap, block, 9 << 20) == NULL);
+    cr_assert(process_reserve.pieces.bytes == kept, "%zu", process_reserve.pieces.bytes);
+    cr_assert(hak_heap_destroy(heap) == 0 && hak_heap_destroy(other) == 0);
+}
+
 /* ---- Create ---- */
 
 /* A heap that is refused leaves nothing, and so makes no room: what is known of refusals stays. */
