@@ -538,7 +538,8 @@ static bool make_room(hak_heap_t *heap, tried_t *tried, refused_t *refused)
     return done;
 }
 
-/* The block is charged already. It may grow in its place where there is no room for a second one. */
+/* The block is charged already. It may grow in its place where there is no room for a second one: then
+ * what refuses that has the last word, because another heap may be what refuses a second one. */
 static void *resize_bounded(const block_id_t *id, void *ptr, size_t size, refused_t *refused)
 {
     tried_t tried = {0};
@@ -547,6 +548,8 @@ static void *resize_bounded(const block_id_t *id, void *ptr, size_t size, refuse
         hak_tls.last_error = HAK_ERROR_NONE;
         at = resize_block(id, ptr, size);
         if (!at) at = move_charged(id->heap, id, ptr, size);
+        if (HAK_UNLIKELY(!at) && hak_tls.last_error == HAK_ERROR_LIMIT)
+            at = resize_block(id, ptr, size);
     } while (HAK_UNLIKELY(!at) && make_room(id->heap, &tried, refused));
     return at;
 }

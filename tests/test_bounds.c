@@ -133,6 +133,26 @@ Test(bounds, a_block_that_waits_is_not_refunded_twice)
     cr_assert(hak_heap_destroy(heap) == 0 && hak_heap_destroy(others) == 0);
 }
 
+/* A neighbour's free pages are in the way of a block that may grow in its place; that a copy has no
+ * room below the heap's own limit is not what is to be helped. */
+Test(bounds, what_a_neighbour_has_free_is_room_for_a_block_that_grows)
+{
+    hak_heap_t *root = bounded(NULL, 0, 18 << 20), *heap = bounded(root, 0, 10 << 20),
+               *other = bounded(root, 0, 0);
+    void *pages[10]; /* two in a SuperSlab */
+    for (size_t i = 0; i < CONTRACT_LENGTH(pages); i++)
+        cr_assert((pages[i] = hak_heap_malloc(other, 1 << 20)) != NULL);
+    for (size_t i = 0; i < CONTRACT_LENGTH(pages); i += 2) hak_heap_free(other, pages[i]);
+    char *block = hak_heap_malloc(heap, 6 << 20);
+    block[0] = 1;
+    hak_usage_t usage = {.struct_size = sizeof usage};
+    cr_assert(hak_heap_usage(root, &usage) == 0);
+    cr_assert(usage.tree_committed_bytes > 15 << 20, "%zu", usage.tree_committed_bytes);
+    block = hak_heap_realloc(heap, block, 9 << 20);
+    cr_assert(block != NULL && block[0] == 1, "%s", hak_error_text(hak_last_error()));
+    cr_assert(ledger_is_sound(root->ledger) && hak_heap_destroy(root) == 0);
+}
+
 /* What the process keeps is no heap's, and no room for one. */
 Test(bounds, a_realloc_that_a_limit_refuses_leaves_the_reserve)
 {
