@@ -130,7 +130,7 @@ static HAK_COLD void *reenter(hak_heap_t *heap)
 static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes, uint32_t error)
 {
     uint32_t here = tls_frame(__builtin_frame_address(0));
-    if (!refused->heap || !refused->on_pressure || tls_is_pressed(here)) return false;
+    if (!refused->heap || !refused->on_pressure || recall_is_pressed(here)) return false;
     hak_tls.pressing = here;
     hak_tls.last_error = error;
     refused->on_pressure(refused->ctx, refused->heap, bytes);
@@ -146,7 +146,7 @@ static HAK_COLD void tell(const hak_heap_t *heap)
     refused_t soft;
     told_t told;
     told.count = 0;
-    for (bool due = !tls_is_pressed(here); due;) {
+    for (bool due = !recall_is_pressed(here); due;) {
         if (gate_enter(true) != GATE_IN) return;
         due = ledger_take_due(heap->ledger, &told, &soft);
         gate_leave();

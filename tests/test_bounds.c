@@ -1,5 +1,7 @@
 /* Limits where calls meet: callbacks that change limits, moves, reallocs that a heap above refuses. */
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 
 #include <criterion/criterion.h>
 
@@ -182,4 +184,58 @@ Test(bounds, a_create_that_is_refused_changes_nothing)
     for (unsigned measure = 0; measure < MEASURES; measure++)
         cr_assert(ledger_epoch(measure) == before[measure]);
     cr_assert(hak_heap_destroy(root) == 0);
+}
+
+/* ---- A handler on a stack of its own ---- */
+
+enum { STACK = 1 << 18 };
+static hak_heap_t *full_heap;
+static size_t full_calls, in_handler;
+
+static void ask_in_handler(int number)
+{
+    (void)number;
+    in_handler += hak_heap_malloc(full_heap, 1 << 20) == NULL;
+}
+
+static void be_interrupted(void *ctx, hak_heap_t *full, size_t bytes)
+{
+    (void)ctx, (void)full, (void)bytes;
+    if (++full_calls > 1) return;
+    cr_assert(raise(SIGUSR1) == 0 && in_handler == 1);
+    cr_assert(hak_heap_malloc(full_heap, 1 << 20) == NULL);
+}
+
+static void *ask_beside(void *signal_stack)
+{
+    stack_t stack = {.ss_sp = signal_stack, .ss_size = STACK};
+    struct sigaction action = {.sa_handler = ask_in_handler, .sa_flags = SA_ONSTACK};
+    cr_assert(sigaltstack(&stack, NULL) == 0 && sigaction(SIGUSR1, &action, NULL) == 0);
+    cr_assert(hak_heap_malloc(full_heap, 1 << 20) == NULL && full_calls == 1, "%zu", full_calls);
+    cr_assert(hak_heap_malloc(full_heap, 1 << 20) == NULL && full_calls == 2, "%zu", full_calls);
+    return NULL;
+}
+
+/* The handler's stack lies above, where frames look as if the callback had been left, or below. */
+static void interrupt_callback(bool above)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    static _Alignas(4096) char stacks[2][STACK];
+    full_calls = in_handler = 0;
+    cr_assert(pthread_attr_init(&attributes) == 0);
+    cr_assert(pthread_attr_setstack(&attributes, stacks[!above], STACK) == 0);
+    cr_assert(pthread_create(&thread, &attributes, ask_beside, stacks[above]) == 0);
+    cr_assert(pthread_join(thread, NULL) == 0 && pthread_attr_destroy(&attributes) == 0);
+}
+
+Test(bounds, a_handler_that_interrupts_a_callback_calls_none)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.live_limit = 512 << 10;
+    config.on_pressure = be_interrupted;
+    full_heap = hak_heap_create(&config);
+    interrupt_callback(false);
+    interrupt_callback(true);
+    cr_assert(hak_heap_destroy(full_heap) == 0);
 }
