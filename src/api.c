@@ -538,8 +538,9 @@ static bool make_room(hak_heap_t *heap, tried_t *tried, refused_t *refused)
     return done;
 }
 
-/* The block is charged already. It may grow in its place where there is no room for a second one: then
- * what refuses that has the last word, because another heap may be what refuses a second one. */
+/* The block is charged already. It may grow in its place where there is no room for a second one:
+ * then what refuses that has the last word, because another heap may be what refuses a second
+ * one. */
 static void *resize_bounded(const block_id_t *id, void *ptr, size_t size, refused_t *refused)
 {
     tried_t tried = {0};

@@ -209,8 +209,8 @@ void ledger_note_again(ledger_t *ledger, unsigned measure, const borrowed_t *ref
 /* A request has failed. FAILED_TURNED: any thread, at any time; FAILED_HERE: a limit refused it, which
  * may be one above. */
 void ledger_count_failed(ledger_t *ledger, unsigned why);
-/* Whom a request has told of soft limits: each once, whatever a callback changes. Ledgers that may be
- * gone, only to compare; all zeros at first. */
+/* Whom a request has told of soft limits: each once, whatever a callback changes. Ledgers that may
+ * be gone, only to compare; all zeros at first. */
 typedef struct told {
     size_t count;
     const ledger_t *at[LEDGER_DEPTH];

@@ -1,4 +1,4 @@
-/* Limits where calls meet: callbacks that change limits, moves, reallocs that a heap above refuses. */
+/* Limits where calls meet: callbacks that change limits, moves, reallocs that are refused. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
