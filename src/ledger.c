@@ -87,7 +87,7 @@ static void unlink(ledger_t *parent, ledger_t *ledger)
 
 /* ---- Sums ---- */
 
-static void raise(_Atomic size_t *peak, size_t bytes)
+static void raise_to(_Atomic size_t *peak, size_t bytes)
 {
     if (bytes > load_relaxed(peak)) store_relaxed(peak, bytes);
 }
@@ -99,7 +99,7 @@ static void add_up(ledger_t *from, const ledger_t *end, unsigned measure, size_t
         measure_t *of = &at->of[measure];
         size_t sum = load_relaxed(&of->sum) + bytes;
         store_relaxed(&of->sum, sum);
-        raise(&of->peak, sum);
+        raise_to(&of->peak, sum);
         if (HAK_UNLIKELY(sum > load_relaxed(&at->soft)) && measure == LIVE &&
             at->passed == SOFT_BELOW)
             at->passed = SOFT_DUE;
@@ -357,7 +357,7 @@ hak_heap_t *ledger_refused_by(ledger_t *ledger)
 static void note_footprint(ledger_t *ledger, size_t footprint)
 {
     store_relaxed(&ledger->footprint, footprint);
-    raise(&ledger->most, footprint);
+    raise_to(&ledger->most, footprint);
 }
 
 bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
