@@ -130,7 +130,7 @@ static HAK_COLD void *reenter(hak_heap_t *heap)
 static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes, uint32_t error)
 {
     uint32_t here = tls_frame(__builtin_frame_address(0));
-    if (!refused->heap || !refused->on_pressure || tls_is_pressed(here)) return false;
+    if (!refused->heap || !refused->on_pressure || recall_is_pressed(here)) return false;
     hak_tls.pressing = here;
     hak_tls.last_error = error;
     refused->on_pressure(refused->ctx, refused->heap, bytes);
@@ -144,9 +144,11 @@ static HAK_COLD void tell(const hak_heap_t *heap)
 {
     uint32_t here = tls_frame(__builtin_frame_address(0));
     refused_t soft;
-    for (bool due = !tls_is_pressed(here); due;) {
+    told_t told;
+    told.count = 0;
+    for (bool due = !recall_is_pressed(here); due;) {
         if (gate_enter(true) != GATE_IN) return;
-        due = ledger_take_due(heap->ledger, &soft);
+        due = ledger_take_due(heap->ledger, &told, &soft);
         gate_leave();
         if (!due) return;
         hak_tls.pressing = here;
@@ -160,12 +162,15 @@ static HAK_COLD void *malloc_pressed(hak_heap_t *heap, request_t *request, uint3
 {
     void *ptr = NULL;
     if (press(&request->refused, pointer_charge(request->size, request->alignment), error)) {
+        if (heap_is_closed(heap)) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
         (void)gate_enter(true);
         ptr = allocate_charged(heap, request);
         gate_leave();
     }
-    if (!ptr) count_failed(heap);
-    return ptr;
+    if (ptr) return ptr;
+    count_failed(heap);
+    errno = ENOMEM;
+    return NULL;
 }
 
 static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t alignment,
@@ -180,7 +185,7 @@ static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t a
     if (HAK_UNLIKELY(!ptr)) ptr = malloc_pressed(heap, &request, error);
     if (HAK_LIKELY(ptr)) hak_tls.last_error = error;
     if (HAK_UNLIKELY(request.due) && ptr) tell(heap);
-    errno = ptr ? before : ENOMEM;
+    if (HAK_LIKELY(ptr)) errno = before;
     return ptr;
 }
 
@@ -533,7 +538,9 @@ static bool make_room(hak_heap_t *heap, tried_t *tried, refused_t *refused)
     return done;
 }
 
-/* The block is charged already. It may grow in its place where there is no room for a second one. */
+/* The block is charged already. It may grow in its place where there is no room for a second one:
+ * then what refuses that has the last word, because another heap may be what refuses a second
+ * one. */
 static void *resize_bounded(const block_id_t *id, void *ptr, size_t size, refused_t *refused)
 {
     tried_t tried = {0};
@@ -542,6 +549,8 @@ static void *resize_bounded(const block_id_t *id, void *ptr, size_t size, refuse
         hak_tls.last_error = HAK_ERROR_NONE;
         at = resize_block(id, ptr, size);
         if (!at) at = move_charged(id->heap, id, ptr, size);
+        if (HAK_UNLIKELY(!at) && hak_tls.last_error == HAK_ERROR_LIMIT)
+            at = resize_block(id, ptr, size);
     } while (HAK_UNLIKELY(!at) && make_room(id->heap, &tried, refused));
     return at;
 }

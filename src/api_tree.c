@@ -76,7 +76,7 @@ int hak_heap_set_limits(hak_heap_t *heap, const hak_limits_t *limits)
  * be over before the stack grows again. */
 hak_heap_t *hak_heap_refused_by(const hak_heap_t *heap)
 {
-    (void)tls_is_pressed(tls_frame(__builtin_frame_address(0)));
+    (void)recall_is_pressed(tls_frame(__builtin_frame_address(0)));
     if (enter(heap)) return NULL;
     hak_heap_t *full = ledger_refused_by(heap->ledger);
     gate_leave();

@@ -521,7 +521,7 @@ static size_t free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
 static size_t free_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
     char *base = large_base(large);
-    size_t bytes = large_bytes(large);
+    size_t bytes = large->charge_moved ? 0 : large_bytes(large);
     if (mapping_give(heap, large, LARGE_RELEASED, may_wait)) return bytes;
     defer(heap, base);
     return 0;
@@ -571,9 +571,15 @@ static bool lock_or_defer(hak_heap_t *heap, void *ptr)
     return true;
 }
 
+/* NULL: it is a mid one. */
+static large_t *large_at(const void *ptr)
+{
+    return registry_lookup(ptr) ? NULL : registry_range(ptr);
+}
+
 static size_t bytes_of_large(const void *ptr)
 {
-    large_t *large = registry_lookup(ptr) ? NULL : registry_range(ptr);
+    const large_t *large = large_at(ptr);
     return large ? large_bytes(large) : 0;
 }
 
@@ -611,6 +617,8 @@ void drain_charged(const block_id_t *id, void *ptr)
     } else {
         size_t bytes = bytes_of_large(ptr);
         lock_acquire(&heap->lock, RANK_HEAP);
+        /* Where the reserve is full it waits, and whoever frees it then refunds nothing. */
+        if (bytes) large_at(ptr)->charge_moved = true;
         (void)free_big(heap, ptr, true);
         lock_release(&heap->lock, RANK_HEAP);
         reserve_settle(&process_reserve, bytes);

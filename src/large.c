@@ -159,6 +159,7 @@ void large_add(large_set_t *set, large_t *large, void *heap, char *base, size_t 
     store_relaxed(&large->heap, heap);
     store_relaxed(&large->base, base);
     store_relaxed(&large->bytes, bytes);
+    large->charge_moved = false;
     large->prev = NULL;
     large->next = set->live;
     if (set->live) set->live->prev = large;

@@ -45,7 +45,8 @@ typedef struct large {
     char *_Atomic base;
     _Atomic size_t bytes; /* mapped and usable */
     asked_t asked;
-    parts_t parts; /* the mappings it is made of; written by its owner, inside the gate */
+    parts_t parts;     /* the mappings it is made of; written by its owner, inside the gate */
+    bool charge_moved; /* lock: HEAP; it is freed, and what it was charged another block is */
     /* large_state_t; LIVE -> FREED by compare-and-swap of the thread that frees it */
     _Atomic uint32_t state;
 } large_t;

@@ -87,18 +87,19 @@ static void unlink(ledger_t *parent, ledger_t *ledger)
 
 /* ---- Sums ---- */
 
-static void raise(_Atomic size_t *peak, size_t bytes)
+static void raise_to(_Atomic size_t *peak, size_t bytes)
 {
     if (bytes > load_relaxed(peak)) store_relaxed(peak, bytes);
 }
 
-static void add_up(ledger_t *from, unsigned measure, size_t bytes)
+/* To all from one on, but for `end` and what is above it; NULL: up to the root. */
+static void add_up(ledger_t *from, const ledger_t *end, unsigned measure, size_t bytes)
 {
-    for (ledger_t *at = from; at; at = at->parent) {
+    for (ledger_t *at = from; at != end; at = at->parent) {
         measure_t *of = &at->of[measure];
         size_t sum = load_relaxed(&of->sum) + bytes;
         store_relaxed(&of->sum, sum);
-        raise(&of->peak, sum);
+        raise_to(&of->peak, sum);
         if (HAK_UNLIKELY(sum > load_relaxed(&at->soft)) && measure == LIVE &&
             at->passed == SOFT_BELOW)
             at->passed = SOFT_DUE;
@@ -112,9 +113,9 @@ static void calm(ledger_t *at, size_t live)
     if (live < soft - soft / LEDGER_CALM) at->passed = SOFT_BELOW;
 }
 
-static void take_off(ledger_t *from, unsigned measure, size_t bytes)
+static void take_off(ledger_t *from, const ledger_t *end, unsigned measure, size_t bytes)
 {
-    for (ledger_t *at = from; at; at = at->parent) {
+    for (ledger_t *at = from; at != end; at = at->parent) {
         size_t sum = load_relaxed(&at->of[measure].sum) - bytes;
         store_relaxed(&at->of[measure].sum, sum);
         if (HAK_UNLIKELY(at->passed != SOFT_BELOW) && measure == LIVE) calm(at, sum);
@@ -152,14 +153,14 @@ static void lend(ledger_t *ledger, unsigned measure, size_t bytes)
 {
     measure_t *of = &ledger->of[measure];
     store_relaxed(&of->lease, load_relaxed(&of->lease) + bytes);
-    add_up(ledger, measure, bytes);
+    add_up(ledger, NULL, measure, bytes);
 }
 
 static void give_back(ledger_t *ledger, unsigned measure, size_t bytes)
 {
     measure_t *of = &ledger->of[measure];
     store_relaxed(&of->lease, load_relaxed(&of->lease) - bytes);
-    take_off(ledger, measure, bytes);
+    take_off(ledger, NULL, measure, bytes);
 }
 
 /* What no block has goes back to the chain. */
@@ -321,13 +322,21 @@ void ledger_count_failed(ledger_t *ledger, unsigned why)
     release();
 }
 
+static bool is_told(const told_t *told, const ledger_t *ledger)
+{
+    for (size_t i = 0; i < told->count; i++)
+        if (told->at[i] == ledger) return true;
+    return false;
+}
+
 /* The lowest first. */
-bool ledger_take_due(ledger_t *ledger, refused_t *soft)
+bool ledger_take_due(ledger_t *ledger, told_t *told, refused_t *soft)
 {
     hold();
-    ledger_t *at = ledger;
-    while (at && at->passed != SOFT_DUE) at = at->parent;
+    ledger_t *at = told->count < LEDGER_DEPTH ? ledger : NULL;
+    while (at && (at->passed != SOFT_DUE || is_told(told, at))) at = at->parent;
     if (at) {
+        told->at[told->count++] = at;
         at->passed = SOFT_TOLD;
         *soft = at->own;
     }
@@ -348,7 +357,7 @@ hak_heap_t *ledger_refused_by(ledger_t *ledger)
 static void note_footprint(ledger_t *ledger, size_t footprint)
 {
     store_relaxed(&ledger->footprint, footprint);
-    raise(&ledger->most, footprint);
+    raise_to(&ledger->most, footprint);
 }
 
 bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
@@ -580,7 +589,7 @@ void ledger_leave(ledger_t *ledger)
     return_lease(ledger);
     give_back(ledger, FOOTPRINT, load_relaxed(&ledger->of[FOOTPRINT].lease));
     unlink_from_parent(ledger);
-    note_change();
+    if (ledger->height) note_change(); /* else it was refused, and makes no room */
     release();
 }
 
@@ -627,12 +636,14 @@ ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, full_t *full)
     ledger_answer_t answer = may_move(ledger, parent, full);
     if (answer == LEDGER_DONE) {
         ledger_t *from = ledger->parent;
+        /* What is in its sum before and after never leaves it. */
+        const ledger_t *end = common(from, parent);
         unlink_from_parent(ledger);
         link_to(ledger, parent);
         for (unsigned measure = 0; measure < MEASURES; measure++) {
             size_t bytes = load_relaxed(&ledger->of[measure].sum);
-            take_off(from, measure, bytes);
-            add_up(parent, measure, bytes);
+            take_off(from, end, measure, bytes);
+            add_up(parent, end, measure, bytes);
         }
         note_change();
     }

@@ -209,8 +209,15 @@ void ledger_note_again(ledger_t *ledger, unsigned measure, const borrowed_t *ref
 /* A request has failed. FAILED_TURNED: any thread, at any time; FAILED_HERE: a limit refused it, which
  * may be one above. */
 void ledger_count_failed(ledger_t *ledger, unsigned why);
-/* A soft limit of the chain that is due, which is told from here on; false: there is none. */
-bool ledger_take_due(ledger_t *ledger, refused_t *soft);
+/* Whom a request has told of soft limits: each once, whatever a callback changes. Ledgers that may
+ * be gone, only to compare; all zeros at first. */
+typedef struct told {
+    size_t count;
+    const ledger_t *at[LEDGER_DEPTH];
+} told_t;
+/* A soft limit of the chain that is due and was not told, which is from here on; false: there is
+ * none. */
+bool ledger_take_due(ledger_t *ledger, told_t *told, refused_t *soft);
 
 /* ---- The footprint; lock: the heap's ---- */
 

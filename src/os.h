@@ -76,6 +76,8 @@ unsigned os_cpu_count(
     void); /* one more than the highest number of a CPU that the machine has, on-line or not */
 unsigned os_cpu(void);     /* the CPU the thread runs on, or ran on an instant ago */
 uint32_t os_process(void); /* the process's id */
+bool os_on_signal_stack(
+    void); /* whether this is a handler on a stack of its own; async-signal-safe */
 void os_random(void *out, size_t bytes);
 /* Bytes of the rseq area that the kernel maintains; 20 where it does not say. */
 size_t os_rseq_feature_size(void);

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/membarrier.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
@@ -241,6 +242,12 @@ unsigned os_cpu(void)
 }
 
 uint32_t os_process(void) { return (uint32_t)getpid(); }
+
+bool os_on_signal_stack(void)
+{
+    stack_t stack;
+    return sigaltstack(NULL, &stack) == 0 && stack.ss_flags & SS_ONSTACK;
+}
 
 void os_random(void *out, size_t bytes)
 {

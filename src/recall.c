@@ -143,3 +143,8 @@ bool recall_all(hak_heap_t *heap, ledger_t *top, unsigned measure)
     lock_release(&squeeze_lock, RANK_SQUEEZE);
     return done ? true : refuse(HAK_ERROR_FENCE);
 }
+
+bool recall_is_pressed(uint32_t frame)
+{
+    return (hak_tls.pressing && os_on_signal_stack()) || tls_is_pressed(frame);
+}

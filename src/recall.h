@@ -43,5 +43,8 @@ bool recall_room(hak_heap_t *heap, tried_t *tried, refused_t *refused);
  * as far as it is not live, and for the sake of the footprint what they have in use without need.
  * False: hak_last_error() is HAK_ERROR_FENCE. */
 bool recall_all(hak_heap_t *heap, ledger_t *top, unsigned measure);
+/* Whether a frame lies inside of a callback, as tls_is_pressed, or in a handler on a stack of its
+ * own that may have interrupted one: there frames say nothing. Any time. */
+bool recall_is_pressed(uint32_t frame);
 
 #endif

@@ -56,8 +56,11 @@ static void *resize_large(const block_id_t *id, size_t size)
         return NULL;
     }
     uint32_t before = hak_tls.last_error;
-    bool done =
-        remap(heap, id->large, bytes) || (trim_make_room() && remap(heap, id->large, bytes));
+    hak_tls.last_error = HAK_ERROR_NONE;
+    bool done = remap(heap, id->large, bytes);
+    /* What the process keeps is no heap's: it is no room where a limit refuses. */
+    if (!done && hak_tls.last_error != HAK_ERROR_LIMIT)
+        done = trim_make_room() && remap(heap, id->large, bytes);
     hak_tls.last_error = before;
     gate_leave();
     return done ? large_base(id->large) : NULL;

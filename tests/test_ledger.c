@@ -244,9 +244,10 @@ Test(ledger, a_refusal_holds_until_something_is_freed)
 static bool is_due(ledger_t *ledger)
 {
     refused_t soft;
-    bool due = ledger_take_due(ledger, &soft);
+    told_t told = {0}, again = {0};
+    bool due = ledger_take_due(ledger, &told, &soft);
     cr_assert(!due || soft.on_pressure == ledger->own.on_pressure);
-    return due && !ledger_take_due(ledger, &soft);
+    return due && !ledger_take_due(ledger, &again, &soft);
 }
 
 /* A soft limit is passed by what is asked for, and not by what is borrowed ahead; and once more only
