@@ -517,8 +517,9 @@ static size_t free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
     return 0;
 }
 
-/* Where the reserve is busy, or full, the block is noted again. */
-static size_t free_large(hak_heap_t *heap, large_t *large, bool may_wait)
+/* Where the reserve is busy, or full, the block is noted again. Not inlined: gcc would see a slot
+ * without a block, which no caller has. */
+static HAK_NOINLINE size_t free_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
     char *base = large_base(large);
     size_t bytes = large->charge_moved ? 0 : large_bytes(large);
