@@ -307,7 +307,9 @@ static void count_failed(ledger_t *ledger, unsigned why)
     if (full) add_relaxed(&full->of[ledger->refused_of].refusals, 1u);
     if (full && full != ledger) why = FAILED_ABOVE;
     add_relaxed(&ledger->failed[why], 1u);
-    for (ledger_t *at = ledger; at; at = at->parent) add_relaxed(&at->failed_below, 1u);
+    ledger_t *at = ledger;
+    do add_relaxed(&at->failed_below, 1u);
+    while ((at = at->parent) != NULL);
 }
 
 /* A signal handler that is turned away may have interrupted the thread that has the lock. */

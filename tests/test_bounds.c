@@ -231,6 +231,7 @@ static void interrupt_callback(bool above)
 
 Test(bounds, a_handler_that_interrupts_a_callback_calls_none)
 {
+    if (CONTRACT_SANITIZED) cr_skip_test("a sanitizer starts no thread on a stack of the program");
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     config.live_limit = 512 << 10;
     config.on_pressure = be_interrupted;
