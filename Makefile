@@ -257,7 +257,7 @@ check-asan:
 
 check-ubsan:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=undefined tests
-	scripts/run_tests.sh three-ways $(call variant,1,1,undefined)
+	scripts/run_tests.sh two-ways $(call variant,1,1,undefined)
 
 # Criterion does not run under ThreadSanitizer: the stress programs run by themselves.
 check-tsan:

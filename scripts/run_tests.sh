@@ -4,6 +4,7 @@
 #   scripts/run_tests.sh <how> <build directory>...
 #
 # how: three-ways  the Criterion suites by mm_cid (where the kernel has it), by cpu_id and locked
+#      two-ways    the same by the best mode and locked
 #      once        the Criterion suites by the best mode alone
 #      asan        the Criterion suites, aborting on the first error and on leaks
 #      valgrind    the Criterion suites under valgrind, but those that start compilers and scripts, that limit the address
@@ -101,6 +102,12 @@ three-ways)
         [ "$dir" != "${*: -1}" ] || quick=HAK_TEST_FULL=1
         suite "$dir" best env -u HAKHEAP_RSEQ "$quick" UBSAN_OPTIONS=print_stacktrace=1
         suite "$dir" cpu_id env HAKHEAP_RSEQ=cpu HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
+        suite "$dir" locked env HAKHEAP_RSEQ=0 HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
+    done
+    ;;
+two-ways)
+    for dir in "$@"; do
+        suite "$dir" best env -u HAKHEAP_RSEQ HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
         suite "$dir" locked env HAKHEAP_RSEQ=0 HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
     done
     ;;
