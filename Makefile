@@ -458,7 +458,7 @@ help:
 	@echo 'make integration     real programs on hakheap beside other allocators; installs what they need'
 	@echo 'make check           all tests, in a debug and a release build, by mm_cid, by cpu_id and locked'
 	@echo 'make check-asan      all tests under AddressSanitizer'
-	@echo 'make check-ubsan     all tests under UndefinedBehaviorSanitizer, three ways'
+	@echo 'make check-ubsan     all tests under UndefinedBehaviorSanitizer, by the best mode and locked'
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
 	@echo 'make check-valgrind  the tests under valgrind'
 	@echo 'make check-optimised the tests of sections at gcc -O0, -O1, -Og and -O3'
