@@ -27,7 +27,8 @@ typedef struct section {
 extern const section_t __start___rseq_cs[], __stop___rseq_cs[];
 extern const unsigned char __executable_start[];
 
-enum { BREAKPOINT = 0xcc, BLOCKS = 40, SIZE = 100 };
+/* Each by itself is an instruction that ends in a signal: int3, and one that there is not. */
+enum { BREAKPOINT = 0xcc, INVALID = 0x06, BLOCKS = 40, SIZE = 100 };
 
 /* What the children tell. */
 typedef struct told {
@@ -40,16 +41,17 @@ static told_t *told;
 static hak_heap_t *heap;
 static void *blocks[BLOCKS];
 static const section_t *section;     /* the one that is interrupted, */
-static unsigned char *place, before; /* and the byte where the breakpoint is */
+static unsigned char *place, before; /* and the byte where the breakpoint is, */
+static unsigned char trap;           /* which is this */
 
 /* The breakpoint serves once. A thread that was in a section is in its abort handler by now. */
 static void on_breakpoint(int number, siginfo_t *info, void *context)
 {
-    (void)number;
     greg_t *next = &((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
     bool aborted = *next == (greg_t)(uintptr_t)section->abort;
-    bool there = *next == (greg_t)(uintptr_t)place + 1;
-    if (info->si_code != SI_KERNEL || (!aborted && !there)) _exit(6); /* another instruction's */
+    bool there = *next == (greg_t)(uintptr_t)place + (trap == BREAKPOINT);
+    bool ours = trap == BREAKPOINT ? info->si_code == SI_KERNEL : number == SIGILL;
+    if (!ours || (!aborted && !there)) _exit(6); /* another instruction's */
     *place = before;
     if (there) *next = (greg_t)(uintptr_t)place;
     add_relaxed(&told->hits, 1u);
@@ -79,11 +81,11 @@ static void run_into(void *unused)
     struct rlimit second = {1, 1};
     (void)setrlimit(RLIMIT_CPU, &second);
     unsigned char *page = (unsigned char *)((uintptr_t)place & ~(uintptr_t)(HAK_PAGE - 1));
-    if (sigaction(SIGTRAP, &action, NULL) != 0 ||
+    if (sigaction(SIGTRAP, &action, NULL) != 0 || sigaction(SIGILL, &action, NULL) != 0 ||
         mprotect(page, 2 * HAK_PAGE, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
         _exit(4);
     before = *place;
-    *place = BREAKPOINT;
+    *place = trap;
     make_and_free();
     make_and_free();
     *place = before;
@@ -92,17 +94,26 @@ static void run_into(void *unused)
     _exit(0);
 }
 
-static void interrupt_at(const section_t *in, unsigned char *at, const char *level)
+static bool goes_on(const section_t *in, unsigned char *at, unsigned char byte,
+                    child_result_t *child)
 {
-    child_result_t child;
     unsigned hits = told->hits, sound = told->sound;
     section = in;
     place = at;
-    child_run(&child, run_into, NULL);
-    cr_assert(child.status != 4, "this program's code cannot be changed");
-    bool hit = told->hits != hits, good = told->sound != sound;
-    cr_assert(!hit || good, "%s, at 0x%zx: status %d, signal %d: %s", level,
-              (size_t)(at - __executable_start), child.status, child.signal, child.text);
+    trap = byte;
+    child_run(child, run_into, NULL);
+    cr_assert(child->status != 4, "this program's code cannot be changed");
+    return told->hits == hits || told->sound != sound;
+}
+
+/* A byte within an instruction may make one that leads anywhere, also to that place. Another byte
+ * makes another one, and where an instruction begins both are the same interruption. */
+static void interrupt_at(const section_t *in, unsigned char *at, const char *level)
+{
+    child_result_t child;
+    cr_assert(goes_on(in, at, BREAKPOINT, &child) || goes_on(in, at, INVALID, &child),
+              "%s, at 0x%zx: status %d, signal %d: %s", level, (size_t)(at - __executable_start),
+              child.status, child.signal, child.text);
 }
 
 /* A section that is interrupted has done nothing, and its call goes on as if it had missed. */
