@@ -107,7 +107,7 @@ FORMATTED = $(wildcard include/*.h include/hakheap/*.h include/hakheap/*.hpp src
 .PHONY: programs print-programs integration \
         all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
         fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
-        install uninstall help tests stress FORCE
+        suites install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/$(SONAME)
 
@@ -191,6 +191,7 @@ $(V)/obj/examples/%.o: examples/%.cpp $(V)/flags
 tests: $(V)/tests/run $(V)/tests/fuzz stress $(V)/libhakheap.a $(V)/libhakheap.so $(EXAMPLES:%=$(V)/%) \
        $(if $(READY),$(V)/tests/adapters) $(V)/tests/adapters.skipped programs
 stress: $(STRESS:%=$(V)/tests/%)
+suites: $(V)/tests/run
 
 # Where the tests find the tree and their programs, and the list that test_stress.c makes its tests of.
 $(V)/tests/test_build.h: FORCE
@@ -283,7 +284,7 @@ check-optimised: $(OPTIMISATIONS:%=optimised-%)
 	scripts/run_tests.sh sections $(OPTIMISATIONS:%=build/gcc_-O%-debug-counters)
 
 optimised-%:
-	$(MAKE) CC='gcc -O$*' CFLAGS='-g -Wno-maybe-uninitialized' DEBUG=1 COUNTERS=1 SANITIZE= tests
+	$(MAKE) CC='gcc -O$*' CFLAGS='-g -Wno-maybe-uninitialized' DEBUG=1 COUNTERS=1 SANITIZE= suites
 
 # ---- Random operations against a model: see docs/reliability.md ----
 
