@@ -185,8 +185,6 @@ HAK_INLINE void *region_append_word(region_t *region, unsigned units, const guar
     store_relaxed(&region->tail, (uint16_t)(unit + units));
     return load_acquire(&region->base) + unit * REGION_UNIT;
 }
-void *region_append_aligned(region_t *region, unsigned units, unsigned alignment,
-                            const guard_t *guard);
 HAK_INLINE bool region_has_tail(const region_t *region)
 {
     region_t *at = (region_t *)(uintptr_t)region;
