@@ -202,7 +202,8 @@ $(V)/tests/test_build.h: FORCE
 	@cmp -s $@.next $@ && rm $@.next || mv $@.next $@
 
 # Criterion's macros narrow in the caller's source, where their own header cannot excuse them.
-$(TESTS): CRITERION := -Wno-conversion
+# Tests are compiled with less effort than what they test.
+$(TESTS): CRITERION := -Wno-conversion $(if $(filter -O2,$(CFLAGS)),-O1 -Wno-maybe-uninitialized)
 
 $(V)/obj/tests/%.o: tests/%.c $(V)/flags | $(V)/tests/test_build.h
 	@mkdir -p $(@D)

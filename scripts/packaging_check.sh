@@ -147,9 +147,10 @@ one_file() { # twice, from the tree: the same bytes
     as_user "$compiler" "${warnings[@]}" -I. -static program.c hakheap.o -pthread -o whole 2> /dev/null
     runs whole static
     # A program compiles the file by its own standard.
-    for each in c11 c17 gnu17; do
-        as_user "$compiler" -std=$each -O3 "${warnings[@]}" -I. program.c hakheap.c -pthread -o by_standard ||
-            die "-std=$each does not do"
+    for each in '-std=c11 -O3' '-std=c17 -O0' '-std=gnu17 -O0'; do
+        # shellcheck disable=SC2086
+        as_user "$compiler" $each "${warnings[@]}" -I. program.c hakheap.c -pthread -o by_standard ||
+            die "$each does not do"
         runs by_standard static
     done
 }

@@ -12,7 +12,7 @@
 #      sections    what reaches the rseq sections, by mm_cid and by cpu_id
 #      tsan        the stress programs by themselves
 #
-# HAK_TEST_SECONDS  how long each stress program runs (2; valgrind: 1)
+# HAK_TEST_SECONDS  how long each stress program runs (2; valgrind: 1), half of it where the run is quick
 # HAK_TEST_TIMEOUT  seconds after which one run of a suite is killed (900)
 # HAK_TEST_FILTER   Criterion's --filter, for a part of the tests
 #
@@ -23,7 +23,9 @@ set -euo pipefail
 
 how=$1
 shift
-export HAK_TEST_SECONDS=${HAK_TEST_SECONDS:-2}
+seconds=${HAK_TEST_SECONDS:-2}
+quick=(HAK_TEST_QUICK=1 HAK_TEST_SECONDS=$(((seconds + 1) / 2)) UBSAN_OPTIONS=print_stacktrace=1)
+export HAK_TEST_SECONDS=$seconds
 limit=${HAK_TEST_TIMEOUT:-900}
 options=()
 [ -z "${HAK_TEST_FILTER:-}" ] || options+=("--filter=$HAK_TEST_FILTER")
@@ -44,9 +46,13 @@ run_limited() {
     return "$status"
 }
 
+inside() { # <build directory> <name of the run> <command prefix>...
+    binary "$1/tests/run" "$@"
+}
+
 suite() { # <build directory> <name of the run> <command prefix>...
     local dir=$1
-    binary "$dir/tests/run" "$@"
+    inside "$@"
     [ ! -x "$dir/tests/adapters" ] || binary "$dir/tests/adapters" "$@"
     [ ! -e "$dir/tests/adapters.skipped" ] || cat "$dir/tests/adapters.skipped"
 }
@@ -97,37 +103,37 @@ program() { # <program> <seconds> <command prefix>...
 case $how in
 three-ways)
     for dir in "$@"; do
-        # The heavy loops run at full length once, in the last directory; everywhere else at an eighth.
-        quick=HAK_TEST_QUICK=1
-        [ "$dir" != "${*: -1}" ] || quick=HAK_TEST_FULL=1
-        suite "$dir" best env -u HAKHEAP_RSEQ "$quick" UBSAN_OPTIONS=print_stacktrace=1
-        suite "$dir" cpu_id env HAKHEAP_RSEQ=cpu HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
-        suite "$dir" locked env HAKHEAP_RSEQ=0 HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
+        # The last directory is tested most: the heavy loops run at full length in its first run, everywhere else at an
+        # eighth, and its adapters run in each mode, elsewhere in the best.
+        length=("${quick[@]}") others=inside
+        [ "$dir" != "${*: -1}" ] || length=(UBSAN_OPTIONS=print_stacktrace=1) others=suite
+        suite "$dir" best env -u HAKHEAP_RSEQ "${length[@]}"
+        $others "$dir" cpu_id env HAKHEAP_RSEQ=cpu "${quick[@]}"
+        $others "$dir" locked env HAKHEAP_RSEQ=0 "${quick[@]}"
     done
     ;;
 two-ways)
     for dir in "$@"; do
-        suite "$dir" best env -u HAKHEAP_RSEQ HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
-        suite "$dir" locked env HAKHEAP_RSEQ=0 HAK_TEST_QUICK=1 UBSAN_OPTIONS=print_stacktrace=1
+        suite "$dir" best env -u HAKHEAP_RSEQ "${quick[@]}"
+        inside "$dir" locked env HAKHEAP_RSEQ=0 "${quick[@]}"
     done
     ;;
 once)
     for dir in "$@"; do
-        suite "$dir" best env -u HAKHEAP_RSEQ HAK_TEST_QUICK=1
+        suite "$dir" best env -u HAKHEAP_RSEQ "${quick[@]}"
     done
     ;;
 sections)
     [ -n "${HAK_TEST_FILTER:-}" ] || options+=('--filter=@(percpu|home|api)/*')
     for dir in "$@"; do
-        binary "$dir/tests/run" "$dir" best env -u HAKHEAP_RSEQ HAK_TEST_QUICK=1
-        binary "$dir/tests/run" "$dir" cpu_id env HAKHEAP_RSEQ=cpu HAK_TEST_QUICK=1
+        inside "$dir" best env -u HAKHEAP_RSEQ "${quick[@]}"
+        inside "$dir" cpu_id env HAKHEAP_RSEQ=cpu "${quick[@]}"
     done
     ;;
 asan)
     for dir in "$@"; do
-        # One at a time: Criterion's runner leaks a few bytes of its own where it runs many.
-        options+=(-j1)
-        suite "$dir" address "${fixed[@]}" env ASAN_OPTIONS=abort_on_error=1
+        suite "$dir" address "${fixed[@]}" env ASAN_OPTIONS=abort_on_error=1 \
+            LSAN_OPTIONS=suppressions="$PWD"/tests/leaks.supp:print_suppressions=0
     done
     ;;
 valgrind)

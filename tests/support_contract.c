@@ -119,19 +119,23 @@ static uint64_t word_at(size_t index, size_t bytes, unsigned seed)
 void contract_fill(void *at, size_t bytes, unsigned seed)
 {
     unsigned char *byte = at;
-    for (size_t i = 0; i < bytes; i += sizeof(uint64_t)) {
-        uint64_t word = word_at(i, bytes, seed);
-        memcpy(byte + i, &word, bytes - i < sizeof word ? bytes - i : sizeof word);
+    size_t i = 0;
+    for (uint64_t word; i + sizeof word <= bytes; i += sizeof word) {
+        word = word_at(i, bytes, seed);
+        memcpy(byte + i, &word, sizeof word);
     }
+    uint64_t last = word_at(i, bytes, seed);
+    memcpy(byte + i, &last, bytes - i);
 }
 
 bool contract_holds(const void *at, size_t bytes, unsigned seed)
 {
     const unsigned char *byte = at;
-    for (size_t i = 0; i < bytes; i += sizeof(uint64_t)) {
-        uint64_t word = word_at(i, bytes, seed);
-        if (memcmp(byte + i, &word, bytes - i < sizeof word ? bytes - i : sizeof word) != 0)
-            return false;
+    size_t i = 0;
+    for (uint64_t word; i + sizeof word <= bytes; i += sizeof word) {
+        word = word_at(i, bytes, seed);
+        if (memcmp(byte + i, &word, sizeof word) != 0) return false;
     }
-    return true;
+    uint64_t last = word_at(i, bytes, seed);
+    return memcmp(byte + i, &last, bytes - i) == 0;
 }

@@ -110,7 +110,8 @@ void stress_write(void *block, size_t bytes, uint32_t seed, uint16_t mark)
     unsigned char *at = (unsigned char *)block + sizeof head, *end = (unsigned char *)block + bytes;
     for (uint64_t word = head.check; at < end; at += sizeof word, word += 0x9e3779b97f4a7c15ull) {
         size_t left = (size_t)(end - at);
-        memcpy(at, &word, left < sizeof word ? left : sizeof word);
+        if (left >= sizeof word) memcpy(at, &word, sizeof word);
+        else memcpy(at, &word, left);
     }
 }
 
@@ -126,7 +127,7 @@ size_t stress_prove(const void *block, uint16_t *mark)
     const unsigned char *end = (const unsigned char *)block + head.bytes;
     for (uint64_t word = head.check; at < end; at += sizeof word, word += 0x9e3779b97f4a7c15ull) {
         size_t left = (size_t)(end - at);
-        if (memcmp(at, &word, left < sizeof word ? left : sizeof word) != 0)
+        if (left >= sizeof word ? memcmp(at, &word, sizeof word) : memcmp(at, &word, left))
             stress_fail("block %p of %u bytes, seed %u, mark %u is torn at byte %zu", block,
                         head.bytes, head.seed, head.mark,
                         (size_t)(at - (const unsigned char *)block));
