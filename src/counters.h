@@ -22,6 +22,7 @@
     X(tls_sll, "free pipeline", "pushed on the hot magazine")                      \
     X(outbox, "free pipeline", "pushed on the outbox, for another CPU")            \
     X(region, "free pipeline", "returned to a region")                             \
+    X(coarse, "free pipeline", "all that a CPU kept of coarse classes went back")  \
     X(ss_local, "free pipeline", "returned to slabs under the lock (blocks)")      \
     X(ss_remote, "free pipeline", "put on a remote list (blocks)")                 \
     X(early_empty, "early return", "malloc: the hot magazine was empty")           \

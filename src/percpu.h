@@ -90,7 +90,10 @@ typedef struct area {
         outbox;
     _Atomic uint32_t busy;   /* the locked twin's try-lock */
     _Atomic uint32_t misses; /* relaxed: of all its magazines in this period; see adapt.c */
-    struct area *next;       /* lock: AREAS; list of areas without a CPU */
+    /* relaxed: bytes of coarse classes that missed since the last look at them, and with how many
+     * the next one comes; see drain.h */
+    _Atomic uint32_t coarse_missed, coarse_most;
+    struct area *next; /* lock: AREAS; list of areas without a CPU */
 } area_t;
 
 enum {

@@ -1,0 +1,146 @@
+/*
+ * Coarse classes, those beyond regions: what a heap with few blocks of each keeps of all of them
+ * together, and what that costs a heap which uses what it keeps.
+ */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+#include <string.h>
+
+#include "drain.h"
+#include "support_contract.h"
+#include "support_random.h"
+
+TestSuite(coarse, .timeout = 120);
+
+enum { LEAST = REGION_BLOCK_MAX + 1, MOST_LIVE = 64, KINDS = CLASS_COUNT - REGION_CLASSES };
+
+static unsigned char *blocks[MOST_LIVE];
+static size_t sizes[MOST_LIVE];
+
+/* Each size class is as likely as any other. */
+static size_t any_coarse(randoms_t *randoms)
+{
+    return size_classes[REGION_CLASSES + random_below(randoms, KINDS)].bytes - 8;
+}
+
+static void replace(hak_heap_t *heap, size_t at, size_t size)
+{
+    if (blocks[at])
+        cr_assert(contract_holds(blocks[at], sizes[at], (unsigned)at), "%zu bytes are torn",
+                  sizes[at]);
+    hak_heap_free(heap, blocks[at]);
+    cr_assert((blocks[at] = hak_heap_malloc(heap, size)) != NULL);
+    contract_fill(blocks[at], sizes[at] = size, (unsigned)at);
+}
+
+static size_t live_bytes(size_t count)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++) bytes += hak_good_size(sizes[i]);
+    return bytes;
+}
+
+static void free_all(hak_heap_t *heap, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        cr_assert(contract_holds(blocks[i], sizes[i], (unsigned)i));
+        hak_heap_free(heap, blocks[i]);
+        blocks[i] = NULL;
+    }
+    cr_assert(contract_unsound(heap, 0) == 0 && hak_heap_destroy(heap) == 0);
+}
+
+static hak_heap_t *heap_of_one_cpu(int level)
+{
+    int cpu;
+    if (contract_cpus(&cpu, 1)) (void)contract_move_to(cpu);
+    return contract_heap(level, "coarse");
+}
+
+/* What is cached, and blocks of slabs that were written, stay below what lived at most: half of it
+ * is kept at a look, as much may miss until the next, and a slab's page may have a block or two
+ * beside. */
+static void stays_dense(hak_heap_t *heap, size_t count)
+{
+    randoms_t randoms = {count};
+    size_t most = 0, live = 2 * (size_t)COARSE_LEAST;
+    for (size_t i = 0; i < count; i++) replace(heap, i, any_coarse(&randoms));
+    for (size_t step = 0; step < 40 * count + 2000; step++) {
+        replace(heap, random_below(&randoms, (unsigned)count), any_coarse(&randoms));
+        live = hak_max(live, live_bytes(count));
+        if (step % 8) continue;
+        hak_heap_stats_t stats = contract_stats(heap);
+        most = hak_max(most, (contract_cached(&stats) + stats.free_bytes) * 100 / live);
+        if (step % 512 == 0) cr_assert(contract_unsound(heap, count) == 0);
+    }
+    cr_log_info("%zu blocks: at most %zu %% of what lives was kept", count, most);
+    cr_assert(most <= 200, "%zu blocks: %zu %% of what lives was kept", count, most);
+}
+
+Test(coarse, few_blocks_of_many_classes_stay_dense)
+{
+    static const size_t counts[] = {1, 4, 16, 32};
+    for (int level = 0; level < CONTRACT_LEVELS; level++)
+        for (size_t i = 0; i < CONTRACT_LENGTH(counts); i++) {
+            hak_heap_t *heap = heap_of_one_cpu(level);
+            stays_dense(heap, counts[i]);
+            free_all(heap, counts[i]);
+        }
+}
+
+/* A class's first slab has room for a block, the next ones for as many as it has. */
+Test(coarse, the_first_slabs_of_a_class_are_short)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++)
+        for (unsigned cls = REGION_CLASSES; cls < CLASS_COUNT; cls++) {
+            hak_heap_t *heap = heap_of_one_cpu(level);
+            size_t bytes = size_classes[cls].bytes, count = 0;
+            while (count < 24 && count * bytes < 300000) {
+                replace(heap, count++, bytes);
+                size_t room =
+                    hak_max(count * bytes * 2, hak_round_up(bytes, GRANULE)) + 2 * GRANULE;
+                hak_heap_stats_t stats = contract_stats(heap);
+                size_t used = stats.committed_bytes - stats.metadata_bytes - contract_cradle(heap);
+                cr_assert(used <= room, "%zu blocks of %zu bytes: %zu bytes", count, bytes, used);
+            }
+            free_all(heap, count);
+        }
+}
+
+/* As many blocks come and go of as few classes as use up what is kept of them. */
+Test(coarse, what_is_used_stays)
+{
+    if (!HAK_COUNTERS) cr_skip_test("a look is counted by COUNTERS=1");
+    enum { COUNT = 40, FEW = 10, PAIRS = 20000 };
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = heap_of_one_cpu(level);
+        randoms_t randoms = {9};
+        for (size_t i = 0; i < COUNT; i++) replace(heap, i, LEAST);
+        for (size_t i = 0; i < PAIRS; i++)
+            replace(heap, random_below(&randoms, COUNT),
+                    size_classes[REGION_CLASSES + random_below(&randoms, FEW)].bytes);
+        uint64_t looks = load_relaxed(&heap->counters.count[COUNTER_coarse]);
+        cr_assert(looks < PAIRS / 200, "all that was kept went back %zu times in %d pairs",
+                  (size_t)looks, PAIRS);
+        free_all(heap, COUNT);
+    }
+}
+
+/* Of many blocks the magazines keep more than COARSE_LEAST. */
+Test(coarse, what_is_kept_follows_what_lives)
+{
+    hak_heap_t *heap = heap_of_one_cpu(0);
+    enum { SIZE = 4096, COUNT = MOST_LIVE, OUT = 12 };
+    for (size_t i = 0; i < COUNT; i++) replace(heap, i, SIZE);
+    size_t before = contract_stats(heap).hot_bytes;
+    void *out[OUT];
+    for (size_t i = 0; i < OUT; i++) cr_assert((out[i] = hak_heap_malloc(heap, SIZE)) != NULL);
+    for (size_t i = 0; i < OUT; i++) hak_heap_free(heap, out[i]);
+    /* Others miss, and a look comes. */
+    randoms_t randoms = {5};
+    for (size_t i = 0; i < 8; i++) hak_heap_free(heap, hak_heap_malloc(heap, any_coarse(&randoms)));
+    hak_heap_stats_t stats = contract_stats(heap);
+    cr_assert(stats.hot_bytes + stats.spare_bytes > COARSE_LEAST && before < COARSE_LEAST,
+              "%zu bytes kept, %zu before", stats.hot_bytes + stats.spare_bytes, before);
+    free_all(heap, COUNT);
+}
