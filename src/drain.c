@@ -386,7 +386,7 @@ void drain_kept_coarse(hak_heap_t *heap, area_t *area, int index)
         if (spare) drain_chain(heap, state, spare, PERCPU_NONE, false);
         return_coarse(heap, state, index);
     }
-    counter_add(&heap->counters, coarse, 1);
+    counter_add(&heap->counters, kept_coarse, 1);
 }
 
 /* ---- The ladder ---- */
