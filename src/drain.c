@@ -15,7 +15,8 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
     slab_remove(set, slab);
     STALL(slab_retiring);
     bool gone = runs_put(heap, run, slab->granules, 0, may_wait);
-    if (!gone) slab_restore(set, slab);
+    if (gone) store_relaxed(&state->slabs, load_relaxed(&state->slabs) - 1);
+    else slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
     return gone;
 }
@@ -351,21 +352,21 @@ static coarse_t sum_coarse(hak_heap_t *heap, const area_t *area)
                       chain_count(load_relaxed(&at->spare[cls]));
         sum.live += (outside - hak_min(kept, outside)) * size_classes[cls].bytes;
         /* Of a class without blocks outside the last slab is kept, in which one was written. */
-        sum.kept += (outside ? kept : 1) * size_classes[cls].bytes;
+        if (!outside) kept = load_relaxed(&heap_class_made(heap, cls)->slabs) ? 1 : 0;
+        sum.kept += kept * size_classes[cls].bytes;
     }
     return sum;
 }
 
-/* A cold chain of the CPU, and slabs without blocks outside, the last one with them. */
+/* A cold chain of the CPU, and a slab without blocks outside, also where it is the last one. */
 static void return_coarse(hak_heap_t *heap, class_state_t *state, int index)
 {
     if (!lock_try(&state->lock, RANK_CLASS)) return;
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
-    (void)drain_cold(heap, state, chain);
-    FOR_SETS (set, state) {
-        slab_t *empty = slab_empty(set);
-        if (empty) (void)drain_retire(heap, state, empty, false);
-    }
+    if (chain) (void)drain_cold(heap, state, chain);
+    slab_set_t *set = home_set(state, registry_home(index));
+    slab_t *empty = slab_empty(set) ? slab_empty(set) : slab_empty(&state->shared);
+    if (empty) (void)drain_retire(heap, state, empty, false);
     drain_leave(heap, state);
 }
 
@@ -373,10 +374,15 @@ static void return_coarse(hak_heap_t *heap, class_state_t *state, int index)
 void drain_kept_coarse(hak_heap_t *heap, area_t *area, int index)
 {
     coarse_t sum = sum_coarse(heap, area);
-    size_t most = sum.live / COARSE_SHARE;
+    /* Relaxed: as coarse_missed. */
+    uint32_t given = load_relaxed(&area->coarse_given);
+    size_t least = (size_t)COARSE_LEAST << given / COARSE_PATIENCE;
+    size_t most = hak_max(sum.live / COARSE_SHARE, least);
     store_relaxed(&area->coarse_missed, 0u);
-    store_relaxed(&area->coarse_most, (uint32_t)hak_min(most, UINT32_MAX / 2));
-    if (sum.kept <= hak_max(most, (size_t)COARSE_LEAST)) return;
+    store_relaxed(&area->coarse_most, (uint32_t)hak_min(most, COARSE_LATEST));
+    if (sum.kept <= most) return;
+    store_relaxed(&area->coarse_given,
+                  (uint32_t)hak_min(given + 1, COARSE_PATIENCE * COARSE_DOUBLINGS));
     FOR_CLASSES (cls, &heap->made) {
         if (cls < REGION_CLASSES) continue;
         class_state_t *state = heap_class_made(heap, cls);

@@ -66,12 +66,22 @@ HAK_INLINE void drain_period(hak_heap_t *heap, area_t *area, int index)
 /*
  * Coarse classes are those beyond regions. A heap with few blocks of each keeps more of them than it
  * uses: a block or two in the magazine of each, or its last slab. So after misses of half as many
- * bytes as lived at the last look, COARSE_LEAST at least, the running CPU looks at what it keeps of
- * all coarse classes together. Where that is more than half of what lives, and than COARSE_LEAST,
- * all of it goes back. A heap that uses much of what it keeps is left alone, and the cost of a look
- * is spread over as many bytes as it may return.
+ * bytes as lived at the last look, the running CPU looks at what its magazines, and last slabs, have
+ * of all coarse classes together. Where that is more than half of what lives, all of it goes back. A
+ * heap that uses much of what it keeps is left alone, and the cost of a look is spread over as many
+ * bytes as it may return.
+ *
+ * COARSE_LEAST may be kept in any case, and twice as much after each COARSE_PATIENCE looks that gave
+ * something back, up to COARSE_DOUBLINGS times: a heap that misses so often is busy, and shall find
+ * a block of each class when it goes through them in turn. A trim or reset begins anew.
  */
-enum { COARSE_LEAST = 32 * 1024 /* bytes */, COARSE_SHARE = 2 };
+enum {
+    COARSE_LEAST = 32 * 1024, /* bytes */
+    COARSE_SHARE = 2,
+    COARSE_PATIENCE = 64,
+    COARSE_DOUBLINGS = 4,
+    COARSE_LATEST = 1024 * 1024, /* bytes that miss before a look */
+};
 void drain_kept_coarse(hak_heap_t *heap, area_t *area, int index);
 HAK_INLINE void drain_coarse(hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {

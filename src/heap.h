@@ -84,6 +84,7 @@ typedef struct class_state {
     /* relaxed; of the blocks of `remote`, how many the budget is charged for; raised in the gate,
      * lowered under the lock */
     _Atomic uint32_t remote_charged;
+    _Atomic uint32_t slabs; /* of all homes; as `outside` */
 } class_state_t;
 
 _Static_assert(sizeof(class_state_t) <= 3 * HAK_LINE,

@@ -267,14 +267,15 @@ static run_t take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, u
 }
 
 /* Granules of the next slab: room for as many blocks as the class has outside, so that a class with
- * few has few granules. */
-static unsigned slab_length(const class_state_t *state)
+ * few has few granules. Not in a CHECKED heap: that a block would lie behind a slab's last one is
+ * known there by its class alone, at each free. */
+static unsigned slab_length(const hak_heap_t *heap, const class_state_t *state)
 {
     const size_class_t *sizes = &size_classes[state->cls];
     class_state_t *at = (class_state_t *)(uintptr_t)state;
     /* Relaxed: written under the lock, which is held. */
     size_t blocks = hak_max(load_relaxed(&at->outside), 1);
-    if (blocks >= sizes->blocks) return sizes->granules;
+    if (heap->policy.starts || blocks >= sizes->blocks) return sizes->granules;
     return (unsigned)hak_min((blocks * sizes->bytes + GRANULE - 1) / GRANULE, sizes->granules);
 }
 
@@ -284,14 +285,16 @@ static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, s
     size_t made = 0;
     do {
         lock_acquire(&heap->lock, RANK_HEAP);
-        unsigned granules = slab_length(state);
+        unsigned granules = slab_length(heap, state);
         run_t run = take_run(heap, granules, 1, state->cls);
         lock_release(&heap->lock, RANK_HEAP);
         if (!run.ss) break;
         counter_add(&heap->counters, refill_fresh_slab, 1);
         slab_t *slab = slab_add(&state->shared, run, granules, state->cls);
+        store_relaxed(&state->slabs, load_relaxed(&state->slabs) + 1);
         if (home != HOME_NONE) home_move(state, slab, home);
-        else if (state->shared.slabs >= DIVIDE_SLABS) home_divide_soon(heap);
+        else if (state->shared.blocks >= DIVIDE_SLABS * (size_t)size_classes[state->cls].blocks)
+            home_divide_soon(heap);
         made += slab->blocks;
     } while (made < wanted);
     return made != 0;

@@ -406,7 +406,8 @@ typedef struct returned {
  * than are outside. The bin is behind then. */
 HAK_INLINE chain_t put_run(slab_t *slab, chain_t chain, size_t most, returned_t of)
 {
-    const bool whole = slab->carved == slab->blocks && !slab_has_released(slab);
+    /* What lies behind the last block of a short slab is a block to its class's divisor. */
+    const bool whole = slab->carved == of.sizes->blocks && !slab_has_released(slab);
     chain_t list = slab->free;
     for (size_t left = hak_min(most, slab_outside(slab)); left; left--) {
         block_t *block = chain_block(chain);

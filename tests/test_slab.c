@@ -317,24 +317,61 @@ Test(slab, a_short_one_is_whole)
             if (granules * (size_t)GRANULE >= size_classes[cls].bytes) short_slab(cls, granules);
 }
 
-/* Chains may hold blocks of slabs of several lengths that lie side by side. */
+/* A chain may go from a slab to the one behind it, which is nearer than its class is long. */
 Test(slab, short_ones_lie_beside_long_ones)
 {
     enum { CLASS = 71 }; /* 32 KiB: two granules a block */
-    slab_t *slabs[] = {add_long(CLASS, 2), add_long(CLASS, 16), add_long(CLASS, 2),
-                       add_long(CLASS, 4)};
-    size_t all = 1 + 8 + 1 + 2, have = empty_into(CLASS, MOST_BLOCKS, blocks);
-    cr_assert(have == all && set.blocks == all);
+    slab_t *slabs[] = {add_long(CLASS, 4), add_long(CLASS, 2), add_long(CLASS, 4)};
+    enum { ALL = 2 + 1 + 2 };
+    static const unsigned order[ALL] = {1, 0, 2, 1, 2}; /* of slabs, from the last to the first */
+    cr_assert(slabs[1]->start == slabs[0]->start + 4 * GRANULE && set.blocks == ALL);
+    cr_assert(empty_into(CLASS, MOST_BLOCKS, blocks) == ALL);
     chain_t chain = 0;
-    for (size_t i = 0; i < have; i++) chain = block_push(chain, blocks[i * 7 % all], checked.key);
+    for (size_t i = 0; i < ALL; i++) {
+        const slab_t *slab = slabs[order[i]];
+        for (size_t k = 0; k < ALL; k++) {
+            if (!blocks[k] || slab_of(registry_lookup(blocks[k]), blocks[k]) != slab) continue;
+            chain = block_push(chain, blocks[k], checked.key);
+            blocks[k] = NULL;
+            break;
+        }
+    }
+    for (size_t k = 0; k < ALL; k++)
+        if (blocks[k]) chain = block_push(chain, blocks[k], checked.key);
     slab_t *empty;
-    for (size_t left = all; chain; left = chain_count(chain)) {
+    for (size_t left = ALL; chain; left = chain_count(chain)) {
         chain = slab_put_chain(&set, chain, SIZE_MAX, CLASS, &checked, &empty);
         cr_assert(chain_count(chain) < left);
         must_add_up();
     }
-    for (size_t i = 0; i < sizeof slabs / sizeof *slabs; i++)
+    for (size_t i = 0; i < 3; i++)
         cr_assert(slabs[i]->bin == BIN_EMPTY && chain_count(slabs[i]->free) == slabs[i]->blocks);
+}
+
+/* To its class's divisor a block begins behind the last one of a short slab. */
+static void put_behind_the_last(void *arg)
+{
+    slab_t *slab = arg, *empty;
+    char *behind = slab->start + slab->blocks * (size_t)size_classes[slab->cls].bytes;
+    chain_t chain = block_push(0, behind, fast.key);
+    (void)slab_put_chain(&set, chain, SIZE_MAX, slab->cls, &fast, &empty);
+}
+Test(slab, what_lies_behind_a_short_one_is_no_block)
+{
+    static child_result_t result;
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        size_t bytes = size_classes[cls].bytes;
+        unsigned granules = (unsigned)((bytes + GRANULE - 1) / GRANULE);
+        if (granules == size_classes[cls].granules || granules * (size_t)GRANULE % bytes == 0)
+            continue;
+        slab_t *slab = add_long(cls, granules);
+        while (slab_take(&set, cls, &(slab_wanted_t){64, 64, 0, 0}, &fast)) {
+        }
+        cr_assert(slab->bin == BIN_FULL);
+        child_run(&result, put_behind_the_last, slab);
+        cr_assert(child_aborted(&result, "INTERIOR", "free"), "class %u: %s", cls, result.text);
+        set = (slab_set_t){0};
+    }
 }
 
 /* ---- Bins ---- */
