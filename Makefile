@@ -105,7 +105,7 @@ FORMATTED = $(wildcard include/*.h include/hakheap/*.h include/hakheap/*.hpp src
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: programs print-programs integration \
-        all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs bench bench-guard \
+        all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs docs-look bench bench-guard \
         fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
         suites install uninstall help tests stress FORCE
 
@@ -439,6 +439,10 @@ uninstall:
 docs:
 	scripts/docs.sh
 
+# PICTURES: a directory that keeps what was seen.
+docs-look: docs
+	scripts/docs_look.py $(if $(PICTURES),--screenshots '$(PICTURES)')
+
 bench:
 	bench/suite.py
 
@@ -475,6 +479,7 @@ help:
 	@echo 'make bench           bench/suite.py: every benchmark on every allocator, as a page; BENCH=quick: few rounds'
 	@echo 'make bench-guard     bench/guard.sh, counts of instructions against bench/guard.csv'
 	@echo 'make docs            build/docs/html, by Doxygen and doxygen-awesome-css'
+	@echo 'make docs-look       looks at each page of it in headless Chromium, wide and narrow; PICTURES=<directory> keeps them'
 	@echo 'make format          rewrites the sources by .clang-format; format-check only compares'
 	@echo 'make single          build/single/hakheap.c and hakheap.h, the library as one file; needs python3'
 	@echo 'make abi-check       compares the interface with packaging/hakheap.abi; abi-update writes that anew'

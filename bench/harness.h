@@ -12,6 +12,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -115,7 +116,41 @@ static inline size_t harness_cost_kib(void)
     return harness_status_kib("VmRSS:") + harness_status_kib("VmPTE:");
 }
 
+/* ---- Processors ---- */
+
+/* Moves the calling thread to a CPU. Where there are fewer CPUs than threads, some share one. */
+static inline void harness_stay_on(unsigned cpu)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu % (unsigned)sysconf(_SC_NPROCESSORS_ONLN), &set);
+    (void)sched_setaffinity(0, sizeof set, &set);
+}
+
 /* ---- Figures of several rounds ---- */
+
+static inline void harness_sink(uint64_t *numbers, size_t at, size_t count)
+{
+    for (size_t child; (child = at * 2 + 1) < count; at = child) {
+        if (child + 1 < count && numbers[child + 1] > numbers[child]) child++;
+        if (numbers[at] >= numbers[child]) return;
+        uint64_t number = numbers[at];
+        numbers[at] = numbers[child];
+        numbers[child] = number;
+    }
+}
+
+/* Ascending. Heapsort: qsort may allocate. */
+static inline void harness_sort(uint64_t *numbers, size_t count)
+{
+    for (size_t i = count / 2; i > 0; i--) harness_sink(numbers, i - 1, count);
+    for (size_t last = count; last-- > 1;) {
+        uint64_t number = numbers[0];
+        numbers[0] = numbers[last];
+        numbers[last] = number;
+        harness_sink(numbers, 0, last);
+    }
+}
 
 /* Sorts the values, of which there are few. */
 static inline double harness_median(double *values, size_t count)

@@ -16,7 +16,6 @@
 #include "harness.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -55,14 +54,6 @@ static atomic_bool over;
 static hak_heap_t *tenant, *neighbour;
 static uint64_t pairs[2], refusals;
 
-static void stay_on(unsigned cpu)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(cpu % (unsigned)sysconf(_SC_NPROCESSORS_ONLN), &set);
-    (void)sched_setaffinity(0, sizeof set, &set);
-}
-
 static size_t draw_size(harness_rng_t *rng)
 {
     return 16 + harness_below((uint32_t)harness_draw(rng), MOST);
@@ -76,7 +67,7 @@ static void *hammer(void *arg)
     static void *block[LIMIT / 16];
     size_t count = 0;
     harness_rng_t rng = {1};
-    stay_on(0);
+    harness_stay_on(0);
     while (!atomic_load_explicit(&over, memory_order_relaxed)) {
         if (atomic_load_explicit(&slice, memory_order_relaxed) % 2 == 0) continue;
         void *ptr = hak_heap_malloc(tenant, draw_size(&rng));
@@ -95,7 +86,7 @@ static void *live_beside(void *arg)
     (void)arg;
     static void *block[BLOCKS];
     harness_rng_t rng = {2};
-    stay_on(1);
+    harness_stay_on(1);
     for (size_t i = 0; i < BLOCKS; i++) block[i] = alloc_malloc(neighbour, draw_size(&rng));
     while (!atomic_load_explicit(&over, memory_order_relaxed)) {
         void **at = &block[harness_below((uint32_t)harness_draw(&rng), BLOCKS)];
@@ -135,12 +126,6 @@ static void measure_neighbour(void)
 
 /* ---- Usage ---- */
 
-static int by_time(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
 static void measure_usage(void)
 {
     hak_heap_t *root = make(NULL, (size_t)1 << 34);
@@ -162,7 +147,7 @@ static void measure_usage(void)
         }
         ns[call] = harness_now() - before;
     }
-    qsort(ns, options.calls, sizeof *ns, by_time);
+    harness_sort(ns, options.calls);
     program_print_identity();
     printf(" what=usage level=%s heaps=%zu live_bytes=%zu median_ms=%.3f max_ms=%.3f\n",
            options.level, options.heaps, live, (double)ns[options.calls / 2] / 1e6,

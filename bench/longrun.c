@@ -157,29 +157,6 @@ static size_t resident_kib(void)
     return harness_resident_kib() - own;
 }
 
-static void sink(uint64_t *numbers, size_t at, size_t count)
-{
-    for (size_t child; (child = at * 2 + 1) < count; at = child) {
-        if (child + 1 < count && numbers[child + 1] > numbers[child]) child++;
-        if (numbers[at] >= numbers[child]) return;
-        uint64_t number = numbers[at];
-        numbers[at] = numbers[child];
-        numbers[child] = number;
-    }
-}
-
-/* Heapsort: qsort may allocate. */
-static void sort(uint64_t *numbers, size_t count)
-{
-    for (size_t i = count / 2; i > 0; i--) sink(numbers, i - 1, count);
-    for (size_t last = count; last-- > 1;) {
-        uint64_t number = numbers[0];
-        numbers[0] = numbers[last];
-        numbers[last] = number;
-        sink(numbers, 0, last);
-    }
-}
-
 /* How many different pages hold a byte of a live block. */
 static size_t count_pages(void)
 {
@@ -189,7 +166,7 @@ static size_t count_pages(void)
         uintptr_t start = (uintptr_t)live.items[i].block, last = start + live.items[i].size - 1;
         for (uint64_t page = start / PAGE; page <= last / PAGE; page++) numbers[count++] = page;
     }
-    sort(numbers, count);
+    harness_sort(numbers, count);
     for (size_t i = 0; i < count; i++) pages += i == 0 || numbers[i] != numbers[i - 1];
     munmap(numbers, room);
     return pages;

@@ -18,7 +18,6 @@
 #include "harness.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -214,17 +213,6 @@ static void write_slice(worker_t *worker, blocks_t *blocks)
 
 static double both_slices(void) { return (workers[0].slice_ns + workers[1].slice_ns) / 2; }
 
-static double median(double *values)
-{
-    for (int i = 1; i < TURNS; i++)
-        for (int j = i; j > 0 && values[j] < values[j - 1]; j--) {
-            double value = values[j];
-            values[j] = values[j - 1];
-            values[j - 1] = value;
-        }
-    return values[TURNS / 2];
-}
-
 static void measure(worker_t *worker, place_t place)
 {
     blocks_t *blocks = &worker->live[place];
@@ -242,7 +230,8 @@ static void measure(worker_t *worker, place_t place)
         pthread_barrier_wait(&barrier);
         alone[turn] = both_slices();
     }
-    if (is_first(worker)) cost[place] = (cost_t){median(together), median(alone)};
+    if (is_first(worker))
+        cost[place] = (cost_t){harness_median(together, TURNS), harness_median(alone, TURNS)};
 }
 
 /* ---- The run ---- */

@@ -13,7 +13,6 @@
 #include "harness.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -33,15 +32,6 @@ static char **block;
 static pthread_barrier_t filled;
 static atomic_bool over;
 
-/* Where there are fewer CPUs than threads, some share one. */
-static void stay_on(uint32_t cpu)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(cpu % (uint32_t)sysconf(_SC_NPROCESSORS_ONLN), &set);
-    (void)sched_setaffinity(0, sizeof set, &set);
-}
-
 static char *take(harness_rng_t *rng)
 {
     uint32_t size = 16 + harness_below((uint32_t)harness_draw(rng), (uint32_t)options.most - 15);
@@ -56,7 +46,7 @@ static void *work(void *arg)
     harness_rng_t rng = {thread + 1};
     size_t first = options.blocks * thread / options.threads;
     size_t end = options.blocks * (thread + 1) / options.threads;
-    stay_on(thread);
+    harness_stay_on(thread);
     for (size_t i = first; i < end; i++) block[i] = take(&rng);
     for (size_t i = first; i < end; i++) {
         if (harness_draw(&rng) % KEEP_ONE_IN == 0) continue;
@@ -72,12 +62,6 @@ static void *work(void *arg)
     return NULL;
 }
 
-static int by_time(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
 static void measure(void)
 {
     uint64_t *ns = program_map(options.calls * sizeof *ns);
@@ -87,7 +71,7 @@ static void measure(void)
         if (hak_heap_stats(heap, &stats) != 0) harness_exit(HARNESS_FAILED, "no figures");
         ns[i] = harness_now() - before;
     }
-    qsort(ns, options.calls, sizeof *ns, by_time);
+    harness_sort(ns, options.calls);
     program_print_identity();
     printf(
         " level=%s threads=%u busy=%u committed_mb=%zu resident_mb=%zu live_mb=%zu median_ns=%llu "

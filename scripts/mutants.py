@@ -62,7 +62,7 @@ OPTIONAL = {"after", "planted", "survives"}
 # What runs for long or starts compilers. The suite `tree` looks at texts, and would see any change.
 SLOW_SUITES = "docs|fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
-SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|region|limits)",
+SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|coarse|region|limits)",
           "refill": "@(home|api|large|region|limits)",
           "trim": "@(flush_trim|windows|region|limits|ends)",
           "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api)", "record": "meta",

@@ -14,8 +14,9 @@ bool drain_retire(hak_heap_t *heap, class_state_t *state, slab_t *slab, bool may
     slab_set_t *set = home_set(state, slab->home);
     slab_remove(set, slab);
     STALL(slab_retiring);
-    bool gone = runs_put(heap, run, size_classes[state->cls].granules, 0, may_wait);
-    if (!gone) slab_restore(set, slab);
+    bool gone = runs_put(heap, run, slab->granules, 0, may_wait);
+    if (gone) store_relaxed(&state->slabs, load_relaxed(&state->slabs) - 1);
+    else slab_restore(set, slab);
     lock_release(&heap->lock, RANK_HEAP);
     return gone;
 }
@@ -330,6 +331,68 @@ void drain_ended_period(hak_heap_t *heap, area_t *area, int index)
         if (unused.outbox) drain_outbox(heap, state, &period.outbox[cls], index);
         return_old(heap, state, index);
     }
+}
+
+/* ---- Coarse classes ---- */
+
+/* What the running CPU keeps of coarse classes, and what else is outside of slabs, in bytes. */
+typedef struct coarse {
+    size_t kept, live;
+} coarse_t;
+
+static coarse_t sum_coarse(hak_heap_t *heap, const area_t *area)
+{
+    area_t *at = (area_t *)(uintptr_t)area;
+    coarse_t sum = {0, 0};
+    FOR_CLASSES (cls, &heap->made) {
+        if (cls < REGION_CLASSES) continue;
+        /* Relaxed, all: about. */
+        size_t outside = load_relaxed(&heap_class_made(heap, cls)->outside);
+        size_t kept = chain_count(load_relaxed(&at->hot[cls].word)) +
+                      chain_count(load_relaxed(&at->spare[cls]));
+        sum.live += (outside - hak_min(kept, outside)) * size_classes[cls].bytes;
+        /* Of a class without blocks outside the last slab is kept, in which one was written. */
+        if (!outside) kept = load_relaxed(&heap_class_made(heap, cls)->slabs) ? 1 : 0;
+        sum.kept += kept * size_classes[cls].bytes;
+    }
+    return sum;
+}
+
+/* A cold chain of the CPU, and a slab without blocks outside, also where it is the last one. */
+static void return_coarse(hak_heap_t *heap, class_state_t *state, int index)
+{
+    if (!lock_try(&state->lock, RANK_CLASS)) return;
+    chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
+    if (chain) (void)drain_cold(heap, state, chain);
+    slab_set_t *set = home_set(state, registry_home(index));
+    slab_t *empty = slab_empty(set) ? slab_empty(set) : slab_empty(&state->shared);
+    if (empty) (void)drain_retire(heap, state, empty, false);
+    drain_leave(heap, state);
+}
+
+/* The thread may have moved: then another CPU's magazines are emptied, which does no harm. */
+void drain_kept_coarse(hak_heap_t *heap, area_t *area, int index)
+{
+    coarse_t sum = sum_coarse(heap, area);
+    /* Relaxed: as coarse_missed. */
+    uint32_t given = load_relaxed(&area->coarse_given);
+    size_t least = (size_t)COARSE_LEAST << given / COARSE_PATIENCE;
+    size_t most = hak_max(sum.live / COARSE_SHARE, least);
+    store_relaxed(&area->coarse_missed, 0u);
+    store_relaxed(&area->coarse_most, (uint32_t)hak_min(most, COARSE_LATEST));
+    if (sum.kept <= most) return;
+    store_relaxed(&area->coarse_given,
+                  (uint32_t)hak_min(given + 1, COARSE_PATIENCE * COARSE_DOUBLINGS));
+    FOR_CLASSES (cls, &heap->made) {
+        if (cls < REGION_CLASSES) continue;
+        class_state_t *state = heap_class_made(heap, cls);
+        chain_t hot = percpu_take(&heap->percpu, PERCPU_HOT(cls));
+        chain_t spare = percpu_take(&heap->percpu, PERCPU_SPARE(cls));
+        if (hot) drain_chain(heap, state, hot, PERCPU_NONE, false);
+        if (spare) drain_chain(heap, state, spare, PERCPU_NONE, false);
+        return_coarse(heap, state, index);
+    }
+    counter_add(&heap->counters, kept_coarse, 1);
 }
 
 /* ---- The ladder ---- */

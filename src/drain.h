@@ -63,6 +63,36 @@ HAK_INLINE void drain_period(hak_heap_t *heap, area_t *area, int index)
     if (HAK_UNLIKELY(adapt_is_over(area))) drain_ended_period(heap, area, index);
 }
 
+/*
+ * Coarse classes are those beyond regions. A heap with few blocks of each keeps more of them than it
+ * uses: a block or two in the magazine of each, or its last slab. So after misses of half as many
+ * bytes as lived at the last look, the running CPU looks at what its magazines, and last slabs, have
+ * of all coarse classes together. Where that is more than half of what lives, all of it goes back. A
+ * heap that uses much of what it keeps is left alone, and the cost of a look is spread over as many
+ * bytes as it may return.
+ *
+ * COARSE_LEAST may be kept in any case, and twice as much after each COARSE_PATIENCE looks that gave
+ * something back, up to COARSE_DOUBLINGS times: a heap that misses so often is busy, and shall find
+ * a block of each class when it goes through them in turn. A trim or reset begins anew.
+ */
+enum {
+    COARSE_LEAST = 32 * 1024, /* bytes */
+    COARSE_SHARE = 2,
+    COARSE_PATIENCE = 64,
+    COARSE_DOUBLINGS = 4,
+    COARSE_LATEST = 1024 * 1024, /* bytes that miss before a look */
+};
+void drain_kept_coarse(hak_heap_t *heap, area_t *area, int index);
+HAK_INLINE void drain_coarse(hak_heap_t *heap, area_t *area, int index, unsigned cls)
+{
+    if (cls < REGION_CLASSES) return;
+    /* Relaxed: what another thread of the same CPU adds may be lost. */
+    uint32_t missed = load_relaxed(&area->coarse_missed) + size_classes[cls].bytes;
+    store_relaxed(&area->coarse_missed, missed);
+    if (HAK_UNLIKELY(missed > hak_max(load_relaxed(&area->coarse_most), (uint32_t)COARSE_LEAST)))
+        drain_kept_coarse(heap, area, index);
+}
+
 /* A chain to the cold level, or further down. */
 void drain_chain(hak_heap_t *heap, class_state_t *state, chain_t chain, int index, bool may_wait);
 /* Takes the outbox of a class and sends its blocks home. */

@@ -31,9 +31,11 @@
  * Invariant: live + cached + free + untouched + metadata == committed.
  */
 enum {
-    NURSERY_RUNS = 40, /* slabs' and mid blocks' runs that a heap takes from the nursery */
-    REGION_MOST = 32,  /* regions, the cradle's with them */
-    REGIONS_NEAR = 3,  /* whose maps are in the heap's own record */
+    /* of slabs' and mid blocks' runs that a heap takes from the nursery: as many granules as a
+     * SuperSlab has, so that many runs at most */
+    NURSERY_MOST = SUPERSLAB_GRANULES,
+    REGION_MOST = 32, /* regions, the cradle's with them */
+    REGIONS_NEAR = 3, /* whose maps are in the heap's own record */
 };
 
 enum { HEAP_COLOURS = 8 /* places for a heap in its page, a line apart */ };
@@ -82,15 +84,16 @@ typedef struct class_state {
     /* relaxed; of the blocks of `remote`, how many the budget is charged for; raised in the gate,
      * lowered under the lock */
     _Atomic uint32_t remote_charged;
+    _Atomic uint32_t slabs; /* of all homes; as `outside` */
 } class_state_t;
 
-_Static_assert(sizeof(class_state_t) <= 2 * HAK_LINE,
+_Static_assert(sizeof(class_state_t) <= 3 * HAK_LINE,
                "a heap has one for each class, and takes whole lines");
 
 /* Runs in the nursery; made at first use. */
 typedef struct nursery {
-    char *start[NURSERY_RUNS];
-    uint16_t granules[NURSERY_RUNS];
+    char *start[NURSERY_MOST];
+    uint8_t granules[NURSERY_MOST];
 } nursery_t;
 
 /* Tables that few heaps need: made when they do. */
@@ -127,7 +130,7 @@ struct hak_heap {
     nursery_t *nursery;         /* NULL until it is needed */
     uint32_t runs;              /* slabs, mid blocks, and regions but the cradle */
     uint32_t regions_looked;    /* so many regions there were at the last look; see refill.c */
-    uint16_t nursery_count;
+    uint16_t nursery_count, nursery_granules;
     bool nursery_given; /* runs went back to the nursery with their pages since the last trim */
     size_t
         returned; /* bytes that went to the kernel on the way to the reserve; a trim takes them */

@@ -18,7 +18,7 @@
  * and without a home in turn is guessed wrong half the time.
  *
  *   the heap     UNDIVIDED --home_divide_soon--> DUE --home_divide, by the next allocation that misses--> DIVIDED, for ever
- *                    it has DIVIDE_RUNS runs, or DIVIDE_SLABS slabs of a class, or one CPU took
+ *                    it has DIVIDE_RUNS runs, or room for DIVIDE_SLABS slabs of a class, or one CPU took
  *                    what another freed DIVIDE_ONE_WAY times in a row
  *
  *   a slab       HOME_NONE ------------------------> home i -----------------------> home j
@@ -37,7 +37,7 @@
 enum {
     FEWEST_HOMES = 2,    /* sets, at first */
     DIVIDE_RUNS = 128,   /* runs with which a heap is divided; */
-    DIVIDE_SLABS = 8,    /* or slabs of one class; */
+    DIVIDE_SLABS = 8,    /* or room for the blocks of so many of one class; */
     DIVIDE_ONE_WAY = 32, /* or times that blocks of a class went to one CPU and never back */
     /* Looks at a home, one for each outbox of its blocks that fills up, after which it is idle. A
      * thread that only waits for its turn must not lose its slabs: with 3, two threads that free in

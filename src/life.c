@@ -188,6 +188,7 @@ static void empty_caches(hak_heap_t *heap)
         class_state_t *state = heap_class_made(heap, cls);
         FOR_SETS (set, state) *set = (slab_set_t){0};
         store_relaxed(&state->outside, 0);
+        store_relaxed(&state->slabs, 0u);
         store_relaxed(&state->grown, (uint16_t)0);
         store_relaxed(&state->remote.head, 0);
         store_relaxed(&state->remote.taken, 0);

@@ -85,6 +85,9 @@ typedef struct magazine {
 typedef struct area {
     magazine_t hot[SLOT_COUNT];
     _Atomic chain_t spare[CLASS_COUNT];
+    /* relaxed: bytes of coarse classes that missed since the last look at them, with how many the
+     * next one comes, and looks that gave back what they found; see drain.h */
+    _Atomic uint32_t coarse_missed, coarse_most, coarse_given;
     magazine_t *_Atomic
         /* by class: blocks whose home is another CPU; NULL until there is one; then for ever */
         outbox;

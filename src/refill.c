@@ -266,21 +266,36 @@ static run_t take_run(hak_heap_t *heap, unsigned granules, unsigned alignment, u
     return run;
 }
 
+/* Granules of the next slab: room for as many blocks as the class has outside, so that a class with
+ * few has few granules. Not in a CHECKED heap: that a block would lie behind a slab's last one is
+ * known there by its class alone, at each free. */
+static unsigned slab_length(const hak_heap_t *heap, const class_state_t *state)
+{
+    const size_class_t *sizes = &size_classes[state->cls];
+    class_state_t *at = (class_state_t *)(uintptr_t)state;
+    /* Relaxed: written under the lock, which is held. */
+    size_t blocks = hak_max(load_relaxed(&at->outside), 1);
+    if (heap->policy.starts || blocks >= sizes->blocks) return sizes->granules;
+    return (unsigned)hak_min((blocks * sizes->bytes + GRANULE - 1) / GRANULE, sizes->granules);
+}
+
 /* Makes slabs for so many blocks, at least one; false: memory is refused, and there is none. */
 static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, size_t wanted)
 {
-    const size_class_t *sizes = &size_classes[state->cls];
     size_t made = 0;
     do {
         lock_acquire(&heap->lock, RANK_HEAP);
-        run_t run = take_run(heap, sizes->granules, 1, state->cls);
+        unsigned granules = slab_length(heap, state);
+        run_t run = take_run(heap, granules, 1, state->cls);
         lock_release(&heap->lock, RANK_HEAP);
         if (!run.ss) break;
         counter_add(&heap->counters, refill_fresh_slab, 1);
-        slab_t *slab = slab_add(&state->shared, run, state->cls);
+        slab_t *slab = slab_add(&state->shared, run, granules, state->cls);
+        store_relaxed(&state->slabs, load_relaxed(&state->slabs) + 1);
         if (home != HOME_NONE) home_move(state, slab, home);
-        else if (state->shared.slabs >= DIVIDE_SLABS) home_divide_soon(heap);
-        made += sizes->blocks;
+        else if (state->shared.blocks >= DIVIDE_SLABS * (size_t)size_classes[state->cls].blocks)
+            home_divide_soon(heap);
+        made += slab->blocks;
     } while (made < wanted);
     return made != 0;
 }
@@ -289,7 +304,7 @@ static bool fresh_slabs(hak_heap_t *heap, class_state_t *state, unsigned home, s
 static void provide(hak_heap_t *heap, class_state_t *state, unsigned home,
                     const slab_wanted_t *wanted)
 {
-    size_t room = slab_room(home_set(state, home), state->cls);
+    size_t room = slab_room(home_set(state, home));
     size_t want = hak_min(wanted->ahead, wanted->blocks);
     if (room < want) (void)fresh_slabs(heap, state, home, want - room);
 }
@@ -475,6 +490,7 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     chain_t chain = take_shared(heap, state, index, &wanted);
     home_divide(heap, index);
     if (area) drain_period(heap, area, index);
+    if (area) drain_coarse(heap, area, index, state->cls);
     enum { TICK_MISSES = 8 }; /* a look at the clock costs as much as half a miss */
     uint32_t missed = load_relaxed(&heap->missed) + 1;
     store_relaxed(&heap->missed, missed);

@@ -24,8 +24,8 @@ static void fit_class(hak_class_stats_t *out, size_t outside)
     out->live_blocks = outside;
 }
 
-/* Fills *out. Returns pages of the slabs that may have been written. Lock: AREAS. */
-static size_t measure_class(hak_heap_t *heap, class_state_t *state, hak_class_stats_t *out)
+/* Fills *out. Returns what its slabs have. Lock: AREAS. */
+static walk_sums_t measure_class(hak_heap_t *heap, class_state_t *state, hak_class_stats_t *out)
 {
     size_t cached[WALK_PLACES];
     lock_acquire(&state->lock, RANK_CLASS);
@@ -42,10 +42,10 @@ static size_t measure_class(hak_heap_t *heap, class_state_t *state, hak_class_st
         .cold_blocks = cached[WALK_COLD],
         .remote_blocks = cached[WALK_REMOTE] + cached[WALK_OUTBOX],
         .free_blocks = sums.carved - sums.outside,
-        .untouched_blocks = sums.slabs * sizes->blocks - sums.carved,
+        .untouched_blocks = sums.blocks - sums.carved,
     };
     fit_class(out, sums.outside);
-    return sums.pages;
+    return sums;
 }
 
 /* Blocks of a class in regions. A region's granule may go to another heap, and a map without one
@@ -78,9 +78,9 @@ void report_class(hak_heap_t *heap, unsigned cls, hak_class_stats_t *out)
 static size_t add_class(hak_heap_t *heap, class_state_t *state, hak_heap_stats_t *out)
 {
     hak_class_stats_t stats;
-    out->resident_bytes += measure_class(heap, state, &stats) * HAK_PAGE;
-    const size_class_t *sizes = &size_classes[state->cls];
-    size_t bytes = sizes->bytes;
+    walk_sums_t sums = measure_class(heap, state, &stats);
+    size_t bytes = size_classes[state->cls].bytes;
+    out->resident_bytes += sums.pages * HAK_PAGE;
     out->live_blocks += stats.live_blocks;
     out->live_bytes += stats.live_blocks * bytes;
     out->hot_bytes += stats.hot_blocks * bytes;
@@ -88,9 +88,7 @@ static size_t add_class(hak_heap_t *heap, class_state_t *state, hak_heap_stats_t
     out->cold_bytes += stats.cold_blocks * bytes;
     out->remote_bytes += stats.remote_blocks * bytes;
     out->free_bytes += stats.free_blocks * bytes;
-    size_t touched_blocks = stats.slabs * sizes->blocks - stats.untouched_blocks;
-    out->untouched_bytes +=
-        stats.slabs * sizes->granules * (size_t)GRANULE - touched_blocks * bytes;
+    out->untouched_bytes += sums.granules * GRANULE - sums.carved * bytes;
     return hak_min(stats.live_blocks, stats.slabs);
 }
 

@@ -354,15 +354,21 @@ run_t nursery_take(reserve_t *reserve, unsigned granules, uint32_t *refused)
     return run;
 }
 
-/* Returns pages. */
+/* Purges the free pages of every SuperSlab, one after another, and passes the lock on in between.
+ * Returns pages. */
 static size_t purge_nursery(reserve_t *reserve)
 {
+    superslab_set_t *nursery = &reserve->nursery;
     size_t pages = 0;
-    for (superslab_t *ss = reserve->nursery.all; ss; ss = ss->set_next) {
-        if (ss->free_touched) pages += superslab_purge(&reserve->nursery, ss, SIZE_MAX);
-        superslab_purge_far(&reserve->nursery, ss);
+    for (size_t left = nursery->count; left; left--) {
+        superslab_t *ss = superslab_set_turn(nursery);
+        if (!ss) break;
+        if (ss->free_touched) pages += superslab_purge(nursery, ss, SIZE_MAX);
+        superslab_purge_far(nursery, ss);
+        reserve->nursery_again = reserve_again(nursery->free_touched);
+        lock_pass(&reserve->lock, RANK_RESERVE);
+        hold(reserve);
     }
-    reserve->nursery_again = reserve_again(reserve->nursery.free_touched);
     return pages;
 }
 

@@ -25,15 +25,16 @@ static run_t take_young(hak_heap_t *heap, unsigned granules)
 
 static run_t take_from_nursery(hak_heap_t *heap, unsigned granules)
 {
-    if (heap->superslabs.count || heap->nursery_count == NURSERY_RUNS ||
-        granules > NURSERY_GRANULES)
+    if (heap->superslabs.count || granules > NURSERY_GRANULES ||
+        heap->nursery_granules + granules > NURSERY_MOST)
         return (run_t){0};
     nursery_t *nursery = heap->nursery;
     if (!nursery) nursery = heap->nursery = record_take(heap, sizeof *nursery, true);
     run_t run = nursery ? take_young(heap, granules) : (run_t){0};
     if (!run.ss) return run;
     nursery->start[heap->nursery_count] = superslab_granule(run.ss, run.first);
-    nursery->granules[heap->nursery_count++] = (uint16_t)granules;
+    nursery->granules[heap->nursery_count++] = (uint8_t)granules;
+    heap->nursery_granules = (uint16_t)(heap->nursery_granules + granules);
     return run;
 }
 
@@ -49,6 +50,7 @@ static void forget_nursery_run(hak_heap_t *heap, const char *start)
     uint32_t at = 0;
     while (nursery->start[at] != start) at++;
     uncharge_nursery(heap, nursery->granules[at]);
+    heap->nursery_granules = (uint16_t)(heap->nursery_granules - nursery->granules[at]);
     nursery->start[at] = nursery->start[--heap->nursery_count];
     nursery->granules[at] = nursery->granules[heap->nursery_count];
 }
@@ -273,7 +275,7 @@ static nursery_run_t dead_run(char *start, unsigned granules)
 
 static void empty_nursery(hak_heap_t *heap)
 {
-    nursery_run_t runs[NURSERY_RUNS + REGION_MOST];
+    nursery_run_t runs[NURSERY_MOST + REGION_MOST];
     size_t count = 0, granules = 0;
     for (uint32_t i = 0; i < heap->nursery_count; i++)
         runs[count++] = dead_run(heap->nursery->start[i], heap->nursery->granules[i]);
@@ -286,7 +288,7 @@ static void empty_nursery(hak_heap_t *heap)
     }
     for (size_t i = 0; i < count; i++) granules += runs[i].granules;
     if (count) (void)nursery_put(&process_reserve, runs, count, true, &heap->returned);
-    heap->nursery_count = 0;
+    heap->nursery_count = heap->nursery_granules = 0;
     uncharge_nursery(heap, granules);
 }
 

@@ -9,8 +9,8 @@
  * reserve and go back to it. Callers: the ladders, life. The registry's entries of a heap are written here
  * and nowhere else. Lock: HEAP, around every call.
  *
- * A heap takes its first NURSERY_RUNS runs, of up to NURSERY_GRANULES each, and the granules of its
- * first regions from the process's nursery. Once it owns a SuperSlab it takes no more there: a heap
+ * A heap takes its first runs, of up to NURSERY_GRANULES each and NURSERY_MOST together, and the
+ * granules of its first regions from the process's nursery. Once it owns a SuperSlab it takes no more there: a heap
  * either is small or owns its memory, and a trim of it does not search the nursery.
  *
  * Invariant: runs == slabs + mid blocks + regions but the cradle; each granule in use carries the

@@ -12,7 +12,7 @@
  * number; slot = class * 2 names its place in an area of magazines.
  *
  * A slab of a class is `granules` of 16 KiB: the fewest that hold 8 blocks and leave at most 1/16
- * over.
+ * over. A class's first slabs may be shorter: see refill.c.
  */
 enum {
     GRANULE_SHIFT = 14,

@@ -4,7 +4,7 @@
 /* Puts a slab that is in no list in the bin for what is outside, and notes where that bin ends. */
 static void choose_bin(slab_t *slab)
 {
-    uint32_t blocks = size_classes[slab->cls].blocks, outside = (uint32_t)slab_outside(slab);
+    uint32_t blocks = slab->blocks, outside = (uint32_t)slab_outside(slab);
     const uint32_t least[SLAB_BINS] = {
         blocks, (3 * blocks + 3) / 4, (2 * blocks + 3) / 4, (blocks + 3) / 4, 1, 0};
     uint8_t bin = BIN_FULL;
@@ -66,7 +66,7 @@ static pages_t pages_of(const slab_t *slab, size_t first, size_t end)
 /* The pages that carved blocks lie in. */
 static pages_t carved_pages(const slab_t *slab)
 {
-    size_t blocks = size_classes[slab->cls].blocks;
+    size_t blocks = slab->blocks;
     size_t end = (size_t)slab->origin + slab->carved;
     if (end <= blocks) return pages_of(slab, slab->origin, end);
     return pages_of(slab, slab->origin, blocks) | pages_of(slab, 0, end - blocks);
@@ -74,7 +74,7 @@ static pages_t carved_pages(const slab_t *slab)
 
 static pages_t touched_pages(const slab_t *slab)
 {
-    return superslab_touched(slab_run(slab), size_classes[slab->cls].granules);
+    return superslab_touched(slab_run(slab), slab->granules);
 }
 
 /* Carved pages that were given back; what is not carved is no block's. */
@@ -84,43 +84,54 @@ static pages_t released_pages(const slab_t *slab)
 }
 
 /* Spread over the pages of the slab and over the lines of half a page, by the slab's address. */
-static uint16_t origin_of(const char *start, unsigned cls)
+static uint16_t origin_of(const slab_t *slab)
 {
+    const char *start = slab->start;
+    unsigned cls = slab->cls;
     const size_class_t *sizes = &size_classes[cls];
     uint64_t mixed = ((uintptr_t)start >> GRANULE_SHIFT) * 0x9e3779b97f4a7c15ull;
     size_t page =
-        (uint64_t)(uint32_t)(mixed >> 16) * (sizes->granules * (uint64_t)GRANULE_PAGES) >> 32;
+        (uint64_t)(uint32_t)(mixed >> 16) * (slab->granules * (uint64_t)GRANULE_PAGES) >> 32;
     size_t line = (mixed >> 48) % (HAK_PAGE / 2 / HAK_LINE);
     size_t origin =
         registry_quotient(cls, (uint32_t)((page * HAK_PAGE + line * HAK_LINE) / BLOCK_ALIGN));
     /* Whole cache lines are carved at a time, so the first block begins one. */
     if (sizes->bytes < HAK_LINE) origin &= ~(size_t)3;
-    return (uint16_t)(origin < sizes->blocks ? origin : 0);
+    return (uint16_t)(origin < slab->blocks ? origin : 0);
 }
 
-slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls)
+/* What a slab adds to the sums of its set, but for what is outside. */
+static void count_slab(slab_set_t *set, const slab_t *slab)
 {
-    slab_t *slab = superslab_descriptor(run.ss, run.first);
-    char *start = superslab_granule(run.ss, run.first);
-    *slab = (slab_t){.start = start,
-                     .origin = origin_of(start, cls),
-                     .cls = (uint8_t)cls,
-                     .home = HOME_NONE,
-                     .pages = (uint8_t)superslab_touched_count(run, size_classes[cls].granules),
-                     .used_before = superslab_touched(run, size_classes[cls].granules)};
-    choose_bin(slab);
-    bin_insert(set, slab);
     set->slabs++;
     set->pages += slab->pages;
+    set->granules += slab->granules;
+    set->blocks += slab->blocks;
+    set->carved += slab_touched(slab);
+}
+
+slab_t *slab_add(slab_set_t *set, run_t run, unsigned granules, unsigned cls)
+{
+    slab_t *slab = superslab_descriptor(run.ss, run.first);
+    const size_class_t *sizes = &size_classes[cls];
+    size_t room = granules * (size_t)GRANULE / sizes->bytes;
+    *slab = (slab_t){.start = superslab_granule(run.ss, run.first),
+                     .cls = (uint8_t)cls,
+                     .home = HOME_NONE,
+                     .blocks = (uint16_t)hak_min(room, sizes->blocks),
+                     .granules = (uint8_t)granules,
+                     .pages = (uint8_t)superslab_touched_count(run, granules),
+                     .used_before = superslab_touched(run, granules)};
+    slab->origin = origin_of(slab);
+    slab_restore(set, slab);
     return slab;
 }
 
 void slab_restore(slab_set_t *set, slab_t *slab)
 {
+    choose_bin(slab);
     bin_insert(set, slab);
-    set->slabs++;
-    set->pages += slab->pages;
-    set->carved += slab_touched(slab);
+    count_slab(set, slab);
 }
 
 void slab_remove(slab_set_t *set, slab_t *slab)
@@ -128,6 +139,8 @@ void slab_remove(slab_set_t *set, slab_t *slab)
     bin_remove(set, slab);
     set->slabs--;
     set->pages -= slab->pages;
+    set->granules -= slab->granules;
+    set->blocks -= slab->blocks;
     set->carved -= slab_touched(slab);
 }
 
@@ -141,7 +154,7 @@ void slab_move(slab_set_t *from, slab_set_t *to, slab_t *slab)
 
 static bool is_carved(const slab_t *slab, size_t index)
 {
-    uint32_t blocks = size_classes[slab->cls].blocks;
+    uint32_t blocks = slab->blocks;
     if (HAK_LIKELY(slab->carved == blocks)) return true;
     /* No branch: which half of a slab a block lies in cannot be guessed. */
     uint32_t at = (uint32_t)index - slab->origin;
@@ -152,7 +165,7 @@ static bool is_carved(const slab_t *slab, size_t index)
 static size_t next_index(const slab_t *slab)
 {
     size_t at = (size_t)slab->origin + slab->carved;
-    size_t blocks = size_classes[slab->cls].blocks;
+    size_t blocks = slab->blocks;
     return at < blocks ? at : at - blocks;
 }
 
@@ -175,7 +188,7 @@ static size_t carvable(const slab_t *slab, size_t index, size_t want, size_t ahe
         want = hak_round_up(want, 4);
         near = near < 4 ? 4 : near & ~(size_t)3;
     }
-    size_t left = hak_min(sizes->blocks - index, (size_t)sizes->blocks - slab->carved);
+    size_t left = hak_min(slab->blocks - index, (size_t)slab->blocks - slab->carved);
     return hak_min(hak_min(want, near), left);
 }
 
@@ -250,7 +263,7 @@ void slab_tell_home(const slab_t *slab)
 {
     bool checked = registry_lookup(slab->start) & ENTRY_CHECKED;
     bool look = checked && slab_has_released(slab);
-    registry_set_home(slab->start, size_classes[slab->cls].granules, look ? HOME_LOOK : slab->home);
+    registry_set_home(slab->start, slab->granules, look ? HOME_LOOK : slab->home);
 }
 
 /* Wants the first released page again: blocks of it that overlap no other are free ones. */
@@ -261,7 +274,7 @@ static void restore_page(slab_set_t *set, slab_t *slab, uint64_t key)
     pages_t released = released_pages(slab), left = released & (released - 1);
     size_t page = (size_t)__builtin_ctzll(released);
     size_t first = page * HAK_PAGE / bytes;
-    size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, sizes->blocks);
+    size_t end = hak_min(((page + 1) * HAK_PAGE + bytes - 1) / bytes, slab->blocks);
     touch(set, slab, slab->start + page * HAK_PAGE, HAK_PAGE);
     for (size_t i = end; i-- > first;) {
         if (!is_carved(slab, i)) continue;
@@ -333,9 +346,9 @@ bool slab_has(const slab_t *slab, const void *ptr)
 {
     const size_class_t *cls = &size_classes[slab->cls];
     size_t offset = (size_t)((const char *)ptr - slab->start);
-    if (offset >= cls->granules * (size_t)GRANULE) return false;
+    if (offset >= slab->granules * (size_t)GRANULE) return false;
     size_t index = registry_quotient(slab->cls, (uint32_t)(offset / BLOCK_ALIGN));
-    if (index * cls->bytes != offset || index >= cls->blocks) return false;
+    if (index * cls->bytes != offset || index >= slab->blocks) return false;
     return is_carved(slab, index) && !is_among(slab, index, released_pages(slab));
 }
 
@@ -376,9 +389,9 @@ HAK_INLINE slab_t *slab_of_freed(const block_t *block, const size_class_t *sizes
     return superslab_descriptor(ss, granule % SUPERSLAB_GRANULES);
 }
 
-HAK_INLINE bool lies_in(const slab_t *slab, const void *ptr, const size_class_t *sizes)
+HAK_INLINE bool lies_in(const slab_t *slab, const void *ptr)
 {
-    return (size_t)((const char *)ptr - slab->start) < sizes->granules * (size_t)GRANULE;
+    return (size_t)((const char *)ptr - slab->start) < slab->granules * (size_t)GRANULE;
 }
 
 /* What the blocks of one chain have in common. */
@@ -393,11 +406,12 @@ typedef struct returned {
  * than are outside. The bin is behind then. */
 HAK_INLINE chain_t put_run(slab_t *slab, chain_t chain, size_t most, returned_t of)
 {
+    /* What lies behind the last block of a short slab is a block to its class's divisor. */
     const bool whole = slab->carved == of.sizes->blocks && !slab_has_released(slab);
     chain_t list = slab->free;
     for (size_t left = hak_min(most, slab_outside(slab)); left; left--) {
         block_t *block = chain_block(chain);
-        if (!lies_in(slab, block, of.sizes)) break;
+        if (!lies_in(slab, block)) break;
         uint32_t offset = (uint32_t)((char *)block - slab->start) / BLOCK_ALIGN;
         chain = block_proved_link(block, of.key, of.guard, "free", of.sizes->bytes);
         if (HAK_UNLIKELY(!whole || !divisor_divides(of.divisor, offset)))
@@ -426,7 +440,7 @@ HAK_INLINE chain_t put_chain(slab_set_t *set, chain_t chain, size_t most, return
         const block_t *next = chain_block(chain);
         if (HAK_UNLIKELY(slab->bin == BIN_EMPTY)) {
             /* The caller gives the slab back: what it would not find there is named here. */
-            if (most && next && lies_in(slab, next, of.sizes)) refuse_second(slab, next, of.guard);
+            if (most && next && lies_in(slab, next)) refuse_second(slab, next, of.guard);
             *empty = slab;
             break;
         }
@@ -486,7 +500,7 @@ static void mark_free(const slab_t *slab, const guard_t *guard, bits_t *bits)
 static pages_t pages_outside(const slab_t *slab, const bits_t *is_free)
 {
     pages_t pages = 0, released = released_pages(slab);
-    for (size_t i = 0; i < size_classes[slab->cls].blocks; i++)
+    for (size_t i = 0; i < slab->blocks; i++)
         if (is_carved(slab, i) && !bit_is_set(is_free, i) && !is_among(slab, i, released))
             pages |= pages_of(slab, i, i + 1);
     return pages;
@@ -513,7 +527,7 @@ static void rebuild(slab_t *slab, const bits_t *is_free, pages_t released, uint6
 {
     size_t bytes = size_classes[slab->cls].bytes;
     slab->free = 0;
-    for (size_t i = size_classes[slab->cls].blocks; i-- > 0;) {
+    for (size_t i = slab->blocks; i-- > 0;) {
         if (!bit_is_set(is_free, i)) continue;
         if (is_among(slab, i, released)) slab->released_blocks++;
         else slab->free = block_push(slab->free, slab->start + i * bytes, key);
@@ -525,7 +539,7 @@ static void rebuild(slab_t *slab, const bits_t *is_free, pages_t released, uint6
 static void reseal(const slab_t *slab, pages_t released, uint64_t key)
 {
     size_t bytes = size_classes[slab->cls].bytes;
-    for (size_t i = 0; i < size_classes[slab->cls].blocks; i++) {
+    for (size_t i = 0; i < slab->blocks; i++) {
         bool begins_gone = released >> i * bytes / HAK_PAGE & 1;
         if (is_carved(slab, i) && is_among(slab, i, released) && !begins_gone)
             (void)block_push(0, slab->start + i * bytes, key);
@@ -537,7 +551,7 @@ size_t slab_release(slab_set_t *set, slab_t *slab, const guard_t *guard, size_t 
 {
     bits_t is_free = {{0}};
     mark_free(slab, guard, &is_free);
-    unsigned granules = size_classes[slab->cls].granules;
+    unsigned granules = slab->granules;
     pages_t wanted = touched_pages(slab) & ~pages_outside(slab, &is_free);
     for (; wanted && *keep; (*keep)--) wanted &= wanted - 1;
     if (!wanted) return 0;

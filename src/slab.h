@@ -58,6 +58,8 @@ typedef struct slab {
     uint8_t pages;            /* of its run that may have been written */
     uint16_t released_blocks; /* carved blocks that overlap released pages */
     uint16_t least, most;     /* blocks outside with which it stays in its bin */
+    uint16_t blocks;          /* const while the slab lives: that it has room for */
+    uint8_t granules;         /* const while the slab lives: of its run */
     pages_t used_before;      /* pages that may have been written before the run was this slab */
 } slab_t;
 
@@ -67,7 +69,9 @@ _Static_assert(sizeof(slab_t) <= DESCRIPTOR_BYTES, "descriptors are an array");
 typedef struct slab_set {
     slab_t *bin[SLAB_BINS];
     uint32_t slabs;
-    uint32_t pages; /* that may have been written; sums over all slabs, as the next two */
+    uint32_t pages; /* that may have been written; sums over all slabs, as the next ones */
+    uint32_t granules;
+    size_t blocks;  /* that they have room for */
     size_t outside; /* blocks live or cached */
     size_t carved;  /* blocks, but for released ones */
 } slab_set_t;
@@ -130,7 +134,9 @@ run_t slab_run(const slab_t *slab);
 /* Whether pages were given back that blocks were carved from. */
 HAK_INLINE bool slab_has_released(const slab_t *slab) { return slab->released_blocks != 0; }
 
-slab_t *slab_add(slab_set_t *set, run_t run, unsigned cls);
+/* Lays a slab over a run, which may be shorter than the class's slabs: it has room for a block at
+ * least. */
+slab_t *slab_add(slab_set_t *set, run_t run, unsigned granules, unsigned cls);
 void slab_remove(slab_set_t *set, slab_t *slab);
 /* Undoes slab_remove. */
 void slab_restore(slab_set_t *set, slab_t *slab);
@@ -146,10 +152,7 @@ typedef struct slab_wanted {
     uint32_t bound; /* never more than these; 0: a cache line more does no harm */
 } slab_wanted_t;
 /* Blocks that the slabs of a set could give. */
-HAK_INLINE size_t slab_room(const slab_set_t *set, unsigned cls)
-{
-    return (size_t)set->slabs * size_classes[cls].blocks - set->outside;
-}
+HAK_INLINE size_t slab_room(const slab_set_t *set) { return set->blocks - set->outside; }
 /* A chain of about as many blocks as are wanted: more where they fill a cache line or are a whole
  * freelist, fewer where freelists have a quarter of them; the empty chain where no slab has
  * one. */

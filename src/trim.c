@@ -111,6 +111,9 @@ static void retire_area(hak_heap_t *heap, area_at_t at)
         take_limit(heap, at.area, area_magazine(at, cls, AREA_HOT), cls);
         if (at.outbox) take_limit(heap, at.area, area_magazine(at, cls, AREA_OUTBOX), cls);
     }
+    store_relaxed(&at.area->coarse_missed, 0u);
+    store_relaxed(&at.area->coarse_most, 0u);
+    store_relaxed(&at.area->coarse_given, 0u);
     percpu_retire(&heap->percpu, at.index);
 }
 

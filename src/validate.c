@@ -110,19 +110,22 @@ static void check_run(walk_t *walk, const char *start, unsigned granules, unsign
 static void check_slab(walk_t *walk, slab_t *slab, unsigned cls, unsigned bin, slab_set_t *sum)
 {
     const size_class_t *sizes = &size_classes[cls];
-    uint32_t pages = superslab_touched_count(slab_run(slab), sizes->granules);
-    if (slab->cls != cls || slab->bin != bin || slab->carved > sizes->blocks ||
+    uint32_t pages = superslab_touched_count(slab_run(slab), slab->granules);
+    if (slab->cls != cls || slab->bin != bin || slab->carved > slab->blocks ||
+        slab->blocks > sizes->blocks || slab->granules > sizes->granules ||
         slab->released_blocks > slab->carved || slab->pages != pages)
         wrong(walk, slab->start, sizes->bytes, "a slab's descriptor is damaged");
     bool look = walk->heap->policy.sealed && slab_has_released(slab);
-    check_run(walk, slab->start, sizes->granules, cls, look ? HOME_LOOK : slab->home);
+    check_run(walk, slab->start, slab->granules, cls, look ? HOME_LOOK : slab->home);
     size_t free_blocks = walk_chain(walk, cls, slab->free, true);
     sum->slabs++;
     sum->pages += pages;
+    sum->granules += slab->granules;
+    sum->blocks += slab->blocks;
     sum->carved += slab_touched(slab);
     sum->outside += slab_touched(slab) - free_blocks;
     walk->free_bytes += free_blocks * sizes->bytes;
-    walk->untouched_bytes += (size_t)sizes->granules * GRANULE - slab_touched(slab) * sizes->bytes;
+    walk->untouched_bytes += (size_t)slab->granules * GRANULE - slab_touched(slab) * sizes->bytes;
 }
 
 /* Blocks of a slab that no chain and no freelist has: the program's. Counted bit by bit; only
@@ -143,8 +146,8 @@ static void check_set(walk_t *walk, class_state_t *state, const slab_set_t *set)
             wrong(walk, at.slab->start, 0, "a slab is not where its home says");
         check_slab(walk, at.slab, state->cls, at.bin, &sum);
     }
-    if (sum.slabs != set->slabs || sum.pages != set->pages || sum.carved != set->carved ||
-        sum.outside != set->outside)
+    if (sum.slabs != set->slabs || sum.granules != set->granules || sum.blocks != set->blocks ||
+        sum.pages != set->pages || sum.carved != set->carved || sum.outside != set->outside)
         wrong(walk, state, size_classes[state->cls].bytes,
               "a class's counts disagree with its slabs");
 }
@@ -311,7 +314,7 @@ static void check_superslabs(walk_t *walk)
         empty != set->empty)
         wrong(walk, heap, 0, "SuperSlabs, or what is free in them, are not as many as counted");
     for (uint32_t i = 0; i < heap->nursery_count; i++) shared += heap->nursery->granules[i];
-    if (shared != walk->shared_granules)
+    if (shared != walk->shared_granules || shared != heap->nursery_granules)
         wrong(walk, heap, 0, "granules of the nursery are in no slab");
 }
 

@@ -56,6 +56,8 @@ walk_sums_t walk_sums(class_state_t *state)
     walk_sums_t sums = {0};
     FOR_SETS (set, state) {
         sums.slabs += set->slabs;
+        sums.granules += set->granules;
+        sums.blocks += set->blocks;
         sums.pages += set->pages;
         sums.outside += set->outside;
         sums.carved += set->carved;

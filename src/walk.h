@@ -34,7 +34,7 @@ size_t walk_waiting(const hak_heap_t *heap, const class_state_t *state);
 
 /* What the sets of a class have together. */
 typedef struct walk_sums {
-    size_t slabs, pages, outside, carved; /* as slab_set_t */
+    size_t slabs, granules, blocks, pages, outside, carved; /* as slab_set_t */
 } walk_sums_t;
 /* Lock: the class's. */
 walk_sums_t walk_sums(class_state_t *state);

@@ -39,6 +39,8 @@ hak_heap_stats_t contract_stats(const hak_heap_t *heap);
 /* Bytes of a heap's cradle that the heap's own record does not have: what stays committed beside
  * records where nothing is in use. */
 size_t contract_cradle(const hak_heap_t *heap);
+/* Blocks that the slabs of a class have room for. */
+size_t contract_room(const hak_heap_t *heap, unsigned cls);
 /* First in a test, or in a suite's .init: small blocks of all heaps lie in slabs from the first on,
  * and none in regions. */
 void contract_slabs_only(void);

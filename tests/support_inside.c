@@ -9,6 +9,17 @@ size_t contract_cradle(const hak_heap_t *heap)
     return GRANULE - (size_t)(cradle->record_end - cradle->record) * REGION_UNIT;
 }
 
+size_t contract_room(const hak_heap_t *heap, unsigned cls)
+{
+    class_state_t *state = heap_class_made(heap, cls);
+    size_t blocks = 0;
+    if (!state) return 0;
+    lock_acquire(&state->lock, RANK_CLASS);
+    blocks = walk_sums(state).blocks;
+    lock_release(&state->lock, RANK_CLASS);
+    return blocks;
+}
+
 static size_t charged_in_area(hak_heap_t *heap, area_at_t at)
 {
     size_t bytes = 0;

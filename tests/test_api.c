@@ -1,7 +1,7 @@
-/* The contract of the public header, at both levels, asked of that header only. What ends the process
- * is in test_misuse.c, and where a test looks into the heap in test_api_inside.c. */
+/* The contract of the public header, at both levels, asked of that header only: heap.h tells sizes,
+ * and what a forged heap looks like. What ends the process is in test_misuse.c, and where a test
+ * looks into the heap in test_api_inside.c. */
 #define _GNU_SOURCE
-#include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -12,23 +12,10 @@
 
 #include "hakheap.h"
 #include "heap.h"
-#include "support_contract.h"
+#include "support_must.h"
 #include "support_step.h"
 
 TestSuite(api, .timeout = 600);
-
-static void must_be_sound(const hak_heap_t *heap, size_t live_blocks)
-{
-    int line = contract_unsound(heap, live_blocks);
-    cr_assert(line == 0, "support_contract.c:%d (%zu blocks live, %zu expected)", line,
-              contract_stats(heap).live_blocks, live_blocks);
-}
-
-static void *must_have(void *ptr, size_t size)
-{
-    cr_assert(ptr != NULL, "no block of %zu bytes: %s", size, hak_error_text(hak_last_error()));
-    return ptr;
-}
 
 /* The compiler refuses constants that no block can have; these are not constants to it. */
 static size_t opaque(size_t size)

@@ -1,6 +1,5 @@
 /* The contract of the public header where the system refuses, and where a test must look into the
  * heap. The rest of the contract, which asks the header only, is in test_api.c. */
-#include <criterion/criterion.h>
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -8,23 +7,10 @@
 
 #include "hakheap.h"
 #include "heap.h"
-#include "support_contract.h"
+#include "support_must.h"
 #include "support_os.h"
 
 TestSuite(api_inside, .timeout = 600);
-
-static void must_be_sound(const hak_heap_t *heap, size_t live_blocks)
-{
-    int line = contract_unsound(heap, live_blocks);
-    cr_assert(line == 0, "support_contract.c:%d (%zu blocks live, %zu expected)", line,
-              contract_stats(heap).live_blocks, live_blocks);
-}
-
-static void *must_have(void *ptr, size_t size)
-{
-    cr_assert(ptr != NULL, "no block of %zu bytes: %s", size, hak_error_text(hak_last_error()));
-    return ptr;
-}
 
 /* A realloc that moves a block, where the system refuses the memory of the copy. */
 Test(api_inside, a_refused_realloc_leaves_the_block)

@@ -1,7 +1,8 @@
-/* The documents: their code compiles and runs, their commands and links exist. */
+/* The documents: their code compiles and runs, their commands and links exist; the site is looked at. */
 #include "support_run.h"
 
 #include <criterion/criterion.h>
+#include <string.h>
 
 TestSuite(docs, .timeout = 600);
 
@@ -21,3 +22,11 @@ static void must_pass(const char *const argv[])
 Test(docs, code_compiles_and_runs) { RUN("--archive", HAK_TEST_BUILD "/libhakheap.a", "."); }
 
 Test(docs, the_check_can_fail) { RUN("--self-test"); }
+
+/* Pages that are too wide, lack something or link to nothing, in Chromium: each is found. */
+Test(docs, the_look_can_fail)
+{
+    must_pass((const char *const[]){"scripts/docs_look.py", "--self-test", NULL});
+    if (strstr(result.text, "SKIPPED:")) cr_skip_test("chromium is not installed");
+    cr_assert(strstr(result.text, "self-test holds"), "%s", result.text);
+}

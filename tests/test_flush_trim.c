@@ -773,10 +773,11 @@ Test(flush_trim, a_refused_purge_is_counted)
 {
     hak_heap_t *heap = contract_heap(0, "purge");
     size_t left = fragment(heap, 4096);
-    (void)hak_heap_flush(heap);
-    hak_heap_stats_t before = contract_stats(heap);
     fake_os_use();
     fake_os_refuse(FAKE_PURGE, 1, FAKE_FOREVER);
+    /* Whole SuperSlabs go to the reserve all the same. */
+    (void)hak_heap_trim(heap, 0);
+    hak_heap_stats_t before = contract_stats(heap);
     errno = 4321;
     size_t returned = hak_heap_trim(heap, 0);
     cr_assert(errno == 4321 && returned == 0, "%zu bytes returned", returned);
@@ -1204,6 +1205,53 @@ static void meet_a_long_trim(void *(*meanwhile)(void *))
 
 Test(flush_trim, no_allocation_waits_for_a_whole_trim) { meet_a_long_trim(malloc_meanwhile); }
 Test(flush_trim, no_fork_waits_for_a_whole_trim) { meet_a_long_trim(fork_meanwhile); }
+
+static void *trim_the_process(void *arg)
+{
+    (void)arg;
+    return (void *)hak_reserve_trim();
+}
+
+static void *begin_meanwhile(void *arg)
+{
+    (void)arg;
+    while (!long_purges) usleep(100);
+    /* For the lock of the nursery. */
+    hak_heap_t *heap = contract_heap(0, "meanwhile");
+    void *block = hak_heap_malloc(heap, GRANULE);
+    purges_before = long_purges;
+    cr_assert(block && hak_heap_destroy(heap) == 0);
+    return NULL;
+}
+
+/* The same of the nursery's SuperSlabs, in which each heap has one granule of eight. */
+Test(flush_trim, no_heap_waits_for_a_whole_trim_of_the_nursery)
+{
+    enum { HEAPS = LONG_SUPERSLABS, YOUNG = SUPERSLAB_GRANULES / 3 };
+    static hak_heap_t *heaps[HEAPS];
+    static char *blocks[HEAPS][YOUNG];
+    for (unsigned h = 0; h < HEAPS; h++) {
+        cr_assert((heaps[h] = contract_heap(0, "young")) != NULL);
+        for (unsigned i = 0; i < YOUNG; i++) {
+            cr_assert((blocks[h][i] = hak_heap_malloc(heaps[h], 3 * GRANULE)) != NULL);
+            *blocks[h][i] = 1;
+        }
+    }
+    for (unsigned h = 0; h < HEAPS; h++)
+        for (unsigned i = 0; i < YOUNG; i++)
+            if (i % 8) hak_heap_free(heaps[h], blocks[h][i]);
+    fake_os_use();
+    fake_os_watch_purge(purge_slowly);
+    pthread_t trimmer, other;
+    cr_assert(pthread_create(&trimmer, NULL, trim_the_process, NULL) == 0);
+    cr_assert(pthread_create(&other, NULL, begin_meanwhile, NULL) == 0);
+    pthread_join(trimmer, NULL);
+    pthread_join(other, NULL);
+    fake_os_restore();
+    cr_assert(purges_before && purges_before <= long_purges / 2, "%u of %u purges came before",
+              purges_before, long_purges);
+    for (unsigned h = 0; h < HEAPS; h++) cr_assert(hak_heap_destroy(heaps[h]) == 0);
+}
 
 static void *trim_and_keep(void *arg)
 {

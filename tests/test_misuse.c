@@ -61,10 +61,11 @@ static void *block(const scene_t *scene)
     return ptr;
 }
 
-/* A neighbour on each side and more of the same class, so that the block's slab stays in use. */
+/* A neighbour on each side and more of the same class, so that the block's slab stays in use. The
+ * first ones go to slabs that have room for few. */
 static void *block_among_others(const scene_t *scene)
 {
-    (void)block(scene);
+    for (int i = 0; i < 9; i++) (void)block(scene);
     void *ptr = block(scene);
     for (int i = 0; i < 8; i++) (void)block(scene);
     return ptr;

@@ -1119,7 +1119,7 @@ Test(region, api_goes_on_beyond_the_last_region)
 static void reset_and_destroy(int level, bool own)
 {
     hak_heap_t *heap = heap_with(level, HAK_MIB);
-    for (size_t i = 0; own && i < NURSERY_RUNS + 1; i++)
+    for (size_t i = 0; own && i < NURSERY_MOST / 3 + 1; i++)
         cr_assert(hak_heap_malloc(heap, 40000) != NULL);
     cr_assert((contract_stats(heap).superslabs != 0) == own);
     for (unsigned round = 0; round < 3; round++) {

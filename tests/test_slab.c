@@ -20,9 +20,8 @@ static char heap[64] __attribute__((aligned(64)));
 static const guard_t fast = {0, "fast"};
 static const guard_t checked = {0x1234567890abcdefull, "checked"};
 
-static slab_t *add(unsigned cls)
+static slab_t *add_long(unsigned cls, unsigned granules)
 {
-    unsigned granules = size_classes[cls].granules;
     run_t run = superslab_take(&owned, granules, 1);
     if (!run.ss) {
         uint32_t refused;
@@ -32,24 +31,25 @@ static slab_t *add(unsigned cls)
         run = superslab_take(&owned, granules, 1);
     }
     registry_set_run(superslab_granule(run.ss, run.first), granules, heap, cls);
-    slab_add(&set, run, cls);
+    slab_add(&set, run, granules, cls);
     return superslab_descriptor(run.ss, run.first);
 }
+static slab_t *add(unsigned cls) { return add_long(cls, size_classes[cls].granules); }
 
 static size_t outside_of(const slab_set_t *of) { return of->outside; }
 static pages_t slab_pages(const slab_t *slab)
 {
-    return superslab_touched(slab_run(slab), size_classes[slab->cls].granules);
+    return superslab_touched(slab_run(slab), slab->granules);
 }
 
 /* The bins are what the counts of each slab say, and the set's counts their sums. */
 static void must_add_up(void)
 {
-    size_t slabs = 0, outside = 0, carved = 0, pages = 0;
+    size_t slabs = 0, outside = 0, carved = 0, pages = 0, granules = 0, all = 0;
     for (unsigned bin = 0; bin < SLAB_BINS; bin++) {
         const slab_t *before = NULL;
         for (const slab_t *slab = set.bin[bin]; slab; before = slab, slab = slab->next) {
-            size_t blocks = size_classes[slab->cls].blocks;
+            size_t blocks = slab->blocks;
             size_t out = slab_outside(slab);
             unsigned wanted = out == blocks           ? BIN_FULL
                               : out == 0              ? BIN_EMPTY
@@ -66,11 +66,13 @@ static void must_add_up(void)
             outside += out;
             carved += slab_touched(slab);
             pages += slab->pages;
+            granules += slab->granules;
+            all += blocks;
             cr_assert(slab->pages == __builtin_popcountll(slab_pages(slab)));
         }
     }
     cr_assert(set.slabs == slabs && outside_of(&set) == outside && set.carved == carved);
-    cr_assert(set.pages == pages);
+    cr_assert(set.pages == pages && set.granules == granules && set.blocks == all);
 }
 
 /* Takes a chain apart. Returns how many. */
@@ -268,6 +270,111 @@ static size_t empty_into(unsigned cls, size_t count, char *out[])
     }
     return have;
 }
+
+/* ---- Slabs that are shorter than their class's ---- */
+
+/* What a slab of so many granules gives, and takes back, is as many blocks as fit, each of them in
+ * its run. */
+static void short_slab(unsigned cls, unsigned granules)
+{
+    const size_class_t *sizes = &size_classes[cls];
+    slab_t *slab = add_long(cls, granules);
+    size_t room = hak_min(granules * (size_t)GRANULE / sizes->bytes, sizes->blocks), have = 0;
+    cr_assert(slab->blocks == room && slab_room(&set) == room, "class %u: %u of %zu blocks", cls,
+              slab->blocks, room);
+    must_add_up();
+    for (size_t got; (got = take(cls, room, &checked, blocks + have)) != 0; have += got)
+        must_add_up();
+    cr_assert(have == room && slab->bin == BIN_FULL && slab_room(&set) == 0);
+    for (size_t i = 0; i < have; i++) {
+        cr_assert(blocks[i] >= slab->start &&
+                  blocks[i] + sizes->bytes <= slab->start + granules * (size_t)GRANULE);
+        cr_assert(slab_has(slab, blocks[i]) &&
+                  slab_of(registry_lookup(blocks[i]), blocks[i]) == slab);
+        memset(blocks[i], (int)i, sizes->bytes);
+    }
+    cr_assert(!slab_has(slab, slab->start + room * sizes->bytes), "one more");
+    for (size_t i = 0; i < have; i++)
+        cr_assert(blocks[i][0] == (char)i && blocks[i][sizes->bytes - 1] == (char)i);
+    chain_t chain = 0;
+    for (size_t i = 0; i < have; i++) chain = block_push(chain, blocks[i], checked.key);
+    slab_t *empty;
+    cr_assert(slab_put_chain(&set, chain, SIZE_MAX, cls, &checked, &empty) == 0 && empty == slab);
+    must_add_up();
+    size_t keep = 0;
+    (void)slab_release(&set, slab, &checked, &keep, os->purge);
+    must_add_up();
+    cr_assert(slab->pages == 0);
+    slab_remove(&set, slab);
+    must_add_up();
+    superslab_put(&owned, slab_run(slab), granules, 0);
+}
+
+Test(slab, a_short_one_is_whole)
+{
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++)
+        for (unsigned granules = 1; granules <= size_classes[cls].granules; granules++)
+            if (granules * (size_t)GRANULE >= size_classes[cls].bytes) short_slab(cls, granules);
+}
+
+/* A chain may go from a slab to the one behind it, which is nearer than its class is long. */
+Test(slab, short_ones_lie_beside_long_ones)
+{
+    enum { CLASS = 71 }; /* 32 KiB: two granules a block */
+    slab_t *slabs[] = {add_long(CLASS, 4), add_long(CLASS, 2), add_long(CLASS, 4)};
+    enum { ALL = 2 + 1 + 2 };
+    static const unsigned order[ALL] = {1, 0, 2, 1, 2}; /* of slabs, from the last to the first */
+    cr_assert(slabs[1]->start == slabs[0]->start + 4 * GRANULE && set.blocks == ALL);
+    cr_assert(empty_into(CLASS, MOST_BLOCKS, blocks) == ALL);
+    chain_t chain = 0;
+    for (size_t i = 0; i < ALL; i++) {
+        const slab_t *slab = slabs[order[i]];
+        for (size_t k = 0; k < ALL; k++) {
+            if (!blocks[k] || slab_of(registry_lookup(blocks[k]), blocks[k]) != slab) continue;
+            chain = block_push(chain, blocks[k], checked.key);
+            blocks[k] = NULL;
+            break;
+        }
+    }
+    for (size_t k = 0; k < ALL; k++)
+        if (blocks[k]) chain = block_push(chain, blocks[k], checked.key);
+    slab_t *empty;
+    for (size_t left = ALL; chain; left = chain_count(chain)) {
+        chain = slab_put_chain(&set, chain, SIZE_MAX, CLASS, &checked, &empty);
+        cr_assert(chain_count(chain) < left);
+        must_add_up();
+    }
+    for (size_t i = 0; i < 3; i++)
+        cr_assert(slabs[i]->bin == BIN_EMPTY && chain_count(slabs[i]->free) == slabs[i]->blocks);
+}
+
+/* To its class's divisor a block begins behind the last one of a short slab. */
+static void put_behind_the_last(void *arg)
+{
+    slab_t *slab = arg, *empty;
+    char *behind = slab->start + slab->blocks * (size_t)size_classes[slab->cls].bytes;
+    chain_t chain = block_push(0, behind, fast.key);
+    (void)slab_put_chain(&set, chain, SIZE_MAX, slab->cls, &fast, &empty);
+}
+Test(slab, what_lies_behind_a_short_one_is_no_block)
+{
+    static child_result_t result;
+    for (unsigned cls = 0; cls < CLASS_COUNT; cls++) {
+        size_t bytes = size_classes[cls].bytes;
+        unsigned granules = (unsigned)((bytes + GRANULE - 1) / GRANULE);
+        if (granules == size_classes[cls].granules || granules * (size_t)GRANULE % bytes == 0)
+            continue;
+        slab_t *slab = add_long(cls, granules);
+        while (slab_take(&set, cls, &(slab_wanted_t){64, 64, 0, 0}, &fast)) {
+        }
+        cr_assert(slab->bin == BIN_FULL);
+        child_run(&result, put_behind_the_last, slab);
+        cr_assert(child_aborted(&result, "INTERIOR", "free"), "class %u: %s", cls, result.text);
+        set = (slab_set_t){0};
+    }
+}
+
+/* ---- Bins ---- */
 
 static slab_t *home(const char *block) { return slab_of(registry_lookup(block), block); }
 
@@ -547,7 +654,7 @@ Test(slab, pages_of_an_earlier_life_go_too)
     run_t run = slab_run(slab);
     slab_remove(&set, slab);
     superslab_note(run, size_classes[CLASS].granules, PAGES_ALL);
-    slab = slab_add(&set, run, CLASS);
+    slab = slab_add(&set, run, size_classes[CLASS].granules, CLASS);
     cr_assert(take(CLASS, 1, &fast, blocks) == 1);
     pages_t live = pages_of_block(slab, blocks[0]);
     size_t keep = 0, pages = GRANULE_PAGES - (size_t)__builtin_popcountll(live);
@@ -1057,7 +1164,7 @@ Test(slab, a_place_is_proved_beside_pages_that_were_used_before)
     for (unsigned page = 0; page < GRANULE_PAGES; page++)
         if (used >> page & 1) memset(slab->start + page * HAK_PAGE, 0x5a, HAK_PAGE);
     superslab_note(run, 1, used);
-    slab = slab_add(&set, run, 7);
+    slab = slab_add(&set, run, 1, 7);
     cr_assert(slab->used_before == used);
     child_run(&child, carve_all_at_once, NULL);
     cr_assert(child.status == 0 && child.signal == 0, "%s", child.text);
@@ -1079,7 +1186,7 @@ Test(slab, a_place_in_a_page_that_was_used_before_proves_nothing)
     memset(slab->start, 0x5a, GRANULE);
     slab_remove(&set, slab);
     superslab_note(run, 1, PAGES_ALL);
-    slab = slab_add(&set, run, 7);
+    slab = slab_add(&set, run, 1, 7);
     cr_assert(slab->pages == GRANULE_PAGES && set.pages == GRANULE_PAGES);
     size_t count = take(7, 4, &checked, blocks), none = 0;
     cr_assert(count > 0);

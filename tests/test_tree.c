@@ -1,9 +1,8 @@
 /* The tree itself: levels, documents, the public header, the library's exports, scripts'
  * manners. */
-#include "support_run.h"
-
-#include <criterion/criterion.h>
 #include <string.h>
+
+#include "support_compile.h"
 
 TestSuite(tree, .timeout = 600);
 
@@ -14,12 +13,6 @@ static void must_pass(const char *const argv[])
     run_program(&result, 300, argv);
     cr_assert(result.status == 0, "%s %s ended with status %d:\n%s", argv[0], argv[1],
               result.status, result.text);
-}
-
-static bool present(const char *program)
-{
-    run_program(&result, 300, (const char *const[]){program, "--version", NULL});
-    return result.status == 0;
 }
 
 #define RUN(...)                                             \
@@ -34,12 +27,12 @@ Test(tree, documents_name_what_exists) { RUN("scripts/docs_check.sh", "."); }
 Test(tree, the_document_check_can_fail) { RUN("scripts/docs_check.sh", "--self-test"); }
 Test(tree, mutants_can_be_applied)
 {
-    if (!present("python3")) cr_skip_test("python3 is not installed");
+    compile_needs("python3");
     RUN("scripts/mutants.py", "check");
 }
 Test(tree, the_mutant_check_can_fail)
 {
-    if (!present("python3")) cr_skip_test("python3 is not installed");
+    compile_needs("python3");
     RUN("scripts/mutants.py", "self-test");
 }
 
@@ -50,39 +43,21 @@ Test(tree, functions_are_short)
 Test(tree, the_function_check_can_fail) { RUN("scripts/functions_check.sh", "--self-test"); }
 
 /* The public header is whole by itself, in both languages, however strict its user is. */
-#define STRICT                                                                               \
-    "-fsyntax-only", "-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wundef", \
-        "-Werror", "-Iinclude"
-
 static void header_compiles(const char *compiler, const char *language, const char *standard)
 {
-    if (!present(compiler)) cr_skip_test("%s is not installed", compiler);
-    const char *cast = strcmp(language, "c++") == 0 ? "-Wold-style-cast" : "-Wstrict-prototypes";
-    RUN(compiler, "-x", language, standard, STRICT, cast, "tests/header_user.inc");
+    compile_strictly(strcmp(language, "c") == 0 ? "\"$@\" -Wstrict-prototypes tests/header_user.inc"
+                                                : "\"$@\" -Wold-style-cast tests/header_user.inc",
+                     compiler, language, standard);
 }
-
-Test(tree, header_c11_gcc) { header_compiles("gcc", "c", "-std=c11"); }
-Test(tree, header_c11_clang) { header_compiles("clang", "c", "-std=c11"); }
-Test(tree, header_c17_gcc) { header_compiles("gcc", "c", "-std=c17"); }
-Test(tree, header_c17_clang) { header_compiles("clang", "c", "-std=c17"); }
-Test(tree, header_cpp17_gcc) { header_compiles("g++", "c++", "-std=c++17"); }
-Test(tree, header_cpp17_clang) { header_compiles("clang++", "c++", "-std=c++17"); }
-Test(tree, header_cpp20_gcc) { header_compiles("g++", "c++", "-std=c++20"); }
-Test(tree, header_cpp20_clang) { header_compiles("clang++", "c++", "-std=c++20"); }
 
 /* The first program of README.md, in both languages. */
-static void first_program_compiles(const char *compiler, const char *language, const char *standard)
-{
-    if (!present(compiler)) cr_skip_test("%s is not installed", compiler);
-    RUN("bash", "-o", "pipefail", "-c",
-        "awk '/^```c$/ { on = 1; next } /^```$/ && on { exit } on' README.md | \"$@\"", "bash",
-        compiler, "-x", language, standard, STRICT, "-");
-}
+static const char *const first_program =
+    "awk '/^```c$/ { on = 1; next } /^```$/ && on { exit } on' README.md | \"$@\" -";
 
-Test(tree, first_program_c11_gcc) { first_program_compiles("gcc", "c", "-std=c11"); }
-Test(tree, first_program_c11_clang) { first_program_compiles("clang", "c", "-std=c11"); }
-Test(tree, first_program_cpp17_gcc) { first_program_compiles("g++", "c++", "-std=c++17"); }
-Test(tree, first_program_cpp17_clang) { first_program_compiles("clang++", "c++", "-std=c++17"); }
+#define EACH(name, ...)                                         \
+    Test(tree, header_##name) { header_compiles(__VA_ARGS__); } \
+    Test(tree, first_program_##name) { compile_strictly(first_program, __VA_ARGS__); }
+COMPILE_EACH(EACH)
 
 /* The Makefile's switches have defaults in the sources, for builds by anything else. */
 Test(tree, sources_compile_without_switches)

@@ -9,9 +9,9 @@
  * lua_close() ends a state at once; then no `__gc` metamethod runs, so files and sockets that the
  * script has open stay so.
  *
- * Lua's buffers (string.rep, table.concat, file:read with long results) report that error without a
- * collection before. So a state with a quota should collect early, for instance when half as much
- * as was live is added: lua_gc(L, LUA_GCINC, 150, 0, 0).
+ * Lua's buffers (`string.rep`, `table.concat`, a file's `read` with long results) report that error
+ * without a collection before. So a state with a quota should collect early, for instance when half
+ * as much as was live is added: lua_gc(L, LUA_GCINC, 150, 0, 0).
  */
 #ifndef HAKHEAP_LUA_H
 #define HAKHEAP_LUA_H

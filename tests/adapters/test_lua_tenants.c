@@ -1,81 +1,22 @@
 /* examples/lua_tenants.c over real sockets: scripts that run away end in an answer, and nobody else
  * notices; the end of a tenant gives its memory back. */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <criterion/criterion.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "support_contract.h"
-#include "support_run.h"
+#include "support_server.h"
 
 static const char *const program = HAK_TEST_BUILD "/examples/lua_tenants";
-static pid_t server;
-static unsigned port;
 
 static void start(const char *quota, const char *level)
 {
-    int ends[2];
-    cr_assert(pipe(ends) == 0);
-    server = fork();
-    if (server == 0) {
-        dup2(ends[1], STDOUT_FILENO);
-        alarm(250);
-        setenv("HAKHEAP_LEVEL", level, 1);
-        execl(program, "lua_tenants", "serve", "0", quota, (char *)NULL);
-        _exit(127);
-    }
-    close(ends[1]);
-    FILE *output = fdopen(ends[0], "r");
-    cr_assert(server > 0 && output != NULL);
-    cr_assert(fscanf(output, "listening at 127.0.0.1:%u", &port) == 1);
-    fclose(output);
-}
-
-static void stop(void)
-{
-    if (server <= 0) return;
-    kill(server, SIGKILL);
-    waitpid(server, NULL, 0);
-}
-
-static FILE *dial(void)
-{
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};
-    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int client = socket(AF_INET, SOCK_STREAM, 0);
-    cr_assert(client >= 0 && connect(client, (struct sockaddr *)&at, sizeof at) == 0);
-    FILE *stream = fdopen(client, "r+");
-    cr_assert(stream != NULL);
-    return stream;
-}
-
-/* One command, and its line. */
-static const char *ask(FILE *stream, const char *command)
-{
-    static char line[1 << 15];
-    cr_assert(fprintf(stream, "%s\n", command) > 0 && fflush(stream) == 0);
-    fseek(stream, 0, SEEK_CUR);
-    cr_assert(fgets(line, sizeof line, stream) != NULL, "no answer to %s", command);
-    line[strcspn(line, "\n")] = '\0';
-    return line;
-}
-
-static void require(FILE *stream, const char *command, const char *answer)
-{
-    const char *line = ask(stream, command);
-    cr_assert(strcmp(line, answer) == 0, "%s: %s, not %s", command, line, answer);
+    setenv("HAKHEAP_LEVEL", level, 1);
+    server_start((const char *const[]){"lua_tenants", "serve", "0", quota, NULL});
 }
 
 static size_t used_by(FILE *stream, const char *command)
 {
     size_t used = 0, quota = 0;
-    const char *line = ask(stream, command);
+    const char *line = server_ask(stream, command);
     cr_assert(sscanf(line, "STATS used %zu quota %zu", &used, &quota) == 2 && used <= quota, "%s",
               line);
     return used;
@@ -92,75 +33,78 @@ static long resident_kib(void)
     return kib;
 }
 
-Test(programs, lua_tenants_have_states_of_their_own, .fini = stop, .timeout = 300)
+Test(programs, lua_tenants_have_states_of_their_own, .fini = server_stop, .timeout = 300)
 {
     start("2000000", "checked");
-    FILE *one = dial(), *two = dial();
-    require(one, "STATS anna", "ERROR no such tenant, or no room for it");
-    require(one, "EVAL anna x = 7; return x * 6", "OK 42");
-    require(two, "EVAL anna return x, 1", "OK 7");
-    require(two, "EVAL bert return x", "OK nil");
-    require(one, "EVAL anna return 'a\\nb'", "OK a b");
-    require(one, "EVAL anna error('no')", "ERROR script:1: no");
-    require(one, "EVAL anna error({})", "ERROR an object");
-    require(one, "EVAL anna x =", "ERROR script:1: unexpected symbol near <eof>");
+    FILE *one = server_dial(), *two = server_dial();
+    server_require(one, "STATS anna", "ERROR no such tenant, or no room for it");
+    server_require(one, "EVAL anna x = 7; return x * 6", "OK 42");
+    server_require(two, "EVAL anna return x, 1", "OK 7");
+    server_require(two, "EVAL bert return x", "OK nil");
+    server_require(one, "EVAL anna return 'a\\nb'", "OK a b");
+    server_require(one, "EVAL anna error('no')", "ERROR script:1: no");
+    server_require(one, "EVAL anna error({})", "ERROR an object");
+    server_require(one, "EVAL anna x =", "ERROR script:1: unexpected symbol near <eof>");
     /* Nothing that reaches outside of the state. */
-    require(one, "EVAL anna return io or os or require or load or loadfile or dofile or debug",
-            "OK nil");
-    require(one, "KILL bert", "OK");
-    require(one, "KILL bert", "ERROR no such tenant, or no room for it");
-    require(two, "EVAL bert return x", "OK nil");
-    require(two, "EVAL a-name-of-more-than-thirty-one-bytes return 1",
-            "ERROR no such tenant, or no room for it");
-    require(one, "FROB anna", "ERROR no such command");
-    require(one, "", "ERROR no such tenant, or no room for it");
-    cr_assert(strncmp(ask(one, "TRIM anna"), "OK ", 3) == 0);
-    require(one, "EVAL anna return x", "OK 7");
+    server_require(one,
+                   "EVAL anna return io or os or require or load or loadfile or dofile or debug",
+                   "OK nil");
+    server_require(one, "KILL bert", "OK");
+    server_require(one, "KILL bert", "ERROR no such tenant, or no room for it");
+    server_require(two, "EVAL bert return x", "OK nil");
+    server_require(two, "EVAL a-name-of-more-than-thirty-one-bytes return 1",
+                   "ERROR no such tenant, or no room for it");
+    server_require(one, "FROB anna", "ERROR no such command");
+    server_require(one, "", "ERROR no such tenant, or no room for it");
+    cr_assert(strncmp(server_ask(one, "TRIM anna"), "OK ", 3) == 0);
+    server_require(one, "EVAL anna return x", "OK 7");
     fclose(one);
     fclose(two);
 }
 
-Test(programs, lua_tenants_runaways_are_stopped, .fini = stop, .timeout = 300)
+Test(programs, lua_tenants_runaways_are_stopped, .fini = server_stop, .timeout = 300)
 {
     start("2000000", "checked");
-    FILE *greedy = dial(), *anna = dial();
-    require(anna, "EVAL anna kept = ('k'):rep(1000) return #kept", "OK 1000");
+    FILE *greedy = server_dial(), *anna = server_dial();
+    server_require(anna, "EVAL anna kept = ('k'):rep(1000) return #kept", "OK 1000");
     for (int i = 0; i < 10; i++) {
-        require(greedy, "EVAL greedy local t = {} while true do t = {t} end",
-                "ERROR not enough memory");
-        require(greedy, "EVAL greedy local s = 'x' while true do s = s .. s end",
-                "ERROR not enough memory");
-        cr_assert(used_by(greedy, "STATS greedy") < 500000, "%s", ask(greedy, "STATS greedy"));
-        require(greedy, "EVAL greedy return #('y'):rep(100000)", "OK 100000");
-        require(anna, "EVAL anna return #kept", "OK 1000");
+        server_require(greedy, "EVAL greedy local t = {} while true do t = {t} end",
+                       "ERROR not enough memory");
+        server_require(greedy, "EVAL greedy local s = 'x' while true do s = s .. s end",
+                       "ERROR not enough memory");
+        cr_assert(used_by(greedy, "STATS greedy") < 500000, "%s",
+                  server_ask(greedy, "STATS greedy"));
+        server_require(greedy, "EVAL greedy return #('y'):rep(100000)", "OK 100000");
+        server_require(anna, "EVAL anna return #kept", "OK 1000");
     }
     /* What keeps its own error from itself, and what needs no memory, is stopped by its steps. */
-    require(greedy, "EVAL greedy while true do end", "ERROR the script takes too long");
-    require(greedy, "EVAL greedy while true do pcall(function() while true do end end) end",
-            "ERROR the script takes too long");
-    require(greedy, "EVAL greedy return #('x'):rep(900000)", "OK 900000");
-    require(greedy, "EVAL greedy return #('x'):rep(2000000)", "ERROR not enough memory");
+    server_require(greedy, "EVAL greedy while true do end", "ERROR the script takes too long");
+    server_require(greedy, "EVAL greedy while true do pcall(function() while true do end end) end",
+                   "ERROR the script takes too long");
+    server_require(greedy, "EVAL greedy return #('x'):rep(900000)", "OK 900000");
+    server_require(greedy, "EVAL greedy return #('x'):rep(2000000)", "ERROR not enough memory");
     /* A state whose globals fill it ends by KILL. */
-    require(greedy, "EVAL greedy t = {} while true do t = {t} end", "ERROR not enough memory");
+    server_require(greedy, "EVAL greedy t = {} while true do t = {t} end",
+                   "ERROR not enough memory");
     cr_assert(used_by(greedy, "STATS greedy") > 1900000);
-    require(greedy, "KILL greedy", "OK");
-    require(greedy, "EVAL greedy return t", "OK nil");
-    require(anna, "EVAL anna return #kept", "OK 1000");
+    server_require(greedy, "KILL greedy", "OK");
+    server_require(greedy, "EVAL greedy return t", "OK nil");
+    server_require(anna, "EVAL anna return #kept", "OK 1000");
     fclose(greedy);
     fclose(anna);
 }
 
-Test(programs, lua_tenants_end_at_once, .fini = stop, .timeout = 300)
+Test(programs, lua_tenants_end_at_once, .fini = server_stop, .timeout = 300)
 {
     start("100000000", "fast");
-    FILE *client = dial();
-    require(client, "EVAL small return 1", "OK 1");
+    FILE *client = server_dial();
+    server_require(client, "EVAL small return 1", "OK 1");
     long before = resident_kib();
     for (int i = 0; i < 3; i++) {
-        require(client, "EVAL large t = {} for i = 1, 400000 do t[i] = {i} end return #t",
-                "OK 400000");
+        server_require(client, "EVAL large t = {} for i = 1, 400000 do t[i] = {i} end return #t",
+                       "OK 400000");
         long full = resident_kib();
-        require(client, "KILL large", "OK");
+        server_require(client, "KILL large", "OK");
         long after = resident_kib();
         if (!CONTRACT_SANITIZED)
             cr_assert(full > before + 25000 && after < before + 4000,
@@ -169,18 +113,18 @@ Test(programs, lua_tenants_end_at_once, .fini = stop, .timeout = 300)
     fclose(client);
 }
 
-Test(programs, lua_tenants_are_as_many_as_there_is_room_for, .fini = stop, .timeout = 300)
+Test(programs, lua_tenants_are_as_many_as_there_is_room_for, .fini = server_stop, .timeout = 300)
 {
     start("1000000", "checked");
-    FILE *client = dial();
+    FILE *client = server_dial();
     char command[64];
     for (int i = 0; i < 64; i++) {
         snprintf(command, sizeof command, "EVAL t%d return %d", i, i);
-        cr_assert(atoi(ask(client, command) + 3) == i);
+        cr_assert(atoi(server_ask(client, command) + 3) == i);
     }
-    require(client, "EVAL more return 1", "ERROR no such tenant, or no room for it");
-    require(client, "KILL t9", "OK");
-    require(client, "EVAL more return 1", "OK 1");
+    server_require(client, "EVAL more return 1", "ERROR no such tenant, or no room for it");
+    server_require(client, "KILL t9", "OK");
+    server_require(client, "EVAL more return 1", "OK 1");
     fclose(client);
 }
 
