@@ -12,10 +12,13 @@
  *
  * Callers: api and resize, inside the gate but where a call says so. Locks: CLASS and HEAP, taken
  * inside. NULL and hak_last_error() where memory is refused.
+ *
+ * In a heap that counts a block is `charged` before, or what no cache has is charged to what the
+ * heap has borrowed. Then NULL may mean that this does not suffice.
  */
-void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment);
-void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty);
-void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty);
+void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment, bool charged);
+void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty, bool charged);
+void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty, bool charged);
 
 /* The rungs that need no lock and no gate. */
 
@@ -27,8 +30,8 @@ void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment);
 /* The block that a pocket's word names first. */
 void *refill_pocketed(hak_heap_t *heap, unsigned cls, uint64_t word);
 /* What most heaps do whose classes are in regions, up to REGION_BLOCK_MAX: from the pocket; else,
- * where no hole is as long, behind all other blocks. NULL: the other rungs are asked. Of a heap that
- * is gone nothing is read but that it has no regions. */
+ * where no hole is as long, behind all other blocks. NULL: the other rungs are asked. Of a heap
+ * that is gone nothing is read but that it has no regions. */
 HAK_INLINE void *refill_plain(hak_heap_t *heap, unsigned cls)
 {
     if (HAK_UNLIKELY(!load_relaxed(&heap->regions) || heap_is_closed(heap))) return NULL;
