@@ -191,21 +191,18 @@ void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
     return note_taken(heap, cls, ptr);
 }
 
-/* The same in a heap that counts, of what it has borrowed. */
-static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
+bool refill_charge(const hak_heap_t *heap, unsigned cls)
 {
-    size_t bytes = size_classes[cls].bytes;
-    if (ledger_is_idle(heap->ledger) || !ledger_grab_one(heap->ledger, bytes)) return NULL;
-    void *ptr = refill_hole(heap, cls, alignment);
-    if (!ptr) ledger_refund(heap->ledger, bytes);
-    return ptr;
+    return !ledger_is_idle(heap->ledger) && ledger_grab_one(heap->ledger, size_classes[cls].bytes);
 }
 
 static HAK_NOINLINE void *refill_behind_pocket(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !heap_in_regions(heap, cls)) return NULL;
-    if (HAK_UNLIKELY(heap->ledger != NULL)) return take_counted(heap, cls, alignment);
-    return refill_hole(heap, cls, alignment);
+    if (HAK_UNLIKELY(heap->ledger != NULL) && !refill_charge(heap, cls)) return NULL;
+    void *ptr = refill_hole(heap, cls, alignment);
+    if (HAK_UNLIKELY(!ptr)) heap_refund(heap, size_classes[cls].bytes);
+    return ptr;
 }
 
 /* A block of a pocket, which the region has noted as taken all the time, and which is charged. */
@@ -520,10 +517,20 @@ static HAK_NOINLINE bool is_bounded(hak_heap_t *heap, unsigned cls)
     return hak_tls.last_error == HAK_ERROR_LIMIT && heap_in_regions(heap, cls);
 }
 
+/* A region that grows needs the charge first. */
+static HAK_NOINLINE void *grow_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    size_t bytes = size_classes[cls].bytes;
+    if (!ledger_is_free(heap->ledger) || !ledger_take(heap->ledger, bytes)) return NULL;
+    void *ptr = grow_regions(heap, cls, alignment);
+    if (!ptr) ledger_uncharge(heap->ledger, bytes);
+    return ptr;
+}
+
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment, bool charged)
 {
-    /* A region that grows needs the charge first. */
-    if (HAK_UNLIKELY(heap->ledger != NULL) && !charged && heap_in_regions(heap, cls)) return NULL;
+    if (HAK_UNLIKELY(heap->ledger != NULL) && !charged && heap_in_regions(heap, cls))
+        return grow_counted(heap, cls, alignment);
     void *ptr = grow_regions(heap, cls, alignment);
     if (ptr || (charged && is_bounded(heap, cls))) return ptr;
     return refill_class(heap, cls, charged);
