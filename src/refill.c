@@ -193,7 +193,7 @@ void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
 
 bool refill_charge(const hak_heap_t *heap, unsigned cls)
 {
-    return !ledger_is_idle(heap->ledger) && ledger_grab_one(heap->ledger, size_classes[cls].bytes);
+    return heap_lends(heap, size_classes[cls].bytes);
 }
 
 static HAK_NOINLINE void *refill_behind_pocket(hak_heap_t *heap, unsigned cls, size_t alignment)
@@ -243,9 +243,8 @@ static void *take_or_grow(hak_heap_t *heap, unsigned cls, unsigned alignment)
     return ptr ? ptr : take_hidden(heap, cls, alignment);
 }
 
-static void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
+static HAK_NOINLINE void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
-    if (!heap_in_regions(heap, cls)) return NULL;
     lock_acquire(&heap->lock, RANK_HEAP);
     void *ptr = take_or_grow(heap, cls, units_of(alignment));
     lock_release(&heap->lock, RANK_HEAP);
@@ -456,7 +455,7 @@ void *refill_from_spare(hak_heap_t *heap, unsigned cls)
 }
 
 /* The hot magazine once more: the thread may have moved to another CPU. */
-static block_t *pop_again(hak_heap_t *heap, unsigned cls)
+HAK_INLINE block_t *pop_again(hak_heap_t *heap, unsigned cls)
 {
     chain_t link;
     block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), heap->key, &link);
@@ -489,7 +488,7 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     return chain;
 }
 
-static void *refill_class(hak_heap_t *heap, unsigned cls, bool charged)
+HAK_INLINE void *refill_class(hak_heap_t *heap, unsigned cls, bool charged)
 {
     class_state_t *state = record_class(heap, cls);
     if (!state) return NULL;
@@ -529,10 +528,11 @@ static HAK_NOINLINE void *grow_counted(hak_heap_t *heap, unsigned cls, size_t al
 
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment, bool charged)
 {
-    if (HAK_UNLIKELY(heap->ledger != NULL) && !charged && heap_in_regions(heap, cls))
-        return grow_counted(heap, cls, alignment);
-    void *ptr = grow_regions(heap, cls, alignment);
-    if (ptr || (charged && is_bounded(heap, cls))) return ptr;
+    if (heap_in_regions(heap, cls)) {
+        bool lent = heap->ledger && !charged;
+        void *ptr = lent ? grow_counted(heap, cls, alignment) : grow_regions(heap, cls, alignment);
+        if (ptr || lent || (charged && is_bounded(heap, cls))) return ptr;
+    }
     return refill_class(heap, cls, charged);
 }
 

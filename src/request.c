@@ -215,6 +215,7 @@ void *request_malloc(hak_heap_t *heap, size_t size, size_t alignment, size_t *di
 /* Charges a heap that counts, outside of the gate. */
 static charged_t charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
 {
+    if (heap_lends(heap, bytes)) return CHARGED;
     if (gate_enter(true) != GATE_IN) return (charged_t)(reenter(heap) != NULL);
     charged_t charged = recall_charge(heap, bytes, refused);
     gate_leave();
@@ -294,7 +295,7 @@ void *request_realloc(const block_id_t *id, void *ptr, size_t size)
     uint32_t error = hak_tls.last_error;
     request_t request = {.size = size};
     void *at = realloc_charged(id, ptr, size, &request);
-    size_t wants = charge_after(id, size);
+    size_t wants = at ? 0 : charge_after(id, size);
     if (!at && press(&request.refused, wants - hak_min(wants, id->usable), error))
         at = realloc_charged(id, ptr, size, &request);
     if (at) {
