@@ -262,6 +262,7 @@ HAK_INLINE bool lend_at_ease(ledger_t *ledger, size_t live, size_t footprint)
 
 bool ledger_lend(ledger_t *ledger, size_t bytes)
 {
+    if (ledger_is_tight(ledger)) return false; /* as it is seen below, without the lock */
     hold();
     bool lent = lend_at_ease(ledger, bytes, 0);
     release();

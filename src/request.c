@@ -164,7 +164,7 @@ static HAK_COLD void *malloc_pressed(hak_heap_t *heap, request_t *request, uint3
 /* ---- malloc ---- */
 
 /* A heap that counts has borrowed too little, or has no memory; inside the gate, which is left. */
-static HAK_NOINLINE void *malloc_asked(hak_heap_t *heap, request_t *request, uint32_t error)
+static void *malloc_asked(hak_heap_t *heap, request_t *request, uint32_t error)
 {
     void *ptr = allocate_asked(heap, request);
     gate_leave();
@@ -197,7 +197,9 @@ void *request_malloc(hak_heap_t *heap, size_t size, size_t alignment, size_t *di
     if (gate_enter(true) != GATE_IN) return reenter(heap);
     int before = errno;
     uint32_t error = hak_tls.last_error;
-    void *ptr = allocate_once(heap, size, alignment, dirty, false);
+    /* A tight heap has nothing cached, and borrows no block without a word. */
+    bool tight = heap_is_tight(heap);
+    void *ptr = HAK_LIKELY(!tight) ? allocate_once(heap, size, alignment, dirty, false) : NULL;
     if (HAK_LIKELY(ptr)) {
         /* One rung may be refused and the next one answer: that is no error. */
         hak_tls.last_error = error;
