@@ -300,11 +300,18 @@ Test(ledger, what_is_lent_at_once_meets_no_limit)
 /* A heap that a recall has found full asks for each block, until it is told that all is well. */
 Test(ledger, nothing_is_lent_at_once_after_a_recall)
 {
-    ledger_t root, leaf, other;
+    ledger_t root, leaf, other, comes;
     join(&root, NULL, 1024);
     join(&leaf, &root, LEDGER_NO_LIMIT);
+    join(&comes, NULL, LEDGER_NO_LIMIT);
     cr_assert(take(&leaf, 1000));
     recall_all(&leaf, &root, 0);
+    cr_assert(ledger_lend(&comes, 16) && move(&comes, &root) == LEDGER_FULL);
+    ledger_refund(&comes, 16);
+    ledger_return_credit(&comes);
+    cr_assert(move(&comes, &root) == LEDGER_DONE);
+    cr_assert(!ledger_is_tight(&comes) && !ledger_lend(&comes, 16),
+              "what is above it was recalled");
     ledger_refund(&leaf, 500);
     join(&other, &root, LEDGER_NO_LIMIT);
     cr_assert(!ledger_lend(&leaf, 16) && !ledger_lend(&other, 16) && !ledger_lend(&root, 16));

@@ -327,6 +327,37 @@ Test(limits, what_is_cached_is_charged_once)
     }
 }
 
+static void require_exact(hak_heap_t *heap)
+{
+    (void)hak_heap_flush(heap);
+    cr_assert(ledger_live(heap->ledger) == contract_stats(heap).live_bytes);
+    require_sound(heap);
+}
+
+/* A block that moves is charged before it looks for a place: what is cached was charged twice then. */
+Test(limits, what_a_realloc_finds_cached_is_charged_once)
+{
+    enum { BLOCKS = 3000, SMALL = 256, WIDE = 512 };
+    static void *blocks[BLOCKS];
+    region_bytes = 1;
+    hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
+    for (size_t count = 500; count <= BLOCKS; count += 500) {
+        for (int time = 0; time < 4; time++) {
+            for (size_t i = 0; i < count; i++)
+                cr_assert((blocks[i] = hak_heap_malloc(heap, WIDE)) != NULL);
+            for (size_t i = 0; i < count; i++) hak_heap_free(heap, blocks[i]);
+        }
+        for (size_t i = 0; i < count; i++)
+            cr_assert((blocks[i] = hak_heap_malloc(heap, SMALL)) != NULL);
+        for (size_t i = 0; i < count; i++)
+            cr_assert((blocks[i] = hak_heap_realloc(heap, blocks[i], WIDE)) != NULL);
+        require_exact(heap);
+        for (size_t i = 0; i < count; i++) hak_heap_free(heap, blocks[i]);
+    }
+    require_exact(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
 /* ---- Tight ---- */
 
 static uint64_t frozen;
@@ -497,6 +528,52 @@ Test(limits, what_the_system_refuses_is_not_charged)
         cr_assert(hak_heap_destroy(heap) == 0);
     }
     fake_os_restore();
+}
+
+/* Nor is what a limit of the memory in use refuses, wherever the block would have come from. */
+Test(limits, what_a_footprint_refuses_is_not_charged)
+{
+    static const size_t sizes[] = {100, 3000, 100000, 600000};
+    for (int at = 0; at < 8; at++) {
+        size_t size = sizes[at / 2];
+        region_bytes = (size_t)at % 2; /* 1: slabs */
+        hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
+        hak_limits_t limits = {.struct_size = sizeof limits, .committed_limit = 2 << 20};
+        cr_assert(hak_heap_set_limits(heap, &limits) == 0);
+        void *block = NULL;
+        for (void *next; (next = hak_heap_malloc(heap, size)) != NULL;) block = next;
+        cr_assert(block != NULL && hak_last_error() == HAK_ERROR_LIMIT);
+        for (int time = 0; time < 3; time++) require_refused(heap, size, heap);
+        cr_assert(ledger_live(heap->ledger) == contract_stats(heap).live_bytes, "%zu bytes", size);
+        hak_heap_free(heap, block);
+        (void)hak_heap_flush(heap);
+        cr_assert(ledger_live(heap->ledger) == contract_stats(heap).live_bytes, "%zu bytes", size);
+        require_sound(heap);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* What the heap has borrowed would do for a large block, but there is no room for its pages. */
+Test(limits, a_large_block_that_is_not_admitted_is_not_charged)
+{
+    enum { BLOCKS = 4000, BIG = 540000 };
+    static void *blocks[BLOCKS];
+    region_bytes = 1;
+    hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
+    for (size_t i = 0; i < BLOCKS; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(heap, 1000)) != NULL);
+    /* No page becomes free. */
+    for (size_t i = 0; load_relaxed(&heap->ledger->credit) < BIG + HAK_PAGE; i += 3) {
+        cr_assert(i < BLOCKS, "it is not lent");
+        hak_heap_free(heap, blocks[i]);
+        (void)hak_heap_flush(heap);
+    }
+    hak_limits_t limits = {.struct_size = sizeof limits,
+                           .committed_limit = usage_of(heap).committed_bytes + BIG / 2};
+    cr_assert(hak_heap_set_limits(heap, &limits) == 0);
+    require_refused(heap, BIG, heap);
+    require_exact(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* A request that cannot know whether caches are in the way is refused, and says so. */
