@@ -337,6 +337,18 @@ Test(ledger, what_is_borrowed_in_vain_goes_with_the_footprint)
     cr_assert(load_relaxed(&leaf.credit) == 0 && ledger_is_sound(&root));
 }
 
+/* What could not go back because TREE was busy is not forgotten, where the footprint is the same. */
+Test(ledger, what_was_not_settled_is_seen_by_the_next_one)
+{
+    ledger_t root;
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    cr_assert(ledger_admit(&root, 2 * HAK_PAGE, true) && ledger_is_settled(&root, 2 * HAK_PAGE));
+    store_relaxed(&root.footprint, HAK_PAGE); /* as ledger_settle_at leaves it then */
+    cr_assert(ledger_is_admitted(&root, HAK_PAGE) && !ledger_is_settled(&root, HAK_PAGE));
+    ledger_settle_at(&root, HAK_PAGE, true);
+    cr_assert(ledger_is_settled(&root, HAK_PAGE) && !ledger_is_settled(&root, 2 * HAK_PAGE));
+}
+
 /* What comes in by a move may have something to recall, and what goes leaves room. */
 Test(ledger, a_refusal_ends_with_a_move)
 {

@@ -533,12 +533,15 @@ Test(limits, what_the_system_refuses_is_not_charged)
 /* Nor is what a limit of the memory in use refuses, wherever the block would have come from. */
 Test(limits, what_a_footprint_refuses_is_not_charged)
 {
-    static const size_t sizes[] = {100, 3000, 100000, 600000};
-    for (int at = 0; at < 8; at++) {
-        size_t size = sizes[at / 2];
-        region_bytes = (size_t)at % 2; /* 1: slabs */
+    static const struct {
+        size_t size, region_bytes, limit;
+    } cases[] = {{100, 0, 2 << 20},  {100, 1, 2 << 20},    {100, 1 << 20, 200 << 10},
+                 {3000, 0, 2 << 20}, {100000, 0, 2 << 20}, {1100000, 0, 4 << 20}};
+    for (size_t at = 0; at < sizeof cases / sizeof cases[0]; at++) {
+        size_t size = cases[at].size;
+        region_bytes = cases[at].region_bytes;
         hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
-        hak_limits_t limits = {.struct_size = sizeof limits, .committed_limit = 2 << 20};
+        hak_limits_t limits = {.struct_size = sizeof limits, .committed_limit = cases[at].limit};
         cr_assert(hak_heap_set_limits(heap, &limits) == 0);
         void *block = NULL;
         for (void *next; (next = hak_heap_malloc(heap, size)) != NULL;) block = next;
@@ -553,27 +556,33 @@ Test(limits, what_a_footprint_refuses_is_not_charged)
     }
 }
 
-/* What the heap has borrowed would do for a large block, but there is no room for its pages. */
-Test(limits, a_large_block_that_is_not_admitted_is_not_charged)
+/* What the heap has borrowed would do for the block, but there is no room for its pages. */
+static void require_not_admitted(size_t size)
 {
-    enum { BLOCKS = 4000, BIG = 540000 };
+    enum { BLOCKS = 12000 };
     static void *blocks[BLOCKS];
     region_bytes = 1;
     hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
     for (size_t i = 0; i < BLOCKS; i++)
         cr_assert((blocks[i] = hak_heap_malloc(heap, 1000)) != NULL);
     /* No page becomes free. */
-    for (size_t i = 0; load_relaxed(&heap->ledger->credit) < BIG + HAK_PAGE; i += 3) {
+    for (size_t i = 0; load_relaxed(&heap->ledger->credit) < hak_good_size(size); i += 3) {
         cr_assert(i < BLOCKS, "it is not lent");
         hak_heap_free(heap, blocks[i]);
         (void)hak_heap_flush(heap);
     }
     hak_limits_t limits = {.struct_size = sizeof limits,
-                           .committed_limit = usage_of(heap).committed_bytes + BIG / 2};
+                           .committed_limit = usage_of(heap).committed_bytes + HAK_PAGE};
     cr_assert(hak_heap_set_limits(heap, &limits) == 0);
-    require_refused(heap, BIG, heap);
+    require_refused(heap, size, heap);
     require_exact(heap);
     cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(limits, what_is_lent_and_not_admitted_is_not_charged)
+{
+    require_not_admitted(MID_MAX / 2);
+    require_not_admitted(MID_MAX + 1);
 }
 
 /* A request that cannot know whether caches are in the way is refused, and says so. */
