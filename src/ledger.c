@@ -425,6 +425,7 @@ static size_t lacking(ledger_t *ledger, size_t footprint)
 
 bool ledger_lend_both(ledger_t *ledger, size_t bytes, size_t footprint)
 {
+    if (ledger_is_tight(ledger)) return false; /* likewise */
     size_t more = lacking(ledger, footprint);
     hold();
     bool lent = lend_at_ease(ledger, bytes, more);

@@ -528,6 +528,8 @@ static HAK_NOINLINE void *grow_counted(hak_heap_t *heap, unsigned cls, size_t al
 
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment, bool charged)
 {
+    /* A tight heap has nothing cached, and is lent no block at once. */
+    if (!charged && HAK_UNLIKELY(heap_is_tight(heap))) return NULL;
     if (heap_in_regions(heap, cls)) {
         bool lent = heap->ledger && !charged;
         void *ptr = lent ? grow_counted(heap, cls, alignment) : grow_regions(heap, cls, alignment);

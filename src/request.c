@@ -197,9 +197,7 @@ void *request_malloc(hak_heap_t *heap, size_t size, size_t alignment, size_t *di
     if (gate_enter(true) != GATE_IN) return reenter(heap);
     int before = errno;
     uint32_t error = hak_tls.last_error;
-    /* A tight heap has nothing cached, and borrows no block without a word. */
-    bool tight = heap_is_tight(heap);
-    void *ptr = HAK_LIKELY(!tight) ? allocate_once(heap, size, alignment, dirty, false) : NULL;
+    void *ptr = allocate_once(heap, size, alignment, dirty, false);
     if (HAK_LIKELY(ptr)) {
         /* One rung may be refused and the next one answer: that is no error. */
         hak_tls.last_error = error;
