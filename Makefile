@@ -106,7 +106,7 @@ FORMATTED = $(wildcard include/*.h include/hakheap/*.h include/hakheap/*.hpp src
 .SUFFIXES:
 .PHONY: programs print-programs integration \
         all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs docs-look bench bench-guard \
-        fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz mutants planted models format format-check clean \
+        fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz workloads mutants planted models format format-check clean \
         suites install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/$(SONAME)
@@ -325,6 +325,13 @@ fuzz-minimise:
 	@mkdir -p build/corpus-least
 	env $(fuzz_mode) $(libfuzzer_dir)/tests/fuzz_target -merge=1 -use_counters=0 build/corpus-least tests/fuzz/corpus build/corpus
 
+# ---- Random sequences of operations against a limit: in caches of all kinds the same ones are refused ----
+
+WORKLOADS := 1000
+workloads:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= suites
+	HAK_TEST_WORKLOADS=$(WORKLOADS) HAK_TEST_FILTER='limits/refusals*' scripts/run_tests.sh three-ways $(checked)
+
 # ---- Mutants: what tests notice, see scripts/mutants.py ----
 
 JOBS ?= 2
@@ -473,6 +480,7 @@ help:
 	@echo 'make soak            the same in one process, with the slope of its memory; SECONDS=36000'
 	@echo 'make check-fuzz      the same for two minutes, over builds, modes and threads'
 	@echo 'make fuzz-libfuzzer  finds sequences for the corpus; fuzz-minimise takes them into build/corpus-least'
+	@echo 'make workloads       random sequences against a limit, in each mode; WORKLOADS=1000'
 	@echo 'make models          proves the protocol of limits with spin, and that each seeded bug is found'
 	@echo 'make mutants         kills small changes of src/ by the tests; JOBS=2 ONLY="<pattern>" SECONDS=60 of the fuzzer'
 	@echo 'make planted         how soon the fuzzer alone finds each planted bug'

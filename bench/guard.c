@@ -4,7 +4,9 @@
  * because valgrind has no rseq.
  *
  *   build/bench/guard --list                     the names of the sequences
- *   build/bench/guard <sequence> fast|checked
+ *   build/bench/guard <sequence> fast|checked|limited
+ *
+ * A limited heap is a fast one that has limits and a parent with limits; none of them is reached.
  *
  * A sequence is an act, done some times, and what prepares each. Only the acts are counted: all of
  * them, and nothing else, run in `sequence`, which guard.sh names to callgrind. Its own few
@@ -30,6 +32,7 @@ enum {
 };
 
 static const char *level;
+static hak_heap_t *root; /* of limited heaps; NULL: heaps have no limits */
 static harness_rng_t rng = {1};
 static hak_heap_t *created[FEW];
 static void *slots[WAVE]; /* the largest of all */
@@ -95,11 +98,39 @@ static void grow(hak_heap_t *heap)
     grow_from(heap, 1 << 20, 16 << 20);
 }
 
-static hak_heap_t *create(void)
+static hak_heap_t *create_by(hak_heap_config_t *config)
 {
-    hak_heap_t *heap = alloc_heap_create(level, 0);
+    config->name = "bench"; /* to print a name takes longer than to create a heap */
+    config->level = strcmp(level, "checked") == 0 ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
+    config->parent = root;
+    if (root) config->live_limit = config->committed_limit = (size_t)2 << 30;
+    hak_heap_t *heap = hak_heap_create(config);
     if (!heap) harness_exit(HARNESS_FAILED, "cannot create a heap: %m");
     return heap;
+}
+
+static hak_heap_t *create(void)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    return create_by(&config);
+}
+
+/* All of its blocks come from slabs; without caches, one by one. */
+static hak_heap_t *create_of_slabs(bool caches)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.region_bytes = 1;
+    if (!caches) config.cache_bytes = 1;
+    return create_by(&config);
+}
+
+static void create_root(void)
+{
+    hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+    config.name = "root";
+    config.live_limit = config.committed_limit = (size_t)4 << 30;
+    root = hak_heap_create(&config);
+    if (!root) harness_exit(HARNESS_FAILED, "cannot create a heap: %m");
 }
 
 static void create_destroy(hak_heap_t *heap)
@@ -167,26 +198,32 @@ static void scatter(hak_heap_t *heap)
 
 typedef void step_t(hak_heap_t *heap);
 
+/* The heap: as a program gets it; of slabs only; and without caches. */
+enum { USUAL, SLABS, UNCACHED };
+
 static const struct {
     const char *name;
     step_t *prepare, *act;
     int warm, times; /* acts that are not counted, and that are */
+    int heap;
 } sequences[] = {
-    {"pairs", nothing, pairs, 1, 1},
-    {"small", nothing, small, 1, 1},
-    {"batch", nothing, batch, 1, 5},
-    {"mid", nothing, mid, 1, 1},
-    {"large", nothing, large, 1, 1},
-    {"realloc", nothing, grow, 1, 3},
-    {"create-destroy", nothing, create_destroy, 1, 20},
-    {"create-100-destroy", nothing, create_use_destroy, 1, 5},
-    {"100-heaps", nothing, create_many, 1, 1},
-    {"session", nothing, session, 1, 20},
-    {"query", nothing, query, 1, 5},
-    {"bulk", nothing, bulk, 1, 3},
-    {"wave", nothing, wave, 1, 2},
-    {"flush", scatter, flush, 1, 5},
-    {"trim", scatter, trim, 1, 5},
+    {"pairs", nothing, pairs, 1, 1, USUAL},
+    {"slab-pairs", nothing, pairs, 1, 1, SLABS},
+    {"misses", nothing, pairs, 1, 1, UNCACHED},
+    {"small", nothing, small, 1, 1, USUAL},
+    {"batch", nothing, batch, 1, 5, USUAL},
+    {"mid", nothing, mid, 1, 1, USUAL},
+    {"large", nothing, large, 1, 1, USUAL},
+    {"realloc", nothing, grow, 1, 3, USUAL},
+    {"create-destroy", nothing, create_destroy, 1, 20, USUAL},
+    {"create-100-destroy", nothing, create_use_destroy, 1, 5, USUAL},
+    {"100-heaps", nothing, create_many, 1, 1, USUAL},
+    {"session", nothing, session, 1, 20, USUAL},
+    {"query", nothing, query, 1, 5, USUAL},
+    {"bulk", nothing, bulk, 1, 3, USUAL},
+    {"wave", nothing, wave, 1, 2, USUAL},
+    {"flush", scatter, flush, 1, 5, USUAL},
+    {"trim", scatter, trim, 1, 5, USUAL},
 };
 enum { SEQUENCES = sizeof sequences / sizeof sequences[0] };
 
@@ -199,7 +236,8 @@ __attribute__((noinline)) static void sequence(step_t *act, hak_heap_t *heap)
 
 static void run(unsigned which)
 {
-    hak_heap_t *heap = create();
+    int kind = sequences[which].heap;
+    hak_heap_t *heap = kind == USUAL ? create() : create_of_slabs(kind == SLABS);
     for (int i = 0; i < sequences[which].warm + sequences[which].times; i++) {
         step_t *volatile act = sequences[which].act;
         sequences[which].prepare(heap);
@@ -211,7 +249,7 @@ static void run(unsigned which)
 
 int main(int argc, char **argv)
 {
-    static const char *const levels[] = {"fast", "checked"};
+    static const char *const levels[] = {"fast", "checked", "limited"};
     const char *names[SEQUENCES];
     for (unsigned i = 0; i < SEQUENCES; i++) names[i] = sequences[i].name;
     if (argc == 2 && strcmp(argv[1], "--list") == 0) {
@@ -220,10 +258,11 @@ int main(int argc, char **argv)
     }
     if (argc != 3) harness_exit(HARNESS_USAGE, "takes a sequence and a level, or --list");
     unsigned which = harness_choice("sequence", argv[1], names, SEQUENCES);
-    level = levels[harness_choice("level", argv[2], levels, 2)];
+    level = levels[harness_choice("level", argv[2], levels, 3)];
     if (strcmp(hak_percpu_mode(), "locked") != 0)
         harness_exit(HARNESS_FAILED, "the mode is %s, and must be locked: set HAKHEAP_RSEQ=0",
                      hak_percpu_mode());
+    if (strcmp(level, "limited") == 0) create_root();
     run(which);
     return 0;
 }

@@ -101,7 +101,7 @@ count_all()
     export -f count_sequence fail
     # shellcheck disable=SC2016 # the arguments are the inner shell's
     for name in $("$program" --list); do
-        for level in fast checked; do echo "$name $level"; done
+        for level in fast checked limited; do echo "$name $level"; done
     done | xargs -P "$(nproc)" -L 1 bash -c 'count_sequence "$@"' - | sort || return 1
     for name in $fast_paths; do count_function "$name"; done
 }

@@ -69,7 +69,8 @@ SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|coarse|region|l
           "life": "@(api|home)", "resize": "@(api|limits)", "pointer": "misuse", "heap": "api",
           "walk": "@(stats|home)", "validate": "stats", "report": "stats", "os_linux": "os",
           "percpu_rseq": "percpu", "recall": "@(limits|ledger)", "tree": "@(limits|api|ends)",
-          "api_tree": "limits"}
+          "api_tree": "limits",
+          "request": "@(limits|limits2|committed|api|bounds)"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
 # These kinds are races where they are anything: ThreadSanitizer looks at them, too.

@@ -1,4 +1,4 @@
-/* hakheap level 15: api - the exported functions: class lookup, pop or push, else a ladder */
+/* hakheap level 16: api - the exported functions: class lookup, pop or push, else a ladder */
 #include <errno.h>
 
 #include "drain.h"
@@ -12,6 +12,7 @@
 #include "recall.h"
 #include "refill.h"
 #include "report.h"
+#include "request.h"
 #include "reserve.h"
 #include "resize.h"
 #include "tls.h"
@@ -21,190 +22,6 @@
 
 /* ---- malloc ---- */
 
-static void *fail(hak_error_t why, int error)
-{
-    hak_tls.last_error = why;
-    errno = error;
-    return NULL;
-}
-
-/* A size that no address space has room for; tested before any rounding, by every entry point. */
-HAK_INLINE bool too_large(size_t size)
-{
-    return size > ((size_t)1 << ADDRESS_BITS) - 2 * SUPERSLAB;
-}
-
-/* Of a heap that counts, the block is charged already. */
-HAK_INLINE void *allocate_once(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
-{
-    switch (pointer_place(size, alignment)) {
-    case PLACE_SMALL: return refill_block(heap, sizeclass_of(size), alignment);
-    case PLACE_MID: return refill_mid(heap, size, alignment, dirty);
-    case PLACE_LARGE: break;
-    }
-    return refill_large(heap, size, alignment, dirty);
-}
-
-/* Refused: what is cached may be all that is in the way. */
-static HAK_COLD void *allocate_again(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
-{
-    uint32_t why = hak_tls.last_error;
-    /* What the process keeps is no heap's. */
-    if (heap->ledger && why == HAK_ERROR_LIMIT) return NULL;
-    bool room = trim_make_room();
-    hak_tls.last_error = why;
-    return room ? allocate_once(heap, size, alignment, dirty) : NULL;
-}
-
-HAK_INLINE void *allocate_inside(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
-{
-    uint32_t before = hak_tls.last_error;
-    void *ptr = allocate_once(heap, size, alignment, dirty);
-    if (HAK_UNLIKELY(!ptr)) ptr = allocate_again(heap, size, alignment, dirty);
-    /* One rung may be refused and the next one answer: that is no error. */
-    if (HAK_LIKELY(ptr)) hak_tls.last_error = before;
-    return ptr;
-}
-
-/* A request of a heap that counts, and what has become of it. */
-typedef struct request {
-    size_t size, alignment;
-    size_t *dirty;
-    refused_t refused;
-    bool due; /* a soft limit is to be told */
-} request_t;
-
-/* After a first try: as long as room can be made for what the ladder needs. */
-static HAK_COLD void *allocate_bounded(hak_heap_t *heap, request_t *request)
-{
-    tried_t tried = {0};
-    void *ptr = NULL;
-    while (!ptr && hak_tls.last_error == HAK_ERROR_LIMIT &&
-           recall_room(heap, &tried, &request->refused)) {
-        hak_tls.last_error = HAK_ERROR_NONE;
-        ptr = allocate_inside(heap, request->size, request->alignment, request->dirty);
-    }
-    return ptr;
-}
-
-HAK_INLINE void *allocate_charged(hak_heap_t *heap, request_t *request)
-{
-    size_t bytes = pointer_charge(request->size, request->alignment);
-    charged_t charged = recall_charge(heap, bytes, &request->refused);
-    if (HAK_UNLIKELY(charged == CHARGE_REFUSED)) return NULL;
-    request->due = charged == CHARGED_DUE;
-    /* What a rung says of limits is this request's. */
-    hak_tls.last_error = HAK_ERROR_NONE;
-    void *ptr = allocate_inside(heap, request->size, request->alignment, request->dirty);
-    if (HAK_UNLIKELY(!ptr)) ptr = allocate_bounded(heap, request);
-    if (HAK_UNLIKELY(!ptr)) ledger_uncharge(heap->ledger, bytes);
-    return ptr;
-}
-
-/* Why a request of a heap that counts has failed. */
-static HAK_COLD void count_failed(hak_heap_t *heap)
-{
-    unsigned why = hak_tls.last_error == HAK_ERROR_LIMIT ? FAILED_HERE : FAILED_SYSTEM;
-    if (gate_enter(true) != GATE_IN) return;
-    ledger_count_failed(heap->ledger, why);
-    gate_leave();
-}
-
-static HAK_COLD void *turn_away(hak_heap_t *heap, hak_error_t why, int error)
-{
-    if (heap->ledger) ledger_count_failed(heap->ledger, FAILED_TURNED);
-    return fail(why, error);
-}
-
-static HAK_COLD void *reenter(hak_heap_t *heap)
-{
-    counter_add(&heap->counters, early_reentered, 1);
-    return turn_away(heap, HAK_ERROR_REENTERED, EDEADLK);
-}
-
-/*
- * Whether a request that a limit refused shall be tried again: the full heap's callback has run,
- * outside of the gate and with nothing locked. What is refused inside of a callback calls none. The
- * request has not failed then, as far as hak_last_error() tells.
- */
-static HAK_NOINLINE bool press(const refused_t *refused, size_t bytes, uint32_t error)
-{
-    uint32_t here = tls_frame(__builtin_frame_address(0));
-    if (!refused->heap || !refused->on_pressure || recall_is_pressed(here)) return false;
-    hak_tls.pressing = here;
-    hak_tls.last_error = error;
-    refused->on_pressure(refused->ctx, refused->heap, bytes);
-    hak_tls.pressing = 0;
-    return true;
-}
-
-/* After a request that has passed soft limits: each is told, in the same way. Inside of a callback
- * they wait for another request. */
-static HAK_COLD void tell(const hak_heap_t *heap)
-{
-    uint32_t here = tls_frame(__builtin_frame_address(0));
-    refused_t soft;
-    told_t told;
-    told.count = 0;
-    for (bool due = !recall_is_pressed(here); due;) {
-        if (gate_enter(true) != GATE_IN) return;
-        due = ledger_take_due(heap->ledger, &told, &soft);
-        gate_leave();
-        if (!due) return;
-        hak_tls.pressing = here;
-        soft.on_pressure(soft.ctx, soft.heap, 0);
-        hak_tls.pressing = 0;
-    }
-}
-
-/* A request that has failed once, for a callback to make room; or for good. */
-static HAK_COLD void *malloc_pressed(hak_heap_t *heap, request_t *request, uint32_t error)
-{
-    void *ptr = NULL;
-    if (press(&request->refused, pointer_charge(request->size, request->alignment), error)) {
-        if (heap_is_closed(heap)) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
-        (void)gate_enter(true);
-        ptr = allocate_charged(heap, request);
-        gate_leave();
-    }
-    if (ptr) return ptr;
-    count_failed(heap);
-    errno = ENOMEM;
-    return NULL;
-}
-
-static HAK_NOINLINE void *malloc_counted(hak_heap_t *heap, size_t size, size_t alignment,
-                                         size_t *dirty)
-{
-    int before = errno;
-    uint32_t error = hak_tls.last_error;
-    request_t request = {.size = size, .alignment = alignment, .dirty = dirty};
-    if (gate_enter(true) != GATE_IN) return reenter(heap);
-    void *ptr = allocate_charged(heap, &request);
-    gate_leave();
-    if (HAK_UNLIKELY(!ptr)) ptr = malloc_pressed(heap, &request, error);
-    if (HAK_LIKELY(ptr)) hak_tls.last_error = error;
-    if (HAK_UNLIKELY(request.due) && ptr) tell(heap);
-    if (HAK_LIKELY(ptr)) errno = before;
-    return ptr;
-}
-
-/* Everything but the pop. */
-static HAK_NOINLINE void *malloc_slow(hak_heap_t *heap, size_t size, size_t alignment,
-                                      size_t *dirty)
-{
-    if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
-    if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
-    if (HAK_UNLIKELY(heap_is_closed(heap))) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
-    if (heap->ledger) return malloc_counted(heap, size, alignment, dirty);
-    if (gate_enter(true) != GATE_IN) return reenter(heap);
-    int before = errno;
-    void *ptr = allocate_inside(heap, size, alignment, dirty);
-    errno = ptr ? before : ENOMEM;
-    gate_leave();
-    return ptr;
-}
-
 /* The slow twins of the pop are called last, so that the fast path needs no stack. */
 static HAK_NOINLINE void *malloc_missed(hak_heap_t *heap, size_t size)
 {
@@ -213,7 +30,7 @@ static HAK_NOINLINE void *malloc_missed(hak_heap_t *heap, size_t size)
         void *ptr = refill_from_spare(heap, sizeclass_of(size));
         if (ptr) return ptr;
     }
-    return malloc_slow(heap, size, BLOCK_ALIGN, &dirty);
+    return request_malloc(heap, size, BLOCK_ALIGN, &dirty);
 }
 
 static _Noreturn HAK_COLD void malloc_corrupt(hak_heap_t *heap, const block_t *block)
@@ -290,13 +107,14 @@ void *hak_heap_calloc(hak_heap_t *heap, size_t count, size_t size)
 {
     size_t bytes;
     if (__builtin_mul_overflow(count, size, &bytes))
-        return heap ? fail(HAK_ERROR_SIZE, ENOMEM) : fail(HAK_ERROR_ARGUMENT, EINVAL);
+        return heap ? request_fail(HAK_ERROR_SIZE, ENOMEM)
+                    : request_fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (bytes <= SMALL_MAX) {
         void *ptr = hak_heap_malloc(heap, bytes);
         return ptr ? memset(ptr, 0, bytes) : NULL;
     }
     size_t dirty = bytes;
-    void *ptr = malloc_slow(heap, bytes, BLOCK_ALIGN, &dirty);
+    void *ptr = request_malloc(heap, bytes, BLOCK_ALIGN, &dirty);
     return ptr ? memset(ptr, 0, hak_min(dirty, bytes)) : NULL;
 }
 
@@ -307,21 +125,22 @@ static void *malloc_aligned(hak_heap_t *heap, size_t size, size_t alignment)
     size_t slot = PERCPU_HOT(sizeclass_of(size)) | (heap->policy.sealed ? SLOT_MARK : 0);
     void *ptr = pop_slot(heap, slot);
     if (!ptr && size <= LOOKUP_MAX) ptr = refill_from_region(heap, sizeclass_of(size), alignment);
-    return ptr ? ptr : malloc_slow(heap, size, alignment, &dirty);
+    return ptr ? ptr : request_malloc(heap, size, alignment, &dirty);
 }
 
 void *hak_heap_aligned_alloc(hak_heap_t *heap, size_t alignment, size_t size)
 {
     if (!heap || alignment == 0 || (alignment & (alignment - 1)))
-        return fail(HAK_ERROR_ARGUMENT, EINVAL);
-    if (too_large(size) || too_large(alignment)) return fail(HAK_ERROR_SIZE, ENOMEM);
+        return request_fail(HAK_ERROR_ARGUMENT, EINVAL);
+    if (request_is_too_large(size) || request_is_too_large(alignment))
+        return request_fail(HAK_ERROR_SIZE, ENOMEM);
     if (alignment <= BLOCK_ALIGN) return hak_heap_malloc(heap, size);
     /* Slabs start at a multiple of a granule, and a multiple of an alignment has a class that is
      * one: so each of its blocks will do. */
     if (alignment <= GRANULE && size <= SMALL_MAX)
         return malloc_aligned(heap, hak_round_up(hak_max(size, 1), alignment), alignment);
     size_t dirty;
-    return malloc_slow(heap, hak_max(size, 1), alignment, &dirty);
+    return request_malloc(heap, hak_max(size, 1), alignment, &dirty);
 }
 
 /* ---- free ---- */
@@ -504,110 +323,13 @@ void hak_heap_free_sized(hak_heap_t *heap, void *ptr, size_t size)
 
 /* ---- realloc ---- */
 
-/* Charges a heap that counts, outside of the gate. */
-static charged_t charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
-{
-    if (gate_enter(true) != GATE_IN) return (charged_t)(reenter(heap) != NULL);
-    charged_t charged = recall_charge(heap, bytes, refused);
-    gate_leave();
-    return charged;
-}
-
-/* Puts a block's content in a fresh one, whose charge is the old one's and the caller's. */
-static void *move_charged(hak_heap_t *heap, const block_id_t *id, void *ptr, size_t size)
-{
-    size_t dirty;
-    if (heap_is_closed(heap)) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
-    if (gate_enter(true) != GATE_IN) return reenter(heap);
-    void *fresh = allocate_inside(heap, size, BLOCK_ALIGN, &dirty);
-    if (fresh) {
-        memcpy(fresh, ptr, hak_min(size, id->usable));
-        if (id->kind >= KIND_MID) pointer_mark_freed(id, ptr);
-        drain_charged(id, ptr);
-    }
-    gate_leave();
-    return fresh ? fresh : fail((hak_error_t)hak_tls.last_error, ENOMEM);
-}
-
-/* Room for what a move has lacked. */
-static bool make_room(hak_heap_t *heap, tried_t *tried, refused_t *refused)
-{
-    if (hak_tls.last_error != HAK_ERROR_LIMIT || gate_enter(true) != GATE_IN) return false;
-    bool done = recall_room(heap, tried, refused);
-    gate_leave();
-    return done;
-}
-
-/* The block is charged already. It may grow in its place where there is no room for a second one:
- * then what refuses that has the last word, because another heap may be what refuses a second
- * one. */
-static void *resize_bounded(const block_id_t *id, void *ptr, size_t size, refused_t *refused)
-{
-    tried_t tried = {0};
-    void *at;
-    do {
-        hak_tls.last_error = HAK_ERROR_NONE;
-        at = resize_block(id, ptr, size);
-        if (!at) at = move_charged(id->heap, id, ptr, size);
-        if (HAK_UNLIKELY(!at) && hak_tls.last_error == HAK_ERROR_LIMIT)
-            at = resize_block(id, ptr, size);
-    } while (HAK_UNLIKELY(!at) && make_room(id->heap, &tried, refused));
-    return at;
-}
-
-/* What a block is charged with another size. A large one that stays is charged by the page, also
- * where it was made large by its alignment. */
-static size_t charge_after(const block_id_t *id, size_t size)
-{
-    return resize_holds(id, size) ? id->usable : pointer_charge(size, BLOCK_ALIGN);
-}
-
-/* Charges the difference, whether or not the block stays where it is. */
-static void *realloc_charged(const block_id_t *id, void *ptr, size_t size, request_t *request)
-{
-    hak_heap_t *heap = id->heap;
-    size_t had = id->usable, wants = charge_after(id, size);
-    if (wants > had) {
-        charged_t charged = charge(heap, wants - had, &request->refused);
-        if (charged == CHARGE_REFUSED) return NULL;
-        request->due = charged == CHARGED_DUE;
-    }
-    void *at = resize_bounded(id, ptr, size, &request->refused);
-    if (!at && wants > had) ledger_uncharge(heap->ledger, wants - had);
-    if (at && wants < had) heap_refund(heap, had - wants);
-    return at;
-}
-
-static HAK_NOINLINE void *realloc_counted(const block_id_t *id, void *ptr, size_t size)
-{
-    hak_heap_t *heap = id->heap;
-    int before = errno;
-    uint32_t error = hak_tls.last_error;
-    request_t request = {.size = size};
-    void *at = realloc_charged(id, ptr, size, &request);
-    size_t wants = charge_after(id, size);
-    if (!at && press(&request.refused, wants - hak_min(wants, id->usable), error))
-        at = realloc_charged(id, ptr, size, &request);
-    if (at) {
-        hak_tls.last_error = error;
-        if (HAK_UNLIKELY(request.due)) tell(heap);
-        errno = before;
-        return at;
-    }
-    if (hak_tls.last_error == HAK_ERROR_CLOSED || hak_tls.last_error == HAK_ERROR_REENTERED)
-        return NULL;
-    count_failed(heap);
-    errno = ENOMEM;
-    return NULL;
-}
-
 void *hak_heap_realloc(hak_heap_t *heap, void *ptr, size_t size)
 {
     if (!ptr) return hak_heap_malloc(heap, size);
-    if (!heap || !heap_is_valid(heap)) return fail(HAK_ERROR_ARGUMENT, EINVAL);
+    if (!heap || !heap_is_valid(heap)) return request_fail(HAK_ERROR_ARGUMENT, EINVAL);
     block_id_t id = pointer_prove(heap, ptr, "realloc");
-    if (too_large(size)) return fail(HAK_ERROR_SIZE, ENOMEM);
-    if (HAK_UNLIKELY(heap->ledger != NULL)) return realloc_counted(&id, ptr, size);
+    if (request_is_too_large(size)) return request_fail(HAK_ERROR_SIZE, ENOMEM);
+    if (HAK_UNLIKELY(heap->ledger != NULL)) return request_realloc(&id, ptr, size);
     void *same = resize_block(&id, ptr, size);
     if (same) return same;
     void *fresh = hak_heap_malloc(heap, size);
@@ -635,7 +357,7 @@ size_t hak_good_size(size_t size)
 {
     if (size <= SMALL_MAX) return size_classes[sizeclass_of(size)].bytes;
     if (size <= MID_MAX) return hak_round_up(size, GRANULE);
-    return too_large(size) ? size : hak_round_up(size, HAK_PAGE);
+    return request_is_too_large(size) ? size : hak_round_up(size, HAK_PAGE);
 }
 
 unsigned hak_size_class_count(void) { return CLASS_COUNT; }
@@ -679,7 +401,7 @@ hak_heap_t *hak_heap_create(const hak_heap_config_t *config)
         errno = error;
         return NULL;
     }
-    if (gate_enter(true) != GATE_IN) return fail(HAK_ERROR_REENTERED, EDEADLK);
+    if (gate_enter(true) != GATE_IN) return request_fail(HAK_ERROR_REENTERED, EDEADLK);
     hak_heap_t *heap;
     tried_t tried = {0};
     refused_t refused;

@@ -1,4 +1,4 @@
-/* hakheap level 15: api_tree - the exported functions of limits and trees */
+/* hakheap level 16: api_tree - the exported functions of limits and trees */
 #include <errno.h>
 
 #include "drain.h"

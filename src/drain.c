@@ -585,13 +585,11 @@ static size_t free_mid(hak_heap_t *heap, mid_t *mid, bool may_wait)
 static HAK_NOINLINE size_t free_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
     char *base = large_base(large);
-    size_t bytes = large->charge_moved ? 0 : large_bytes(large);
-    if (mapping_give(heap, large, LARGE_RELEASED, may_wait)) return bytes;
-    defer(heap, base);
+    if (!mapping_give(heap, large, LARGE_RELEASED, may_wait)) defer(heap, base);
     return 0;
 }
 
-/* Returns what the block was charged; 0: it waits. */
+/* Returns what is to be refunded; 0: the block waits, or mapping_give has done so. */
 static size_t free_big(hak_heap_t *heap, void *ptr, bool may_wait)
 {
     entry_t entry = registry_lookup(ptr);

@@ -297,6 +297,27 @@ HAK_INLINE bool heap_is_tight(const hak_heap_t *heap)
 {
     return heap->ledger && ledger_is_tight(heap->ledger);
 }
+/* Whether a heap may charge what it takes of its slabs; about. */
+HAK_INLINE bool heap_may_charge(const hak_heap_t *heap)
+{
+    return HAK_LIKELY(!heap->ledger) || ledger_is_free(heap->ledger);
+}
+/* Charges so many bytes to what the heap has borrowed, without a lock or the gate; false: there is
+ * too little of that, or so much that some goes back. */
+HAK_INLINE bool heap_lends(const hak_heap_t *heap, size_t bytes)
+{
+    return !ledger_is_idle(heap->ledger) && ledger_grab_one(heap->ledger, bytes);
+}
+/* Charges a block, unless it is charged; false: the chain does not lend it at once. */
+HAK_INLINE bool heap_take_charge(const hak_heap_t *heap, size_t bytes, bool charged)
+{
+    return HAK_LIKELY(!heap->ledger) || charged || ledger_take(heap->ledger, bytes);
+}
+/* There is no block. */
+HAK_INLINE void heap_put_charge(const hak_heap_t *heap, size_t bytes, bool charged)
+{
+    if (heap->ledger && !charged) ledger_uncharge(heap->ledger, bytes);
+}
 HAK_INLINE void heap_refund(hak_heap_t *heap, size_t bytes)
 {
     if (HAK_UNLIKELY(heap->ledger != NULL) && bytes) ledger_refund(heap->ledger, bytes);
@@ -314,7 +335,11 @@ HAK_INLINE bool heap_may_cache(const hak_heap_t *heap)
 /* Room in the budget of magazines and cold chains. */
 HAK_INLINE bool heap_budget_take(hak_heap_t *heap, size_t bytes)
 {
-    return heap_may_cache(heap) && budget_take(&heap->budget, bytes);
+    /* The budget first: one that is spent is asked for less and less. */
+    if (!budget_take(&heap->budget, bytes)) return false;
+    bool may = heap_may_cache(heap);
+    if (HAK_UNLIKELY(!may)) budget_put(&heap->budget, bytes);
+    return may;
 }
 
 /* The same inside the gate: of what the heap has borrowed and does not need some goes back. Never
@@ -368,14 +393,18 @@ HAK_INLINE size_t heap_footprint(const hak_heap_t *heap)
 HAK_INLINE bool heap_admit(hak_heap_t *heap, size_t more, bool may_wait)
 {
     if (HAK_LIKELY(!heap->ledger)) return true;
-    if (ledger_admit(heap->ledger, heap_footprint(heap) + more, may_wait)) return true;
+    size_t footprint = heap_footprint(heap) + more;
+    if (ledger_is_admitted(heap->ledger, footprint)) return true;
+    if (ledger_admit(heap->ledger, footprint, may_wait)) return true;
     if (may_wait) hak_tls.last_error = HAK_ERROR_LIMIT;
     return false;
 }
 HAK_INLINE void heap_settle(hak_heap_t *heap, bool may_wait)
 {
-    if (HAK_UNLIKELY(heap->ledger != NULL))
-        ledger_settle_at(heap->ledger, heap_footprint(heap), may_wait);
+    if (HAK_LIKELY(!heap->ledger)) return;
+    size_t footprint = heap_footprint(heap);
+    if (!ledger_is_settled(heap->ledger, footprint))
+        ledger_settle_at(heap->ledger, footprint, may_wait);
 }
 
 #endif

@@ -12,8 +12,7 @@ static void hold(void) { lock_acquire(&tree_lock, RANK_TREE); }
 static bool hold_if(bool may_wait) { return lock_enter(&tree_lock, RANK_TREE, may_wait); }
 static void release(void) { lock_release(&tree_lock, RANK_TREE); }
 
-/* A change that may make room, or bring what may be recalled. */
-static void note_change(void)
+void ledger_note_change(void)
 {
     for (unsigned measure = 0; measure < MEASURES; measure++) add_ordered(&epochs[measure], 1u);
 }
@@ -24,24 +23,12 @@ size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n)
 {
     size_t had = load_relaxed(&ledger->credit);
     for (;;) {
-        size_t k = hak_min(had / bytes, n);
+        /* A division takes as long as all the rest. */
+        size_t k = HAK_LIKELY(had >= n * bytes) ? n : had / bytes;
         if (!k || ledger_is_tight(ledger)) return 0;
         /* Relaxed: a number of bytes orders nothing; the blocks are handed over by other words. */
         if (cas_relaxed(&ledger->credit, &had, had - k * bytes)) return k;
     }
-}
-
-void ledger_note_freed(ledger_t *ledger)
-{
-    if (HAK_UNLIKELY(ledger_is_tight(ledger))) note_change();
-}
-
-void ledger_refund(ledger_t *ledger, size_t bytes)
-{
-    /* Ordered: either the thread that recalls sees these bytes, or this one sees that the heap is
-     * tight. */
-    add_ordered(&ledger->credit, bytes);
-    ledger_note_freed(ledger);
 }
 
 void ledger_uncharge(ledger_t *ledger, size_t bytes)
@@ -92,14 +79,25 @@ static void raise_to(_Atomic size_t *peak, size_t bytes)
     if (bytes > load_relaxed(peak)) store_relaxed(peak, bytes);
 }
 
+HAK_INLINE size_t put_on(_Atomic size_t *figure, size_t bytes)
+{
+    size_t more = load_relaxed(figure) + bytes;
+    store_relaxed(figure, more);
+    return more;
+}
+
+HAK_INLINE size_t add_to(measure_t *of, size_t bytes)
+{
+    size_t sum = put_on(&of->sum, bytes);
+    raise_to(&of->peak, sum);
+    return sum;
+}
+
 /* To all from one on, but for `end` and what is above it; NULL: up to the root. */
 static void add_up(ledger_t *from, const ledger_t *end, unsigned measure, size_t bytes)
 {
     for (ledger_t *at = from; at != end; at = at->parent) {
-        measure_t *of = &at->of[measure];
-        size_t sum = load_relaxed(&of->sum) + bytes;
-        store_relaxed(&of->sum, sum);
-        raise_to(&of->peak, sum);
+        size_t sum = add_to(&at->of[measure], bytes);
         if (HAK_UNLIKELY(sum > load_relaxed(&at->soft)) && measure == LIVE &&
             at->passed == SOFT_BELOW)
             at->passed = SOFT_DUE;
@@ -113,11 +111,17 @@ static void calm(ledger_t *at, size_t live)
     if (live < soft - soft / LEDGER_CALM) at->passed = SOFT_BELOW;
 }
 
+HAK_INLINE size_t take_from(_Atomic size_t *figure, size_t bytes)
+{
+    size_t left = load_relaxed(figure) - bytes;
+    store_relaxed(figure, left);
+    return left;
+}
+
 static void take_off(ledger_t *from, const ledger_t *end, unsigned measure, size_t bytes)
 {
     for (ledger_t *at = from; at != end; at = at->parent) {
-        size_t sum = load_relaxed(&at->of[measure].sum) - bytes;
-        store_relaxed(&at->of[measure].sum, sum);
+        size_t sum = take_from(&at->of[measure].sum, bytes);
         if (HAK_UNLIKELY(at->passed != SOFT_BELOW) && measure == LIVE) calm(at, sum);
     }
 }
@@ -151,23 +155,37 @@ static size_t room_above(ledger_t *from)
 
 static void lend(ledger_t *ledger, unsigned measure, size_t bytes)
 {
-    measure_t *of = &ledger->of[measure];
-    store_relaxed(&of->lease, load_relaxed(&of->lease) + bytes);
+    put_on(&ledger->of[measure].lease, bytes);
     add_up(ledger, NULL, measure, bytes);
 }
 
 static void give_back(ledger_t *ledger, unsigned measure, size_t bytes)
 {
-    measure_t *of = &ledger->of[measure];
-    store_relaxed(&of->lease, load_relaxed(&of->lease) - bytes);
+    take_from(&ledger->of[measure].lease, bytes);
     take_off(ledger, NULL, measure, bytes);
 }
 
-/* What no block has goes back to the chain. */
-static void return_credit(ledger_t *ledger)
+/* The same of both measures, in one walk. */
+static void give_back_both(ledger_t *ledger, size_t live, size_t footprint)
 {
-    give_back(ledger, LIVE, atomic_exchange_explicit(&ledger->credit, 0, memory_order_seq_cst));
+    take_from(&ledger->of[LIVE].lease, live);
+    take_from(&ledger->of[FOOTPRINT].lease, footprint);
+    ledger_t *at = ledger;
+    do {
+        size_t sum = take_from(&at->of[LIVE].sum, live);
+        if (HAK_UNLIKELY(at->passed != SOFT_BELOW)) calm(at, sum);
+        take_from(&at->of[FOOTPRINT].sum, footprint);
+    } while ((at = at->parent) != NULL);
 }
+
+/* Ordered: pairs with ledger_refund. */
+static size_t take_credit(ledger_t *ledger)
+{
+    return atomic_exchange_explicit(&ledger->credit, 0, memory_order_seq_cst);
+}
+
+/* What no block has goes back to the chain. */
+static void return_credit(ledger_t *ledger) { give_back(ledger, LIVE, take_credit(ledger)); }
 
 /* ---- Tight ---- */
 
@@ -201,13 +219,54 @@ static void relax(ledger_t *ledger, uint32_t now)
 
 /* ---- Borrowing ---- */
 
-/* With the bytes asked for. */
-static size_t ahead(ledger_t *ledger, size_t bytes)
+/* With the bytes asked for, where the chain has so much room. */
+static size_t ahead(ledger_t *ledger, size_t room, size_t bytes)
 {
-    if (load_relaxed(&ledger->tight)) return bytes;
-    size_t most = hak_min(room_above(ledger) / LEDGER_SHARE,
+    size_t most = hak_min(room / LEDGER_SHARE,
                           load_relaxed(&ledger->of[LIVE].lease) / LEDGER_OF_LEASE + HAK_PAGE);
     return hak_max(hak_min(most, LEDGER_AHEAD), bytes);
+}
+
+/* The least room of all of the chain, below limits and soft limits; 0: one is not at ease, or there
+ * is less than so much. One look at each. */
+HAK_INLINE size_t room_at_ease(ledger_t *from, size_t live, size_t footprint)
+{
+    size_t least = SIZE_MAX;
+    ledger_t *at = from;
+    do {
+        if (HAK_UNLIKELY(at->squeezed || at->passed != SOFT_BELOW)) return 0;
+        size_t most = hak_min(load_relaxed(&at->of[LIVE].limit), load_relaxed(&at->soft));
+        size_t room = most - load_relaxed(&at->of[LIVE].sum);
+        if (room < live || room_of(at, FOOTPRINT) < footprint) return 0;
+        least = hak_min(least, room);
+    } while ((at = at->parent) != NULL);
+    return load_relaxed(&from->tight) ? 0 : least;
+}
+
+/* Both measures in one walk, and of what is live some ahead. False: not at once. */
+HAK_INLINE bool lend_at_ease(ledger_t *ledger, size_t live, size_t footprint)
+{
+    size_t room = room_at_ease(ledger, live, footprint);
+    if (HAK_UNLIKELY(!room)) return false;
+    size_t amount = ahead(ledger, room, live);
+    put_on(&ledger->of[LIVE].lease, amount);
+    if (footprint) put_on(&ledger->of[FOOTPRINT].lease, footprint);
+    ledger_t *at = ledger;
+    do {
+        (void)add_to(&at->of[LIVE], amount);
+        if (footprint) (void)add_to(&at->of[FOOTPRINT], footprint);
+    } while ((at = at->parent) != NULL);
+    if (amount != live) add_ordered(&ledger->credit, amount - live);
+    return true;
+}
+
+bool ledger_lend(ledger_t *ledger, size_t bytes)
+{
+    if (ledger_is_tight(ledger)) return false; /* as it is seen below, without the lock */
+    hold();
+    bool lent = lend_at_ease(ledger, bytes, 0);
+    release();
+    return lent;
 }
 
 static bool is_due(const ledger_t *from)
@@ -240,19 +299,14 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
     if (full) {
         answer = refuse(full, LIVE, bytes);
     } else {
-        size_t amount = ahead(ledger, bytes);
+        size_t room = load_relaxed(&ledger->tight) ? 0 : room_above(ledger);
+        size_t amount = room ? ahead(ledger, room, bytes) : bytes;
         lend(ledger, LIVE, amount);
         add_ordered(&ledger->credit, amount - bytes);
         answer.due = is_due(ledger);
     }
     release();
     return answer;
-}
-
-void ledger_refund_inside(ledger_t *ledger, size_t bytes)
-{
-    ledger_refund(ledger, bytes);
-    ledger_return_idle(ledger);
 }
 
 void ledger_return_credit(ledger_t *ledger)
@@ -362,14 +416,32 @@ static void note_footprint(ledger_t *ledger, size_t footprint)
     raise_to(&ledger->most, footprint);
 }
 
-bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
+/* What is asked for and not lent yet. */
+static size_t lacking(ledger_t *ledger, size_t footprint)
 {
     size_t lease = load_relaxed(&ledger->of[FOOTPRINT].lease);
-    if (footprint > lease) {
+    return footprint > lease ? footprint - lease : 0;
+}
+
+bool ledger_lend_both(ledger_t *ledger, size_t bytes, size_t footprint)
+{
+    if (ledger_is_tight(ledger)) return false; /* likewise */
+    size_t more = lacking(ledger, footprint);
+    hold();
+    bool lent = lend_at_ease(ledger, bytes, more);
+    release();
+    if (HAK_LIKELY(lent)) note_footprint(ledger, footprint);
+    return lent;
+}
+
+bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
+{
+    size_t more = lacking(ledger, footprint);
+    if (more) {
         if (!hold_if(may_wait)) return false;
-        ledger_t *full = find_full(ledger, FOOTPRINT, footprint - lease);
-        if (!full) lend(ledger, FOOTPRINT, footprint - lease);
-        else if (may_wait) ledger->lacks_at = full, ledger->lacks = footprint - lease;
+        ledger_t *full = find_full(ledger, FOOTPRINT, more);
+        if (!full) lend(ledger, FOOTPRINT, more);
+        else if (may_wait) ledger->lacks_at = full, ledger->lacks = more;
         release();
         if (full) return false;
     }
@@ -382,7 +454,8 @@ void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait)
     size_t lease = load_relaxed(&ledger->of[FOOTPRINT].lease);
     note_footprint(ledger, footprint);
     if (footprint >= lease || !hold_if(may_wait)) return;
-    give_back(ledger, FOOTPRINT, lease - footprint);
+    size_t credit = ledger_is_idle(ledger) ? take_credit(ledger) : 0;
+    give_back_both(ledger, credit, lease - footprint);
     release();
 }
 
@@ -580,7 +653,7 @@ void ledger_clear(ledger_t *ledger)
     return_lease(ledger);
     ledger->away = false;
     store_ordered(&ledger->tight, (uint32_t)is_squeezed(ledger));
-    note_change();
+    ledger_note_change();
     release();
 }
 
@@ -591,7 +664,7 @@ void ledger_leave(ledger_t *ledger)
     return_lease(ledger);
     give_back(ledger, FOOTPRINT, load_relaxed(&ledger->of[FOOTPRINT].lease));
     unlink_from_parent(ledger);
-    if (ledger->height) note_change(); /* else it was refused, and makes no room */
+    if (ledger->height) ledger_note_change(); /* else it was refused, and makes no room */
     release();
 }
 
@@ -647,7 +720,7 @@ ledger_answer_t ledger_move(ledger_t *ledger, ledger_t *parent, full_t *full)
             take_off(from, end, measure, bytes);
             add_up(parent, end, measure, bytes);
         }
-        note_change();
+        ledger_note_change();
     }
     release();
     return answer;
@@ -666,7 +739,7 @@ bool ledger_set_limits(ledger_t *ledger, const hak_limits_t *limits, full_t *ful
         ledger->passed = SOFT_BELOW;
         if (load_relaxed(&ledger->of[LIVE].sum) > limits->soft_limit) ledger->passed = SOFT_DUE;
     }
-    note_change();
+    ledger_note_change();
     release();
     return fits;
 }

@@ -117,18 +117,27 @@ typedef struct ledger {
 
 /* Takes up to n times so many bytes from the credit. Returns how many times; 0: borrow. */
 size_t ledger_grab(ledger_t *ledger, size_t bytes, size_t n);
-/* Bytes that no block has any more; after the block is free for others. Never waits. */
-void ledger_refund(ledger_t *ledger, size_t bytes);
-/* The same inside the gate; what the heap has borrowed in vain goes back: ledger_return_idle. */
-void ledger_refund_inside(ledger_t *ledger, size_t bytes);
 /* Bytes of a request of which no block has come: what is in use has not become less. */
 void ledger_uncharge(ledger_t *ledger, size_t bytes);
-/* Something of a tight heap was freed that is not refunded yet. */
-void ledger_note_freed(ledger_t *ledger);
+/* A change that may make room, or bring what may be recalled. */
+void ledger_note_change(void);
 HAK_INLINE bool ledger_is_tight(const ledger_t *ledger)
 {
     /* Ordered: pairs with ledger_step, which sets it before it takes the credit. */
     return load_ordered(&((ledger_t *)(uintptr_t)ledger)->tight);
+}
+/* Something of a tight heap was freed that is not refunded yet. */
+HAK_INLINE void ledger_note_freed(const ledger_t *ledger)
+{
+    if (HAK_UNLIKELY(ledger_is_tight(ledger))) ledger_note_change();
+}
+/* Bytes that no block has any more; after the block is free for others. Never waits. */
+HAK_INLINE void ledger_refund(ledger_t *ledger, size_t bytes)
+{
+    /* Ordered: either the thread that recalls sees these bytes, or this one sees that the heap is
+     * tight. */
+    add_ordered(&ledger->credit, bytes);
+    ledger_note_freed(ledger);
 }
 /* As ledger_grab, once. */
 HAK_INLINE bool ledger_grab_one(ledger_t *ledger, size_t bytes)
@@ -140,12 +149,36 @@ HAK_INLINE bool ledger_grab_one(ledger_t *ledger, size_t bytes)
     while (HAK_UNLIKELY(!cas_relaxed(&ledger->credit, &had, had - bytes)));
     return true;
 }
+/* Whether much of what the heap has borrowed is credit: then it counts against neighbours, and
+ * hides that a soft limit is passed no longer. More than is ever borrowed ahead, so that it is not
+ * asked for again at once. */
+HAK_INLINE bool ledger_is_idle(const ledger_t *ledger)
+{
+    ledger_t *at = (ledger_t *)(uintptr_t)ledger;
+    return load_relaxed(&at->credit) >
+           load_relaxed(&at->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
+}
+/* Whether it may borrow ahead, and owes nothing back; about. */
+HAK_INLINE bool ledger_is_free(const ledger_t *ledger)
+{
+    return !ledger_is_idle(ledger) && !ledger_is_tight(ledger);
+}
 /* What the chain owes for this heap, and what blocks have of it; while others work, about. */
 size_t ledger_live(const ledger_t *ledger);
 
 /* ---- What follows takes TREE ---- */
 
 typedef enum ledger_answer { LEDGER_DONE, LEDGER_FULL, LEDGER_LOOP, LEDGER_DEEP } ledger_answer_t;
+
+/* Bytes for the caller, and some ahead as credit, where all of the chain has room and is at ease:
+ * none is tight, was recalled a short while ago, or passes a soft limit. False: that is for
+ * ledger_borrow to say. */
+bool ledger_lend(ledger_t *ledger, size_t bytes);
+/* From the credit, else so. */
+HAK_INLINE bool ledger_take(ledger_t *ledger, size_t bytes)
+{
+    return HAK_LIKELY(ledger_grab_one(ledger, bytes)) || ledger_lend(ledger, bytes);
+}
 
 /* What has no room, and of what. */
 typedef struct full {
@@ -184,22 +217,21 @@ typedef struct borrowed {
     refused_t by;
     size_t bytes; /* the request */
 } borrowed_t;
-/* Bytes for the caller, and some ahead as credit. */
+/* As ledger_lend, and room for a footprint, as ledger_admit, in one step. Lock: the heap's. */
+bool ledger_lend_both(ledger_t *ledger, size_t bytes, size_t footprint);
+/* As ledger_lend wherever there is room. */
 borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now);
-/* Whether much of what the heap has borrowed is credit: then it counts against neighbours, and hides
- * that a soft limit is passed no longer. More than is ever borrowed ahead, so that it is not asked
- * for again at once. */
-HAK_INLINE bool ledger_is_idle(const ledger_t *ledger)
-{
-    ledger_t *at = (ledger_t *)(uintptr_t)ledger;
-    return load_relaxed(&at->credit) >
-           load_relaxed(&at->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
-}
 /* Then it goes back. Never waits; inside the gate. */
 void ledger_return_credit(ledger_t *ledger);
 HAK_INLINE void ledger_return_idle(ledger_t *ledger)
 {
     if (HAK_UNLIKELY(ledger_is_idle(ledger))) ledger_return_credit(ledger);
+}
+/* ledger_refund inside the gate; what the heap has borrowed in vain goes back. */
+HAK_INLINE void ledger_refund_inside(ledger_t *ledger, size_t bytes)
+{
+    ledger_refund(ledger, bytes);
+    ledger_return_idle(ledger);
 }
 /* Notes that `full` refused so many bytes after a whole recall that began in this epoch. */
 void ledger_note_refused(ledger_t *ledger, unsigned measure, const borrowed_t *refusal,
@@ -226,6 +258,17 @@ bool ledger_take_due(ledger_t *ledger, told_t *told, refused_t *soft);
 bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait);
 /* The footprint is no more than this. Where it may not wait, and TREE is busy, the lease stays. */
 void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait);
+/* Whether that is what was said last, */
+HAK_INLINE bool ledger_is_admitted(const ledger_t *ledger, size_t footprint)
+{
+    return load_relaxed(&((ledger_t *)(uintptr_t)ledger)->footprint) == footprint;
+}
+/* and nothing of it has still to go back. */
+HAK_INLINE bool ledger_is_settled(const ledger_t *ledger, size_t footprint)
+{
+    return ledger_is_admitted(ledger, footprint) &&
+           load_relaxed(&((ledger_t *)(uintptr_t)ledger)->of[FOOTPRINT].lease) == footprint;
+}
 /* What has refused the heap's last growth; `full` NULL: what did is above it no longer. */
 borrowed_t ledger_lacks(ledger_t *ledger);
 

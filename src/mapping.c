@@ -21,8 +21,10 @@ char *mapping_take(large_t *record, size_t bytes, size_t alignment, size_t *dirt
 
 static void forget_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
+    size_t bytes = large_bytes(large);
     large_remove(&heap->large, large);
-    heap_uncharge(heap, large_bytes(large));
+    heap_uncharge(heap, bytes);
+    if (!large->charge_moved) heap_refund(heap, bytes);
     large_put_unused(&heap->large, large);
     heap_settle(heap, may_wait);
 }

@@ -115,7 +115,7 @@ static charged_t borrow_or_recall(hak_heap_t *heap, size_t bytes, refused_t *ref
 charged_t recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused)
 {
     ledger_return_idle(heap->ledger);
-    if (HAK_LIKELY(ledger_grab_one(heap->ledger, bytes))) return CHARGED;
+    if (HAK_LIKELY(ledger_take(heap->ledger, bytes))) return CHARGED;
     borrowed_t answer = ledger_borrow(heap->ledger, bytes, now());
     if (HAK_LIKELY(!answer.full)) return answer.due ? CHARGED_DUE : CHARGED;
     if (answer.again) return (charged_t)refuse_again(heap, LIVE, &answer, refused);

@@ -191,21 +191,18 @@ void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
     return note_taken(heap, cls, ptr);
 }
 
-/* The same in a heap that counts, of what it has borrowed. */
-static HAK_NOINLINE void *take_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
+bool refill_charge(const hak_heap_t *heap, unsigned cls)
 {
-    size_t bytes = size_classes[cls].bytes;
-    if (ledger_is_idle(heap->ledger) || !ledger_grab_one(heap->ledger, bytes)) return NULL;
-    void *ptr = refill_hole(heap, cls, alignment);
-    if (!ptr) ledger_refund(heap->ledger, bytes);
-    return ptr;
+    return heap_lends(heap, size_classes[cls].bytes);
 }
 
 static HAK_NOINLINE void *refill_behind_pocket(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (HAK_UNLIKELY(!load_relaxed(&heap->regions)) || !heap_in_regions(heap, cls)) return NULL;
-    if (HAK_UNLIKELY(heap->ledger != NULL)) return take_counted(heap, cls, alignment);
-    return refill_hole(heap, cls, alignment);
+    if (HAK_UNLIKELY(heap->ledger != NULL) && !refill_charge(heap, cls)) return NULL;
+    void *ptr = refill_hole(heap, cls, alignment);
+    if (HAK_UNLIKELY(!ptr)) heap_refund(heap, size_classes[cls].bytes);
+    return ptr;
 }
 
 /* A block of a pocket, which the region has noted as taken all the time, and which is charged. */
@@ -246,9 +243,8 @@ static void *take_or_grow(hak_heap_t *heap, unsigned cls, unsigned alignment)
     return ptr ? ptr : take_hidden(heap, cls, alignment);
 }
 
-static void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
+static HAK_NOINLINE void *grow_regions(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
-    if (!heap_in_regions(heap, cls)) return NULL;
     lock_acquire(&heap->lock, RANK_HEAP);
     void *ptr = take_or_grow(heap, cls, units_of(alignment));
     lock_release(&heap->lock, RANK_HEAP);
@@ -359,24 +355,16 @@ HAK_INLINE size_t take_waiting(hak_heap_t *heap, class_state_t *state)
     return drain_waiting(heap, state, DRAIN_AT_ONCE);
 }
 
-/* ---- Of a heap that counts: one block is charged before the ladder, and is the caller's ---- */
+/* ---- Of a heap that counts ----
+ *
+ * `charged`: one block was charged before the ladder, and is the caller's. Else what is in no cache
+ * is charged where slabs give it, to what the heap has borrowed; where that is too little the
+ * ladder has nothing. */
 
 /* What is cached is charged already. */
 HAK_INLINE void refund_cached(hak_heap_t *heap, const class_state_t *state)
 {
-    heap_refund(heap, size_classes[state->cls].bytes);
-}
-
-/* As much of what is wanted as the heap has borrowed. Returns blocks that are charged. */
-static size_t charge_wanted(hak_heap_t *heap, const class_state_t *state, slab_wanted_t *wanted)
-{
-    size_t more = heap_is_tight(heap) ? 0 : wanted->most - 1;
-    size_t blocks =
-        1 + (more ? ledger_grab(heap->ledger, size_classes[state->cls].bytes, more) : 0);
-    wanted->blocks = (uint32_t)hak_min(wanted->blocks, blocks);
-    wanted->ahead = (uint32_t)hak_min(wanted->ahead, blocks);
-    wanted->most = wanted->bound = (uint32_t)blocks;
-    return blocks;
+    ledger_refund(heap->ledger, size_classes[state->cls].bytes);
 }
 
 static chain_t take_slabs(hak_heap_t *heap, class_state_t *state, int index,
@@ -400,29 +388,44 @@ static chain_t take_slabs(hak_heap_t *heap, class_state_t *state, int index,
     return chain;
 }
 
+/* No more than the heap has borrowed. */
+static chain_t take_charged(hak_heap_t *heap, class_state_t *state, int index,
+                            const slab_wanted_t *wanted, bool charged)
+{
+    size_t bytes = size_classes[state->cls].bytes;
+    size_t granted = charged + ledger_grab(heap->ledger, bytes, wanted->most - charged);
+    if (!granted && ledger_lend(heap->ledger, bytes))
+        granted = 1 + ledger_grab(heap->ledger, bytes, wanted->most - 1);
+    if (HAK_UNLIKELY(!granted)) return 0;
+    uint32_t most = (uint32_t)granted;
+    slab_wanted_t less = {.blocks = (uint32_t)hak_min(wanted->blocks, most),
+                          .most = most,
+                          .ahead = (uint32_t)hak_min(wanted->ahead, most),
+                          .bound = most};
+    chain_t chain = take_slabs(heap, state, index, &less);
+    /* What was charged before stays so where there is none: the caller takes it back. */
+    size_t used = hak_max(chain_count(chain), charged);
+    if (used < granted) ledger_refund(heap->ledger, (granted - used) * bytes);
+    return chain;
+}
+
 static chain_t take_slab(hak_heap_t *heap, class_state_t *state, int index,
-                         const slab_wanted_t *wanted)
+                         const slab_wanted_t *wanted, bool charged)
 {
     if (HAK_LIKELY(!heap->ledger)) return take_slabs(heap, state, index, wanted);
-    slab_wanted_t granted = *wanted;
-    size_t charged = charge_wanted(heap, state, &granted);
-    chain_t chain = take_slabs(heap, state, index, &granted);
-    /* One stays charged where there is none: the caller takes it back. */
-    size_t left = charged - hak_max(chain_count(chain), 1);
-    heap_refund(heap, left * size_classes[state->cls].bytes);
-    return chain;
+    return take_charged(heap, state, index, wanted, charged);
 }
 
 /* The rungs below the areas. */
 static chain_t take_shared(hak_heap_t *heap, class_state_t *state, int index,
-                           const slab_wanted_t *wanted)
+                           const slab_wanted_t *wanted, bool charged)
 {
     lock_acquire(&state->lock, RANK_CLASS);
     chain_t chain = state->cold ? cold_take(state->cold, (unsigned)index) : 0;
     budget_put(&heap->budget, chain_count(chain) * size_classes[state->cls].bytes);
-    if (chain) refund_cached(heap, state);
+    if (chain && charged) refund_cached(heap, state);
     if (chain) counter_add(&heap->counters, refill_cold, 1);
-    else chain = take_slab(heap, state, index, wanted);
+    else chain = take_slab(heap, state, index, wanted, charged);
     drain_leave(heap, state);
     return chain;
 }
@@ -467,7 +470,7 @@ void *refill_from_spare(hak_heap_t *heap, unsigned cls)
 }
 
 /* The hot magazine once more: the thread may have moved to another CPU. */
-static block_t *pop_again(hak_heap_t *heap, unsigned cls)
+HAK_INLINE block_t *pop_again(hak_heap_t *heap, unsigned cls)
 {
     chain_t link;
     block_t *block = percpu_pop(&heap->percpu, PERCPU_HOT(cls), heap->key, &link);
@@ -478,7 +481,8 @@ static block_t *pop_again(hak_heap_t *heap, unsigned cls)
 }
 
 /* A chain from below the areas, and what that says of the magazine. */
-static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, int index)
+static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, int index,
+                          bool charged)
 {
     magazine_t *hot = area ? &area->hot[state->cls] : NULL;
     if (hot) {
@@ -487,7 +491,7 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
         adapt_grow(heap, area, hot, state);
     }
     slab_wanted_t wanted = hot ? adapt_wanted(state, hot) : (slab_wanted_t){1, 1, 0, 0};
-    chain_t chain = take_shared(heap, state, index, &wanted);
+    chain_t chain = take_shared(heap, state, index, &wanted, charged);
     home_divide(heap, index);
     if (area) drain_period(heap, area, index);
     if (area) drain_coarse(heap, area, index, state->cls);
@@ -500,7 +504,7 @@ static chain_t take_below(hak_heap_t *heap, class_state_t *state, area_t *area, 
     return chain;
 }
 
-static void *refill_class(hak_heap_t *heap, unsigned cls)
+HAK_INLINE void *refill_class(hak_heap_t *heap, unsigned cls, bool charged)
 {
     class_state_t *state = record_class(heap, cls);
     if (!state) return NULL;
@@ -509,14 +513,15 @@ static void *refill_class(hak_heap_t *heap, unsigned cls)
     if (area) area_tag(heap, area, index, cls);
     block_t *block = pop_again(heap, cls);
     if (block) {
-        refund_cached(heap, state);
+        if (charged) refund_cached(heap, state);
         return block;
     }
     counter_add(&heap->counters, early_empty, 1);
     chain_t chain = percpu_take(&heap->percpu, PERCPU_SPARE(cls));
-    if (chain) refund_cached(heap, state);
+    if (chain && charged) refund_cached(heap, state);
     if (chain) counter_add(&heap->counters, refill_spare, 1);
-    else chain = take_below(heap, state, area, index);
+    else if (charged || heap_may_charge(heap))
+        chain = take_below(heap, state, area, index, charged);
     return chain ? hand_out(heap, state, chain, index) : NULL;
 }
 
@@ -527,29 +532,48 @@ static HAK_NOINLINE bool is_bounded(hak_heap_t *heap, unsigned cls)
     return hak_tls.last_error == HAK_ERROR_LIMIT && heap_in_regions(heap, cls);
 }
 
-void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment)
+/* A region that grows needs the charge first. */
+static HAK_NOINLINE void *grow_counted(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
+    size_t bytes = size_classes[cls].bytes;
+    if (!ledger_is_free(heap->ledger) || !ledger_take(heap->ledger, bytes)) return NULL;
     void *ptr = grow_regions(heap, cls, alignment);
-    if (ptr || (HAK_UNLIKELY(heap->ledger != NULL) && is_bounded(heap, cls))) return ptr;
-    return refill_class(heap, cls);
+    if (!ptr) ledger_uncharge(heap->ledger, bytes);
+    return ptr;
+}
+
+void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment, bool charged)
+{
+    /* A tight heap has nothing cached, and is lent no block at once. */
+    if (!charged && HAK_UNLIKELY(heap_is_tight(heap))) return NULL;
+    if (heap_in_regions(heap, cls)) {
+        bool lent = heap->ledger && !charged;
+        void *ptr = lent ? grow_counted(heap, cls, alignment) : grow_regions(heap, cls, alignment);
+        if (ptr || lent || (charged && is_bounded(heap, cls))) return ptr;
+    }
+    return refill_class(heap, cls, charged);
 }
 
 /* ---- Mid and large blocks ---- */
 
-void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
+void *refill_mid(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty, bool charged)
 {
-    counter_add(&heap->counters, early_mid, 1);
     unsigned granules = (unsigned)((size + GRANULE - 1) / GRANULE);
+    size_t bytes = granules * (size_t)GRANULE;
+    if (!heap_take_charge(heap, bytes, charged)) return NULL;
+    counter_add(&heap->counters, early_mid, 1);
     unsigned places = (unsigned)hak_max(1, alignment / GRANULE);
     lock_acquire(&heap->lock, RANK_HEAP);
     run_t run = take_run(heap, granules, places, CODE_MID);
     if (run.ss) {
         *dirty = superslab_run_is_clean(run, granules) ? 0 : size;
-        mid_t *mid = mid_add(&heap->large, run, granules, (size_t)granules * GRANULE);
+        mid_t *mid = mid_add(&heap->large, run, granules, bytes);
         mid->asked = (asked_t){size, alignment};
     }
     lock_release(&heap->lock, RANK_HEAP);
-    return run.ss ? superslab_granule(run.ss, run.first) : NULL;
+    if (HAK_LIKELY(run.ss)) return superslab_granule(run.ss, run.first);
+    heap_put_charge(heap, bytes, charged);
+    return NULL;
 }
 
 static large_t *take_record(hak_heap_t *heap)
@@ -558,20 +582,34 @@ static large_t *take_record(hak_heap_t *heap)
     return large ? large : record_take(heap, sizeof *large, true);
 }
 
-void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty)
+/* The chain's room for a large block that comes; its charge, unless that is there. Lock: HEAP. */
+static bool admit_large(hak_heap_t *heap, size_t bytes, bool charged)
+{
+    if (HAK_UNLIKELY(heap->ledger != NULL) && !charged && !ledger_grab_one(heap->ledger, bytes))
+        return ledger_lend_both(heap->ledger, bytes, heap_footprint(heap));
+    bool admitted = heap_admit(heap, 0, true);
+    if (!admitted) heap_put_charge(heap, bytes, charged);
+    return admitted;
+}
+
+void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirty, bool charged)
 {
     counter_add(&heap->counters, early_large, 1);
     size_t bytes = hak_round_up(size, HAK_PAGE);
     lock_acquire(&heap->lock, RANK_HEAP);
     (void)drain_deferred(heap, true);
     heap->coming += bytes;
-    large_t *record = heap_admit(heap, 0, true) ? take_record(heap) : NULL;
+    bool admitted = admit_large(heap, bytes, charged);
+    large_t *record = admitted ? take_record(heap) : NULL;
     if (!record) {
         heap->coming -= bytes;
         heap_settle(heap, true);
     }
     lock_release(&heap->lock, RANK_HEAP);
-    if (!record) return NULL;
+    if (!record) {
+        if (admitted) heap_put_charge(heap, bytes, charged);
+        return NULL;
+    }
     char *base = mapping_take(record, bytes, alignment, dirty);
     lock_acquire(&heap->lock, RANK_HEAP);
     heap->coming -= bytes;
@@ -584,6 +622,7 @@ void *refill_large(hak_heap_t *heap, size_t size, size_t alignment, size_t *dirt
         heap_settle(heap, true);
     }
     lock_release(&heap->lock, RANK_HEAP);
+    if (!base) heap_put_charge(heap, bytes, charged);
     reserve_tick(&process_reserve);
     return base;
 }

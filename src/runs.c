@@ -84,7 +84,10 @@ static superslab_t *add_superslab(hak_heap_t *heap, unsigned granules)
 
 static run_t take_from_superslabs(hak_heap_t *heap, unsigned granules, unsigned alignment)
 {
+    size_t touched = heap->superslabs.free_touched;
     run_t run = superslab_take(&heap->superslabs, granules, alignment);
+    /* All of its pages may have been written before: as free ones they were counted. */
+    if (touched - heap->superslabs.free_touched == granules * (size_t)GRANULE_PAGES) return run;
     superslab_t *ss = run.ss ? NULL : add_superslab(heap, granules);
     if (ss) run = superslab_take(&heap->superslabs, granules, alignment);
     if (!run.ss) return run;
@@ -155,7 +158,7 @@ bool runs_put(hak_heap_t *heap, run_t run, unsigned granules, pages_t pages, boo
     heap->runs--;
     registry_set_run(superslab_granule(run.ss, run.first), granules, heap, CODE_RELEASED);
     superslab_put(&heap->superslabs, run, granules, pages);
-    heap_settle(heap, may_wait);
+    if (pages != PAGES_ALL) heap_settle(heap, may_wait); /* else all of it is counted as before */
     /* One empty SuperSlab stays, so that a heap at a boundary does not take and give at every
      * call. */
     if (superslab_is_empty(run.ss) && heap->superslabs.empty > 1)

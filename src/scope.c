@@ -1,4 +1,4 @@
-/* hakheap level 16: scope - a thread's current heap, for callers that can name none */
+/* hakheap level 17: scope - a thread's current heap, for callers that can name none */
 #include <errno.h>
 
 #include "heap.h"

@@ -34,8 +34,8 @@ typedef struct hak_tls {
     /* Forks that this thread is inside of; more than one where a handler forks in a fork. Each
      * takes a signal's frame of the stack, so that no stack holds as many as would wrap. */
     uint16_t closing;
-    uint64_t section;          /* what sections of locked mode arm: no kernel knows of it */
-    uint32_t pressing;         /* a frame of the call whose callback runs (press in api.c), or 0 */
+    uint64_t section;  /* what sections of locked mode arm: no kernel knows of it */
+    uint32_t pressing; /* a frame of the call whose callback runs (press in request.c), or 0 */
     uint32_t ranks[HAK_DEBUG]; /* a bit for each lock rank held */
 } hak_tls_t;
 

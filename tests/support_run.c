@@ -17,12 +17,14 @@
 
 extern char **environ;
 
-unsigned run_seconds(void)
+unsigned run_number(const char *name, unsigned otherwise)
 {
-    const char *text = getenv("HAK_TEST_SECONDS");
-    unsigned long seconds = text ? strtoul(text, NULL, 10) : 0;
-    return seconds > 0 && seconds < 100000 ? (unsigned)seconds : 2;
+    const char *text = getenv(name);
+    unsigned long number = text ? strtoul(text, NULL, 10) : 0;
+    return number > 0 && number < 100000 ? (unsigned)number : otherwise;
 }
+
+unsigned run_seconds(void) { return run_number("HAK_TEST_SECONDS", 2); }
 
 /* The output goes to a file in memory, not a pipe: nobody needs to read while the child runs. */
 static pid_t start(const char *const argv[], int output)

@@ -50,6 +50,8 @@ bool run_is_instrumented(void);
         if (getenv("HAKHEAP_RSEQ")) cr_skip_test("left to the run by the best mode"); \
     while (0)
 
+/* A number of the environment, or another one where it says none. */
+unsigned run_number(const char *name, unsigned otherwise);
 /* HAK_TEST_SECONDS of the environment, else 2: how long a test that runs for a time should do
  * so. */
 unsigned run_seconds(void);

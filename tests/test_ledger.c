@@ -47,7 +47,7 @@ static void note_refused(ledger_t *ledger, ledger_t *full, size_t bytes, uint64_
 /* Bytes for the caller; false: refused. */
 static bool take(ledger_t *ledger, size_t bytes)
 {
-    return ledger_grab(ledger, bytes, 1) || !ledger_borrow(ledger, bytes, 0).full;
+    return ledger_take(ledger, bytes) || !ledger_borrow(ledger, bytes, 0).full;
 }
 
 static void recall_all(ledger_t *of, ledger_t *top, uint32_t now)
@@ -274,6 +274,81 @@ Test(ledger, a_soft_limit_is_due_once_each_time)
     cr_assert(ledger_is_sound(&root));
 }
 
+/* What is lent at once leaves nothing to say: no limit of either measure is met, and no soft one. */
+Test(ledger, what_is_lent_at_once_meets_no_limit)
+{
+    ledger_t root = {.credit = 0}, leaf;
+    hak_limits_t limits = {0, 10000, 5000, 8000};
+    cr_assert(ledger_join(&root, NULL, &limits, 1000) == LEDGER_DONE);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    cr_assert(!ledger_lend(&leaf, 8001) && !ledger_lend_both(&leaf, 1, 4001), "of the parent");
+    cr_assert(load_relaxed(&root.of[LIVE].sum) == 0 && load_relaxed(&leaf.footprint) == 0);
+    cr_assert(ledger_lend_both(&leaf, 4000, 4000) && ledger_live(&leaf) == 4000);
+    cr_assert(load_relaxed(&root.of[FOOTPRINT].sum) == 5000);
+    cr_assert(load_relaxed(&leaf.footprint) == 4000 && load_relaxed(&leaf.most) == 4000);
+    cr_assert(ledger_is_sound(&root));
+    ledger_return_credit(&leaf);
+    cr_assert(ledger_lend(&leaf, 4000) && !ledger_lend(&leaf, 1), "it would pass the soft limit");
+    cr_assert(!is_due(&leaf) && ledger_borrow(&leaf, 1, 0).due);
+    ledger_return_credit(&leaf);
+    ledger_refund(&leaf, 1000);
+    ledger_return_credit(&leaf);
+    cr_assert(!ledger_lend(&leaf, 1) && is_due(&leaf), "somebody is to be told first");
+    cr_assert(ledger_is_sound(&root));
+}
+
+/* A heap that a recall has found full asks for each block, until it is told that all is well. */
+Test(ledger, nothing_is_lent_at_once_after_a_recall)
+{
+    ledger_t root, leaf, other, comes;
+    join(&root, NULL, 1024);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    join(&comes, NULL, LEDGER_NO_LIMIT);
+    cr_assert(take(&leaf, 1000));
+    recall_all(&leaf, &root, 0);
+    cr_assert(ledger_lend(&comes, 16) && move(&comes, &root) == LEDGER_FULL);
+    ledger_refund(&comes, 16);
+    ledger_return_credit(&comes);
+    cr_assert(move(&comes, &root) == LEDGER_DONE);
+    cr_assert(!ledger_is_tight(&comes) && !ledger_lend(&comes, 16),
+              "what is above it was recalled");
+    ledger_refund(&leaf, 500);
+    join(&other, &root, LEDGER_NO_LIMIT);
+    cr_assert(!ledger_lend(&leaf, 16) && !ledger_lend(&other, 16) && !ledger_lend(&root, 16));
+    cr_assert(!ledger_borrow(&leaf, 16, LEDGER_TIGHT_MS).full && ledger_lend(&leaf, 16));
+    cr_assert(!ledger_lend(&other, 16), "it is tight until it asks itself");
+    cr_assert(!ledger_borrow(&other, 16, LEDGER_TIGHT_MS).full && ledger_lend(&other, 16));
+    cr_assert(ledger_is_sound(&root));
+}
+
+/* A large credit goes back when a footprint falls, in the same step. */
+Test(ledger, what_is_borrowed_in_vain_goes_with_the_footprint)
+{
+    ledger_t root, leaf;
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    cr_assert(ledger_lend_both(&leaf, HAK_MIB, HAK_MIB));
+    ledger_refund(&leaf, HAK_MIB);
+    ledger_settle_at(&leaf, 0, true);
+    for (unsigned measure = 0; measure < MEASURES; measure++) {
+        cr_assert(load_relaxed(&leaf.of[measure].lease) == 0);
+        cr_assert(load_relaxed(&root.of[measure].sum) == 0);
+    }
+    cr_assert(load_relaxed(&leaf.credit) == 0 && ledger_is_sound(&root));
+}
+
+/* What could not go back because TREE was busy is not forgotten, where the footprint is the same. */
+Test(ledger, what_was_not_settled_is_seen_by_the_next_one)
+{
+    ledger_t root;
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    cr_assert(ledger_admit(&root, 2 * HAK_PAGE, true) && ledger_is_settled(&root, 2 * HAK_PAGE));
+    store_relaxed(&root.footprint, HAK_PAGE); /* as ledger_settle_at leaves it then */
+    cr_assert(ledger_is_admitted(&root, HAK_PAGE) && !ledger_is_settled(&root, HAK_PAGE));
+    ledger_settle_at(&root, HAK_PAGE, true);
+    cr_assert(ledger_is_settled(&root, HAK_PAGE) && !ledger_is_settled(&root, 2 * HAK_PAGE));
+}
+
 /* What comes in by a move may have something to recall, and what goes leaves room. */
 Test(ledger, a_refusal_ends_with_a_move)
 {
@@ -352,6 +427,7 @@ enum { MOST = 40, STEPS = 200000 };
 static ledger_t heaps[MOST];
 static bool alive[MOST];
 static size_t live[MOST], limits[MOST];
+static uint32_t now; /* milliseconds: heaps are tight at times only */
 static int parents[MOST];
 
 static size_t live_below(int at)
@@ -374,16 +450,16 @@ static int full_by_model(int at, size_t bytes)
 static int charge(int at, size_t bytes)
 {
     ledger_t *last = NULL;
-    if (ledger_grab(&heaps[at], bytes, 1)) return -1;
+    if (ledger_take(&heaps[at], bytes)) return -1;
     for (;;) {
-        borrowed_t refusal = ledger_borrow(&heaps[at], bytes, 0);
+        borrowed_t refusal = ledger_borrow(&heaps[at], bytes, now);
         if (!refusal.full) return -1;
         if (refusal.again || refusal.full == last) {
             note_refused(&heaps[at], refusal.full, bytes, ledger_epoch(LIVE));
             return (int)(refusal.full - heaps);
         }
         last = refusal.full;
-        recall_all(&heaps[at], last, 0);
+        recall_all(&heaps[at], last, now);
     }
 }
 
@@ -422,7 +498,7 @@ static void step(randoms_t *randoms)
     } else if (what == 18) {
         size_t limit = 100 + random_below(randoms, 200000);
         if (set_limit(&heaps[at], limit)) limits[at] = limit;
-        else recall_all(&heaps[at], &heaps[at], 0);
+        else recall_all(&heaps[at], &heaps[at], now);
     } else if (!ledger_child(&heaps[at])) {
         cr_assert(ledger_hide(&heaps[at]));
         ledger_leave(&heaps[at]);
@@ -435,6 +511,7 @@ Test(ledger, random_trees_refuse_what_a_model_refuses)
     randoms_t randoms = {1};
     for (size_t i = 0; i < STEPS; i++) {
         step(&randoms);
+        now += random_below(&randoms, 64) == 0 ? LEDGER_TIGHT_MS : 0;
         if (i % 100) continue;
         for (int at = 0; at < MOST; at++)
             if (alive[at])

@@ -4,10 +4,11 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "heap.h"
+#include "pointer.h"
 #include "support_contract.h"
 #include "support_os.h"
 #include "support_random.h"
+#include "support_run.h"
 
 TestSuite(limits, .timeout = 600);
 
@@ -114,14 +115,34 @@ enum { OPERATIONS = 3000, HELD = 200, LIMIT = 2 << 20 };
 
 typedef struct item {
     char *block;
-    size_t size;
+    size_t size, charge;
     unsigned char mark;
 } item_t;
+
+static size_t charged; /* by arithmetic alone: what the items of a sequence add up to */
+
+static size_t charge_of(size_t size, size_t alignment)
+{
+    bool rounded = alignment > BLOCK_ALIGN && size <= SMALL_MAX;
+    return pointer_charge(rounded ? hak_round_up(size, alignment) : size, alignment);
+}
 
 static size_t random_size(randoms_t *randoms)
 {
     size_t top = (size_t)1 << (4 + random_below(randoms, 17));
     return top / 2 + random_below(randoms, (unsigned)top);
+}
+
+/* NULL is what a heap answers where the limit has no room for the charge, and there only. */
+static void require_answer(item_t *item, const void *block, size_t charge)
+{
+    size_t had = item->block ? item->charge : 0;
+    bool fits = charged - had + charge <= LIMIT || charge <= had;
+    cr_assert((block != NULL) == fits, "%zu bytes are charged; %zu more, %zu less", charged, charge,
+              had);
+    if (!block) return;
+    charged += charge - had;
+    item->charge = charge;
 }
 
 static void write_item(item_t *item, void *block, size_t size)
@@ -150,18 +171,23 @@ static bool operate(hak_heap_t *heap, randoms_t *randoms, item_t *items)
         if (what & 1) hak_free(item->block);
         else hak_heap_free(heap, item->block);
         item->block = NULL;
+        charged -= item->charge;
         return false;
     }
     if (item->block) {
         prove_item(item, item->size);
         block = hak_heap_realloc(heap, item->block, size);
+        require_answer(item, block, charge_of(size, BLOCK_ALIGN));
         if (!block) return true;
         item->block = block;
         prove_item(item, hak_min(size, item->size));
     } else if (what == 7) {
-        block = hak_heap_aligned_alloc(heap, (size_t)16 << mark % 10, size);
+        size_t alignment = (size_t)16 << mark % 10;
+        block = hak_heap_aligned_alloc(heap, alignment, size);
+        require_answer(item, block, charge_of(size, alignment));
     } else {
         block = what == 6 ? hak_heap_calloc(heap, 1, size) : hak_heap_malloc(heap, size);
+        require_answer(item, block, charge_of(size, BLOCK_ALIGN));
     }
     if (!block) return true;
     item->mark = mark;
@@ -174,6 +200,7 @@ static void run_sequence(hak_heap_t *heap, uint64_t seed, bool refused[OPERATION
 {
     randoms_t randoms = {seed};
     item_t items[HELD] = {{0}};
+    charged = 0;
     for (size_t i = 0; i < OPERATIONS; i++) refused[i] = operate(heap, &randoms, items);
     for (size_t i = 0; i < HELD; i++) hak_heap_free(heap, items[i].block);
     (void)hak_heap_flush(heap);
@@ -223,55 +250,57 @@ static void require_same(const bool *expected, const bool *refused, uint64_t see
                   where);
 }
 
-static void compare(uint64_t seed)
+static void run_same(hak_heap_t *heap, uint64_t seed, const bool *expected, const char *where)
 {
-    static bool expected[OPERATIONS], refused[OPERATIONS];
+    static bool refused[OPERATIONS];
+    run_sequence(heap, seed, refused);
+    require_same(expected, refused, seed, where);
+}
+
+/* Returns how many were refused. */
+static size_t compare(uint64_t seed)
+{
+    static bool expected[OPERATIONS];
+    size_t refusals = 0;
     hak_heap_t *heap = make(NULL, LIMIT, 0), *checked = make(NULL, LIMIT, 1);
     run_sequence(heap, seed, expected);
-    run_sequence(heap, seed, refused);
-    require_same(expected, refused, seed, "caches of the same");
+    run_same(heap, seed, expected, "caches of the same");
     warm_by(heap, 1 + 7 * (seed & 1));
-    run_sequence(heap, seed, refused);
-    require_same(expected, refused, seed, "caches of threads");
+    run_same(heap, seed, expected, "caches of threads");
     cr_assert(hak_heap_reset(heap) == 0);
-    run_sequence(heap, seed, refused);
-    require_same(expected, refused, seed, "after a reset");
-    run_sequence(checked, seed, refused);
-    require_same(expected, refused, seed, "checked");
+    run_same(heap, seed, expected, "after a reset");
+    run_same(checked, seed, expected, "checked");
     hak_heap_t *busy = make(NULL, LIMIT, (int)seed & 1);
     make_busy(busy);
-    run_sequence(busy, seed, refused);
-    require_same(expected, refused, seed, "with pockets");
+    run_same(busy, seed, expected, "with pockets");
     cr_assert(hak_heap_destroy(busy) == 0);
     region_bytes = 1;
     hak_heap_t *slabs = make(NULL, LIMIT, (int)seed & 1);
     region_bytes = 0;
-    run_sequence(slabs, seed, refused);
-    require_same(expected, refused, seed, "without regions");
+    run_same(slabs, seed, expected, "without regions");
     cr_assert(hak_heap_destroy(slabs) == 0);
     hak_heap_t *parent = make(NULL, LIMIT, 0), *child = make(parent, 0, 1),
                *sibling = make(parent, HAK_NO_LIMIT, 0);
     warm_by(sibling, 2);
-    run_sequence(child, seed, refused);
-    require_same(expected, refused, seed, "the parent's limit");
+    run_same(child, seed, expected, "the parent's limit");
     require_sound(heap);
     require_sound(child);
     require_sound(sibling);
     cr_assert(usage_of(parent).tree_peak_bytes <= LIMIT);
     cr_assert(hak_heap_destroy(parent) == 0 && hak_heap_destroy(heap) == 0);
     cr_assert(hak_heap_destroy(checked) == 0);
+    for (size_t i = 0; i < OPERATIONS; i++) refusals += expected[i];
+    return refusals;
 }
 
+/* `make workloads` runs a thousand. */
 Test(limits, refusals_follow_from_sizes_alone)
 {
-    size_t refusals = 0;
-    for (uint64_t seed = 1; seed <= 30; seed++) compare(seed);
-    hak_heap_t *heap = make(NULL, LIMIT, 0);
-    static bool refused[OPERATIONS];
-    run_sequence(heap, 1, refused);
-    for (size_t i = 0; i < OPERATIONS; i++) refusals += refused[i];
-    cr_assert(refusals > 20 && refusals < OPERATIONS / 2, "%zu", refusals);
-    cr_assert(hak_heap_destroy(heap) == 0);
+    size_t refusals = 0, workloads = run_number("HAK_TEST_WORKLOADS", 30);
+    for (uint64_t seed = 1; seed <= workloads; seed++) refusals += compare(seed);
+    cr_log_info("%zu workloads of %d operations, %zu of which are refused", workloads, OPERATIONS,
+                refusals);
+    cr_assert(refusals > 20 * workloads && refusals < OPERATIONS / 2 * workloads, "%zu", refusals);
 }
 
 /* ---- Caches ---- */
@@ -296,6 +325,37 @@ Test(limits, what_is_cached_is_charged_once)
         require_sound(heap);
         cr_assert(hak_heap_destroy(heap) == 0);
     }
+}
+
+static void require_exact(hak_heap_t *heap)
+{
+    (void)hak_heap_flush(heap);
+    cr_assert(ledger_live(heap->ledger) == contract_stats(heap).live_bytes);
+    require_sound(heap);
+}
+
+/* A block that moves is charged before it looks for a place: what is cached was charged twice then. */
+Test(limits, what_a_realloc_finds_cached_is_charged_once)
+{
+    enum { BLOCKS = 3000, SMALL = 256, WIDE = 512 };
+    static void *blocks[BLOCKS];
+    region_bytes = 1;
+    hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
+    for (size_t count = 500; count <= BLOCKS; count += 500) {
+        for (int time = 0; time < 4; time++) {
+            for (size_t i = 0; i < count; i++)
+                cr_assert((blocks[i] = hak_heap_malloc(heap, WIDE)) != NULL);
+            for (size_t i = 0; i < count; i++) hak_heap_free(heap, blocks[i]);
+        }
+        for (size_t i = 0; i < count; i++)
+            cr_assert((blocks[i] = hak_heap_malloc(heap, SMALL)) != NULL);
+        for (size_t i = 0; i < count; i++)
+            cr_assert((blocks[i] = hak_heap_realloc(heap, blocks[i], WIDE)) != NULL);
+        require_exact(heap);
+        for (size_t i = 0; i < count; i++) hak_heap_free(heap, blocks[i]);
+    }
+    require_exact(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
 }
 
 /* ---- Tight ---- */
@@ -468,6 +528,61 @@ Test(limits, what_the_system_refuses_is_not_charged)
         cr_assert(hak_heap_destroy(heap) == 0);
     }
     fake_os_restore();
+}
+
+/* Nor is what a limit of the memory in use refuses, wherever the block would have come from. */
+Test(limits, what_a_footprint_refuses_is_not_charged)
+{
+    static const struct {
+        size_t size, region_bytes, limit;
+    } cases[] = {{100, 0, 2 << 20},  {100, 1, 2 << 20},    {100, 1 << 20, 200 << 10},
+                 {3000, 0, 2 << 20}, {100000, 0, 2 << 20}, {1100000, 0, 4 << 20}};
+    for (size_t at = 0; at < sizeof cases / sizeof cases[0]; at++) {
+        size_t size = cases[at].size;
+        region_bytes = cases[at].region_bytes;
+        hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
+        hak_limits_t limits = {.struct_size = sizeof limits, .committed_limit = cases[at].limit};
+        cr_assert(hak_heap_set_limits(heap, &limits) == 0);
+        void *block = NULL;
+        for (void *next; (next = hak_heap_malloc(heap, size)) != NULL;) block = next;
+        cr_assert(block != NULL && hak_last_error() == HAK_ERROR_LIMIT);
+        for (int time = 0; time < 3; time++) require_refused(heap, size, heap);
+        cr_assert(ledger_live(heap->ledger) == contract_stats(heap).live_bytes, "%zu bytes", size);
+        hak_heap_free(heap, block);
+        (void)hak_heap_flush(heap);
+        cr_assert(ledger_live(heap->ledger) == contract_stats(heap).live_bytes, "%zu bytes", size);
+        require_sound(heap);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* What the heap has borrowed would do for the block, but there is no room for its pages. */
+static void require_not_admitted(size_t size)
+{
+    enum { BLOCKS = 12000 };
+    static void *blocks[BLOCKS];
+    region_bytes = 1;
+    hak_heap_t *heap = make(NULL, HAK_NO_LIMIT, 0);
+    for (size_t i = 0; i < BLOCKS; i++)
+        cr_assert((blocks[i] = hak_heap_malloc(heap, 1000)) != NULL);
+    /* No page becomes free. */
+    for (size_t i = 0; load_relaxed(&heap->ledger->credit) < hak_good_size(size); i += 3) {
+        cr_assert(i < BLOCKS, "it is not lent");
+        hak_heap_free(heap, blocks[i]);
+        (void)hak_heap_flush(heap);
+    }
+    hak_limits_t limits = {.struct_size = sizeof limits,
+                           .committed_limit = usage_of(heap).committed_bytes + HAK_PAGE};
+    cr_assert(hak_heap_set_limits(heap, &limits) == 0);
+    require_refused(heap, size, heap);
+    require_exact(heap);
+    cr_assert(hak_heap_destroy(heap) == 0);
+}
+
+Test(limits, what_is_lent_and_not_admitted_is_not_charged)
+{
+    require_not_admitted(MID_MAX / 2);
+    require_not_admitted(MID_MAX + 1);
 }
 
 /* A request that cannot know whether caches are in the way is refused, and says so. */

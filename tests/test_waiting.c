@@ -132,7 +132,7 @@ Test(waiting, one_step_takes_a_bounded_number)
         size_t after = remote_blocks(&state->remote);
         cr_assert(before - after == DRAIN_AT_ONCE, "the holder took %zu", before - after);
         for (before = after; (after = remote_blocks(&state->remote)) == before;)
-            cr_assert(refill_block(heap, state->cls, BLOCK_ALIGN) != NULL);
+            cr_assert(refill_block(heap, state->cls, BLOCK_ALIGN, false) != NULL);
         cr_assert(before - after <= STEPS * DRAIN_AT_ONCE, "malloc took %zu", before - after);
         cr_assert(hak_heap_reset(heap) == 0);
         end_heap();
