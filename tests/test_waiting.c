@@ -53,9 +53,11 @@ static void end_heap(void)
 /* ---- How much waits ---- */
 
 static _Atomic size_t freed;
+static _Atomic bool begun;
 
 static void *free_blocks(void *unused)
 {
+    begun = true;
     for (size_t i = 0; i < count; i++) {
         if (!contract_holds(blocks[i], SIZE, (unsigned)i)) _exit(9);
         hak_heap_free(heap, blocks[i]);
@@ -69,6 +71,7 @@ static void *free_blocks(void *unused)
 static size_t watch(size_t (*waiting)(void))
 {
     size_t most = 0;
+    while (!begun) usleep(1000);
     for (size_t before = SIZE_MAX; before != freed;) {
         before = freed;
         for (unsigned i = 0; i < 100; i++) {
@@ -86,6 +89,7 @@ static size_t most_while_held(hak_lock_t *lock, lock_rank_t rank, size_t (*waiti
 {
     pthread_t thread;
     freed = 0;
+    begun = false;
     lock_acquire(lock, rank);
     cr_assert(pthread_create(&thread, NULL, free_blocks, NULL) == 0);
     size_t most = watch(waiting);
