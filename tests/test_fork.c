@@ -154,7 +154,7 @@ Test(fork, children_of_busy_threads)
     /* A sanitizer's malloc is not fork-safe: a child would wait for ever for a lock of a thread
      * that has just begun. */
     while (started != THREADS + 1) usleep(1000);
-    unsigned forks = (unsigned)contract_work(120);
+    unsigned forks = (unsigned)contract_work(80);
     for (unsigned i = 0; i < forks; i++) {
         child_run(&result, in_child, &i);
         cr_assert(result.status == 0 && result.signal == 0, "fork %u: status %d, signal %d: %s", i,
@@ -309,7 +309,7 @@ Test(fork, a_child_counts_no_block_that_is_on_no_list, .timeout = 300)
     pthread_t threads[FREERS];
     for (unsigned i = 0; i < FREERS; i++)
         cr_assert(pthread_create(&threads[i], NULL, free_uncached, NULL) == 0);
-    size_t forks = contract_work(800);
+    size_t forks = contract_work(480);
     for (size_t i = 0; i < forks; i++) {
         child_result_t child;
         child_run(&child, figures_are_exact, NULL);
