@@ -203,7 +203,7 @@ $(V)/tests/test_build.h: FORCE
 
 # Criterion's macros narrow in the caller's source, where their own header cannot excuse them.
 # Tests are compiled with less effort than what they test.
-$(TESTS): CRITERION := -Wno-conversion $(if $(filter -O2,$(CFLAGS)),-O1 -Wno-maybe-uninitialized)
+$(TESTS): CRITERION := -Wno-conversion $(if $(filter -O2,$(CFLAGS)),-O1 -Wno-unknown-warning-option -Wno-maybe-uninitialized)
 
 $(V)/obj/tests/%.o: tests/%.c $(V)/flags | $(V)/tests/test_build.h
 	@mkdir -p $(@D)

@@ -192,7 +192,7 @@ Test(signal, handlers_of_busy_threads)
     install(SIGUSR1);
     for (int i = 0; i < WORKERS; i++)
         cr_assert(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
-    double until = seconds_now() + (contract_work(8) < 8 ? 1.5 : 3);
+    double until = seconds_now() + (contract_work(8) < 8 ? 0.75 : 3);
     while (seconds_now() < until || too_few() || reentered == 0)
         for (int i = 0; i < WORKERS; i++) (void)pthread_kill(workers[i].thread, SIGUSR1);
     stop = true;
@@ -209,7 +209,7 @@ Test(signal, handlers_of_a_timer)
     self = &workers[0];
     workers[0].running = true;
     cr_assert(setitimer(ITIMER_REAL, &timer, NULL) == 0);
-    double until = seconds_now() + (contract_work(8) < 8 ? 1 : 2);
+    double until = seconds_now() + (contract_work(8) < 8 ? 0.5 : 2);
     while (seconds_now() < until || too_few())
         for (int i = 0; i < 100; i++) step(&workers[0].pool, SLOTS, false);
     timer = (struct itimerval){.it_value = {0, 0}};

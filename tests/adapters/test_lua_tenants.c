@@ -134,6 +134,7 @@ static run_result_t result;
 
 Test(programs, lua_tenants_runaway_is_stopped_every_time, .timeout = 600)
 {
+    RUN_ONCE();
     run_program(&result, 300, (const char *const[]){program, "runaway", "--quick", NULL});
     cr_assert(result.status == 0, "%d: %s", result.status, result.text);
     cr_assert(strstr(result.text, "stopped at its quota 100 times of 100, went on 100 times; "
