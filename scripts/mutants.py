@@ -63,8 +63,8 @@ OPTIONAL = {"after", "planted", "survives"}
 SLOW_SUITES = "docs|fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
 SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|coarse|region|limits)",
-          "refill": "@(home|api|large|region|limits)",
-          "trim": "@(flush_trim|windows|region|limits|ends)",
+          "refill": "@(home|api|coarse|large|region|limits)",
+          "trim": "@(flush_trim|windows|coarse|region|limits|ends)",
           "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api)", "record": "meta",
           "life": "@(api|home)", "resize": "@(api|limits)", "pointer": "misuse", "heap": "api",
           "walk": "@(stats|home)", "validate": "stats", "report": "stats", "os_linux": "os",
