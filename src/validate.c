@@ -169,8 +169,9 @@ static void check_class(walk_t *walk, class_state_t *state)
 {
     size_t bytes = size_classes[state->cls].bytes;
     FOR_SETS (set, state) check_set(walk, state, set);
-    size_t outside = walk_sums(state).outside;
-    if (outside != load_relaxed(&state->outside))
+    const walk_sums_t sums = walk_sums(state);
+    const size_t outside = sums.outside;
+    if (outside != load_relaxed(&state->outside) || sums.slabs != load_relaxed(&state->slabs))
         wrong(walk, state, bytes, "a class's counts disagree with its slabs");
     cached_t cached = {walk, state->cls, 0};
     walk_chains(walk->heap, state, check_cached, &cached);
