@@ -222,6 +222,7 @@ void life_reset(hak_heap_t *heap)
     region_clear(heap->near_region, &heap->guard);
     heap_note_hole(heap, 0, REGION_ROOM);
     store_relaxed(&heap->region_tail, (uint8_t)0);
+    store_relaxed(&heap->region_opens, (uint8_t)0);
     mapping_empty(heap);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);

@@ -21,9 +21,10 @@ enum { LOOK_TAKES = 128, BUSY_LOOK_TAKES = 64 * LOOK_TAKES };
 static bool open_page(hak_heap_t *heap)
 {
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
-    for (uint32_t index = 0; index < regions; index++) {
+    for (uint32_t index = load_relaxed(&heap->region_opens); index < regions; index++) {
         region_t *region = heap_region(heap, index);
         if (!region_may_open(region) || !region_open(region, &heap->guard)) continue;
+        store_relaxed(&heap->region_opens, (uint8_t)index);
         heap_note_hole(heap, index, region_room(region));
         if (region_has_tail(region)) store_relaxed(&heap->region_tail, (uint8_t)index);
         return true;
@@ -98,7 +99,7 @@ static void give_pages_back(hak_heap_t *heap)
     size_t keep = 0;
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (uint32_t at = 0; at < regions; at++) {
-        (void)region_release(heap_region(heap, at), false, &keep, os_purge);
+        if (region_release(heap_region(heap, at), false, &keep, os_purge)) heap_note_closed(heap, at);
         heap_note_hole(heap, at, region_room(heap_region(heap, at)));
     }
     hak_tls.last_error = error;
