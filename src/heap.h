@@ -154,9 +154,9 @@ struct hak_heap {
     _Atomic uint32_t regions;    /* maps that there are; release pairs with acquire; under HEAP */
     /* Relaxed, a bit for each class: had a page's worth of blocks at the last looks of a busy heap,
      * the latest first; had it so often that slabs shall serve it. */
-    _Atomic uint32_t region_many[LOOKS_BEFORE], region_leaves;
+    _Atomic uint64_t region_many[LOOKS_BEFORE], region_leaves;
     _Atomic uint32_t busy; /* relaxed: CALM, then another until a reset; written in the gate */
-    pocket_t pocket[REGION_CLASSES]; /* atomic; of a class that has not moved */
+    pocket_t pocket[POCKET_CLASSES]; /* atomic; of a class that has not moved */
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
      * class are in regions, those of its pocket with them. Only what serves a class follows from
      * it. */
@@ -261,7 +261,7 @@ HAK_INLINE bool heap_in_regions(hak_heap_t *heap, unsigned cls)
 /* Whether no hole is as long, so that a block goes to the tail without a search. */
 HAK_INLINE bool heap_has_no_hole(hak_heap_t *heap, unsigned units)
 {
-    return units > load_relaxed(&heap->region_room);
+    return hak_min(units, REGION_ROOM) > load_relaxed(&heap->region_room);
 }
 /* Where blocks go on that find no hole. */
 HAK_INLINE region_t *heap_tail_region(hak_heap_t *heap)
@@ -283,6 +283,11 @@ HAK_INLINE void heap_note_freed(hak_heap_t *heap, unsigned units)
     store_relaxed(blocks, (uint16_t)(were - (were != 0)));
 }
 
+/* What the pocket of a class has; 0: nothing, or the class has none. */
+HAK_INLINE uint64_t heap_pocket_word(const hak_heap_t *heap, unsigned cls)
+{
+    return cls < POCKET_CLASSES ? pocket_look(&heap->pocket[cls]) : 0;
+}
 /* The block that a pocket's word names first. */
 HAK_INLINE void *heap_pocketed(hak_heap_t *heap, uint64_t word)
 {
