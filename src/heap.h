@@ -258,10 +258,11 @@ HAK_INLINE bool heap_in_regions(hak_heap_t *heap, unsigned cls)
 {
     return cls < REGION_CLASSES && !heap_class_made(heap, cls) && heap_has_few(heap, cls);
 }
-/* Whether no hole is as long, so that a block goes to the tail without a search. */
+/* Whether no hole has so many units, at most REGION_ROOM, so that a block goes to the tail without a
+ * search. */
 HAK_INLINE bool heap_has_no_hole(hak_heap_t *heap, unsigned units)
 {
-    return hak_min(units, REGION_ROOM) > load_relaxed(&heap->region_room);
+    return units > load_relaxed(&heap->region_room);
 }
 /* Where blocks go on that find no hole. */
 HAK_INLINE region_t *heap_tail_region(hak_heap_t *heap)

@@ -45,8 +45,8 @@ static bool open_page(hak_heap_t *heap)
 /* A hole in an open page: the lowest. A region that has none that is aligned may have others. */
 static void *take_hole(hak_heap_t *heap, unsigned units, unsigned alignment)
 {
-    if (heap_has_no_hole(heap, units)) return NULL;
     unsigned hint = (unsigned)hak_min(units, REGION_ROOM);
+    if (heap_has_no_hole(heap, hint)) return NULL;
     rooms_t *rooms = &heap->region_rooms;
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (unsigned at = 0; (at = rooms_next(rooms, at, regions, hint)) < REGION_MOST; at++) {
@@ -214,7 +214,8 @@ HAK_INLINE void count_take(hak_heap_t *heap)
 void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     unsigned units = size_classes[cls].bytes / REGION_UNIT;
-    bool behind = alignment <= REGION_UNIT && heap_has_no_hole(heap, units);
+    bool behind =
+        alignment <= REGION_UNIT && heap_has_no_hole(heap, (unsigned)hak_min(units, REGION_ROOM));
     if (!behind) count_take(heap);
     void *ptr = behind ? take_behind(heap, units) : take_hole(heap, units, units_of(alignment));
     if (HAK_UNLIKELY(!ptr)) ptr = take_from_regions(heap, cls, units_of(alignment));
