@@ -128,8 +128,8 @@ typedef struct hak_heap_config {
      */
     size_t large_cache_bytes;
     /**
-     * Bytes of blocks of one size class that lie in regions, side by side with blocks of other
-     * sizes, before the class gets pages and magazines of its own. More makes a small heap denser,
+     * Bytes of blocks of one size class, of 4 KiB at most, that lie in regions, side by side with
+     * blocks of other sizes, before the class gets pages and magazines of its own. More makes a small heap denser,
      * less makes its malloc and free faster. 0: the environment variable HAKHEAP_REGION_BYTES, else
      * 32 KiB. At most 1 MiB; 1: every class has pages of its own from its first block on.
      */

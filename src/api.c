@@ -89,7 +89,7 @@ static HAK_NOINLINE void *malloc_computed(hak_heap_t *heap, size_t size)
     if (HAK_LIKELY(heap && size <= SMALL_MAX)) {
         void *ptr =
             pop_slot(heap, PERCPU_HOT(sizeclass_of(size)) | (heap->policy.sealed ? SLOT_MARK : 0));
-        if (HAK_LIKELY(ptr)) return ptr;
+        return HAK_LIKELY(ptr) ? ptr : malloc_missed_class(heap, sizeclass_of(size));
     }
     return malloc_missed(heap, size);
 }
@@ -124,7 +124,8 @@ static void *malloc_aligned(hak_heap_t *heap, size_t size, size_t alignment)
     size_t dirty;
     size_t slot = PERCPU_HOT(sizeclass_of(size)) | (heap->policy.sealed ? SLOT_MARK : 0);
     void *ptr = pop_slot(heap, slot);
-    if (!ptr && size <= LOOKUP_MAX) ptr = refill_from_region(heap, sizeclass_of(size), alignment);
+    if (!ptr && size <= REGION_BLOCK_MAX)
+        ptr = refill_from_region(heap, sizeclass_of(size), alignment);
     return ptr ? ptr : request_malloc(heap, size, alignment, &dirty);
 }
 

@@ -345,7 +345,7 @@ static coarse_t sum_coarse(hak_heap_t *heap, const area_t *area)
     area_t *at = (area_t *)(uintptr_t)area;
     coarse_t sum = {0, 0};
     FOR_CLASSES (cls, &heap->made) {
-        if (cls < REGION_CLASSES) continue;
+        if (cls < COARSE_FIRST) continue;
         /* Relaxed, all: about. */
         size_t outside = load_relaxed(&heap_class_made(heap, cls)->outside);
         size_t kept = chain_count(load_relaxed(&at->hot[cls].word)) +
@@ -384,7 +384,7 @@ void drain_kept_coarse(hak_heap_t *heap, area_t *area, int index)
     store_relaxed(&area->coarse_given,
                   (uint32_t)hak_min(given + 1, COARSE_PATIENCE * COARSE_DOUBLINGS));
     FOR_CLASSES (cls, &heap->made) {
-        if (cls < REGION_CLASSES) continue;
+        if (cls < COARSE_FIRST) continue;
         class_state_t *state = heap_class_made(heap, cls);
         chain_t hot = percpu_take(&heap->percpu, PERCPU_HOT(cls));
         chain_t spare = percpu_take(&heap->percpu, PERCPU_SPARE(cls));
@@ -452,7 +452,7 @@ static size_t empty_pocket(hak_heap_t *heap, unsigned cls)
 size_t drain_pockets(hak_heap_t *heap, unsigned first, unsigned end)
 {
     size_t bytes = 0;
-    for (unsigned cls = first; cls < hak_min(end, REGION_CLASSES); cls++)
+    for (unsigned cls = first; cls < hak_min(end, POCKET_CLASSES); cls++)
         bytes += empty_pocket(heap, cls);
     return bytes;
 }
@@ -463,9 +463,9 @@ static bool put_pocket(hak_heap_t *heap, unsigned index, void *ptr)
 {
     unsigned units = region_length(heap_region(heap, index), region_unit(ptr));
     if (HAK_UNLIKELY(!units)) return false;
-    unsigned cls = sizeclass_lookup(CLASSES_PLAIN, units * REGION_UNIT);
-    if (HAK_UNLIKELY(heap_class_made(heap, cls))) {
-        (void)empty_pocket(heap, cls);
+    unsigned cls = sizeclass_of(units * REGION_UNIT);
+    if (HAK_UNLIKELY(cls >= POCKET_CLASSES || heap_class_made(heap, cls))) {
+        (void)drain_pockets(heap, cls, cls + 1);
         return put_refunded(heap, index, ptr);
     }
     if (HAK_UNLIKELY(key_seals(heap->key))) {

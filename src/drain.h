@@ -64,7 +64,7 @@ HAK_INLINE void drain_period(hak_heap_t *heap, area_t *area, int index)
 }
 
 /*
- * Coarse classes are those beyond regions. A heap with few blocks of each keeps more of them than it
+ * Coarse classes are those beyond LOOKUP_MAX. A heap with few blocks of each keeps more of them than it
  * uses: a block or two in the magazine of each, or its last slab. So after misses of half as many
  * bytes as lived at the last look, the running CPU looks at what its magazines, and last slabs, have
  * of all coarse classes together. Where that is more than half of what lives, all of it goes back. A
@@ -76,6 +76,7 @@ HAK_INLINE void drain_period(hak_heap_t *heap, area_t *area, int index)
  * a block of each class when it goes through them in turn. A trim or reset begins anew.
  */
 enum {
+    COARSE_FIRST = POCKET_CLASSES,
     COARSE_LEAST = 32 * 1024, /* bytes */
     COARSE_SHARE = 2,
     COARSE_PATIENCE = 64,
@@ -85,7 +86,7 @@ enum {
 void drain_kept_coarse(hak_heap_t *heap, area_t *area, int index);
 HAK_INLINE void drain_coarse(hak_heap_t *heap, area_t *area, int index, unsigned cls)
 {
-    if (cls < REGION_CLASSES) return;
+    if (cls < COARSE_FIRST) return;
     /* Relaxed: what another thread of the same CPU adds may be lost. */
     uint32_t missed = load_relaxed(&area->coarse_missed) + size_classes[cls].bytes;
     store_relaxed(&area->coarse_missed, missed);

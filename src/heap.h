@@ -154,17 +154,17 @@ struct hak_heap {
     _Atomic uint32_t regions;    /* maps that there are; release pairs with acquire; under HEAP */
     /* Relaxed, a bit for each class: had a page's worth of blocks at the last looks of a busy heap,
      * the latest first; had it so often that slabs shall serve it. */
-    _Atomic uint32_t region_many[LOOKS_BEFORE], region_leaves;
+    _Atomic uint64_t region_many[LOOKS_BEFORE], region_leaves;
     _Atomic uint32_t busy; /* relaxed: CALM, then another until a reset; written in the gate */
-    pocket_t pocket[REGION_CLASSES]; /* atomic; of a class that has not moved */
+    pocket_t pocket[POCKET_CLASSES]; /* atomic; of a class that has not moved */
     /* Relaxed, and an addition of two threads at a time may be lost: about so many blocks of a
      * class are in regions, those of its pocket with them. Only what serves a class follows from
      * it. */
     _Atomic uint16_t region_blocks[REGION_CLASSES];
     rooms_t region_rooms; /* hints, as in region.h: of regions, their longest holes */
     /* Hints: no hole of all regions has more units; a block that finds none goes to the tail of
-     * this one. */
-    _Atomic uint8_t region_room, region_tail;
+     * this one; all pages of those before a third one are open. */
+    _Atomic uint8_t region_room, region_tail, region_opens;
     /* relaxed: takes that looked for a hole, since the heap was empty; some may be lost */
     _Atomic uint32_t region_takes;
     region_t near_region[REGIONS_NEAR];
@@ -213,11 +213,18 @@ HAK_INLINE void heap_note_hole(hak_heap_t *heap, unsigned index, unsigned units)
     rooms_raise(&heap->region_rooms, index, most);
     if (load_relaxed(&heap->region_room) < most) store_relaxed(&heap->region_room, (uint8_t)most);
 }
+/* A region has a page that is not open. */
+HAK_INLINE void heap_note_closed(hak_heap_t *heap, unsigned index)
+{
+    if (index < load_relaxed(&heap->region_opens))
+        store_relaxed(&heap->region_opens, (uint8_t)index);
+}
 /* Forgets what the hints say of a region: others held its units for a while, or hints lag. */
 HAK_INLINE void heap_look_again(hak_heap_t *heap, unsigned index)
 {
     region_look_again(heap_region(heap, index));
     heap_note_hole(heap, index, REGION_ROOM);
+    heap_note_closed(heap, index);
 }
 /* Those that have a granule.
  *     FOR_REGIONS (region, heap) look(region);
@@ -251,7 +258,8 @@ HAK_INLINE bool heap_in_regions(hak_heap_t *heap, unsigned cls)
 {
     return cls < REGION_CLASSES && !heap_class_made(heap, cls) && heap_has_few(heap, cls);
 }
-/* Whether no hole is as long, so that a block goes to the tail without a search. */
+/* Whether no hole has so many units, at most REGION_ROOM, so that a block goes to the tail without a
+ * search. */
 HAK_INLINE bool heap_has_no_hole(hak_heap_t *heap, unsigned units)
 {
     return units > load_relaxed(&heap->region_room);
@@ -276,6 +284,11 @@ HAK_INLINE void heap_note_freed(hak_heap_t *heap, unsigned units)
     store_relaxed(blocks, (uint16_t)(were - (were != 0)));
 }
 
+/* What the pocket of a class has; 0: nothing, or the class has none. */
+HAK_INLINE uint64_t heap_pocket_word(const hak_heap_t *heap, unsigned cls)
+{
+    return cls < POCKET_CLASSES ? pocket_look(&heap->pocket[cls]) : 0;
+}
 /* The block that a pocket's word names first. */
 HAK_INLINE void *heap_pocketed(hak_heap_t *heap, uint64_t word)
 {

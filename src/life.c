@@ -90,7 +90,7 @@ static ledger_answer_t begin_counting(hak_heap_t *heap)
 static void close_pockets(hak_heap_t *heap)
 {
     store_relaxed(&heap->busy, (uint32_t)CALM);
-    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) store_relaxed(&heap->pocket[cls].word, 0);
+    for (unsigned cls = 0; cls < POCKET_CLASSES; cls++) store_relaxed(&heap->pocket[cls].word, 0);
 }
 
 /* All of it is given back; nothing refers to it. */
@@ -199,8 +199,8 @@ static void empty_caches(hak_heap_t *heap)
         store_relaxed(&heap->region_blocks[cls], (uint16_t)0);
     close_pockets(heap);
     store_relaxed(&heap->region_takes, 0u);
-    for (unsigned i = 0; i < LOOKS_BEFORE; i++) store_relaxed(&heap->region_many[i], 0u);
-    store_relaxed(&heap->region_leaves, 0u);
+    for (unsigned i = 0; i < LOOKS_BEFORE; i++) store_relaxed(&heap->region_many[i], 0);
+    store_relaxed(&heap->region_leaves, 0);
     store_relaxed(&heap->deferred.head, 0);
     store_relaxed(&heap->deferred.taken, 0);
     store_relaxed(&heap->budget.room, (int64_t)heap->settings.cache_bytes);
@@ -222,6 +222,7 @@ void life_reset(hak_heap_t *heap)
     region_clear(heap->near_region, &heap->guard);
     heap_note_hole(heap, 0, REGION_ROOM);
     store_relaxed(&heap->region_tail, (uint8_t)0);
+    store_relaxed(&heap->region_opens, (uint8_t)0);
     mapping_empty(heap);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);

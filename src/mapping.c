@@ -32,7 +32,7 @@ static void forget_large(hak_heap_t *heap, large_t *large, bool may_wait)
 /* The tombstone first: once it is a piece, the block's address may be another's at once. */
 bool mapping_give(hak_heap_t *heap, large_t *large, large_t *tombstone, bool may_wait)
 {
-    piece_t block = {large_base(large), large_bytes(large), heap, false};
+    piece_t block = {.base = large_base(large), .bytes = large_bytes(large), .giver = heap};
     size_t limit = heap->settings.large_cache_bytes;
     large_bury(block.base, block.bytes, tombstone);
     STALL(large_buried);

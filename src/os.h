@@ -41,6 +41,8 @@ typedef struct os_table {
     /* Tells that a mapping is two from here on, the first of so many bytes. The kernel is not
      * asked. */
     void (*split)(void *at, size_t bytes, size_t first);
+    /* Takes that back. */
+    void (*join)(void *at, size_t bytes, size_t first);
     /* Bytes of a page: the smallest unit that purge takes. */
     size_t (*page_size)(void);
     /* Milliseconds since some time in the past, about; cheap, and never less than before. */

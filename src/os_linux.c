@@ -160,6 +160,13 @@ static void kernel_split(void *at, size_t bytes, size_t first)
     roots_add((char *)at + first, bytes - first);
 }
 
+static void kernel_join(void *at, size_t bytes, size_t first)
+{
+    roots_remove(at, first);
+    roots_remove((char *)at + first, bytes - first);
+    roots_add(at, bytes);
+}
+
 static size_t kernel_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* The coarse clock is read without a system call, and is as old as a tick of the kernel. */
@@ -191,6 +198,7 @@ const os_table_t os_kernel = {
     .resize = kernel_resize,
     .move = kernel_move,
     .split = kernel_split,
+    .join = kernel_join,
     .page_size = kernel_page_size,
     .milliseconds = kernel_milliseconds,
     .fence_register = kernel_fence_register,

@@ -1,8 +1,23 @@
 /* hakheap level 3: pieces - pages of freed large blocks, for use again */
 #include "pieces.h"
 
-bool pieces_put(pieces_t *set, piece_t piece)
+/* Whether a piece in the set is the rest of one that comes back. */
+static bool is_rest(const piece_t *rest, const piece_t *piece)
 {
+    return rest->front == piece->base && rest->base == piece->base + piece->bytes &&
+           rest->giver == piece->giver && rest->goes == piece->goes;
+}
+
+bool pieces_put(pieces_t *set, piece_t piece, const os_table_t *table)
+{
+    for (piece_t *at = set->at; at < set->at + set->count; at++) {
+        if (!is_rest(at, &piece)) continue;
+        table->join(piece.base, piece.bytes + at->bytes, piece.bytes);
+        set->bytes += piece.bytes;
+        piece.bytes += at->bytes;
+        *at = piece;
+        return true;
+    }
     if (set->count == PIECES_MOST) return false;
     set->at[set->count++] = piece;
     set->bytes += piece.bytes;
@@ -25,6 +40,7 @@ static piece_t take_front(pieces_t *set, size_t at, size_t bytes, const os_table
     table->split(piece->base, piece->bytes, bytes);
     piece_t front = *piece;
     front.bytes = bytes;
+    piece->front = piece->base;
     piece->base += bytes;
     piece->bytes -= bytes;
     set->bytes -= bytes;
@@ -40,29 +56,43 @@ static piece_t take_end(pieces_t *set, size_t at, size_t bytes, const os_table_t
     piece_t end = *piece;
     end.base += left;
     end.bytes = bytes;
+    end.front = NULL;
     piece->bytes = left;
     set->bytes -= bytes;
     return end;
 }
 
-/* The shortest piece that has so many bytes, else the longest. */
-static size_t best(const pieces_t *set, size_t bytes)
+/* How well a piece serves: where it is, moved, or in part. */
+typedef enum fit { FIT_PART, FIT_MOVED, FIT_HERE } fit_t;
+static fit_t fit_of(const piece_t *piece, size_t bytes, size_t alignment)
+{
+    if (piece->bytes < bytes) return FIT_PART;
+    return (uintptr_t)piece->base % alignment ? FIT_MOVED : FIT_HERE;
+}
+
+/* Of those that serve best the shortest, of parts the longest. */
+static size_t best(const pieces_t *set, size_t bytes, size_t alignment)
 {
     size_t found = 0;
-    for (size_t i = 1; i < set->count; i++) {
-        size_t has = set->at[i].bytes, had = set->at[found].bytes;
-        if (has >= bytes ? had < bytes || has < had : has > had) found = i;
+    fit_t had = FIT_PART;
+    for (size_t i = 0; i < set->count; i++) {
+        const piece_t *piece = &set->at[i];
+        fit_t has = fit_of(piece, bytes, alignment);
+        bool longer = piece->bytes > set->at[found].bytes;
+        bool shorter = piece->bytes < set->at[found].bytes;
+        if (has > had || (has == had && (has == FIT_PART ? longer : shorter))) found = i, had = has;
     }
     return found;
 }
 
-unsigned pieces_take(pieces_t *set, size_t bytes, const os_table_t *table,
+unsigned pieces_take(pieces_t *set, size_t bytes, size_t alignment, const os_table_t *table,
                      piece_t taken[PARTS_MOST])
 {
     unsigned count = 0;
     for (size_t left = bytes; left && set->count && count < PARTS_MOST; count++) {
-        size_t at = best(set, left);
+        size_t at = best(set, left, alignment);
         if (set->at[at].bytes < hak_min(left, bytes / PARTS_LEAST)) break;
+        if (bytes < PARTS_FROM && fit_of(&set->at[at], bytes, alignment) != FIT_HERE) break;
         taken[count] = take_front(set, at, left, table);
         left -= taken[count].bytes;
     }

@@ -12,8 +12,10 @@
  *   left of the last one                              [ piece ]              stays where it is
  *
  * A piece begins at any page; to the kernel it may be part of a longer mapping. The shortest piece
- * that is long enough serves, or else the longest and then others, so that few pages are left over.
- * The shortest goes to the kernel first.
+ * that is long enough and begins where the block may, so that no page is moved; else the shortest
+ * that is long enough; else the longest and then others, so that few pages are left over. What is
+ * left of a piece is one with it again once the block in front of it is. The shortest goes to the
+ * kernel first.
  *
  * Invariant: the bytes of all pieces are `bytes`, and no two overlap.
  */
@@ -21,6 +23,8 @@ enum {
     PIECES_MOST = 256,
     PIECES_STAY = 192, /* where there are more the shortest goes, so that there is room */
     PARTS_MOST = 4,
+    PARTS_FROM = 4 * HAK_MIB, /* a shorter block is served in place or mapped afresh: to put it
+                               * together takes as long as the faults of some 50 pages */
     PARTS_LEAST = 32, /* a part that is less than this part of its block is not worth a call */
 };
 
@@ -28,6 +32,7 @@ typedef struct piece {
     char *base;
     size_t bytes;      /* whole pages */
     const void *giver; /* who may trim it; NULL: nobody in particular */
+    const char *front; /* what this is the rest of, and follows; NULL: nothing */
     bool goes;         /* to the kernel as soon as a call may */
 } piece_t;
 
@@ -43,9 +48,9 @@ typedef struct parts {
 } parts_t;
 
 /* False: there is no room. */
-bool pieces_put(pieces_t *set, piece_t piece);
+bool pieces_put(pieces_t *set, piece_t piece, const os_table_t *table);
 /* Takes what serves for so many bytes, of all together at most as many. Returns how many. */
-unsigned pieces_take(pieces_t *set, size_t bytes, const os_table_t *table,
+unsigned pieces_take(pieces_t *set, size_t bytes, size_t alignment, const os_table_t *table,
                      piece_t taken[PARTS_MOST]);
 /* Takes a piece out: one that goes, else the shortest; of a giver, NULL: of any. Of one that is
  * longer than `most` bytes, the end. No bytes: there is none. */

@@ -25,6 +25,7 @@
  * Invariant: a block is named once, by the pocket of its class.
  */
 enum {
+    POCKET_CLASSES = 32, /* those of blocks up to LOOKUP_MAX have one */
     POCKET_MOST = 4,
     POCKET_BITS = 16,
     POCKET_LONG = 32, /* units: of longer blocks a pocket has one, of those above half of it two */

@@ -38,8 +38,8 @@ static region_t *region_of(entry_t entry, const void *ptr)
 /* Whether a block of a region waits in a pocket: to the map it lives. */
 static bool is_in_pocket(hak_heap_t *heap, entry_t entry, const void *start, unsigned units)
 {
-    const pocket_t *pocket = &heap->pocket[sizeclass_of(units * (size_t)REGION_UNIT)];
-    return pocket_names(pocket_look(pocket), pocket_name(entry_back(entry), start));
+    uint64_t word = heap_pocket_word(heap, sizeclass_of(units * (size_t)REGION_UNIT));
+    return pocket_names(word, pocket_name(entry_back(entry), start));
 }
 
 bool pointer_find(const void *ptr, block_id_t *out)

@@ -16,16 +16,27 @@
 /* So often pages without blocks are looked for: what that costs is small beside as many takes. */
 enum { LOOK_TAKES = 128, BUSY_LOOK_TAKES = 64 * LOOK_TAKES };
 
+/* Blocks that find no hole go on in a region. */
+static void move_tail(hak_heap_t *heap, uint32_t index)
+{
+    unsigned before = load_relaxed(&heap->region_tail);
+    if (before == index) return;
+    store_relaxed(&heap->region_tail, (uint8_t)index);
+    region_leave(heap_region(heap, before));
+    heap_note_hole(heap, before, region_room(heap_region(heap, before)));
+}
+
 /* Opens a page of the first region that has one to open. Where it goes on with the region's tail,
  * so do blocks that find no hole. False: none has. */
 static bool open_page(hak_heap_t *heap)
 {
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
-    for (uint32_t index = 0; index < regions; index++) {
+    for (uint32_t index = load_relaxed(&heap->region_opens); index < regions; index++) {
         region_t *region = heap_region(heap, index);
         if (!region_may_open(region) || !region_open(region, &heap->guard)) continue;
+        store_relaxed(&heap->region_opens, (uint8_t)index);
         heap_note_hole(heap, index, region_room(region));
-        if (region_has_tail(region)) store_relaxed(&heap->region_tail, (uint8_t)index);
+        if (region_has_tail(region)) move_tail(heap, index);
         return true;
     }
     return false;
@@ -34,10 +45,11 @@ static bool open_page(hak_heap_t *heap)
 /* A hole in an open page: the lowest. A region that has none that is aligned may have others. */
 static void *take_hole(hak_heap_t *heap, unsigned units, unsigned alignment)
 {
-    if (units > load_relaxed(&heap->region_room)) return NULL;
+    unsigned hint = (unsigned)hak_min(units, REGION_ROOM);
+    if (heap_has_no_hole(heap, hint)) return NULL;
     rooms_t *rooms = &heap->region_rooms;
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
-    for (unsigned at = 0; (at = rooms_next(rooms, at, regions, units)) < REGION_MOST; at++) {
+    for (unsigned at = 0; (at = rooms_next(rooms, at, regions, hint)) < REGION_MOST; at++) {
         region_t *region = heap_region(heap, at);
         void *ptr = region_take(region, units, alignment, &heap->guard);
         if (HAK_LIKELY(ptr)) return ptr;
@@ -93,16 +105,13 @@ static unsigned units_of(size_t alignment) { return (unsigned)hak_max(1, alignme
 /* A heap that breathes leaves pages without blocks behind, which no trim may ever come for. */
 static void give_pages_back(hak_heap_t *heap)
 {
-    int before = errno;
-    uint32_t error = hak_tls.last_error;
     size_t keep = 0;
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (uint32_t at = 0; at < regions; at++) {
-        (void)region_release(heap_region(heap, at), false, &keep, os_purge);
+        if (region_release(heap_region(heap, at), false, &keep, os_purge))
+            heap_note_closed(heap, at);
         heap_note_hole(heap, at, region_room(heap_region(heap, at)));
     }
-    hak_tls.last_error = error;
-    errno = before;
 }
 
 /* ---- Busy heaps ---- */
@@ -110,7 +119,7 @@ static void give_pages_back(hak_heap_t *heap)
 enum {
     BUSY_TURNS = 64,                         /* takes for each block that lives */
     BUSY_BYTES = HAK_PAGE,                   /* of a class, which slabs then serve as well; */
-    BUSY_HEAP = REGION_CLASSES * BUSY_BYTES, /* or of the heap: a page for each class adds little */
+    BUSY_HEAP = POCKET_CLASSES * BUSY_BYTES, /* or of the heap: a page for each class adds little */
 };
 
 static size_t blocks_in_regions(hak_heap_t *heap)
@@ -125,16 +134,16 @@ static size_t blocks_in_regions(hak_heap_t *heap)
  * times would leave slabs behind that are nearly empty. */
 static void look_for_many(hak_heap_t *heap)
 {
-    uint32_t many = 0;
+    uint64_t many = 0;
     for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
         size_t bytes = (size_t)load_relaxed(&heap->region_blocks[cls]) * size_classes[cls].bytes;
-        if (bytes > BUSY_BYTES) many |= (uint32_t)1 << cls;
+        if (bytes > BUSY_BYTES) many |= (uint64_t)1 << cls;
     }
     /* Relaxed: about. */
-    if (load_relaxed(&heap->committed) > BUSY_HEAP) many = UINT32_MAX;
-    uint32_t leaves = many;
+    if (load_relaxed(&heap->committed) > BUSY_HEAP) many = UINT64_MAX;
+    uint64_t leaves = many;
     for (unsigned i = 0; i < LOOKS_BEFORE; i++) {
-        uint32_t before = load_relaxed(&heap->region_many[i]);
+        uint64_t before = load_relaxed(&heap->region_many[i]);
         store_relaxed(&heap->region_many[i], many);
         leaves &= many = before;
     }
@@ -145,7 +154,7 @@ static void look_for_many(hak_heap_t *heap)
 static size_t most_in_pockets(void)
 {
     size_t bytes = 0;
-    for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
+    for (unsigned cls = 0; cls < POCKET_CLASSES; cls++)
         bytes +=
             pocket_most(size_classes[cls].bytes / REGION_UNIT) * (size_t)size_classes[cls].bytes;
     return bytes;
@@ -164,7 +173,17 @@ static void become_busy(hak_heap_t *heap)
     gate_leave();
 }
 
-static HAK_NOINLINE void look(hak_heap_t *heap, uint32_t takes)
+/* A heap whose blocks are all in regions has no other slow path. Where the gate is closed, and in a
+ * signal handler, another look does it. */
+static void tick(void)
+{
+    if (gate_enter(false) != GATE_IN) return;
+    reserve_tick(&process_reserve);
+    gate_leave();
+}
+
+/* Each so many takes. */
+static void look_after(hak_heap_t *heap, uint32_t takes)
 {
     /* In a busy heap a page without blocks is soon wanted again. */
     bool calm = load_relaxed(&heap->busy) == CALM;
@@ -173,18 +192,30 @@ static HAK_NOINLINE void look(hak_heap_t *heap, uint32_t takes)
     else if (takes / BUSY_TURNS > blocks_in_regions(heap)) become_busy(heap);
 }
 
-/* Each so many takes that look for a hole. */
+static HAK_NOINLINE void look(hak_heap_t *heap, uint32_t takes)
+{
+    int before = errno;
+    uint32_t error = hak_tls.last_error;
+    if (takes % LOOK_TAKES == 0) look_after(heap, takes);
+    tick();
+    hak_tls.last_error = error;
+    errno = before;
+}
+
+/* Of takes that look for a hole. */
 HAK_INLINE void count_take(hak_heap_t *heap)
 {
     uint32_t takes = load_relaxed(&heap->region_takes) + 1;
     store_relaxed(&heap->region_takes, takes);
-    if (HAK_UNLIKELY(takes % LOOK_TAKES == 0)) look(heap, takes);
+    bool due = load_relaxed(&process_reserve.due); /* what is known to be kept too long goes */
+    if (HAK_UNLIKELY(due || takes % LOOK_TAKES == 0)) look(heap, takes);
 }
 
 void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     unsigned units = size_classes[cls].bytes / REGION_UNIT;
-    bool behind = alignment <= REGION_UNIT && heap_has_no_hole(heap, units);
+    bool behind =
+        alignment <= REGION_UNIT && heap_has_no_hole(heap, (unsigned)hak_min(units, REGION_ROOM));
     if (!behind) count_take(heap);
     void *ptr = behind ? take_behind(heap, units) : take_hole(heap, units, units_of(alignment));
     if (HAK_UNLIKELY(!ptr)) ptr = take_from_regions(heap, cls, units_of(alignment));
@@ -219,7 +250,8 @@ void *refill_pocketed(hak_heap_t *heap, unsigned cls, uint64_t word)
 void *refill_from_region(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     if (HAK_UNLIKELY(cls >= REGION_CLASSES || heap_is_closed(heap))) return NULL;
-    uint64_t word = alignment <= REGION_UNIT ? pocket_take(&heap->pocket[cls]) : 0;
+    bool may = alignment <= REGION_UNIT && cls < POCKET_CLASSES;
+    uint64_t word = may ? pocket_take(&heap->pocket[cls]) : 0;
     if (word) return refill_pocketed(heap, cls, word);
     return refill_behind_pocket(heap, cls, alignment);
 }
@@ -542,6 +574,13 @@ static HAK_NOINLINE void *grow_counted(hak_heap_t *heap, unsigned cls, size_t al
     return ptr;
 }
 
+/* What a class that has moved to slabs has left in regions is room for its blocks, where slabs have
+ * none. */
+static HAK_NOINLINE void *refill_left(hak_heap_t *heap, unsigned cls, size_t alignment)
+{
+    return note_taken(heap, cls, take_from_regions(heap, cls, units_of(alignment)));
+}
+
 void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment, bool charged)
 {
     /* A tight heap has nothing cached, and is lent no block at once. */
@@ -551,7 +590,9 @@ void *refill_block(hak_heap_t *heap, unsigned cls, size_t alignment, bool charge
         void *ptr = lent ? grow_counted(heap, cls, alignment) : grow_regions(heap, cls, alignment);
         if (ptr || lent || (charged && is_bounded(heap, cls))) return ptr;
     }
-    return refill_class(heap, cls, charged);
+    void *ptr = refill_class(heap, cls, charged);
+    bool refused = !ptr && cls < REGION_CLASSES && (charged || !heap->ledger);
+    return HAK_UNLIKELY(refused) ? refill_left(heap, cls, alignment) : ptr;
 }
 
 /* ---- Mid and large blocks ---- */

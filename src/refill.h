@@ -44,7 +44,7 @@ HAK_INLINE void *refill_open(hak_heap_t *heap, unsigned cls)
 }
 /* Charges a block of a region to what a heap that counts has borrowed; false: it is too little. */
 bool refill_charge(const hak_heap_t *heap, unsigned cls);
-/* What most heaps do whose classes are in regions, up to REGION_BLOCK_MAX: from the pocket, else
+/* What most heaps do whose classes are in regions, up to LOOKUP_MAX: from the pocket, else
  * refill_open. NULL: the other rungs are asked. Of a heap that is gone nothing is read but that it
  * has no regions. */
 HAK_INLINE void *refill_plain(hak_heap_t *heap, unsigned cls)

@@ -3,9 +3,9 @@
 
 #include "stall.h"
 
-_Static_assert((int)REGION_BLOCK_MAX == (int)LOOKUP_MAX &&
-                   PAGE_WORDS * GRANULE_PAGES == REGION_WORDS,
-               "a block spans three words at most");
+_Static_assert(PAGE_WORDS *GRANULE_PAGES == REGION_WORDS &&
+                   (size_t)REGION_BLOCK_MAX < (size_t)GRANULE,
+               "pages are whole words, and a granule has room for a block");
 
 /* ---- Words ---- */
 
@@ -235,11 +235,43 @@ HAK_INLINE unsigned first_of(region_t *region, unsigned at, unsigned n, uint32_t
     return at * WORD_UNITS + bit;
 }
 
+/* Units of the hole that begins in a word and reaches its end; 0: none does. */
+static unsigned hole_at_end(const region_t *region, unsigned at)
+{
+    uint32_t taken = ~free_of(word_at(region, at));
+    unsigned n = taken ? (unsigned)__builtin_clz(taken) : WORD_UNITS;
+    while (n && ++at < REGION_WORDS) {
+        uint32_t ends = ~free_of(word_at(region, at));
+        if (ends) return n + (unsigned)__builtin_ctz(ends);
+        n += WORD_UNITS;
+    }
+    return n;
+}
+
+/* The same for more units than a hint can say: such a hole begins with the last units of a word. */
+static HAK_NOINLINE unsigned find_long(region_t *region, unsigned n, unsigned alignment)
+{
+    for (unsigned at = 0;
+         (at = rooms_next(&region->rooms, at, REGION_WORDS, REGION_ROOM)) < REGION_WORDS; at++) {
+        unsigned have = hole_at_end(region, at), end = (at + 1) * WORD_UNITS;
+        uint32_t taken = ~free_of(word_at(region, at));
+        unsigned first = taken ? end - (unsigned)__builtin_clz(taken) : at * WORD_UNITS;
+        unsigned unit = (unsigned)hak_round_up(first, alignment);
+        if (unit < end && unit + n <= first + have) return unit;
+        /* Shorter holes of the word may be as long as the hint says only if this one is. */
+        if (have < REGION_ROOM)
+            rooms_lower(&region->rooms, at, (unsigned)hak_max(have, WORD_UNITS));
+    }
+    store_relaxed(&region->room, (uint8_t)rooms_most(&region->rooms));
+    return REGION_UNITS;
+}
+
 /* The unit, or REGION_UNITS. First fit. A run of more than 32 units is one of 32, and behind it one
  * of the others. */
 static unsigned find_hole(region_t *region, unsigned n, unsigned alignment)
 {
-    if (HAK_LIKELY(load_relaxed(&region->room) < n)) return REGION_UNITS;
+    if (HAK_LIKELY(load_relaxed(&region->room) < hak_min(n, REGION_ROOM))) return REGION_UNITS;
+    if (HAK_UNLIKELY(n > REGION_ROOM)) return find_long(region, n, alignment);
     steps_t steps = steps_to[hak_min(n, WORD_UNITS)];
     for (unsigned at = 0; (at = rooms_next(&region->rooms, at, REGION_WORDS, n)) < REGION_WORDS;
          at++) {
@@ -267,6 +299,14 @@ static void pass_tail(region_t *region, unsigned unit)
     rooms_raise(&region->rooms, unit / WORD_UNITS, REGION_ROOM);
     raise_room(region, REGION_ROOM);
     store_relaxed(&region->tail, (uint16_t)hak_min(next, load_relaxed(&region->tail_end)));
+}
+
+void region_leave(region_t *region)
+{
+    unsigned tail = load_relaxed(&region->tail), end = load_relaxed(&region->tail_end);
+    if (tail + REGION_ROOM > end) return;
+    (void)note_hole(region, tail, end - tail);
+    store_relaxed(&region->tail, (uint16_t)end);
 }
 
 /* A block that reaches into the tail shortens it. What it leaves out before it, for its alignment,
@@ -386,7 +426,7 @@ unsigned region_length_far(const region_t *region, unsigned unit)
 
 char *region_find(const region_t *region, const void *ptr, unsigned *units)
 {
-    unsigned unit = region_unit(ptr), least = unit < REGION_ROOM ? 0 : unit - REGION_ROOM;
+    unsigned unit = region_unit(ptr), least = unit < REGION_LONGEST ? 0 : unit - REGION_LONGEST;
     for (unsigned at = unit;; at--) {
         unit_state_t state = state_of(word_at(region, at / WORD_UNITS), at % WORD_UNITS);
         if (state == UNIT_START) {

@@ -53,10 +53,11 @@ enum {
     REGION_UNITS = GRANULE / REGION_UNIT,
     REGION_WORDS = REGION_UNITS / WORD_UNITS,
     PAGE_WORDS = REGION_WORDS / GRANULE_PAGES,
-    REGION_BLOCK_MAX = 2 * WORD_UNITS * REGION_UNIT, /* bytes of a block */
-    REGION_CLASSES = 32,                             /* the size classes up to that */
+    REGION_LONGEST = 8 * WORD_UNITS,                 /* units of a block */
+    REGION_BLOCK_MAX = REGION_LONGEST * REGION_UNIT, /* bytes of it */
+    REGION_CLASSES = 48,                             /* the size classes up to that */
     PAGES_OPEN = (1 << GRANULE_PAGES) - 1,
-    REGION_ROOM = 2 * WORD_UNITS, /* what no hint is above: units of the largest block */
+    REGION_ROOM = 2 * WORD_UNITS, /* what no hint is above: a longer hole says this */
 };
 
 #define EIGHT_BYTES UINT64_C(0x0101010101010101) /* times n: eight bytes of n */
@@ -190,6 +191,9 @@ HAK_INLINE bool region_has_tail(const region_t *region)
     region_t *at = (region_t *)(uintptr_t)region;
     return load_relaxed(&at->tail) < load_relaxed(&at->tail_end);
 }
+/* Blocks go on in another region: what is left of the tail is a hole, where it is a long one. A
+ * short one is not worth that blocks which fit look for holes again. */
+void region_leave(region_t *region);
 /* Units of the longest hole, about, but for the tail. */
 HAK_INLINE unsigned region_room(const region_t *region)
 {

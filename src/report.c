@@ -55,7 +55,7 @@ static void add_in_regions(hak_heap_t *heap, unsigned cls, hak_class_stats_t *ou
     size_t blocks[REGION_CLASSES] = {0};
     if (cls >= REGION_CLASSES) return;
     FOR_REGIONS(region, heap) region_count(region, blocks);
-    size_t waiting = hak_min(pocket_count(pocket_look(&heap->pocket[cls])), blocks[cls]);
+    size_t waiting = hak_min(pocket_count(heap_pocket_word(heap, cls)), blocks[cls]);
     out->live_blocks += blocks[cls] - waiting;
     out->hot_blocks += waiting;
 }
@@ -96,7 +96,7 @@ static size_t add_class(hak_heap_t *heap, class_state_t *state, hak_heap_stats_t
 static size_t count_pockets(hak_heap_t *heap, size_t *blocks)
 {
     size_t bytes = *blocks = 0;
-    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
+    for (unsigned cls = 0; cls < POCKET_CLASSES; cls++) {
         unsigned count = pocket_count(pocket_look(&heap->pocket[cls]));
         *blocks += count;
         bytes += count * (size_t)size_classes[cls].bytes;

@@ -139,14 +139,16 @@ static size_t large_pages(const reserve_t *reserve)
 
 static size_t pieces_bound(const reserve_t *reserve)
 {
-    return recent_bound(reserve, &reserve->recent_large, large_pages(reserve),
+    recent_t recent = {reserve->recent_large.most + reserve->recent_short.most};
+    return recent_bound(reserve, &recent, large_pages(reserve),
                         reserve->nursery.free_touched + reserve->dirty_pages);
 }
 
 static bool pieces_are_due(const reserve_t *reserve)
 {
     return reserve->pieces.count > PIECES_STAY || pieces_have_going(&reserve->pieces) ||
-           reserve_is_due(reserve->pieces.bytes / HAK_PAGE, pieces_bound(reserve),
+           reserve_is_due(reserve->pieces.bytes / HAK_PAGE,
+                          pieces_bound(reserve) + reserve->recent_short.most / SHORT_STEPS,
                           reserve->pieces_again);
 }
 
@@ -166,6 +168,7 @@ static void let_time_pass(reserve_t *reserve)
     recent_fade(&reserve->recent, out_pages(reserve), passed);
     recent_fade(&reserve->recent_nursery, nursery_pages(reserve), passed);
     recent_fade(&reserve->recent_large, large_pages(reserve), passed);
+    recent_fade(&reserve->recent_short, 0, passed);
 }
 
 /* ---- The two lists; lock: RESERVE ---- */
@@ -454,20 +457,22 @@ void reserve_note_large(reserve_t *reserve, size_t more, size_t less)
 }
 
 /* What was in use is forgotten by large blocks, too, not only by time: blocks that replace each
- * other need what the last few of them needed, however fast they come. */
+ * other need what the last few of them needed, however fast they come. Not by short ones, which come
+ * so fast that each forgets what the next one needs. */
 static void note_taken(reserve_t *reserve, size_t bytes)
 {
     recent_t *recent = &reserve->recent_large;
     reserve_note_large(reserve, bytes, 0);
     recent_note(recent, large_pages(reserve));
-    recent->most -= (recent->most - large_pages(reserve)) / TAKE_SHARE;
+    if (bytes < PARTS_FROM) recent_note(&reserve->recent_short, SHORT_KEPT);
+    else recent->most -= (recent->most - large_pages(reserve)) / TAKE_SHARE;
 }
 
 static void put_back(reserve_t *reserve, const piece_t *pieces, unsigned count)
 {
     hold(reserve);
     for (unsigned i = 0; i < count; i++) /* No room: its pages go, and the address space is lost. */
-        if (!pieces_put(&reserve->pieces, pieces[i]))
+        if (!pieces_put(&reserve->pieces, pieces[i], os_or(reserve->os)))
             (void)os_purge_by(reserve->os, pieces[i].base, pieces[i].bytes);
     release(reserve);
 }
@@ -526,7 +531,7 @@ char *reserve_take_pieces(reserve_t *reserve, size_t bytes, size_t alignment, pa
     piece_t taken[PARTS_MOST];
     hold(reserve);
     note_taken(reserve, bytes);
-    unsigned count = pieces_take(&reserve->pieces, bytes, os_or(reserve->os), taken);
+    unsigned count = pieces_take(&reserve->pieces, bytes, alignment, os_or(reserve->os), taken);
     release(reserve);
     if (!count) return NULL;
     *dirty = 0;
@@ -564,7 +569,7 @@ bool reserve_put_pieces(reserve_t *reserve, piece_t block, const parts_t *parts,
         piece_t pieces[PARTS_MOST];
         block.goes = block.bytes > limit || pieces_of(set, block.giver) > limit - block.bytes;
         unsigned count = take_apart(reserve, block, parts, pieces);
-        for (unsigned i = 0; i < count; i++) (void)pieces_put(set, pieces[i]);
+        for (unsigned i = 0; i < count; i++) (void)pieces_put(set, pieces[i], os_or(reserve->os));
         recent_note(&reserve->recent_large, large_pages(reserve));
         reserve_note_large(reserve, 0, block.bytes);
         if (pieces_are_due(reserve)) {

@@ -46,8 +46,13 @@ enum {
     RESERVE_HOLES = 65530 / 4, /* SuperSlabs decommitted, 32 GiB: they make no more mappings than
                                 * half of the default max_map_count */
     TICK_MS = 1 << 6,          /* how often what was in use is forgotten by a degree */
-    TAKE_SHARE = 6,   /* and this part of what is more than is in use at each large block */
-    PIECES_SHARE = 8, /* of the pieces kept too long a tick gives back this part, */
+    TAKE_SHARE = 6, /* and this part of what is more than is in use at each large block */
+    SHORT_KEPT = 32 * HAK_MIB / HAK_PAGE, /* pages that are kept besides while blocks below
+                                           * PARTS_FROM come and go: each needs a piece that is long
+                                           * enough as it is; and half as much again before the
+                                           * first of it goes, so that many go at once */
+    SHORT_STEPS = 2,
+    PIECES_SHARE = 8,                /* of the pieces kept too long a tick gives back this part, */
     PIECES_STEP_LEAST = 4 * HAK_MIB, /* but so many bytes at least, */
     PIECES_STEP_MOST = 32 * HAK_MIB, /* so many at most, */
     PIECES_STEP = 16,                /* and no more than so many pieces */
@@ -81,6 +86,7 @@ typedef struct reserve {
     superslab_set_t nursery;
     pieces_t pieces;       /* of large blocks */
     recent_t recent_large; /* of `large` */
+    recent_t recent_short; /* what may be kept besides, while blocks below PARTS_FROM come and go */
     size_t pieces_again;   /* so many pages of them are worth another call; 0: the bound */
     size_t dirty_count;
     _Atomic size_t holes; /* relaxed; clean ones, and those that are being decommitted without the

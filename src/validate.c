@@ -272,7 +272,7 @@ static void check_pocket_seals(walk_t *walk, unsigned cls)
 
 static void check_pockets(walk_t *walk)
 {
-    for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
+    for (unsigned cls = 0; cls < POCKET_CLASSES; cls++) {
         uint64_t word = pocket_look(&walk->heap->pocket[cls]);
         size_t bytes = pocket_count(word) * (size_t)size_classes[cls].bytes;
         walk->live_bytes -= bytes;

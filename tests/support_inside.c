@@ -49,7 +49,7 @@ static size_t charged(hak_heap_t *heap)
     }
     lock_release(&heap->areas_lock, RANK_AREAS);
     if (load_relaxed(&heap->busy) == BUSY_POCKETS)
-        for (unsigned cls = 0; cls < REGION_CLASSES; cls++)
+        for (unsigned cls = 0; cls < POCKET_CLASSES; cls++)
             bytes += pocket_most(size_classes[cls].bytes / REGION_UNIT) * size_classes[cls].bytes;
     return bytes;
 }

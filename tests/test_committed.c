@@ -438,12 +438,12 @@ Test(committed, a_heap_begins_where_there_is_room)
     cr_assert(used(root) == HEAPS * 16384 && ledger_is_sound(root->ledger));
     cr_assert(hak_heap_destroy(heaps[3]) == 0);
     heaps[3] = bounded(root, 0, HAK_LEVEL_FAST);
-    cr_assert(hak_heap_malloc(heaps[3], 3000) == NULL && hak_heap_malloc(heaps[3], 100) != NULL);
+    cr_assert(hak_heap_malloc(heaps[3], 5000) == NULL && hak_heap_malloc(heaps[3], 100) != NULL);
     cr_assert(hak_heap_destroy(root) == 0);
     cr_assert(create((wanted_t){.committed = 16383}) == NULL && errno == EINVAL);
     cr_assert(hak_last_error() == HAK_ERROR_COMMITTED_LIMIT);
     cr_assert((root = create((wanted_t){.committed = 16384})) != NULL);
-    cr_assert(hak_heap_malloc(root, 3000) == NULL && hak_heap_malloc(root, 100) != NULL);
+    cr_assert(hak_heap_malloc(root, 5000) == NULL && hak_heap_malloc(root, 100) != NULL);
     cr_assert(hak_heap_destroy(root) == 0);
 }
 
@@ -660,7 +660,7 @@ static void use_up(hak_heap_t *others[], size_t most)
     }
     cr_assert(count < most);
     for (size_t i = 0; i < count; i++)
-        while (hak_heap_malloc(others[i], 3000) != NULL) {
+        while (hak_heap_malloc(others[i], 5000) != NULL) {
         }
 }
 
@@ -678,7 +678,7 @@ Test(committed, what_the_process_has_no_room_for_is_not_counted)
     use_up(others, OTHERS);
     for (size_t i = 0; i < BOUNDED; i++) {
         size_t before = used(heaps[i]);
-        refused[0] += hak_heap_malloc(heaps[i], 3000) == NULL;
+        refused[0] += hak_heap_malloc(heaps[i], 5000) == NULL;
         settled(heaps[i]);
         refused[1] += hak_heap_malloc(heaps[i], 40000) == NULL && used(heaps[i]) == before;
         settled(heaps[i]);
@@ -689,7 +689,7 @@ Test(committed, what_the_process_has_no_room_for_is_not_counted)
     cr_assert(refused[0] == BOUNDED && refused[1] > 0, "%zu %zu", refused[0], refused[1]);
     fake_os_restore();
     for (size_t i = 0; i < BOUNDED; i++) {
-        cr_assert(hak_heap_malloc(heaps[i], 3000) != NULL || i % 2 == 0);
+        cr_assert(hak_heap_malloc(heaps[i], 5000) != NULL || i % 2 == 0);
         prove(heaps[i]);
     }
 }

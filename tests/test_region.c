@@ -330,7 +330,8 @@ static void try_close(void)
 
 static unsigned some_units(randoms_t *randoms)
 {
-    return 1 + random_below(randoms, random_below(randoms, 2) ? 8 : REGION_ROOM);
+    static const unsigned most[] = {8, 8, 8, REGION_ROOM, REGION_ROOM, REGION_LONGEST};
+    return 1 + random_below(randoms, most[random_below(randoms, CONTRACT_LENGTH(most))]);
 }
 
 static void step(randoms_t *randoms, unsigned fullness)
@@ -376,6 +377,13 @@ Test(region, is_what_an_array_of_units_is)
 
 /* ---- Sizes, alignments, borders ---- */
 
+/* Each length that a hint can say, then some, and the longest. */
+static unsigned next_length(unsigned n)
+{
+    if (n < REGION_ROOM || n == REGION_LONGEST) return n + 1;
+    return (unsigned)hak_min(n + 13, REGION_LONGEST);
+}
+
 static void take_and_put(unsigned n, unsigned alignment)
 {
     unsigned before = take(1 + n % 7, 1), unit = take(n, alignment), after = take(1, 1);
@@ -393,7 +401,7 @@ Test(region, every_size_at_every_alignment)
     for (int level = 0; level < CONTRACT_LEVELS; level++) {
         begin(level, 0, 0);
         open_all();
-        for (unsigned n = 1; n <= REGION_ROOM; n++)
+        for (unsigned n = 1; n <= REGION_LONGEST; n = next_length(n))
             for (unsigned alignment = 1; alignment <= REGION_ROOM; alignment *= 2)
                 take_and_put(n, alignment);
     }
@@ -422,7 +430,7 @@ static void fill_up(unsigned n)
 Test(region, is_filled_to_the_last_unit)
 {
     for (int level = 0; level < CONTRACT_LEVELS; level++)
-        for (unsigned n = 1; n <= REGION_ROOM; n++) {
+        for (unsigned n = 1; n <= REGION_LONGEST; n = next_length(n)) {
             begin(level, 0, 0);
             fill_up(n);
         }
@@ -580,6 +588,37 @@ Test(region, room_is_that_of_the_longest_hole)
     cr_assert(take(9, 1) == REGION_UNITS && region_room(&shadow.region) == 8);
     cr_assert(take(8, 1) == 16);
     cr_assert(take(1, 1) == REGION_UNITS && region_room(&shadow.region) == 0);
+}
+
+/* A search for more than a hint can say leaves the hints of shorter holes true. */
+Test(region, a_search_in_vain_for_a_long_hole_hides_no_short_one)
+{
+    for (unsigned inside = 0; inside < WORD_UNITS - 10; inside += 3) {
+        begin(0, 0, 0);
+        open_all();
+        unsigned before = inside ? take(inside, 1) : 0, hole = take(10, 1);
+        while (take(1, 1) < REGION_UNITS) {
+        }
+        cr_assert(before == 0 && hole == inside);
+        put(hole);
+        region_look_again(&shadow.region);
+        cr_assert(take(REGION_ROOM + 1, 1) == REGION_UNITS);
+        cr_assert(take(10, 1) == hole, "%u", inside);
+    }
+}
+
+/* What is left of a region is a hole where it is a long one. */
+Test(region, a_long_rest_of_a_region_is_a_hole_and_a_short_one_is_not)
+{
+    for (unsigned left = REGION_ROOM - 2; left <= REGION_ROOM + 2; left++) {
+        begin(0, 0, 0);
+        open_all();
+        for (unsigned i = 0; i < REGION_UNITS - left; i++) cr_assert(take(1, 1) == i);
+        region_leave(&shadow.region);
+        cr_assert(region_room(&shadow.region) == (left < REGION_ROOM ? 0 : REGION_ROOM));
+        cr_assert(take(left, 1) == REGION_UNITS - left);
+        must_be_as_known();
+    }
 }
 
 /* ---- Pages ---- */
@@ -933,10 +972,13 @@ Test(region, api_realloc_grows_and_shrinks_in_place)
         for (size_t size = REGION_BLOCK_MAX; size > 0; size -= 16) {
             memset(ptr, (int)(size / 16), hak_usable_size(ptr));
             cr_assert(hak_heap_realloc(heap, ptr, size) == ptr);
-            for (size_t i = 0; i < size; i++) cr_assert((unsigned char)ptr[i] == size / 16);
+            for (size_t i = 0; i < size; i++)
+                cr_assert((unsigned char)ptr[i] == (unsigned char)(size / 16));
             cr_assert(hak_usable_size(ptr) == hak_good_size(size));
         }
         must_be_sound(heap, 1);
+        hak_heap_free(heap, ptr);
+        ptr = hak_heap_malloc(heap, 16);
         char *behind = hak_heap_malloc(heap, 16);
         cr_assert(behind == ptr + 16);
         contract_fill(ptr, 16, 6);

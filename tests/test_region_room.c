@@ -174,3 +174,77 @@ Test(region, api_a_region_that_is_gone_is_not_named)
         cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
+
+/* A page that a trim has given back is opened again before another region is taken. */
+Test(region, api_the_lowest_page_is_opened_again)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "again");
+        make_some(heap);
+        uint32_t regions = load_relaxed(&heap->regions);
+        cr_assert(regions > 3);
+        for (unsigned i = 0; i < SOME; i++) {
+            if (entry_back(registry_lookup(blocks[i])) != 1) continue;
+            hak_heap_free(heap, blocks[i]);
+            blocks[i] = NULL;
+        }
+        (void)hak_heap_trim(heap, 0);
+        unsigned again = 0;
+        for (unsigned i = 0; i < SOME; i++) {
+            if (blocks[i]) continue;
+            cr_assert((blocks[i] = hak_heap_malloc(heap, 1000)) != NULL);
+            again += entry_back(registry_lookup(blocks[i])) == 1;
+        }
+        cr_assert(again > 0 && load_relaxed(&heap->regions) == regions);
+        cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* ---- Blocks longer than a hint can say ---- */
+
+/* In the tail of a region that has too little room for the next long block there is room for a
+ * shorter one. */
+Test(region, api_what_a_long_block_leaves_of_a_region_is_used)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "leaves");
+        char *before = NULL, *block = hak_heap_malloc(heap, 3000);
+        while (entry_back(registry_lookup(block)) == 0) {
+            before = block;
+            cr_assert((block = hak_heap_malloc(heap, 3000)) != NULL);
+        }
+        cr_assert(before != NULL);
+        size_t end = GRANULE - (uintptr_t)before % GRANULE - hak_usable_size(before);
+        cr_assert(end >= 1024 && end < 3000, "%zu bytes are left", end);
+        char *next = hak_heap_malloc(heap, 1000);
+        cr_assert(next == before + hak_usable_size(before));
+        cr_assert(hak_heap_check(heap) == 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
+    }
+}
+
+/* A class has moved to slabs, and the limit has no room for another one: what was freed in regions
+ * is there. */
+Test(region, api_what_a_class_has_left_in_regions_serves_it_at_the_limit)
+{
+    enum { MOST = 1000 };
+    for (size_t size = 500; size <= 4000; size += 500)
+        for (int level = 0; level < CONTRACT_LEVELS; level++) {
+            static void *all[MOST];
+            size_t count = 0;
+            hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
+            config.level = (hak_level_t)level;
+            config.committed_limit = 300000;
+            hak_heap_t *heap = hak_heap_create(&config);
+            while ((all[count] = hak_heap_malloc(heap, size)) != NULL) cr_assert(++count < MOST);
+            unsigned in_slab = 0;
+            for (size_t i = 0; i < count; i++)
+                in_slab += entry_code(registry_lookup(all[i])) < CLASS_COUNT;
+            cr_assert(in_slab > 0 && in_slab < count);
+            for (size_t i = 0; i < count; i++) {
+                hak_heap_free(heap, all[i]);
+                cr_assert((all[i] = hak_heap_malloc(heap, size)) != NULL, "%zu: %zu", size, i);
+            }
+            cr_assert(hak_heap_check(heap) == 0 && hak_heap_destroy(heap) == 0);
+        }
+}

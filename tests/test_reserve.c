@@ -1032,7 +1032,7 @@ Test(reserve, nursery_pages_stay_for_a_while_and_then_go)
 
 /* ---- Large blocks ---- */
 
-enum { BLOCKS = 40, BLOCK = 3 * HAK_MIB };
+enum { BLOCKS = 40, BLOCK = PARTS_FROM };
 
 static parts_t parts;
 static size_t dirty;
@@ -1056,7 +1056,7 @@ static char *take_block(size_t bytes)
 
 static void put_block_of(char *base, size_t bytes, const parts_t *of, const void *giver)
 {
-    piece_t block = {base, bytes, giver, false};
+    piece_t block = {.base = base, .bytes = bytes, .giver = giver};
     cr_assert(reserve_put_pieces(&reserve, block, of, SIZE_MAX, false));
     cr_assert(pieces_are_valid(&reserve.pieces));
 }
@@ -1099,12 +1099,12 @@ Test(reserve, a_block_serves_again_without_a_call)
 /* What is left of a longer one stays where it is, and serves for another. */
 Test(reserve, a_longer_block_is_cut)
 {
-    char *base = map_block(8 * HAK_MIB, 1);
-    memset(base + 5 * HAK_MIB, 2, 3 * HAK_MIB);
-    put_block(base, 8 * HAK_MIB);
-    cr_assert(take_block(5 * HAK_MIB) == base && dirty == 5 * HAK_MIB && held() == 3 * HAK_MIB);
-    char *rest = take_block(3 * HAK_MIB);
-    cr_assert(rest && dirty == 3 * HAK_MIB && held() == 0 && is_filled(rest, dirty, 2));
+    char *base = map_block(9 * HAK_MIB, 1);
+    memset(base + 5 * HAK_MIB, 2, 4 * HAK_MIB);
+    put_block(base, 9 * HAK_MIB);
+    cr_assert(take_block(5 * HAK_MIB) == base && dirty == 5 * HAK_MIB && held() == 4 * HAK_MIB);
+    char *rest = take_block(4 * HAK_MIB);
+    cr_assert(rest && dirty == 4 * HAK_MIB && held() == 0 && is_filled(rest, dirty, 2));
     cr_assert(is_filled(base, 5 * HAK_MIB, 1));
 }
 
@@ -1193,8 +1193,8 @@ Test(reserve, what_large_blocks_used_stays_for_a_while_and_then_goes)
 Test(reserve, a_few_ticks_suffice)
 {
     use_blocks(BLOCKS);
-    for (unsigned ms = 0; ms < 2 * SECOND; ms += SECOND / 10) {
-        now_ms += SECOND / 10;
+    for (unsigned ms = 0; ms < 2 * SECOND; ms += TICK_MS) {
+        now_ms += TICK_MS;
         size_t before = held();
         reserve_tick(&reserve);
         cr_assert(before - held() <= PIECES_STEP_MOST, "a step has a bound");
@@ -1231,6 +1231,38 @@ Test(reserve, blocks_in_turn_keep_what_they_need)
     cr_assert(held() <= 4 * BLOCK && held() >= BLOCK, "%zu", held());
 }
 
+/* Short blocks come so fast that what each forgets is what the next one needs: while they come, more
+ * is kept, and a while later it is gone. */
+Test(reserve, short_blocks_in_turn_stay)
+{
+    enum { SHORT = PARTS_FROM / 2, TURNS = 100, LIVE = 30, FEW = 10, TICKS = 60 };
+    char *live[LIVE];
+    reserve_set_limit(&reserve, SIZE_MAX);
+    for (unsigned i = 0; i < LIVE; i++) live[i] = map_block(SHORT, 1);
+    for (unsigned i = 0; i < LIVE; i++) put_block(live[i], SHORT);
+    for (unsigned i = 0; i < LIVE; i++) cr_assert((live[i] = take_block(SHORT)) != NULL);
+    for (unsigned i = 0; i < LIVE; i++) put_block(live[i], SHORT), reserve_settle(&reserve, SHORT);
+    for (unsigned i = 0; i < TURNS; i++) {
+        char *block = take_block(SHORT);
+        cr_assert(block != NULL, "turn %u", i);
+        put_block(block, SHORT);
+        reserve_settle(&reserve, SHORT);
+    }
+    cr_assert(held() == LIVE * SHORT, "%zu", held());
+    for (unsigned i = 0; i < TICKS; i++) { /* what was in use is forgotten */
+        now_ms += TICK_MS;
+        char *block = take_block(SHORT);
+        put_block(block, SHORT);
+        reserve_tick(&reserve);
+    }
+    cr_assert(held() >= FEW * SHORT && held() < LIVE * SHORT, "%zu", held());
+    for (unsigned i = 0; i < TICKS; i++) {
+        now_ms += TICK_MS;
+        reserve_tick(&reserve);
+    }
+    cr_assert(held() <= RESERVE_LEAST * HAK_PAGE + PIECES_STEP_LEAST, "%zu", held());
+}
+
 Test(reserve, pieces_keep_to_the_limit)
 {
     use_blocks(BLOCKS);
@@ -1252,12 +1284,12 @@ Test(reserve, what_a_giver_may_not_leave_goes_at_once)
     reserve_set_limit(&reserve, SIZE_MAX);
     for (unsigned i = 0; i < 3; i++) blocks[i] = map_block(BLOCK, 1);
     for (unsigned i = 0; i < 3; i++) {
-        piece_t block = {blocks[i], BLOCK, &giver_a, false};
+        piece_t block = {.base = blocks[i], .bytes = BLOCK, .giver = &giver_a};
         cr_assert(reserve_put_pieces(&reserve, block, &parts, 2 * BLOCK, false));
         reserve_settle(&reserve, BLOCK);
         cr_assert(held() == hak_min(i + 1, 2) * BLOCK, "block %u: %zu", i, held());
     }
-    piece_t block = {map_block(BLOCK, 1), BLOCK, &giver_b, false};
+    piece_t block = {.base = map_block(BLOCK, 1), .bytes = BLOCK, .giver = &giver_b};
     cr_assert(reserve_put_pieces(&reserve, block, &parts, BLOCK, false));
     reserve_settle(&reserve, BLOCK);
     cr_assert(held() == 3 * BLOCK, "the other's is not counted");
@@ -1299,7 +1331,7 @@ Test(reserve, pieces_go_without_the_lock)
 Test(reserve, who_may_not_wait_keeps_the_block)
 {
     char *base = map_block(BLOCK, 1);
-    piece_t block = {base, BLOCK, NULL, false};
+    piece_t block = {.base = base, .bytes = BLOCK, .giver = NULL};
     lock_acquire(&reserve.lock, RANK_RESERVE);
     cr_assert(!reserve_put_pieces(&reserve, block, &parts, SIZE_MAX, false));
     store_relaxed(&reserve.pieces_due, 1u);
@@ -1314,7 +1346,7 @@ Test(reserve, there_are_few_pieces)
     reserve_set_limit(&reserve, SIZE_MAX);
     size_t put = 0;
     for (;; put++) {
-        piece_t block = {map_block(HAK_PAGE, 1), HAK_PAGE, NULL, false};
+        piece_t block = {.base = map_block(HAK_PAGE, 1), .bytes = HAK_PAGE, .giver = NULL};
         if (!reserve_put_pieces(&reserve, block, &parts, SIZE_MAX, false)) break;
     }
     cr_assert(put > PIECES_STAY && put <= PIECES_MOST && held() == put * HAK_PAGE);
