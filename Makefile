@@ -255,10 +255,15 @@ $(V)/tests/fuzz_target: $(filter-out %/fuzz.o,$(FUZZ)) $(V)/obj/tests/fuzz/targe
 checked := $(call variant,1,1,)
 release := $(call variant,0,0,)
 
-check:
-	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
-	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= tests
+check: tests-checked tests-release
 	scripts/run_tests.sh three-ways $(checked) $(release)
+
+# Beside each other: what links at the end of one build leaves a CPU to the other.
+.PHONY: tests-checked tests-release
+tests-checked:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
+tests-release:
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= tests
 
 check-asan:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=address tests
@@ -273,14 +278,13 @@ check-tsan:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=thread stress
 	scripts/run_tests.sh tsan $(call variant,1,1,thread)
 
-check-valgrind:
-	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
+check-valgrind: tests-checked
 	scripts/run_tests.sh valgrind $(checked)
 
 # The library as one file: the suites that know the public header only, in the build that programs have, and all others
 # that look at the library and not at the tree.
-check-single:
-	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= $(checked)/single/inside/tests/run tests
+check-single: tests-checked build/single/hakheap.c
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= $(checked)/single/inside/tests/run
 	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= $(release)/single/outside/tests/run
 	scripts/run_tests.sh three-ways $(release)/single/outside
 	HAK_TEST_FILTER='!(bench|examples|fuzz|packaging|plugins|programs|stress|tree)/*' \

@@ -141,7 +141,7 @@ sections)
     ;;
 asan)
     for dir in "$@"; do
-        suite "$dir" address "${fixed[@]}" env ASAN_OPTIONS=abort_on_error=1 \
+        suite "$dir" address "${fixed[@]}" env "${quick[@]}" ASAN_OPTIONS=abort_on_error=1 \
             LSAN_OPTIONS=suppressions="$PWD"/tests/leaks.supp:print_suppressions=0
     done
     ;;
