@@ -478,7 +478,7 @@ help:
 	@echo 'make                 build/libhakheap.a and build/libhakheap.so'
 	@echo 'make examples        the programs of examples/, in build/examples/'
 	@echo 'make integration     real programs on hakheap beside other allocators; installs what they need'
-	@echo 'make check           all tests, in a debug and a release build, by mm_cid, by cpu_id and locked'
+	@echo 'make check           all tests, in a debug and a release build; what knows a mode by mm_cid, by cpu_id and locked'
 	@echo 'make check-asan      all tests under AddressSanitizer'
 	@echo 'make check-ubsan     all tests under UndefinedBehaviorSanitizer, by the best mode and locked'
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'

@@ -4,6 +4,7 @@
 #   scripts/run_tests.sh <how> <build directory>...
 #
 # how: three-ways  the Criterion suites by mm_cid (where the kernel has it), by cpu_id and locked
+#                  (suites that know no mode by the best one alone)
 #      two-ways    the same by the best mode and locked
 #      once        the Criterion suites by the best mode alone
 #      asan        the Criterion suites, aborting on the first error and on leaks
