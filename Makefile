@@ -107,7 +107,7 @@ FORMATTED = $(wildcard include/*.h include/hakheap/*.h include/hakheap/*.hpp src
 .PHONY: programs print-programs integration \
         all check check-asan check-ubsan check-tsan check-valgrind check-optimised examples docs docs-look bench bench-guard \
         fuzz fuzz-libfuzzer fuzz-minimise soak check-fuzz workloads mutants planted models format format-check clean \
-        suites install uninstall help tests stress FORCE
+        suites sections install uninstall help tests stress FORCE
 
 all: build/libhakheap.a build/libhakheap.so build/$(SONAME)
 
@@ -239,6 +239,13 @@ $(STRESS:%=$(V)/tests/%): $(V)/tests/%: $(V)/obj/tests/%.o $(SUPPORT) $(OBJECTS)
 $(V)/tests/fuzz: $(FUZZ) $(SUPPORT) $(OBJECTS) $(V)/objects
 	$(CC) $(COMMON) $(FUZZ) $(SUPPORT) $(OBJECTS) $(LINKER) $(LDFLAGS) -o $@
 
+# The suites that reach the sections most.
+sections: $(V)/sections/tests/run
+
+$(V)/sections/tests/run: $(patsubst %,$(V)/obj/tests/test_%.o,percpu home api steps_sections) $(SUPPORT) $(OBJECTS)
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $^ $(LINKER) $(LDFLAGS) -lcriterion -o $@
+
 # libFuzzer brings the main of its own.
 $(V)/tests/fuzz_target: $(filter-out %/fuzz.o,$(FUZZ)) $(V)/obj/tests/fuzz/target.o $(SUPPORT) $(OBJECTS)
 	$(CC) $(COMMON) -fsanitize=fuzzer $^ $(LDFLAGS) -o $@
@@ -248,10 +255,15 @@ $(V)/tests/fuzz_target: $(filter-out %/fuzz.o,$(FUZZ)) $(V)/obj/tests/fuzz/targe
 checked := $(call variant,1,1,)
 release := $(call variant,0,0,)
 
-check:
-	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
-	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= tests
+check: tests-checked tests-release
 	scripts/run_tests.sh three-ways $(checked) $(release)
+
+# Beside each other: what links at the end of one build leaves a CPU to the other.
+.PHONY: tests-checked tests-release
+tests-checked:
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
+tests-release:
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= tests
 
 check-asan:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=address tests
@@ -266,26 +278,25 @@ check-tsan:
 	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE=thread stress
 	scripts/run_tests.sh tsan $(call variant,1,1,thread)
 
-check-valgrind:
-	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= tests
+check-valgrind: tests-checked
 	scripts/run_tests.sh valgrind $(checked)
 
-# The library as one file: the suites that know the public header only, and all others that look at the library and not
-# at the tree.
-check-single:
-	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= single-tests
-	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= single-tests
-	scripts/run_tests.sh three-ways $(checked)/single/outside $(release)/single/outside
+# The library as one file: the suites that know the public header only, in the build that programs have, and all others
+# that look at the library and not at the tree.
+check-single: tests-checked build/single/hakheap.c
+	$(MAKE) DEBUG=1 COUNTERS=1 SANITIZE= $(checked)/single/inside/tests/run
+	$(MAKE) DEBUG=0 COUNTERS=0 SANITIZE= $(release)/single/outside/tests/run
+	scripts/run_tests.sh three-ways $(release)/single/outside
 	HAK_TEST_FILTER='!(bench|examples|fuzz|packaging|plugins|programs|stress|tree)/*' \
 	    scripts/run_tests.sh once $(checked)/single/inside
 
 # What the optimiser makes of the sections: each level in a directory of its own, build/gcc_-O<level>-debug-counters.
 OPTIMISATIONS := 0 1 g 3
 check-optimised: $(OPTIMISATIONS:%=optimised-%)
-	scripts/run_tests.sh sections $(OPTIMISATIONS:%=build/gcc_-O%-debug-counters)
+	scripts/run_tests.sh sections $(OPTIMISATIONS:%=build/gcc_-O%-debug-counters/sections)
 
 optimised-%:
-	$(MAKE) CC='gcc -O$*' CFLAGS='-g -Wno-maybe-uninitialized' DEBUG=1 COUNTERS=1 SANITIZE= suites
+	$(MAKE) CC='gcc -O$*' CFLAGS='-g -Wno-maybe-uninitialized' DEBUG=1 COUNTERS=1 SANITIZE= sections
 
 # ---- Random operations against a model: see docs/reliability.md ----
 
@@ -351,7 +362,7 @@ models:
 
 # ---- One file, for trees that carry the library ----
 
-.PHONY: single single-tests check-single
+.PHONY: single check-single
 
 single: build/single/hakheap.c
 
@@ -381,8 +392,6 @@ $(V)/single/outside/tests/run: $(OUTSIDE_OBJECTS) $(V)/single/hakheap.o
 $(V)/single/inside/tests/run: $(TESTS) $(SUPPORT) $(V)/single/open.o
 	@mkdir -p $(@D)
 	$(CC) $(COMMON) $^ $(NAMED) $(LINKER) $(LDFLAGS) -lcriterion -o $@
-
-single-tests: $(V)/single/outside/tests/run $(V)/single/inside/tests/run tests
 
 # ---- The interface, against the committed one ----
 
@@ -469,7 +478,7 @@ help:
 	@echo 'make                 build/libhakheap.a and build/libhakheap.so'
 	@echo 'make examples        the programs of examples/, in build/examples/'
 	@echo 'make integration     real programs on hakheap beside other allocators; installs what they need'
-	@echo 'make check           all tests, in a debug and a release build, by mm_cid, by cpu_id and locked'
+	@echo 'make check           all tests, in a debug and a release build; what knows a mode by mm_cid, by cpu_id and locked'
 	@echo 'make check-asan      all tests under AddressSanitizer'
 	@echo 'make check-ubsan     all tests under UndefinedBehaviorSanitizer, by the best mode and locked'
 	@echo 'make check-tsan      the stress programs under ThreadSanitizer'
@@ -478,7 +487,7 @@ help:
 	@echo 'make check-single    tests against the one file of make single'
 	@echo 'make fuzz            random operations against a model; SECONDS=60 SEED=1 THREADS=1 MODE=mm_cid, cpu_id or locked'
 	@echo 'make soak            the same in one process, with the slope of its memory; SECONDS=36000'
-	@echo 'make check-fuzz      the same for two minutes, over builds, modes and threads'
+	@echo 'make check-fuzz      the same for a minute and a half, over builds, modes and threads'
 	@echo 'make fuzz-libfuzzer  finds sequences for the corpus; fuzz-minimise takes them into build/corpus-least'
 	@echo 'make workloads       random sequences against a limit, in each mode; WORKLOADS=1000'
 	@echo 'make models          proves the protocol of limits with spin, and that each seeded bug is found'

@@ -577,19 +577,26 @@ static void measure_runaway(void)
     if (stopped != PAIRS * RUNS || recovered != PAIRS * RUNS) exit(EXIT_FAILURE);
 }
 
+static const char usage[] = "lua_tenants [--allocator hakheap|system] [--quick] "
+                            "[runaway | serve [port [quota]]]";
+
+static void serve_for_ever(const char *port, const char *bytes)
+{
+    if (bytes) quota = options_number(usage, bytes, SIZE_MAX);
+    struct sockaddr_in at =
+        local_port(port ? (unsigned)options_number(usage, port, UINT16_MAX) : 7007);
+    int listener = listen_at(&at);
+    printf("listening at 127.0.0.1:%u\n", ntohs(at.sin_port));
+    fflush(stdout);
+    accept_all((void *)(intptr_t)listener);
+}
+
 int main(int argc, char *argv[])
 {
-    options = measure_read_options(&argc, argv);
-    const char *what = argc > 1 ? argv[1] : "";
-    if (strcmp(what, "runaway") == 0) measure_runaway();
-    else if (strcmp(what, "serve") != 0) measure_load();
-    else {
-        struct sockaddr_in at = local_port(argc > 2 ? (unsigned)atoi(argv[2]) : 7007);
-        if (argc > 3) quota = strtoul(argv[3], NULL, 10);
-        int listener = listen_at(&at);
-        printf("listening at 127.0.0.1:%u\n", ntohs(at.sin_port));
-        fflush(stdout);
-        accept_all((void *)(intptr_t)listener);
-    }
+    options = measure_read_options(&argc, argv, usage, 3);
+    if (argc == 1) measure_load();
+    else if (strcmp(argv[1], "runaway") == 0 && argc == 2) measure_runaway();
+    else if (strcmp(argv[1], "serve") == 0) serve_for_ever(argv[2], argc > 3 ? argv[3] : NULL);
+    else options_refuse(usage, argv[1]);
     return EXIT_SUCCESS;
 }

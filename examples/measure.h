@@ -19,20 +19,31 @@
 #include <string.h>
 #include <time.h>
 
+#include "options.h"
+
 typedef struct measure_options {
     bool system; /* serve the workload by malloc */
     bool quick;  /* a small part of the work, for tests */
 } measure_options_t;
 
-/* Takes the two options out of the command line, and leaves the others. */
-static inline measure_options_t measure_read_options(int *argc, char **argv)
+static inline bool measure_is_system(const char *usage, const char *name)
+{
+    bool is_system = strcmp(name, "system") == 0;
+    if (!is_system && strcmp(name, "hakheap") != 0) options_refuse(usage, name);
+    return is_system;
+}
+
+/* Takes the two options out of the command line, and leaves at most `most` other words. */
+static inline measure_options_t measure_read_options(int *argc, char **argv, const char *usage,
+                                                     int most)
 {
     measure_options_t options = {false, false};
     int kept = 1;
     for (int i = 1; i < *argc; i++) {
         if (strcmp(argv[i], "--quick") == 0) options.quick = true;
         else if (strcmp(argv[i], "--allocator") == 0 && i + 1 < *argc)
-            options.system = strcmp(argv[++i], "system") == 0;
+            options.system = measure_is_system(usage, argv[++i]);
+        else if (kept > most || strcmp(argv[i], "--help") == 0) options_refuse(usage, argv[i]);
         else argv[kept++] = argv[i];
     }
     argv[ *argc = kept] = NULL;

@@ -249,7 +249,8 @@ static void trim_one(connection_t *connection, size_t *live)
 
 int main(int argc, char **argv)
 {
-    measure_options_t options = measure_read_options(&argc, argv);
+    measure_options_t options = measure_read_options(
+        &argc, argv, "nghttp2_sessions [--allocator hakheap|system] [--quick]", 0);
     by_malloc = options.system;
     size_t idle = 0, live = 0;
     double begun = measure_seconds();

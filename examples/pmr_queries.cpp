@@ -325,8 +325,10 @@ template <typename owner> std::size_t run(const std::vector<documents> &all, std
 
 int main(int argc, char **argv)
 {
-    measure_options_t options = measure_read_options(&argc, argv);
-    bool buffers = argc > 1 && std::string_view(argv[1]) == "--monotonic";
+    static const char usage[] = "pmr_queries [--allocator hakheap|system] [--quick] [--monotonic]";
+    measure_options_t options = measure_read_options(&argc, argv, usage, 1);
+    bool buffers = argc > 1;
+    if (buffers && std::string_view(argv[1]) != "--monotonic") options_refuse(usage, argv[1]);
     std::vector<documents> all;
     for (std::size_t i = 0; i < DOCUMENTS; i++)
         all.push_back(generate(std::size_t{500} << (i / 3), 4000));

@@ -241,7 +241,8 @@ static void end_all(void)
 
 int main(int argc, char *argv[])
 {
-    options = measure_read_options(&argc, argv);
+    options = measure_read_options(&argc, argv,
+                                   "sqlite_tenants [--allocator hakheap|system] [--quick]", 0);
     begin_all();
     double seconds = serve_all();
     make_all_idle();

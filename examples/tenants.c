@@ -19,12 +19,15 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "options.h"
 
 enum {
     TENANTS = 64,
@@ -403,20 +406,18 @@ static int listen_at(unsigned short port)
     return listener;
 }
 
-static size_t number(int argc, char *argv[], int at, size_t otherwise)
-{
-    return argc > at ? strtoul(argv[at], NULL, 10) : otherwise;
-}
-
 int main(int argc, char *argv[])
 {
-    size_t budget = number(argc, argv, 2, 64 << 20);
-    tenant_limit = number(argc, argv, 3, budget / 4);
+    static const char usage[] = "tenants [port [bytes of all [bytes a tenant]]]";
+    if (argc > 4) options_refuse(usage, argv[4]);
+    size_t port = argc > 1 ? options_number(usage, argv[1], UINT16_MAX) : 7007;
+    size_t budget = argc > 2 ? options_number(usage, argv[2], SIZE_MAX) : 64 << 20;
+    tenant_limit = argc > 3 ? options_number(usage, argv[3], SIZE_MAX) : budget / 4;
     all = heap_of("all tenants", NULL, budget);
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (!all || poller < 0) die("start");
     for (size_t i = 0; i < CONNECTIONS; i++) connections[i].socket = -1;
-    int listener = listen_at((unsigned short)number(argc, argv, 1, 7007));
+    int listener = listen_at((unsigned short)port);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
     if (epoll_ctl(poller, EPOLL_CTL_ADD, listener, &event) != 0) die("epoll");
     for (;;) {

@@ -4,8 +4,8 @@
 #
 #   scripts/run_fuzz.sh <build directory>...
 #
-# HAK_FUZZ_SECONDS  how long each run takes (7: two minutes for a debug and a release build, AddressSanitizer and
-#                   ThreadSanitizer)
+# HAK_FUZZ_SECONDS  how long each run takes at least (5: a minute and a half for a debug and a release build,
+#                   AddressSanitizer and ThreadSanitizer)
 # HAK_FUZZ_SEED     of all random numbers (the day: each day tries others)
 #
 # Prints the last line of each run, with its seed, and what failed in whole. The last line is `N passed, N failed`.
@@ -13,26 +13,42 @@ set -euo pipefail
 
 seconds=${HAK_FUZZ_SECONDS:-7}
 seed=${HAK_FUZZ_SEED:-$(date +%y%m%d)}
+operations=25000 # of an episode of one thread: some seconds, so that a run has several
 passed=0 failed=0
+processes=() names=() logs=()
 
 # The fixed shadow addresses of sanitizers collide with randomised mappings on some kernels.
 fixed=()
 setarch -R true 2> /dev/null && fixed=(setarch -R)
 
+# Runs of one thread go two at a time, those of several by themselves.
 run() { # <build directory> <mode> <threads> <environment>...
-    local dir=$1 mode=$2 threads=$3 log=$1/fuzz.log status=0 prefix=()
+    local dir=$1 mode=$2 threads=$3 log=$1/fuzz-$2-$3.log prefix=()
     shift 3
     case $dir in *thread | *address) prefix=("${fixed[@]}") ;; esac
+    [ "$threads" = 1 ] || settle
     timeout -k 10 900 "${prefix[@]}" env "$@" "$dir/tests/fuzz" --seconds "$seconds" --seed "$seed" \
-        --threads "$threads" --save "$dir" < /dev/null > "$log" 2>&1 || status=$?
-    if [ "$status" = 0 ]; then
-        passed=$((passed + 1))
-        echo "${dir#build/}, $mode: $(tail -n 1 "$log")"
-    else
-        failed=$((failed + 1))
-        cat "$log"
-        echo "FAILED: ${dir#build/}, $mode, exit status $status"
-    fi
+        --threads "$threads" --operations "$operations" --save "$dir" < /dev/null > "$log" 2>&1 &
+    processes+=($!) names+=("${dir#build/}, $mode") logs+=("$log")
+    if [ "$threads" != 1 ] || [ "${#processes[@]}" = 2 ]; then settle; fi
+}
+
+# Waits for what runs, and counts it.
+settle() {
+    local i status
+    for i in "${!processes[@]}"; do
+        status=0
+        wait "${processes[i]}" || status=$?
+        if [ "$status" = 0 ]; then
+            passed=$((passed + 1))
+            echo "${names[i]}: $(tail -n 1 "${logs[i]}")"
+        else
+            failed=$((failed + 1))
+            cat "${logs[i]}"
+            echo "FAILED: ${names[i]}, exit status $status"
+        fi
+    done
+    processes=() names=() logs=()
 }
 
 for dir in "$@"; do
@@ -54,6 +70,7 @@ for dir in "$@"; do
         ;;
     esac
 done
+settle
 [ $((passed + failed)) != 0 ] || failed=1
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

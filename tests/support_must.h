@@ -11,8 +11,8 @@
 __attribute__((unused)) static void must_be_sound(const hak_heap_t *heap, size_t live_blocks)
 {
     int line = contract_unsound(heap, live_blocks);
-    cr_assert(line == 0, "support_contract.c:%d (%zu blocks live, %zu expected)", line,
-              contract_stats(heap).live_blocks, live_blocks);
+    cr_assert(line == 0, "%s: support_contract.c:%d (%zu blocks live, %zu expected)",
+              hak_percpu_mode(), line, contract_stats(heap).live_blocks, live_blocks);
 }
 
 /* Returns the block. */

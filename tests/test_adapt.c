@@ -4,7 +4,7 @@
 
 #include "drain.h"
 #include "heap.h"
-#include "support_contract.h"
+#include "support_must.h"
 
 TestSuite(adapt, .init = contract_slabs_only, .timeout = 600);
 
@@ -16,12 +16,6 @@ static unsigned class_of(size_t size) { return hak_size_class_of(size); }
 static class_state_t *state_of(const hak_heap_t *heap, size_t size)
 {
     return heap_class_made(heap, class_of(size));
-}
-
-static void must_be_sound(const hak_heap_t *heap, size_t live_blocks)
-{
-    int line = contract_unsound(heap, live_blocks);
-    cr_assert(line == 0, "%s: support_contract.c:%d", hak_percpu_mode(), line);
 }
 
 /* A heap whose thread stays on one CPU, and that CPU's area. */

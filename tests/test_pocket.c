@@ -7,7 +7,7 @@
 #include "hakheap.h"
 #include "heap.h"
 #include "support_child.h"
-#include "support_contract.h"
+#include "support_must.h"
 #include "support_random.h"
 
 TestSuite(pocket, .timeout = 300);
@@ -67,12 +67,6 @@ static hak_heap_t *heap_of(int level)
     hak_heap_t *heap = hak_heap_create(&config);
     cr_assert(heap != NULL);
     return heap;
-}
-static void must_be_sound(const hak_heap_t *heap, size_t live)
-{
-    int line = contract_unsound(heap, live);
-    cr_assert(line == 0, "support_contract.c:%d", line);
-    cr_assert(contract_is_charged(heap));
 }
 static bool is_in_region(const void *ptr)
 {

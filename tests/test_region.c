@@ -12,8 +12,8 @@
 #include "os.h"
 #include "reserve.h"
 #include "support_child.h"
-#include "support_contract.h"
 #include "support_memory.h"
+#include "support_must.h"
 #include "support_random.h"
 #include "support_region.h"
 
@@ -919,11 +919,6 @@ static hak_heap_t *heap_with(int level, size_t region_bytes)
     return heap;
 }
 static bool in_region(const void *ptr) { return entry_code(registry_lookup(ptr)) == CODE_REGION; }
-static void must_be_sound(const hak_heap_t *heap, size_t live)
-{
-    int line = contract_unsound(heap, live);
-    cr_assert(line == 0, "support_contract.c:%d", line);
-}
 
 Test(region, api_usable_size_is_the_good_size)
 {

@@ -35,6 +35,7 @@ typedef struct told {
     _Atomic unsigned hits;    /* a section was interrupted there, */
     _Atomic unsigned aborted; /* and the kernel sent the thread to its abort handler */
     _Atomic unsigned sound;   /* and all went on */
+    _Atomic pid_t group;      /* of the child's processes */
 } told_t;
 
 static told_t *told;
@@ -73,10 +74,19 @@ static void make_and_free(void)
     }
 }
 
+/* An instruction that leads anywhere may lead to fork: what it leaves holds no end of the test's
+ * pipes, whose other end would wait for it, and is in the child's group. */
+static void stand_alone(void)
+{
+    if (setpgid(0, 0) != 0 || close_range(STDERR_FILENO, ~0u, 0) != 0) _exit(4);
+    store_relaxed(&told->group, getpid());
+}
+
 /* A child of its own for each place: one that lies within an instruction makes another one of it. */
 static void run_into(void *unused)
 {
     (void)unused;
+    stand_alone();
     struct sigaction action = {.sa_sigaction = on_breakpoint, .sa_flags = SA_SIGINFO};
     struct rlimit second = {1, 1};
     (void)setrlimit(RLIMIT_CPU, &second);
@@ -101,7 +111,9 @@ static bool goes_on(const section_t *in, unsigned char *at, unsigned char byte,
     section = in;
     place = at;
     trap = byte;
+    store_relaxed(&told->group, 0);
     child_run(child, run_into, NULL);
+    if (load_relaxed(&told->group) > 0) kill(-load_relaxed(&told->group), SIGKILL);
     cr_assert(child->status != 4, "this program's code cannot be changed");
     return told->hits == hits || told->sound != sound;
 }
