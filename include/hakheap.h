@@ -526,8 +526,8 @@ typedef struct hak_usage {
     size_t committed_bytes;
     /** The highest `committed_bytes` so far. */
     size_t peak_bytes;
-    /** `committed_bytes` of this heap and all heaps below: what the limit is held to; at most
-     * #committed_limit always. */
+    /** `committed_bytes` of this heap and all heaps below, and room that they keep for what they
+     * allocate next: what the limit is held to; at most #committed_limit always. */
     size_t tree_committed_bytes;
     /** The highest `tree_committed_bytes` so far. */
     size_t tree_committed_peak_bytes;

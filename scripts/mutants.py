@@ -64,12 +64,12 @@ SLOW_SUITES = "docs|fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
 SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|coarse|region|limits)",
           "refill": "@(home|api|coarse|large|region|limits)",
-          "trim": "@(flush_trim|windows|coarse|region|limits|ends)",
-          "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api)", "record": "meta",
-          "life": "@(api|home)", "resize": "@(api|limits)", "pointer": "misuse", "heap": "api",
+          "trim": "@(flush_trim|windows|coarse|region|limits|ends|kept)",
+          "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api|kept)", "record": "meta",
+          "life": "@(api|home|kept)", "resize": "@(api|limits)", "pointer": "misuse", "heap": "api",
           "walk": "@(stats|home)", "validate": "stats", "report": "stats", "os_linux": "os",
-          "percpu_rseq": "percpu", "recall": "@(limits|ledger)", "tree": "@(limits|api|ends)",
-          "api_tree": "limits",
+          "percpu_rseq": "percpu", "recall": "@(limits|ledger|committed)", "ledger": "@(ledger|windows|limits|committed)", "tree": "@(limits|api|ends)",
+          "api_tree": "@(limits|kept)",
           "request": "@(limits|limits2|committed|api|bounds)"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]

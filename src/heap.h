@@ -394,17 +394,20 @@ HAK_INLINE bool heap_admit(hak_heap_t *heap, size_t more, bool may_wait)
 {
     if (HAK_LIKELY(!heap->ledger)) return true;
     size_t footprint = heap_footprint(heap) + more;
-    if (ledger_is_admitted(heap->ledger, footprint)) return true;
+    if (ledger_covers(heap->ledger, footprint)) return true;
     if (ledger_admit(heap->ledger, footprint, may_wait)) return true;
     if (may_wait) hak_tls.last_error = HAK_ERROR_LIMIT;
     return false;
 }
+/* A free, which may not wait, leaves the room for what comes next, as far as the ledger allows. */
 HAK_INLINE void heap_settle(hak_heap_t *heap, bool may_wait)
 {
     if (HAK_LIKELY(!heap->ledger)) return;
     size_t footprint = heap_footprint(heap);
-    if (!ledger_is_settled(heap->ledger, footprint))
-        ledger_settle_at(heap->ledger, footprint, may_wait);
+    if (may_wait ? ledger_is_settled(heap->ledger, footprint)
+                 : ledger_keeps(heap->ledger, footprint))
+        return;
+    ledger_settle_at(heap->ledger, footprint, may_wait);
 }
 
 #endif

@@ -29,7 +29,13 @@
  * The footprint is the second measure, in the same tree: sums and limits of its own, but no credit.
  * Its lease is what the heap has in use: the ladders ask before memory is touched (ledger_admit), and
  * say what is left once some is gone (ledger_settle), with the heap's lock held. Both name the whole
- * figure, and no difference, so that nothing adds up that was lost.
+ * figure, and no difference, so that nothing adds up that was lost. A large block names its own bytes,
+ * which is quicker; the next whole figure puts right what that might lose, and the check compares.
+ *
+ * What frees leave of a lease stays with the heap for what comes next, up to `idle`: of what is live
+ * a part of the lease, of both measures as much as might be borrowed ahead. Nothing more than a part
+ * of the lease stays below a soft limit, which would not see what was freed, and nothing at all in a
+ * tight heap. A trim, a reset and a recall return all of it.
  *
  * A soft limit refuses nothing. A heap whose sum of what is live passes it is due: whoever asked tells
  * it, once, and not again before the sum has come below LEDGER_CALM of it.
@@ -39,7 +45,8 @@
  *
  * Invariants: the two of the picture, whenever TREE is free; sum <= limit at every moment, because
  * all of a chain is asked before anything is added; so for both measures. Of the footprint, lease
- * >= footprint at every moment, and more only where TREE was busy when memory went.
+ * >= footprint at every moment, and more where TREE was busy when memory went, and where a free has
+ * left room.
  */
 enum {
     LEDGER_DEPTH = 32,      /* heaps from the root to the deepest */
@@ -50,7 +57,8 @@ enum {
     LEDGER_SLACK = 8,       /* a recall that leaves less than such a part of a limit makes tight, */
     LEDGER_TIGHT_MS = 100,  /* for so long; and one that comes so soon after another */
     LEDGER_CALM = 8,        /* a soft limit is passed once more when such a part of it was free, */
-    LEDGER_IDLE = 4         /* and a heap that has such a part of its lease as credit returns it */
+    LEDGER_IDLE = 4,        /* and a heap that has such a part of its lease as credit returns it, */
+    LEDGER_KEEP = 32 * HAK_MIB /* but as much as it might borrow ahead, up to this, it may keep */
 };
 
 enum { LIVE, FOOTPRINT, MEASURES };
@@ -90,6 +98,9 @@ typedef struct ledger {
      * order: see ledger_refund. Any thread. */
     _Atomic size_t credit;
     _Atomic uint32_t tight;
+    /* Written under TREE, read by any thread: of each lease so much may be of no use before it goes
+     * back; 0 where the heap is tight. */
+    _Atomic size_t idle[MEASURES];
     uint16_t height; /* lock: TREE, as all that follows; of the tree below it, at least; 1: alone */
     bool away;       /* is emptied, or leaves: a recall passes it by */
     bool squeezed;   /* what is below was recalled a short while ago, and is tight */
@@ -106,9 +117,6 @@ typedef struct ledger {
     _Atomic size_t failed[FAILURES]; /* relaxed, any thread: requests of this heap */
     _Atomic size_t
         failed_below; /* lock: TREE; of this heap and those below, but for FAILED_TURNED */
-    /* What refused the last growth of the footprint, and the bytes asked for; lock: TREE. */
-    const struct ledger *lacks_at;
-    size_t lacks;
     const struct ledger *refused_by; /* what refused this heap's last request; it may be gone */
     unsigned refused_of;             /* and the measure */
 } ledger_t;
@@ -155,8 +163,7 @@ HAK_INLINE bool ledger_grab_one(ledger_t *ledger, size_t bytes)
 HAK_INLINE bool ledger_is_idle(const ledger_t *ledger)
 {
     ledger_t *at = (ledger_t *)(uintptr_t)ledger;
-    return load_relaxed(&at->credit) >
-           load_relaxed(&at->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
+    return load_relaxed(&at->credit) > load_relaxed(&at->idle[LIVE]);
 }
 /* Whether it may borrow ahead, and owes nothing back; about. */
 HAK_INLINE bool ledger_is_free(const ledger_t *ledger)
@@ -258,6 +265,51 @@ bool ledger_take_due(ledger_t *ledger, told_t *told, refused_t *soft);
 bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait);
 /* The footprint is no more than this. Where it may not wait, and TREE is busy, the lease stays. */
 void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait);
+/* Whether the lease has room for it: then it is the heap's. */
+HAK_INLINE bool ledger_covers(ledger_t *ledger, size_t footprint)
+{
+    if (footprint > load_relaxed(&ledger->of[FOOTPRINT].lease)) return false;
+    store_relaxed(&ledger->footprint, footprint);
+    if (footprint > load_relaxed(&ledger->most)) store_relaxed(&ledger->most, footprint);
+    return true;
+}
+/* Whether a lease may stay as it is after a free, for what comes next: then the footprint is that. In
+ * a tight heap nothing stays. */
+HAK_INLINE bool ledger_keeps_for(ledger_t *ledger, size_t credit, size_t footprint)
+{
+    size_t unused = load_relaxed(&ledger->of[FOOTPRINT].lease) - footprint;
+    /* Ordered: as `tight`, with which it is written. */
+    if (HAK_UNLIKELY(unused > load_relaxed(&ledger->idle[FOOTPRINT]) ||
+                     credit > load_ordered(&ledger->idle[LIVE])))
+        return false;
+    store_relaxed(&ledger->footprint, footprint);
+    return true;
+}
+HAK_INLINE bool ledger_keeps(ledger_t *ledger, size_t footprint)
+{
+    return ledger_keeps_for(ledger, load_relaxed(&ledger->credit), footprint);
+}
+/* A large block of what was freed before: its charge and its room, in one step. What the ledger was
+ * told last is the whole figure, to which the block adds. False: nothing has changed. */
+HAK_INLINE bool ledger_take_kept(ledger_t *ledger, size_t bytes)
+{
+    size_t footprint = load_relaxed(&ledger->footprint) + bytes;
+    if (footprint > load_relaxed(&ledger->of[FOOTPRINT].lease)) return false;
+    if (!ledger_grab_one(ledger, bytes)) return false;
+    store_relaxed(&ledger->footprint, footprint);
+    if (footprint > load_relaxed(&ledger->most)) store_relaxed(&ledger->most, footprint);
+    return true;
+}
+/* The free of one. False: it is refunded, and is to be settled. */
+HAK_INLINE bool ledger_keep_freed(ledger_t *ledger, size_t bytes)
+{
+    /* Ordered: as in ledger_refund. */
+    size_t credit = add_ordered(&ledger->credit, bytes) + bytes;
+    if (HAK_LIKELY(ledger_keeps_for(ledger, credit, load_relaxed(&ledger->footprint) - bytes)))
+        return true;
+    ledger_note_freed(ledger);
+    return false;
+}
 /* Whether that is what was said last, */
 HAK_INLINE bool ledger_is_admitted(const ledger_t *ledger, size_t footprint)
 {
@@ -269,7 +321,7 @@ HAK_INLINE bool ledger_is_settled(const ledger_t *ledger, size_t footprint)
     return ledger_is_admitted(ledger, footprint) &&
            load_relaxed(&((ledger_t *)(uintptr_t)ledger)->of[FOOTPRINT].lease) == footprint;
 }
-/* What has refused the heap's last growth; `full` NULL: what did is above it no longer. */
+/* What refuses the last growth that this thread was refused; `full` NULL: nothing does any more. */
 borrowed_t ledger_lacks(ledger_t *ledger);
 
 /* What refused the last request, where it is still above; NULL: none. */

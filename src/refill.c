@@ -585,7 +585,9 @@ static large_t *take_record(hak_heap_t *heap)
 /* The chain's room for a large block that comes; its charge, unless that is there. Lock: HEAP. */
 static bool admit_large(hak_heap_t *heap, size_t bytes, bool charged)
 {
-    if (HAK_UNLIKELY(heap->ledger != NULL) && !charged && !ledger_grab_one(heap->ledger, bytes))
+    if (HAK_LIKELY(!heap->ledger)) return true;
+    if (!charged && ledger_take_kept(heap->ledger, bytes)) return true;
+    if (!charged && !ledger_grab_one(heap->ledger, bytes))
         return ledger_lend_both(heap->ledger, bytes, heap_footprint(heap));
     bool admitted = heap_admit(heap, 0, true);
     if (!admitted) heap_put_charge(heap, bytes, charged);

@@ -480,6 +480,16 @@ static size_t take_returned(hak_heap_t *heap)
     return bytes;
 }
 
+/* Also where there is no SuperSlab: what was kept for what comes next, and what TREE was too busy
+ * for. */
+static void return_leases(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    heap_settle(heap, true);
+    if (heap->ledger) ledger_return_credit(heap->ledger);
+    lock_release(&heap->lock, RANK_HEAP);
+}
+
 /* Lock: TRIM. */
 static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
 {
@@ -497,6 +507,7 @@ static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
     returned += (release_regions(heap, &stay) + release_nursery(heap, &stay)) * HAK_PAGE;
     returned += trim_superslabs(heap, keep, &stay);
     purge_far_descriptors(heap);
+    return_leases(heap);
     /* What the heap gave to the process before is still resident, and its to return. */
     if (keep == 0) returned += reserve_trim(&process_reserve, heap);
     if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim(&process_reserve);
@@ -515,10 +526,7 @@ bool trim_release(hak_heap_t *heap, bool may_stop)
         (void)trim_next(heap, 0, &base);
         stop = may_stop && gate_is_closed();
     }
-    /* Where there is none, too: what TREE was too busy for is settled here. */
-    lock_acquire(&heap->lock, RANK_HEAP);
-    heap_settle(heap, true);
-    lock_release(&heap->lock, RANK_HEAP);
+    return_leases(heap);
     lock_release(&heap->trim_lock, RANK_TRIM);
     return !stop;
 }

@@ -181,3 +181,34 @@ Test(windows, recall_refused)
     cr_assert(hak_heap_malloc(one, SIZE) == NULL);
     end();
 }
+
+/* ---- TREE is busy ---- */
+
+static ledger_t top, leaf;
+static const hak_limits_t none = {0, LEDGER_NO_LIMIT, LEDGER_NO_LIMIT, LEDGER_NO_LIMIT};
+static void change_limits(void)
+{
+    full_t full;
+    (void)ledger_set_limits(&top, &none, &full);
+}
+
+/* What a tight heap cannot return then is known to be there: who is refused recalls it. */
+Test(windows, tree_held)
+{
+    NEEDS_POINTS();
+    recall_t recall;
+    cr_assert(ledger_join(&top, NULL, &none, 0) == LEDGER_DONE);
+    cr_assert(ledger_join(&leaf, &top, &none, 0) == LEDGER_DONE);
+    cr_assert(ledger_admit(&leaf, 2 * HAK_PAGE, true));
+    ledger_begin(&recall, &leaf, &top, 0);
+    ledger_step(&recall);
+    ledger_settle(&recall);
+    cr_assert(ledger_is_tight(&leaf));
+    cr_assert(hold_start(&hold, STALL_tree_held, 1, change_limits, NULL));
+    uint64_t epoch = ledger_epoch(FOOTPRINT);
+    ledger_settle_at(&leaf, HAK_PAGE, false);
+    cr_assert(ledger_epoch(FOOTPRINT) == epoch + 1 && !ledger_is_settled(&leaf, HAK_PAGE));
+    cr_assert(hold_end(&hold));
+    ledger_settle_at(&leaf, HAK_PAGE, false);
+    cr_assert(ledger_is_settled(&leaf, HAK_PAGE) && ledger_is_sound(&top));
+}
