@@ -113,7 +113,9 @@ typedef struct ledger {
     measure_t of[MEASURES];
     _Atomic size_t soft; /* written under TREE; a figure, as above; LEDGER_NO_LIMIT: none */
     soft_state_t passed; /* lock: TREE */
-    _Atomic size_t footprint, most;  /* lock: the heap's; the heap's own now, and its highest */
+    /* Lock: the heap's; the heap's own now, and its highest. The lease never grows beyond what is asked
+     * for, so it is no more than the highest. */
+    _Atomic size_t footprint, most;
     _Atomic size_t failed[FAILURES]; /* relaxed, any thread: requests of this heap */
     _Atomic size_t
         failed_below; /* lock: TREE; of this heap and those below, but for FAILED_TURNED */
@@ -269,8 +271,7 @@ void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait);
 HAK_INLINE bool ledger_covers(ledger_t *ledger, size_t footprint)
 {
     if (footprint > load_relaxed(&ledger->of[FOOTPRINT].lease)) return false;
-    store_relaxed(&ledger->footprint, footprint);
-    if (footprint > load_relaxed(&ledger->most)) store_relaxed(&ledger->most, footprint);
+    store_relaxed(&ledger->footprint, footprint); /* as much as that there was before: see `most` */
     return true;
 }
 /* Whether a lease may stay as it is after a free, for what comes next: then the footprint is that. In
@@ -297,7 +298,6 @@ HAK_INLINE bool ledger_take_kept(ledger_t *ledger, size_t bytes)
     if (footprint > load_relaxed(&ledger->of[FOOTPRINT].lease)) return false;
     if (!ledger_grab_one(ledger, bytes)) return false;
     store_relaxed(&ledger->footprint, footprint);
-    if (footprint > load_relaxed(&ledger->most)) store_relaxed(&ledger->most, footprint);
     return true;
 }
 /* The free of one. False: it is refunded, and is to be settled. */
