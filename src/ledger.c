@@ -159,8 +159,7 @@ static size_t room_above(ledger_t *from)
 static void note_idle(ledger_t *ledger)
 {
     size_t part = load_relaxed(&ledger->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
-    if (HAK_LIKELY(!load_relaxed(&ledger->tight)))
-        store_relaxed(&ledger->idle[LIVE], hak_max(part, load_relaxed(&ledger->idle[FOOTPRINT])));
+    store_relaxed(&ledger->idle[LIVE], hak_max(part, load_relaxed(&ledger->idle[FOOTPRINT])));
 }
 static void note_keep(ledger_t *ledger, size_t room)
 {
@@ -226,8 +225,8 @@ static bool is_squeezed(ledger_t *from)
 static void set_tight(ledger_t *ledger, bool tight)
 {
     store_ordered(&ledger->tight, (uint32_t)tight);
-    store_ordered(&ledger->idle[LIVE], 0);
-    note_keep(ledger, 0);
+    store_ordered(&ledger->idle[FOOTPRINT], 0);
+    note_idle(ledger);
 }
 
 /* What was squeezed long enough ago is so no more. */

@@ -99,7 +99,7 @@ typedef struct ledger {
     _Atomic size_t credit;
     _Atomic uint32_t tight;
     /* Written under TREE, read by any thread: of each lease so much may be of no use before it goes
-     * back; 0 where the heap is tight. */
+     * back; of the footprint's nothing in a tight heap. */
     _Atomic size_t idle[MEASURES];
     uint16_t height; /* lock: TREE, as all that follows; of the tree below it, at least; 1: alone */
     bool away;       /* is emptied, or leaves: a recall passes it by */
@@ -279,9 +279,9 @@ HAK_INLINE bool ledger_covers(ledger_t *ledger, size_t footprint)
 HAK_INLINE bool ledger_keeps_for(ledger_t *ledger, size_t credit, size_t footprint)
 {
     size_t unused = load_relaxed(&ledger->of[FOOTPRINT].lease) - footprint;
-    /* Ordered: as `tight`, with which it is written. */
-    if (HAK_UNLIKELY(unused > load_relaxed(&ledger->idle[FOOTPRINT]) ||
-                     credit > load_ordered(&ledger->idle[LIVE])))
+    /* Ordered: as `tight`, with which it becomes 0. */
+    if (HAK_UNLIKELY(unused > load_ordered(&ledger->idle[FOOTPRINT]) ||
+                     credit > load_relaxed(&ledger->idle[LIVE])))
         return false;
     store_relaxed(&ledger->footprint, footprint);
     return true;
