@@ -67,10 +67,10 @@ SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|coarse|region|l
           "trim": "@(flush_trim|windows|coarse|region|limits|ends|kept)",
           "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api|kept)", "record": "meta",
           "life": "@(api|home|kept)", "resize": "@(api|limits)", "pointer": "misuse", "heap": "api",
-          "walk": "@(stats|home)", "validate": "stats", "report": "stats", "os_linux": "os",
+          "walk": "@(stats|home)", "validate": "@(stats|charges)", "report": "stats", "os_linux": "os",
           "percpu_rseq": "percpu", "recall": "@(limits|ledger|committed)", "ledger": "@(ledger|windows|limits|committed)", "tree": "@(limits|api|ends)",
           "api_tree": "@(limits|kept)",
-          "request": "@(limits|limits2|committed|api|bounds)"}
+          "request": "@(request|limits|limits2|committed|api|bounds)"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
 # These kinds are races where they are anything: ThreadSanitizer looks at them, too.
