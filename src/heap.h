@@ -306,7 +306,7 @@ HAK_INLINE bool heap_may_charge(const hak_heap_t *heap)
  * too little of that, or so much that some goes back. */
 HAK_INLINE bool heap_lends(const hak_heap_t *heap, size_t bytes)
 {
-    return !ledger_is_idle(heap->ledger) && ledger_grab_one(heap->ledger, bytes);
+    return ledger_grab_needed(heap->ledger, bytes);
 }
 /* Charges a block, unless it is charged; false: the chain does not lend it at once. */
 HAK_INLINE bool heap_take_charge(const hak_heap_t *heap, size_t bytes, bool charged)

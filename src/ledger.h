@@ -167,6 +167,18 @@ HAK_INLINE bool ledger_is_idle(const ledger_t *ledger)
     ledger_t *at = (ledger_t *)(uintptr_t)ledger;
     return load_relaxed(&at->credit) > load_relaxed(&at->idle[LIVE]);
 }
+/* Takes bytes from a credit that is not idle. */
+HAK_INLINE bool ledger_grab_needed(ledger_t *ledger, size_t bytes)
+{
+    size_t had = load_relaxed(&ledger->credit);
+    do
+        if (HAK_UNLIKELY(had < bytes || had > load_relaxed(&ledger->idle[LIVE]) ||
+                         ledger_is_tight(ledger)))
+            return false;
+    /* Relaxed: as in ledger_grab. */
+    while (HAK_UNLIKELY(!cas_relaxed(&ledger->credit, &had, had - bytes)));
+    return true;
+}
 /* Whether it may borrow ahead, and owes nothing back; about. */
 HAK_INLINE bool ledger_is_free(const ledger_t *ledger)
 {
