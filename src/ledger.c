@@ -468,6 +468,13 @@ bool ledger_lend_both(ledger_t *ledger, size_t bytes, size_t footprint)
     return lent;
 }
 
+/* A thread is known by where its own record lies. */
+static void note_lacking(ledger_t *ledger, size_t bytes)
+{
+    ledger->lacks_by = &hak_tls;
+    ledger->lacks = bytes;
+}
+
 bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
 {
     size_t more = lacking(ledger, footprint);
@@ -475,8 +482,8 @@ bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
         if (!hold_if(may_wait)) return false;
         ledger_t *full = find_full(ledger, FOOTPRINT, more);
         if (!full) lend(ledger, FOOTPRINT, more);
+        else if (may_wait) note_lacking(ledger, more);
         release();
-        if (full && may_wait) hak_tls.lacks = more;
         if (full) return false;
     }
     note_footprint(ledger, footprint);
@@ -497,10 +504,10 @@ void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait)
     release();
 }
 
-borrowed_t ledger_lacks(ledger_t *ledger)
+borrowed_t ledger_lacks(ledger_t *ledger, size_t least)
 {
-    size_t lacks = hak_tls.lacks;
     hold();
+    size_t lacks = ledger->lacks_by == &hak_tls ? ledger->lacks : least;
     ledger_t *full = find_full(ledger, FOOTPRINT, lacks);
     borrowed_t refusal = {.full = NULL};
     if (full) refusal = refuse(full, FOOTPRINT, lacks);
@@ -658,7 +665,7 @@ ledger_answer_t ledger_join(ledger_t *ledger, ledger_t *parent, const hak_limits
         answer = LEDGER_DEEP;
     } else if (full) {
         answer = LEDGER_FULL;
-        hak_tls.lacks = footprint;
+        note_lacking(parent, footprint);
     } else {
         ledger->height = 1;
         link_to(ledger, parent);

@@ -119,6 +119,12 @@ typedef struct ledger {
     _Atomic size_t failed[FAILURES]; /* relaxed, any thread: requests of this heap */
     _Atomic size_t
         failed_below; /* lock: TREE; of this heap and those below, but for FAILED_TURNED */
+    /* What the last growth of the footprint that was refused has lacked, and whose growth it was; lock:
+     * TREE. Each thread of the heap writes here, so one believes only what it has written itself: what
+     * another has lacked says nothing of it. Where that has gone, the thread asks for the least that it
+     * may lack, and forgets no shortage: the next try of its ladder writes anew. */
+    const void *lacks_by;
+    size_t lacks;
     const struct ledger *refused_by; /* what refused this heap's last request; it may be gone */
     unsigned refused_of;             /* and the measure */
 } ledger_t;
@@ -333,8 +339,9 @@ HAK_INLINE bool ledger_is_settled(const ledger_t *ledger, size_t footprint)
     return ledger_is_admitted(ledger, footprint) &&
            load_relaxed(&((ledger_t *)(uintptr_t)ledger)->of[FOOTPRINT].lease) == footprint;
 }
-/* What refuses the last growth that this thread was refused; `full` NULL: nothing does any more. */
-borrowed_t ledger_lacks(ledger_t *ledger);
+/* What refuses the last growth that this thread was refused, which has lacked `least` at least; `full`
+ * NULL: nothing does any more. */
+borrowed_t ledger_lacks(ledger_t *ledger, size_t least);
 
 /* What refused the last request, where it is still above; NULL: none. */
 hak_heap_t *ledger_refused_by(ledger_t *ledger);

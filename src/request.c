@@ -58,7 +58,8 @@ static void *allocate_charged(hak_heap_t *heap, const request_t *request)
 /* As long as room can be made for what the ladder needs. */
 static void *allocate_bounded(hak_heap_t *heap, request_t *request)
 {
-    tried_t tried = {0};
+    bool large = pointer_place(request->size, request->alignment) == PLACE_LARGE;
+    tried_t tried = {.least = large ? request->size : 0};
     void *ptr;
     do ptr = allocate_charged(heap, request);
     while (!ptr && hak_tls.last_error == HAK_ERROR_LIMIT &&

@@ -36,12 +36,11 @@ typedef struct hak_tls {
      * takes a signal's frame of the stack, so that no stack holds as many as would wrap. */
     uint16_t closing;
     uint64_t section;  /* what sections of locked mode arm: no kernel knows of it */
-    size_t lacks;      /* of a footprint, what the last growth that a limit refused has lacked */
     uint32_t pressing; /* a frame of the call whose callback runs (press in request.c), or 0 */
     uint32_t ranks[HAK_DEBUG]; /* a bit for each lock rank held */
 } hak_tls_t;
 
-_Static_assert(offsetof(hak_tls_t, ranks) == 28, "plugins share little room");
+_Static_assert(offsetof(hak_tls_t, ranks) == 20, "plugins share little room");
 
 extern _Thread_local hak_tls_t hak_tls HAK_TLS_MODEL;
 

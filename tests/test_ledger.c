@@ -429,10 +429,14 @@ Test(ledger, what_a_thread_lacks_is_its_own)
     cr_assert(!ledger_admit(&leaf, 2 * HAK_MIB, true));
     cr_assert(pthread_create(&thread, NULL, lacks_more, &leaf) == 0);
     cr_assert(pthread_join(thread, &admitted) == 0 && !admitted);
-    borrowed_t lacks = ledger_lacks(&leaf);
+    cr_assert(!ledger_lacks(&leaf, HAK_MIB).full, "what another has lacked says nothing");
+    borrowed_t lacks = ledger_lacks(&leaf, HAK_MIB + 1);
+    cr_assert(lacks.full == &root && lacks.bytes == HAK_MIB + 1);
+    cr_assert(!ledger_admit(&leaf, 2 * HAK_MIB, true));
+    lacks = ledger_lacks(&leaf, HAK_PAGE);
     cr_assert(lacks.full == &root && lacks.bytes == 2 * HAK_MIB);
     limits.committed_limit = 2 * HAK_MIB;
-    cr_assert(ledger_set_limits(&root, &limits, &full) && !ledger_lacks(&leaf).full);
+    cr_assert(ledger_set_limits(&root, &limits, &full) && !ledger_lacks(&leaf, HAK_PAGE).full);
 }
 
 /* What could not go back because TREE was busy is not forgotten, where the footprint is the same. */
