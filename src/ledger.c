@@ -159,11 +159,11 @@ static size_t room_above(ledger_t *from)
 static void note_idle(ledger_t *ledger)
 {
     size_t part = load_relaxed(&ledger->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
-    store_relaxed(&ledger->idle[LIVE], hak_max(part, load_relaxed(&ledger->idle[FOOTPRINT])));
+    store_relaxed(&ledger->idle, hak_max(part, load_relaxed(&ledger->keep)));
 }
 static void note_keep(ledger_t *ledger, size_t room)
 {
-    store_relaxed(&ledger->idle[FOOTPRINT], hak_min(room / LEDGER_SHARE, LEDGER_KEEP));
+    store_relaxed(&ledger->keep, (uint32_t)hak_min(room / LEDGER_SHARE, LEDGER_KEEP));
     note_idle(ledger);
 }
 
@@ -225,7 +225,7 @@ static bool is_squeezed(ledger_t *from)
 static void set_tight(ledger_t *ledger, bool tight)
 {
     store_ordered(&ledger->tight, (uint32_t)tight);
-    store_ordered(&ledger->idle[FOOTPRINT], 0);
+    store_ordered(&ledger->keep, 0u);
     note_idle(ledger);
 }
 
@@ -468,10 +468,11 @@ bool ledger_lend_both(ledger_t *ledger, size_t bytes, size_t footprint)
     return lent;
 }
 
-/* A thread is known by where its own record lies. */
+/* A thread is known by where its own record lies, about: to take another for it does little harm. */
+static uint32_t this_thread(void) { return (uint32_t)((uintptr_t)&hak_tls >> 3); }
 static void note_lacking(ledger_t *ledger, size_t bytes)
 {
-    ledger->lacks_by = &hak_tls;
+    ledger->lacks_by = this_thread();
     ledger->lacks = bytes;
 }
 
@@ -507,7 +508,7 @@ void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait)
 borrowed_t ledger_lacks(ledger_t *ledger, size_t least)
 {
     hold();
-    size_t lacks = ledger->lacks_by == &hak_tls ? ledger->lacks : least;
+    size_t lacks = ledger->lacks_by == this_thread() ? ledger->lacks : least;
     ledger_t *full = find_full(ledger, FOOTPRINT, lacks);
     borrowed_t refusal = {.full = NULL};
     if (full) refusal = refuse(full, FOOTPRINT, lacks);

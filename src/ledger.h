@@ -32,7 +32,7 @@
  * figure, and no difference, so that nothing adds up that was lost. A large block names its own bytes,
  * which is quicker; the next whole figure puts right what that might lose, and the check compares.
  *
- * What frees leave of a lease stays with the heap for what comes next, up to `idle`: of what is live
+ * What frees leave of a lease stays with the heap for what comes next, up to `idle` and `keep`: of what is live
  * a part of the lease, of both measures as much as might be borrowed ahead. Nothing more than a part
  * of the lease stays below a soft limit, which would not see what was freed, and nothing at all in a
  * tight heap. A trim, a reset and a recall return all of it.
@@ -98,9 +98,8 @@ typedef struct ledger {
      * order: see ledger_refund. Any thread. */
     _Atomic size_t credit;
     _Atomic uint32_t tight;
-    /* Written under TREE, read by any thread: of each lease so much may be of no use before it goes
-     * back; of the footprint's nothing in a tight heap. */
-    _Atomic size_t idle[MEASURES];
+    /* Written under TREE, read by any thread: so much may be credit before it goes back. */
+    _Atomic size_t idle;
     uint16_t height; /* lock: TREE, as all that follows; of the tree below it, at least; 1: alone */
     bool away;       /* is emptied, or leaves: a recall passes it by */
     bool squeezed;   /* what is below was recalled a short while ago, and is tight */
@@ -113,6 +112,8 @@ typedef struct ledger {
     measure_t of[MEASURES];
     _Atomic size_t soft; /* written under TREE; a figure, as above; LEDGER_NO_LIMIT: none */
     soft_state_t passed; /* lock: TREE */
+    /* As `idle`: so much of both leases may stay for what comes next; nothing in a tight heap. */
+    _Atomic uint32_t keep;
     /* Lock: the heap's; the heap's own now, and its highest. The lease never grows beyond what is asked
      * for, so it is no more than the highest. */
     _Atomic size_t footprint, most;
@@ -123,10 +124,10 @@ typedef struct ledger {
      * TREE. Each thread of the heap writes here, so one believes only what it has written itself: what
      * another has lacked says nothing of it. Where that has gone, the thread asks for the least that it
      * may lack, and forgets no shortage: the next try of its ladder writes anew. */
-    const void *lacks_by;
+    uint32_t lacks_by;
+    unsigned refused_of;             /* the measure that refused this heap's last request, */
+    const struct ledger *refused_by; /* and the heap; it may be gone */
     size_t lacks;
-    const struct ledger *refused_by; /* what refused this heap's last request; it may be gone */
-    unsigned refused_of;             /* and the measure */
 } ledger_t;
 
 /* ---- Any thread, no lock ---- */
@@ -171,14 +172,14 @@ HAK_INLINE bool ledger_grab_one(ledger_t *ledger, size_t bytes)
 HAK_INLINE bool ledger_is_idle(const ledger_t *ledger)
 {
     ledger_t *at = (ledger_t *)(uintptr_t)ledger;
-    return load_relaxed(&at->credit) > load_relaxed(&at->idle[LIVE]);
+    return load_relaxed(&at->credit) > load_relaxed(&at->idle);
 }
 /* Takes bytes from a credit that is not idle. */
 HAK_INLINE bool ledger_grab_needed(ledger_t *ledger, size_t bytes)
 {
     size_t had = load_relaxed(&ledger->credit);
     do
-        if (HAK_UNLIKELY(had < bytes || had > load_relaxed(&ledger->idle[LIVE]) ||
+        if (HAK_UNLIKELY(had < bytes || had > load_relaxed(&ledger->idle) ||
                          ledger_is_tight(ledger)))
             return false;
     /* Relaxed: as in ledger_grab. */
@@ -298,8 +299,7 @@ HAK_INLINE bool ledger_keeps_for(ledger_t *ledger, size_t credit, size_t footpri
 {
     size_t unused = load_relaxed(&ledger->of[FOOTPRINT].lease) - footprint;
     /* Ordered: as `tight`, with which it becomes 0. */
-    if (HAK_UNLIKELY(unused > load_ordered(&ledger->idle[FOOTPRINT]) ||
-                     credit > load_relaxed(&ledger->idle[LIVE])))
+    if (HAK_UNLIKELY(unused > load_ordered(&ledger->keep) || credit > load_relaxed(&ledger->idle)))
         return false;
     store_relaxed(&ledger->footprint, footprint);
     return true;
