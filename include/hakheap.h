@@ -526,8 +526,8 @@ typedef struct hak_usage {
     size_t committed_bytes;
     /** The highest `committed_bytes` so far. */
     size_t peak_bytes;
-    /** `committed_bytes` of this heap and all heaps below: what the limit is held to; at most
-     * #committed_limit always. */
+    /** `committed_bytes` of this heap and all heaps below, and room that they keep for what they
+     * allocate next: what the limit is held to; at most #committed_limit always. */
     size_t tree_committed_bytes;
     /** The highest `tree_committed_bytes` so far. */
     size_t tree_committed_peak_bytes;
@@ -687,8 +687,9 @@ HAK_API unsigned hak_size_class_of(size_t size);
 
 /**
  * Proves a heap sound: walks every slab, magazine, chain and large block, finds each block exactly
- * once and compares the sums with the counts the heap keeps. Allocations of other threads that miss
- * their magazines wait meanwhile; frees do not, they go without a cache.
+ * once and compares the sums with the counts the heap keeps; what a heap is charged with what it has
+ * only where the process has one thread. Allocations of other threads that miss their magazines wait
+ * meanwhile; frees do not, they go without a cache.
  * @param heap the heap.
  * @return 0; EFAULT after a line on standard error that says what is wrong; EINVAL (NULL or
  *         destroyed heap); ENOMEM (no memory for the walk); EAGAIN (the kernel refused the fence).

@@ -63,14 +63,16 @@ OPTIONAL = {"after", "planted", "survives"}
 SLOW_SUITES = "docs|fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
 SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|coarse|region|limits|windows)",
-          "refill": "@(home|api|coarse|large|region|limits)",
-          "trim": "@(flush_trim|windows|coarse|region|limits|ends)",
-          "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api|windows)",
-          "record": "meta", "life": "@(api|home)", "resize": "@(api|limits)",
-          "pointer": "misuse", "heap": "api", "walk": "@(stats|home)", "validate": "stats",
-          "report": "stats", "os_linux": "os", "percpu_rseq": "percpu",
-          "recall": "@(limits|ledger)", "tree": "@(limits|api|ends)", "api_tree": "limits",
-          "request": "@(limits|limits2|committed|api|api_inside|bounds)"}
+          "refill": "@(home|api|coarse|large|region|limits|giveback)",
+          "trim": "@(flush_trim|windows|coarse|region|limits|ends|kept)",
+          "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api|windows|kept)",
+          "record": "meta", "life": "@(api|home|kept)", "resize": "@(api|limits)",
+          "pointer": "misuse", "heap": "@(api|region)", "walk": "@(stats|home)",
+          "validate": "@(stats|charges)", "report": "stats", "os_linux": "os",
+          "percpu_rseq": "percpu", "recall": "@(limits|ledger|committed)",
+          "ledger": "@(ledger|windows|limits|committed)", "tree": "@(limits|api|ends)",
+          "api_tree": "@(limits|kept)",
+          "request": "@(limits|limits2|committed|api|api_inside|bounds|kept|request)"}
 # How far a run goes with a mutant; what survives to an early end is not noted.
 ENDS = ["own", "quick", "all"]
 # These kinds are races where they are anything: ThreadSanitizer looks at them, too.

@@ -51,6 +51,11 @@ static int set_limits(hak_heap_t *heap, const hak_limits_t *limits)
 {
     full_t full;
     bool recalled[MEASURES] = {false};
+    /* What is kept of what was freed is no reason to tell a heap. */
+    if (load_relaxed(&heap->ledger->of[LIVE].sum) > limits->soft_limit) {
+        recalled[LIVE] = true;
+        if (!recall_all(heap, heap->ledger, LIVE)) return EAGAIN;
+    }
     while (!ledger_set_limits(heap->ledger, limits, &full)) {
         if (recalled[full.measure]) return refuse(HAK_ERROR_LIMIT, EBUSY);
         recalled[full.measure] = true;

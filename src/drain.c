@@ -654,7 +654,8 @@ void drain_big(hak_heap_t *heap, void *ptr, bool deferred)
     size_t bytes = bytes_of_large(ptr);
     if (!lock_or_defer(heap, ptr)) return;
     (void)drain_deferred(heap, false);
-    heap_refund_inside(heap, free_big(heap, ptr, false));
+    size_t refund = free_big(heap, ptr, false);
+    if (refund) heap_refund_inside(heap, refund);
     lock_release(&heap->lock, RANK_HEAP);
     reserve_settle(&process_reserve, bytes);
 }

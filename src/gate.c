@@ -67,6 +67,8 @@ void gate_leave(void)
 
 bool gate_is_closed(void) { return load_relaxed(&gate.closed); }
 
+bool gate_was_forked(void) { return load_relaxed(&gate.epoch) != 0; }
+
 void gate_pass(void)
 {
     gate_leave();

@@ -20,6 +20,8 @@ void gate_leave(void);
 /* Lets a fork go first that waits; of long calls, while they hold no lock and no chain. */
 void gate_pass(void);
 bool gate_is_closed(void); /* a hint */
+/* Whether this is a child of fork, which may have lost what other threads were at. */
+bool gate_was_forked(void);
 
 /* Registers the fork handlers; once a process. `in_child` runs in the child before anybody can
  * enter. */

@@ -319,7 +319,7 @@ HAK_INLINE bool heap_may_charge(const hak_heap_t *heap)
  * too little of that, or so much that some goes back. */
 HAK_INLINE bool heap_lends(const hak_heap_t *heap, size_t bytes)
 {
-    return !ledger_is_idle(heap->ledger) && ledger_grab_one(heap->ledger, bytes);
+    return ledger_grab_needed(heap->ledger, bytes);
 }
 /* Charges a block, unless it is charged; false: the chain does not lend it at once. */
 HAK_INLINE bool heap_take_charge(const hak_heap_t *heap, size_t bytes, bool charged)
@@ -407,17 +407,20 @@ HAK_INLINE bool heap_admit(hak_heap_t *heap, size_t more, bool may_wait)
 {
     if (HAK_LIKELY(!heap->ledger)) return true;
     size_t footprint = heap_footprint(heap) + more;
-    if (ledger_is_admitted(heap->ledger, footprint)) return true;
+    if (ledger_covers(heap->ledger, footprint)) return true;
     if (ledger_admit(heap->ledger, footprint, may_wait)) return true;
     if (may_wait) hak_tls.last_error = HAK_ERROR_LIMIT;
     return false;
 }
+/* A free, which may not wait, leaves the room for what comes next, as far as the ledger allows. */
 HAK_INLINE void heap_settle(hak_heap_t *heap, bool may_wait)
 {
     if (HAK_LIKELY(!heap->ledger)) return;
     size_t footprint = heap_footprint(heap);
-    if (!ledger_is_settled(heap->ledger, footprint))
-        ledger_settle_at(heap->ledger, footprint, may_wait);
+    if (may_wait ? ledger_is_settled(heap->ledger, footprint)
+                 : ledger_keeps(heap->ledger, footprint))
+        return;
+    ledger_settle_at(heap->ledger, footprint, may_wait);
 }
 
 #endif

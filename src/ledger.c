@@ -2,6 +2,7 @@
 #include "ledger.h"
 
 #include "stall.h"
+#include "tls.h"
 
 static hak_lock_t tree_lock; /* rank TREE */
 /* Of each measure: frees in tight heaps, and changes of a tree; ordered. */
@@ -153,15 +154,30 @@ static size_t room_above(ledger_t *from)
     return least;
 }
 
+/* Part of a live lease may be credit, and a heap may keep as much as it might borrow ahead: what it
+ * has freed is asked for again. */
+static void note_idle(ledger_t *ledger)
+{
+    size_t part = load_relaxed(&ledger->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
+    store_relaxed(&ledger->idle, hak_max(part, load_relaxed(&ledger->keep)));
+}
+static void note_keep(ledger_t *ledger, size_t room)
+{
+    store_relaxed(&ledger->keep, (uint32_t)hak_min(room / LEDGER_SHARE, LEDGER_KEEP));
+    note_idle(ledger);
+}
+
 static void lend(ledger_t *ledger, unsigned measure, size_t bytes)
 {
     put_on(&ledger->of[measure].lease, bytes);
+    note_idle(ledger);
     add_up(ledger, NULL, measure, bytes);
 }
 
 static void give_back(ledger_t *ledger, unsigned measure, size_t bytes)
 {
     take_from(&ledger->of[measure].lease, bytes);
+    note_idle(ledger);
     take_off(ledger, NULL, measure, bytes);
 }
 
@@ -170,6 +186,7 @@ static void give_back_both(ledger_t *ledger, size_t live, size_t footprint)
 {
     take_from(&ledger->of[LIVE].lease, live);
     take_from(&ledger->of[FOOTPRINT].lease, footprint);
+    note_idle(ledger);
     ledger_t *at = ledger;
     do {
         size_t sum = take_from(&at->of[LIVE].sum, live);
@@ -204,6 +221,14 @@ static bool is_squeezed(ledger_t *from)
     return false;
 }
 
+/* Ordered, and before a recall takes the credit: see ledger_refund. */
+static void set_tight(ledger_t *ledger, bool tight)
+{
+    store_ordered(&ledger->tight, (uint32_t)tight);
+    store_ordered(&ledger->keep, 0u);
+    note_idle(ledger);
+}
+
 /* What was squeezed long enough ago is so no more. */
 static void relax(ledger_t *ledger, uint32_t now)
 {
@@ -214,7 +239,7 @@ static void relax(ledger_t *ledger, uint32_t now)
             at->squeezed_at += LEDGER_TIGHT_MS;
         }
     while ((at = at->parent) != NULL);
-    if (load_relaxed(&ledger->tight) && !is_squeezed(ledger)) store_ordered(&ledger->tight, 0u);
+    if (load_relaxed(&ledger->tight) && !is_squeezed(ledger)) set_tight(ledger, false);
 }
 
 /* ---- Borrowing ---- */
@@ -227,30 +252,38 @@ static size_t ahead(ledger_t *ledger, size_t room, size_t bytes)
     return hak_max(hak_min(most, LEDGER_AHEAD), bytes);
 }
 
-/* The least room of all of the chain, below limits and soft limits; 0: one is not at ease, or there
- * is less than so much. One look at each. */
-HAK_INLINE size_t room_at_ease(ledger_t *from, size_t live, size_t footprint)
+/* The least room of all of a chain; `live` 0: one is not at ease, or there is less than so much. */
+typedef struct rooms_above {
+    size_t live;    /* below limits and soft limits */
+    size_t of_both; /* below the limits of both measures; 0: there is a soft limit */
+} rooms_above_t;
+
+/* One look at each. */
+HAK_INLINE rooms_above_t rooms_at_ease(ledger_t *from, size_t live, size_t footprint)
 {
-    size_t least = SIZE_MAX;
+    rooms_above_t least = {SIZE_MAX, SIZE_MAX};
     ledger_t *at = from;
     do {
-        if (HAK_UNLIKELY(at->squeezed || at->passed != SOFT_BELOW)) return 0;
-        size_t most = hak_min(load_relaxed(&at->of[LIVE].limit), load_relaxed(&at->soft));
-        size_t room = most - load_relaxed(&at->of[LIVE].sum);
-        if (room < live || room_of(at, FOOTPRINT) < footprint) return 0;
-        least = hak_min(least, room);
+        if (HAK_UNLIKELY(at->squeezed || at->passed != SOFT_BELOW)) return (rooms_above_t){0, 0};
+        size_t soft = load_relaxed(&at->soft);
+        size_t most = hak_min(load_relaxed(&at->of[LIVE].limit), soft);
+        size_t room = most - load_relaxed(&at->of[LIVE].sum), other = room_of(at, FOOTPRINT);
+        if (room < live || other < footprint) return (rooms_above_t){0, 0};
+        least.live = hak_min(least.live, room);
+        least.of_both = hak_min(least.of_both, soft == LEDGER_NO_LIMIT ? hak_min(room, other) : 0);
     } while ((at = at->parent) != NULL);
-    return load_relaxed(&from->tight) ? 0 : least;
+    return load_relaxed(&from->tight) ? (rooms_above_t){0, 0} : least;
 }
 
 /* Both measures in one walk, and of what is live some ahead. False: not at once. */
 HAK_INLINE bool lend_at_ease(ledger_t *ledger, size_t live, size_t footprint)
 {
-    size_t room = room_at_ease(ledger, live, footprint);
-    if (HAK_UNLIKELY(!room)) return false;
-    size_t amount = ahead(ledger, room, live);
+    rooms_above_t room = rooms_at_ease(ledger, live, footprint);
+    if (HAK_UNLIKELY(!room.live)) return false;
+    size_t amount = ahead(ledger, room.live, live);
     put_on(&ledger->of[LIVE].lease, amount);
     if (footprint) put_on(&ledger->of[FOOTPRINT].lease, footprint);
+    note_keep(ledger, room.of_both);
     ledger_t *at = ledger;
     do {
         (void)add_to(&at->of[LIVE], amount);
@@ -290,6 +323,7 @@ borrowed_t ledger_borrow(ledger_t *ledger, size_t bytes, uint32_t now)
 {
     borrowed_t answer = {.full = NULL};
     hold();
+    note_keep(ledger, 0); /* the chain is not at ease */
     ledger_t *full = find_full(ledger, LIVE, bytes);
     if (full || load_relaxed(&ledger->tight)) {
         return_credit(ledger);
@@ -434,6 +468,14 @@ bool ledger_lend_both(ledger_t *ledger, size_t bytes, size_t footprint)
     return lent;
 }
 
+/* A thread is known by where its own record lies, about: to take another for it does little harm. */
+static uint32_t this_thread(void) { return (uint32_t)((uintptr_t)&hak_tls >> 3); }
+static void note_lacking(ledger_t *ledger, size_t bytes)
+{
+    ledger->lacks_by = this_thread();
+    ledger->lacks = bytes;
+}
+
 bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
 {
     size_t more = lacking(ledger, footprint);
@@ -441,7 +483,7 @@ bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait)
         if (!hold_if(may_wait)) return false;
         ledger_t *full = find_full(ledger, FOOTPRINT, more);
         if (!full) lend(ledger, FOOTPRINT, more);
-        else if (may_wait) ledger->lacks_at = full, ledger->lacks = more;
+        else if (may_wait) note_lacking(ledger, more);
         release();
         if (full) return false;
     }
@@ -453,18 +495,23 @@ void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait)
 {
     size_t lease = load_relaxed(&ledger->of[FOOTPRINT].lease);
     note_footprint(ledger, footprint);
-    if (footprint >= lease || !hold_if(may_wait)) return;
+    if (footprint >= lease) return;
+    if (!hold_if(may_wait)) {
+        ledger_note_freed(ledger); /* a recall returns it */
+        return;
+    }
     size_t credit = ledger_is_idle(ledger) ? take_credit(ledger) : 0;
     give_back_both(ledger, credit, lease - footprint);
     release();
 }
 
-borrowed_t ledger_lacks(ledger_t *ledger)
+borrowed_t ledger_lacks(ledger_t *ledger, size_t least)
 {
     hold();
-    ledger_t *full = find_above(ledger, ledger->lacks_at);
+    size_t lacks = ledger->lacks_by == this_thread() ? ledger->lacks : least;
+    ledger_t *full = find_full(ledger, FOOTPRINT, lacks);
     borrowed_t refusal = {.full = NULL};
-    if (full) refusal = refuse(full, FOOTPRINT, ledger->lacks);
+    if (full) refusal = refuse(full, FOOTPRINT, lacks);
     release();
     return refusal;
 }
@@ -490,8 +537,7 @@ static void visit(recall_t *recall, ledger_t *at)
     at->stamp = recall->serial;
     if (at->away) return;
     at->pins++;
-    /* Ordered, and before the credit is taken: see ledger_refund. */
-    store_ordered(&at->tight, 1u);
+    set_tight(at, true);
     recall->at[recall->count++] = at;
 }
 
@@ -613,20 +659,20 @@ ledger_answer_t ledger_join(ledger_t *ledger, ledger_t *parent, const hak_limits
 {
     ledger_answer_t answer = LEDGER_DONE;
     set_limits(ledger, limits);
+    note_keep(ledger, 0);
     hold();
     ledger_t *full = parent ? find_full(parent, FOOTPRINT, footprint) : NULL;
     if (depth_of(parent) >= LEDGER_DEPTH) {
         answer = LEDGER_DEEP;
     } else if (full) {
         answer = LEDGER_FULL;
-        parent->lacks_at = full;
-        parent->lacks = footprint;
+        note_lacking(parent, footprint);
     } else {
         ledger->height = 1;
         link_to(ledger, parent);
         lend(ledger, FOOTPRINT, footprint);
         note_footprint(ledger, footprint);
-        store_ordered(&ledger->tight, (uint32_t)is_squeezed(ledger));
+        set_tight(ledger, is_squeezed(ledger));
     }
     release();
     return answer;
@@ -652,7 +698,7 @@ void ledger_clear(ledger_t *ledger)
     hold();
     return_lease(ledger);
     ledger->away = false;
-    store_ordered(&ledger->tight, (uint32_t)is_squeezed(ledger));
+    set_tight(ledger, is_squeezed(ledger));
     ledger_note_change();
     release();
 }
@@ -739,6 +785,7 @@ bool ledger_set_limits(ledger_t *ledger, const hak_limits_t *limits, full_t *ful
         ledger->passed = SOFT_BELOW;
         if (load_relaxed(&ledger->of[LIVE].sum) > limits->soft_limit) ledger->passed = SOFT_DUE;
     }
+    STALL(tree_held);
     ledger_note_change();
     release();
     return fits;

@@ -29,7 +29,13 @@
  * The footprint is the second measure, in the same tree: sums and limits of its own, but no credit.
  * Its lease is what the heap has in use: the ladders ask before memory is touched (ledger_admit), and
  * say what is left once some is gone (ledger_settle), with the heap's lock held. Both name the whole
- * figure, and no difference, so that nothing adds up that was lost.
+ * figure, and no difference, so that nothing adds up that was lost. A large block names its own bytes,
+ * which is quicker; the next whole figure puts right what that might lose, and the check compares.
+ *
+ * What frees leave of a lease stays with the heap for what comes next, up to `idle` and `keep`: of what is live
+ * a part of the lease, of both measures as much as might be borrowed ahead. Nothing more than a part
+ * of the lease stays below a soft limit, which would not see what was freed, and nothing at all in a
+ * tight heap. A trim, a reset and a recall return all of it.
  *
  * A soft limit refuses nothing. A heap whose sum of what is live passes it is due: whoever asked tells
  * it, once, and not again before the sum has come below LEDGER_CALM of it.
@@ -39,7 +45,8 @@
  *
  * Invariants: the two of the picture, whenever TREE is free; sum <= limit at every moment, because
  * all of a chain is asked before anything is added; so for both measures. Of the footprint, lease
- * >= footprint at every moment, and more only where TREE was busy when memory went.
+ * >= footprint at every moment, and more where TREE was busy when memory went, and where a free has
+ * left room.
  */
 enum {
     LEDGER_DEPTH = 32,      /* heaps from the root to the deepest */
@@ -50,7 +57,8 @@ enum {
     LEDGER_SLACK = 8,       /* a recall that leaves less than such a part of a limit makes tight, */
     LEDGER_TIGHT_MS = 100,  /* for so long; and one that comes so soon after another */
     LEDGER_CALM = 8,        /* a soft limit is passed once more when such a part of it was free, */
-    LEDGER_IDLE = 4         /* and a heap that has such a part of its lease as credit returns it */
+    LEDGER_IDLE = 4,        /* and a heap that has such a part of its lease as credit returns it, */
+    LEDGER_KEEP = 32 * HAK_MIB /* but as much as it might borrow ahead, up to this, it may keep */
 };
 
 enum { LIVE, FOOTPRINT, MEASURES };
@@ -90,6 +98,8 @@ typedef struct ledger {
      * order: see ledger_refund. Any thread. */
     _Atomic size_t credit;
     _Atomic uint32_t tight;
+    /* Written under TREE, read by any thread: so much may be credit before it goes back. */
+    _Atomic size_t idle;
     uint16_t height; /* lock: TREE, as all that follows; of the tree below it, at least; 1: alone */
     bool away;       /* is emptied, or leaves: a recall passes it by */
     bool squeezed;   /* what is below was recalled a short while ago, and is tight */
@@ -102,15 +112,22 @@ typedef struct ledger {
     measure_t of[MEASURES];
     _Atomic size_t soft; /* written under TREE; a figure, as above; LEDGER_NO_LIMIT: none */
     soft_state_t passed; /* lock: TREE */
-    _Atomic size_t footprint, most;  /* lock: the heap's; the heap's own now, and its highest */
+    /* As `idle`: so much of both leases may stay for what comes next; nothing in a tight heap. */
+    _Atomic uint32_t keep;
+    /* Lock: the heap's; the heap's own now, and its highest. The lease never grows beyond what is asked
+     * for, so it is no more than the highest. */
+    _Atomic size_t footprint, most;
     _Atomic size_t failed[FAILURES]; /* relaxed, any thread: requests of this heap */
     _Atomic size_t
         failed_below; /* lock: TREE; of this heap and those below, but for FAILED_TURNED */
-    /* What refused the last growth of the footprint, and the bytes asked for; lock: TREE. */
-    const struct ledger *lacks_at;
+    /* What the last growth of the footprint that was refused has lacked, and whose growth it was; lock:
+     * TREE. Each thread of the heap writes here, so one believes only what it has written itself: what
+     * another has lacked says nothing of it. Where that has gone, the thread asks for the least that it
+     * may lack, and forgets no shortage: the next try of its ladder writes anew. */
+    uint32_t lacks_by;
+    unsigned refused_of;             /* the measure that refused this heap's last request, */
+    const struct ledger *refused_by; /* and the heap; it may be gone */
     size_t lacks;
-    const struct ledger *refused_by; /* what refused this heap's last request; it may be gone */
-    unsigned refused_of;             /* and the measure */
 } ledger_t;
 
 /* ---- Any thread, no lock ---- */
@@ -155,8 +172,19 @@ HAK_INLINE bool ledger_grab_one(ledger_t *ledger, size_t bytes)
 HAK_INLINE bool ledger_is_idle(const ledger_t *ledger)
 {
     ledger_t *at = (ledger_t *)(uintptr_t)ledger;
-    return load_relaxed(&at->credit) >
-           load_relaxed(&at->of[LIVE].lease) / LEDGER_IDLE + 4 * HAK_PAGE;
+    return load_relaxed(&at->credit) > load_relaxed(&at->idle);
+}
+/* Takes bytes from a credit that is not idle. */
+HAK_INLINE bool ledger_grab_needed(ledger_t *ledger, size_t bytes)
+{
+    size_t had = load_relaxed(&ledger->credit);
+    do
+        if (HAK_UNLIKELY(had < bytes || had > load_relaxed(&ledger->idle) ||
+                         ledger_is_tight(ledger)))
+            return false;
+    /* Relaxed: as in ledger_grab. */
+    while (HAK_UNLIKELY(!cas_relaxed(&ledger->credit, &had, had - bytes)));
+    return true;
 }
 /* Whether it may borrow ahead, and owes nothing back; about. */
 HAK_INLINE bool ledger_is_free(const ledger_t *ledger)
@@ -258,6 +286,48 @@ bool ledger_take_due(ledger_t *ledger, told_t *told, refused_t *soft);
 bool ledger_admit(ledger_t *ledger, size_t footprint, bool may_wait);
 /* The footprint is no more than this. Where it may not wait, and TREE is busy, the lease stays. */
 void ledger_settle_at(ledger_t *ledger, size_t footprint, bool may_wait);
+/* Whether the lease has room for it: then it is the heap's. */
+HAK_INLINE bool ledger_covers(ledger_t *ledger, size_t footprint)
+{
+    if (footprint > load_relaxed(&ledger->of[FOOTPRINT].lease)) return false;
+    store_relaxed(&ledger->footprint, footprint); /* as much as that there was before: see `most` */
+    return true;
+}
+/* Whether a lease may stay as it is after a free, for what comes next: then the footprint is that. In
+ * a tight heap nothing stays. */
+HAK_INLINE bool ledger_keeps_for(ledger_t *ledger, size_t credit, size_t footprint)
+{
+    size_t unused = load_relaxed(&ledger->of[FOOTPRINT].lease) - footprint;
+    /* Ordered: as `tight`, with which it becomes 0. */
+    if (HAK_UNLIKELY(unused > load_ordered(&ledger->keep) || credit > load_relaxed(&ledger->idle)))
+        return false;
+    store_relaxed(&ledger->footprint, footprint);
+    return true;
+}
+HAK_INLINE bool ledger_keeps(ledger_t *ledger, size_t footprint)
+{
+    return ledger_keeps_for(ledger, load_relaxed(&ledger->credit), footprint);
+}
+/* A large block of what was freed before: its charge and its room, in one step. What the ledger was
+ * told last is the whole figure, to which the block adds. False: nothing has changed. */
+HAK_INLINE bool ledger_take_kept(ledger_t *ledger, size_t bytes)
+{
+    size_t footprint = load_relaxed(&ledger->footprint) + bytes;
+    if (footprint > load_relaxed(&ledger->of[FOOTPRINT].lease)) return false;
+    if (!ledger_grab_one(ledger, bytes)) return false;
+    store_relaxed(&ledger->footprint, footprint);
+    return true;
+}
+/* The free of one. False: it is refunded, and is to be settled. */
+HAK_INLINE bool ledger_keep_freed(ledger_t *ledger, size_t bytes)
+{
+    /* Ordered: as in ledger_refund. */
+    size_t credit = add_ordered(&ledger->credit, bytes) + bytes;
+    if (HAK_LIKELY(ledger_keeps_for(ledger, credit, load_relaxed(&ledger->footprint) - bytes)))
+        return true;
+    ledger_note_freed(ledger);
+    return false;
+}
 /* Whether that is what was said last, */
 HAK_INLINE bool ledger_is_admitted(const ledger_t *ledger, size_t footprint)
 {
@@ -269,8 +339,9 @@ HAK_INLINE bool ledger_is_settled(const ledger_t *ledger, size_t footprint)
     return ledger_is_admitted(ledger, footprint) &&
            load_relaxed(&((ledger_t *)(uintptr_t)ledger)->of[FOOTPRINT].lease) == footprint;
 }
-/* What has refused the heap's last growth; `full` NULL: what did is above it no longer. */
-borrowed_t ledger_lacks(ledger_t *ledger);
+/* What refuses the last growth that this thread was refused, which has lacked `least` at least; `full`
+ * NULL: nothing does any more. */
+borrowed_t ledger_lacks(ledger_t *ledger, size_t least);
 
 /* What refused the last request, where it is still above; NULL: none. */
 hak_heap_t *ledger_refused_by(ledger_t *ledger);

@@ -224,6 +224,7 @@ void life_reset(hak_heap_t *heap)
     store_relaxed(&heap->region_tail, (uint8_t)0);
     store_relaxed(&heap->region_opens, (uint8_t)0);
     mapping_empty(heap);
+    heap_settle(heap, true);
     empty_caches(heap);
     lock_release(&heap->lock, RANK_HEAP);
     lock_release(&heap->areas_lock, RANK_AREAS);

@@ -23,10 +23,10 @@ static void forget_large(hak_heap_t *heap, large_t *large, bool may_wait)
 {
     size_t bytes = large_bytes(large);
     large_remove(&heap->large, large);
-    heap_uncharge(heap, bytes);
-    if (!large->charge_moved) heap_refund(heap, bytes);
     large_put_unused(&heap->large, large);
-    heap_settle(heap, may_wait);
+    heap_uncharge(heap, bytes);
+    if (HAK_LIKELY(!heap->ledger)) return;
+    if (large->charge_moved || !ledger_keep_freed(heap->ledger, bytes)) heap_settle(heap, may_wait);
 }
 
 /* The tombstone first: once it is a piece, the block's address may be another's at once. */

@@ -47,6 +47,8 @@ typedef struct os_table {
     size_t (*page_size)(void);
     /* Milliseconds since some time in the past, about; cheap, and never less than before. */
     uint64_t (*milliseconds)(void);
+    /* Threads that the process has; 0 where the system does not say. */
+    size_t (*threads)(void);
     /* Asks for the right to fence; once a process. */
     bool (*fence_register)(void);
     /* Aborts every rseq section now running in this process, and orders memory across its

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -170,6 +171,13 @@ static void kernel_join(void *at, size_t bytes, size_t first)
 static size_t kernel_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* The coarse clock is read without a system call, and is as old as a tick of the kernel. */
+/* A directory has a link of its own, one of the directory above, and one for each below it. */
+static size_t kernel_threads(void)
+{
+    struct stat task;
+    return stat("/proc/self/task", &task) == 0 && task.st_nlink > 2 ? task.st_nlink - 2 : 0;
+}
+
 static uint64_t kernel_milliseconds(void)
 {
     struct timespec time;
@@ -201,6 +209,7 @@ const os_table_t os_kernel = {
     .join = kernel_join,
     .page_size = kernel_page_size,
     .milliseconds = kernel_milliseconds,
+    .threads = kernel_threads,
     .fence_register = kernel_fence_register,
     .fence = kernel_fence,
 };

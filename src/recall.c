@@ -129,7 +129,7 @@ bool recall_room(hak_heap_t *heap, tried_t *tried, refused_t *refused)
 {
     enum { MOVES = 8 /* of the heap, to where there may be room */ };
     lock_acquire(&squeeze_lock, RANK_SQUEEZE);
-    borrowed_t refusal = ledger_lacks(heap->ledger);
+    borrowed_t refusal = ledger_lacks(heap->ledger, hak_max(tried->least, HAK_PAGE));
     bool again = refusal.full ? recall_full(heap, FOOTPRINT, &refusal, tried, refused)
                               : tried->rounds++ < MOVES;
     lock_release(&squeeze_lock, RANK_SQUEEZE);

@@ -29,8 +29,10 @@ typedef enum charged { CHARGE_REFUSED, CHARGED, CHARGED_DUE } charged_t;
  * and caches could not be emptied. Inside the gate. */
 charged_t recall_charge(hak_heap_t *heap, size_t bytes, refused_t *refused);
 
-/* What a request has tried so far; all zeros at first. */
+/* What a request has tried so far; all zeros at first, but where `least` says how many bytes more than
+ * a page it needs, if it needs any. */
 typedef struct tried {
+    size_t least;
     const ledger_t *full;
     uint64_t epoch;
     unsigned rounds;

@@ -420,24 +420,41 @@ static chain_t take_slabs(hak_heap_t *heap, class_state_t *state, int index,
     return chain;
 }
 
+/* How many blocks the heap may take: of those that are wanted as many as it has borrowed for, else
+ * as the chain lends. `charged`: one of them is. */
+static size_t take_charges(hak_heap_t *heap, size_t bytes, size_t most, bool charged)
+{
+    if (HAK_LIKELY(most == 1)) return charged || ledger_take(heap->ledger, bytes);
+    size_t granted = charged + ledger_grab(heap->ledger, bytes, most - charged);
+    if (!granted && ledger_lend(heap->ledger, bytes))
+        granted = 1 + ledger_grab(heap->ledger, bytes, most - 1);
+    return granted;
+}
+
+/* No more than so many. */
+static slab_wanted_t wanted_of(const slab_wanted_t *wanted, uint32_t most)
+{
+    slab_wanted_t less = *wanted;
+    less.bound = most;
+    if (HAK_LIKELY(most == wanted->most)) return less;
+    less.most = most;
+    less.blocks = (uint32_t)hak_min(less.blocks, most);
+    less.ahead = (uint32_t)hak_min(less.ahead, most);
+    return less;
+}
+
 /* No more than the heap has borrowed. */
 static chain_t take_charged(hak_heap_t *heap, class_state_t *state, int index,
                             const slab_wanted_t *wanted, bool charged)
 {
     size_t bytes = size_classes[state->cls].bytes;
-    size_t granted = charged + ledger_grab(heap->ledger, bytes, wanted->most - charged);
-    if (!granted && ledger_lend(heap->ledger, bytes))
-        granted = 1 + ledger_grab(heap->ledger, bytes, wanted->most - 1);
+    size_t granted = take_charges(heap, bytes, wanted->most, charged);
     if (HAK_UNLIKELY(!granted)) return 0;
-    uint32_t most = (uint32_t)granted;
-    slab_wanted_t less = {.blocks = (uint32_t)hak_min(wanted->blocks, most),
-                          .most = most,
-                          .ahead = (uint32_t)hak_min(wanted->ahead, most),
-                          .bound = most};
+    slab_wanted_t less = wanted_of(wanted, (uint32_t)granted);
     chain_t chain = take_slabs(heap, state, index, &less);
     /* What was charged before stays so where there is none: the caller takes it back. */
     size_t used = hak_max(chain_count(chain), charged);
-    if (used < granted) ledger_refund(heap->ledger, (granted - used) * bytes);
+    if (HAK_UNLIKELY(used < granted)) ledger_refund(heap->ledger, (granted - used) * bytes);
     return chain;
 }
 
@@ -626,7 +643,9 @@ static large_t *take_record(hak_heap_t *heap)
 /* The chain's room for a large block that comes; its charge, unless that is there. Lock: HEAP. */
 static bool admit_large(hak_heap_t *heap, size_t bytes, bool charged)
 {
-    if (HAK_UNLIKELY(heap->ledger != NULL) && !charged && !ledger_grab_one(heap->ledger, bytes))
+    if (HAK_LIKELY(!heap->ledger)) return true;
+    if (!charged && ledger_take_kept(heap->ledger, bytes)) return true;
+    if (!charged && !ledger_grab_one(heap->ledger, bytes))
         return ledger_lend_both(heap->ledger, bytes, heap_footprint(heap));
     bool admitted = heap_admit(heap, 0, true);
     if (!admitted) heap_put_charge(heap, bytes, charged);

@@ -58,7 +58,8 @@ static void *allocate_charged(hak_heap_t *heap, const request_t *request)
 /* As long as room can be made for what the ladder needs. */
 static void *allocate_bounded(hak_heap_t *heap, request_t *request)
 {
-    tried_t tried = {0};
+    bool large = pointer_place(request->size, request->alignment) == PLACE_LARGE;
+    tried_t tried = {.least = large ? request->size : 0};
     void *ptr;
     do ptr = allocate_charged(heap, request);
     while (!ptr && hak_tls.last_error == HAK_ERROR_LIMIT &&
@@ -273,7 +274,7 @@ static size_t charge_after(const block_id_t *id, size_t size)
 }
 
 /* Charges the difference, whether or not the block stays where it is. */
-static void *realloc_charged(const block_id_t *id, void *ptr, size_t size, request_t *request)
+static void *charge_and_resize(const block_id_t *id, void *ptr, size_t size, request_t *request)
 {
     hak_heap_t *heap = id->heap;
     size_t had = id->usable, wants = charge_after(id, size);
@@ -285,6 +286,16 @@ static void *realloc_charged(const block_id_t *id, void *ptr, size_t size, reque
     void *at = resize_bounded(id, ptr, size, &request->refused);
     if (!at && wants > had) ledger_uncharge(heap->ledger, wants - had);
     if (at && wants < had) heap_refund(heap, had - wants);
+    return at;
+}
+
+/* For a check in a signal handler: parts of this are outside of the gate. */
+static void *realloc_charged(const block_id_t *id, void *ptr, size_t size, request_t *request)
+{
+    uint8_t before = hak_tls.resizing;
+    hak_tls.resizing = 1;
+    void *at = charge_and_resize(id, ptr, size, request);
+    hak_tls.resizing = before ? 1 : 0;
     return at;
 }
 

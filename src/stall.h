@@ -63,6 +63,7 @@
     X(region_opening,     "",                       "a page's bit is set; its units are held")     \
     X(recall_stepped,     "gate SQUEEZE",           "heaps are tight and pinned; not yet flushed")  \
     X(recall_refused,     "gate SQUEEZE",           "a chain has refused once more; not yet noted") \
+    X(tree_held,          "gate TREE",              "limits are changed; not yet told to others")  \
     X(gate_counted,       "gate",                   "a thread is counted in; it has not looked")   \
     X(gate_waiting,       "",                       "found closed; not yet asleep")                \
     X(gate_closed,        "GATE_CLOSE",             "a fork has the gate closed and empty")        \

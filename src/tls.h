@@ -30,6 +30,7 @@ typedef struct hak_tls {
     uint8_t closer : 1;  /* the outermost fork that this thread is inside of closes the gate */
     uint8_t
         holds_gate : 1;   /* that fork has the gate's lock; until then it waits for another fork */
+    uint8_t resizing : 1; /* a realloc has charged what its block does not have yet, or still */
     uint8_t starting : 1; /* it is starting the process, or waits for another thread that does */
     /* Forks that this thread is inside of; more than one where a handler forks in a fork. Each
      * takes a signal's frame of the stack, so that no stack holds as many as would wrap. */

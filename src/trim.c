@@ -378,13 +378,18 @@ static size_t excess(const hak_heap_t *heap, size_t keep)
     return held > keep ? held - keep : 0;
 }
 
-/* A step is over: lets a fork go first that waits. It would wait for a trim that waits for this
- * one, too. */
+/* Relaxed, a hint; lock: SQUEEZE, to write: the heap whose TRIM a recall waits for, or NULL. */
+static hak_heap_t *_Atomic recalled;
+
+/* A step is over: lets a fork go first that waits, which would wait for a trim that waits for this
+ * one, too; and a recall, for which requests of other heaps wait. That turns all SuperSlabs once, so
+ * that this trim goes on where it was. */
 static void pass(hak_heap_t *heap)
 {
-    if (HAK_LIKELY(!gate_is_closed())) return;
-    lock_release(&heap->trim_lock, RANK_TRIM);
-    gate_pass();
+    bool fork = gate_is_closed(), recall = load_relaxed(&recalled) == heap;
+    if (HAK_LIKELY(!fork && !recall)) return;
+    lock_pass(&heap->trim_lock, RANK_TRIM);
+    if (fork) gate_pass();
     lock_acquire(&heap->trim_lock, RANK_TRIM);
 }
 
@@ -481,6 +486,16 @@ static size_t take_returned(hak_heap_t *heap)
     return bytes;
 }
 
+/* Also where there is no SuperSlab: what was kept for what comes next, and what TREE was too busy
+ * for. */
+static void return_leases(hak_heap_t *heap)
+{
+    lock_acquire(&heap->lock, RANK_HEAP);
+    heap_settle(heap, true);
+    if (heap->ledger) ledger_return_credit(heap->ledger);
+    lock_release(&heap->lock, RANK_HEAP);
+}
+
 /* Lock: TRIM. */
 static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
 {
@@ -498,28 +513,32 @@ static bool trim_one(hak_heap_t *heap, size_t keep, size_t *bytes)
     returned += (release_regions(heap, &stay) + release_nursery(heap, &stay)) * HAK_PAGE;
     returned += trim_superslabs(heap, keep, &stay);
     purge_far_descriptors(heap);
-    /* What the heap gave to the process before is still resident, and its to return. */
-    if (keep == 0) returned += reserve_trim(&process_reserve, heap);
-    if (keep == 0 && has_given_nursery(heap)) returned += nursery_trim(&process_reserve);
+    return_leases(heap);
     *bytes = returned + take_returned(heap);
     return true;
+}
+
+/* What the heap gave to the process before is still resident, and its to return. */
+static size_t trim_given(hak_heap_t *heap)
+{
+    size_t returned = reserve_trim(&process_reserve, heap);
+    return has_given_nursery(heap) ? returned + nursery_trim(&process_reserve) : returned;
 }
 
 bool trim_release(hak_heap_t *heap, bool may_stop)
 {
     bool stop = false;
     char *base;
+    store_relaxed(&recalled, heap);
     lock_acquire(&heap->trim_lock, RANK_TRIM);
+    store_relaxed(&recalled, NULL);
     retire_empty_slabs(heap, 0, CLASS_COUNT);
     retire_empty_regions(heap);
     for (size_t left = count_superslabs(heap); left && !stop; left--) {
         (void)trim_next(heap, 0, &base);
         stop = may_stop && gate_is_closed();
     }
-    /* Where there is none, too: what TREE was too busy for is settled here. */
-    lock_acquire(&heap->lock, RANK_HEAP);
-    heap_settle(heap, true);
-    lock_release(&heap->lock, RANK_HEAP);
+    return_leases(heap);
     lock_release(&heap->trim_lock, RANK_TRIM);
     return !stop;
 }
@@ -529,5 +548,6 @@ bool trim_heap(hak_heap_t *heap, size_t keep, size_t *bytes)
     lock_acquire(&heap->trim_lock, RANK_TRIM);
     bool done = trim_one(heap, keep, bytes);
     lock_release(&heap->trim_lock, RANK_TRIM);
+    if (done && keep == 0) *bytes += trim_given(heap);
     return done;
 }

@@ -10,7 +10,8 @@
  *   trim     areas > fence > cold, remote > slabs > SuperSlabs > kernel
  *
  * Callers: api, inside the gate. Locks: TRIM, AREAS, CLASS and HEAP, taken inside; none is held for
- * longer than a chain, or one SuperSlab, takes.
+ * longer than a chain, or one SuperSlab, takes; but TRIM, which is let go so often where a recall or a
+ * fork waits.
  */
 
 /* Returns cached blocks of classes [first, end) to their slabs. False: fence refused, and only the

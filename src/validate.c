@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "drain.h"
+#include "gate.h"
 #include "os.h"
 #include "tls.h"
 #include "walk.h"
@@ -14,6 +15,7 @@ typedef struct walk {
     hak_heap_t *heap;
     uint64_t *bits; /* a bit for each block of each slab: found free */
     size_t live_bytes, cached_bytes, free_bytes, untouched_bytes, held_bytes;
+    size_t moved_bytes; /* of large blocks whose charge another block has taken over */
     size_t shared_granules;
     hak_fault_t *fault; /* the first; code NULL: nothing is wrong */
 } walk_t;
@@ -196,6 +198,7 @@ static void check_large(walk_t *walk, const large_t *large)
     if ((marked != LARGE_LIVE && marked != LARGE_FREED) || large_heap(large) != walk->heap)
         wrong(walk, base, bytes, "a large block's record is damaged");
     walk->live_bytes += bytes;
+    if (large->charge_moved) walk->moved_bytes += bytes;
 }
 
 static void check_big(walk_t *walk)
@@ -334,6 +337,32 @@ static size_t number_slabs(hak_heap_t *heap)
     return words;
 }
 
+/*
+ * What blocks have of the lease is what lies outside of slabs, regions and runs. Other threads may
+ * be between a block and its charge at any time, and a child of fork has lost such threads; so this
+ * is proved where there are none. A handler may have interrupted its own thread there, with a block
+ * of a region in hand, and such handlers may nest: CHARGES_IN_HAND.
+ */
+static const char *check_charges(const walk_t *walk)
+{
+    enum { CHARGES_IN_HAND = 4 * 1024 };
+    if (os->threads() != 1 || gate_was_forked() || hak_tls.resizing) return NULL;
+    size_t charged = ledger_live(walk->heap->ledger);
+    size_t outside = walk->live_bytes + walk->cached_bytes - walk->moved_bytes;
+    if (charged < outside) return "a heap has blocks that are not charged";
+    if (charged - outside > CHARGES_IN_HAND) return "a heap is charged for more than its blocks";
+    return NULL;
+}
+
+static void check_ledger(walk_t *walk)
+{
+    hak_heap_t *heap = walk->heap;
+    if (!heap->ledger) return;
+    const char *words = ledger_check(heap->ledger, heap_footprint(heap));
+    if (!words) words = check_charges(walk);
+    if (words) wrong(walk, heap, 0, words);
+}
+
 /* 0, EFAULT or ENOMEM. */
 static int walk_all(hak_heap_t *heap, hak_fault_t *fault)
 {
@@ -354,8 +383,7 @@ static int walk_all(hak_heap_t *heap, hak_fault_t *fault)
     if (sum != load_relaxed(&heap->committed))
         wrong(&walk, heap, 0,
               "live + cached + free + untouched + metadata is not what is committed");
-    const char *words = heap->ledger ? ledger_check(heap->ledger, heap_footprint(heap)) : NULL;
-    if (words) wrong(&walk, heap, 0, words);
+    check_ledger(&walk);
     os->unmap(walk.bits, bytes);
     return fault->code ? EFAULT : 0;
 }

@@ -2,6 +2,7 @@
 #include "ledger.h"
 
 #include <criterion/criterion.h>
+#include <pthread.h>
 
 #include "support_random.h"
 
@@ -325,7 +326,7 @@ Test(ledger, nothing_is_lent_at_once_after_a_recall)
 Test(ledger, what_is_borrowed_in_vain_goes_with_the_footprint)
 {
     ledger_t root, leaf;
-    join(&root, NULL, LEDGER_NO_LIMIT);
+    join(&root, NULL, 2 * HAK_MIB);
     join(&leaf, &root, LEDGER_NO_LIMIT);
     cr_assert(ledger_lend_both(&leaf, HAK_MIB, HAK_MIB));
     ledger_refund(&leaf, HAK_MIB);
@@ -335,6 +336,107 @@ Test(ledger, what_is_borrowed_in_vain_goes_with_the_footprint)
         cr_assert(load_relaxed(&root.of[measure].sum) == 0);
     }
     cr_assert(load_relaxed(&leaf.credit) == 0 && ledger_is_sound(&root));
+}
+
+/* ---- What is kept ---- */
+
+static size_t sum_of(ledger_t *ledger, unsigned measure)
+{
+    return load_relaxed(&ledger->of[measure].sum);
+}
+
+/* The charge and the room of a large block that is freed serve the next one, and count until then. */
+Test(ledger, what_was_freed_is_kept_for_what_comes_next)
+{
+    ledger_t root, leaf;
+    join(&root, NULL, 1024 * HAK_MIB);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    cr_assert(!ledger_take_kept(&leaf, HAK_MIB), "there is nothing yet");
+    cr_assert(ledger_lend_both(&leaf, 8 * HAK_MIB, 8 * HAK_MIB));
+    cr_assert(ledger_keep_freed(&leaf, 8 * HAK_MIB));
+    cr_assert(ledger_live(&leaf) == 0 && load_relaxed(&leaf.footprint) == 0);
+    cr_assert(sum_of(&root, LIVE) == 8 * HAK_MIB && sum_of(&root, FOOTPRINT) == 8 * HAK_MIB);
+    cr_assert(ledger_take_kept(&leaf, 5 * HAK_MIB) && !ledger_take_kept(&leaf, 3 * HAK_MIB + 1));
+    cr_assert(ledger_take_kept(&leaf, 3 * HAK_MIB));
+    cr_assert(ledger_live(&leaf) == 8 * HAK_MIB && load_relaxed(&leaf.footprint) == 8 * HAK_MIB);
+    cr_assert(load_relaxed(&leaf.most) == 8 * HAK_MIB && ledger_is_sound(&root));
+}
+
+/* A 64th part of the room, and LEDGER_KEEP, where that is less. */
+Test(ledger, what_is_kept_has_a_bound)
+{
+    ledger_t root, wide;
+    join(&root, NULL, 64 * HAK_MIB);
+    cr_assert(ledger_lend_both(&root, 2 * HAK_MIB, 2 * HAK_MIB));
+    cr_assert(!ledger_keep_freed(&root, 2 * HAK_MIB));
+    ledger_settle_at(&root, 0, false);
+    cr_assert(sum_of(&root, LIVE) == 0 && sum_of(&root, FOOTPRINT) == 0);
+    cr_assert(ledger_admit(&root, 2 * HAK_MIB, true) && !ledger_keeps(&root, 0));
+    cr_assert(ledger_keeps(&root, 2 * HAK_MIB - 4 * HAK_PAGE), "some");
+    ledger_settle_at(&root, 0, true);
+    cr_assert(ledger_lend_both(&root, 2 * HAK_MIB, 0));
+    ledger_refund(&root, 2 * HAK_MIB);
+    cr_assert(!ledger_keeps(&root, 0), "the credit");
+    join(&wide, NULL, LEDGER_NO_LIMIT);
+    cr_assert(ledger_lend_both(&wide, LEDGER_KEEP, LEDGER_KEEP) &&
+              ledger_grab(&wide, 1, SIZE_MAX) == 0);
+    cr_assert(ledger_keep_freed(&wide, LEDGER_KEEP));
+    cr_assert(ledger_lend_both(&wide, LEDGER_KEEP, LEDGER_KEEP), "beside what is kept");
+    cr_assert(!ledger_keep_freed(&wide, HAK_PAGE));
+}
+
+/* What is free shall not hide that a soft limit is passed no longer. */
+Test(ledger, nothing_is_kept_below_a_soft_limit)
+{
+    ledger_t root, leaf;
+    hak_limits_t limits = limits_of(LEDGER_NO_LIMIT);
+    full_t full;
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    limits.soft_limit = 1024 * HAK_MIB;
+    cr_assert(ledger_set_limits(&root, &limits, &full));
+    cr_assert(ledger_lend_both(&leaf, HAK_MIB, HAK_MIB) && !ledger_keep_freed(&leaf, HAK_MIB));
+}
+
+/* Whoever recalls finds what is kept; what is freed after that goes back, and is known to have. */
+Test(ledger, nothing_is_kept_in_a_tight_heap)
+{
+    ledger_t root, leaf;
+    join(&root, NULL, 1024 * HAK_MIB);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    cr_assert(ledger_lend_both(&leaf, HAK_MIB, HAK_MIB) && ledger_keep_freed(&leaf, HAK_MIB));
+    cr_assert(ledger_take_kept(&leaf, HAK_MIB));
+    recall_all(&leaf, &root, 0);
+    uint64_t epoch = ledger_epoch(FOOTPRINT);
+    cr_assert(!ledger_keep_freed(&leaf, HAK_MIB) && ledger_epoch(FOOTPRINT) == epoch + 1);
+    cr_assert(!ledger_keeps(&leaf, 0));
+    cr_assert(!ledger_take_kept(&leaf, HAK_PAGE));
+}
+
+static void *lacks_more(void *leaf) { return ledger_admit(leaf, 4 * HAK_MIB, true) ? leaf : NULL; }
+
+/* Two threads of one heap may lack room at a time: each recalls for what it has lacked itself. */
+Test(ledger, what_a_thread_lacks_is_its_own)
+{
+    ledger_t root, leaf;
+    hak_limits_t limits = {0, LEDGER_NO_LIMIT, HAK_MIB, LEDGER_NO_LIMIT};
+    pthread_t thread;
+    void *admitted = &root;
+    full_t full;
+    join(&root, NULL, LEDGER_NO_LIMIT);
+    join(&leaf, &root, LEDGER_NO_LIMIT);
+    cr_assert(ledger_set_limits(&root, &limits, &full));
+    cr_assert(!ledger_admit(&leaf, 2 * HAK_MIB, true));
+    cr_assert(pthread_create(&thread, NULL, lacks_more, &leaf) == 0);
+    cr_assert(pthread_join(thread, &admitted) == 0 && !admitted);
+    cr_assert(!ledger_lacks(&leaf, HAK_MIB).full, "what another has lacked says nothing");
+    borrowed_t lacks = ledger_lacks(&leaf, HAK_MIB + 1);
+    cr_assert(lacks.full == &root && lacks.bytes == HAK_MIB + 1);
+    cr_assert(!ledger_admit(&leaf, 2 * HAK_MIB, true));
+    lacks = ledger_lacks(&leaf, HAK_PAGE);
+    cr_assert(lacks.full == &root && lacks.bytes == 2 * HAK_MIB);
+    limits.committed_limit = 2 * HAK_MIB;
+    cr_assert(ledger_set_limits(&root, &limits, &full) && !ledger_lacks(&leaf, HAK_PAGE).full);
 }
 
 /* What could not go back because TREE was busy is not forgotten, where the footprint is the same. */

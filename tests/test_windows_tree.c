@@ -181,3 +181,78 @@ Test(windows, recall_refused)
     cr_assert(hak_heap_malloc(one, SIZE) == NULL);
     end();
 }
+
+/* ---- TREE is busy ---- */
+
+static ledger_t top, leaf;
+static const hak_limits_t none = {0, LEDGER_NO_LIMIT, LEDGER_NO_LIMIT, LEDGER_NO_LIMIT};
+static void change_limits(void)
+{
+    full_t full;
+    (void)ledger_set_limits(&top, &none, &full);
+}
+
+/* What a tight heap cannot return then is known to be there: who is refused recalls it. */
+Test(windows, tree_held)
+{
+    NEEDS_POINTS();
+    recall_t recall;
+    cr_assert(ledger_join(&top, NULL, &none, 0) == LEDGER_DONE);
+    cr_assert(ledger_join(&leaf, &top, &none, 0) == LEDGER_DONE);
+    cr_assert(ledger_admit(&leaf, 2 * HAK_PAGE, true));
+    ledger_begin(&recall, &leaf, &top, 0);
+    ledger_step(&recall);
+    ledger_settle(&recall);
+    cr_assert(ledger_is_tight(&leaf));
+    cr_assert(hold_start(&hold, STALL_tree_held, 1, change_limits, NULL));
+    uint64_t epoch = ledger_epoch(FOOTPRINT);
+    ledger_settle_at(&leaf, HAK_PAGE, false);
+    cr_assert(ledger_epoch(FOOTPRINT) == epoch + 1 && !ledger_is_settled(&leaf, HAK_PAGE));
+    cr_assert(hold_end(&hold));
+    ledger_settle_at(&leaf, HAK_PAGE, false);
+    cr_assert(ledger_is_settled(&leaf, HAK_PAGE) && ledger_is_sound(&top));
+}
+
+/* ---- A trim, and a recall that needs what it is at ---- */
+
+enum { PIECE = 960 * 1024, PIECES = 12 /* two fill a SuperSlab */ };
+static crew_t asking;
+static stall_t next_step;
+
+static void ask_for_much(void) { STALL_REQUIRE(hak_heap_malloc(one, 3 * HAK_MIB) != NULL); }
+static void answered(void *unused)
+{
+    (void)unused;
+    STALL_REQUIRE(crew_finish(&asking));
+}
+/* In the trim's first step. */
+static void ask_meanwhile(void *unused)
+{
+    (void)unused;
+    crew_start(&asking, ask_for_much);
+    crew_settle(&asking);
+    stall_arm(STALL_superslab_purged, &next_step);
+}
+
+/* The recall waits for a step of the trim, and not for all of them: at the next step it is over. */
+Test(windows, superslab_purged_and_a_recall_waits)
+{
+    NEEDS_POINTS();
+    void *pieces[PIECES];
+    begin();
+    for (size_t i = 0; i < PIECES; i++)
+        cr_assert((pieces[i] = hak_heap_malloc(elsewhere, PIECE)) != NULL);
+    for (size_t i = 0; i < PIECES; i += 2) hak_heap_free(elsewhere, pieces[i]);
+    hak_limits_t limits = {sizeof limits, HAK_NO_LIMIT, HAK_NO_LIMIT, HAK_NO_LIMIT};
+    cr_assert(hak_heap_set_limits(parent, &limits) == 0 && hak_heap_move(elsewhere, parent) == 0);
+    limits.committed_limit = load_relaxed(&parent->ledger->of[FOOTPRINT].sum) + HAK_MIB;
+    cr_assert(hak_heap_set_limits(parent, &limits) == 0);
+    stall_t first = {.run = ask_meanwhile, .nth = 1};
+    next_step = (stall_t){.run = answered, .nth = 1};
+    stall_arm(STALL_superslab_purged, &first);
+    cr_assert(hak_heap_trim(elsewhere, 0) > 0);
+    stall_arm(STALL_superslab_purged, NULL);
+    cr_assert(load_relaxed(&next_step.visits) > 1 && crew_finish(&asking));
+    cr_assert(stall_what_is_wrong() == NULL, "%s", stall_what_is_wrong());
+    cr_assert(ledger_is_sound(parent->ledger) && hak_heap_destroy(parent) == 0);
+}
