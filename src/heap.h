@@ -163,7 +163,7 @@ struct hak_heap {
     _Atomic uint16_t region_blocks[REGION_CLASSES];
     rooms_t region_rooms; /* hints, as in region.h: of regions, their longest holes */
     /* Hints: no hole of all regions has more units; a block that finds none goes to the tail of
-     * this one; all pages of those before a third one are open. */
+     * this one; the page that is opened next is one of a third region, or of one behind it. */
     _Atomic uint8_t region_room, region_tail, region_opens;
     /* relaxed: takes that looked for a hole, since the heap was empty; some may be lost */
     _Atomic uint32_t region_takes;
@@ -213,18 +213,11 @@ HAK_INLINE void heap_note_hole(hak_heap_t *heap, unsigned index, unsigned units)
     rooms_raise(&heap->region_rooms, index, most);
     if (load_relaxed(&heap->region_room) < most) store_relaxed(&heap->region_room, (uint8_t)most);
 }
-/* A region has a page that is not open. */
-HAK_INLINE void heap_note_closed(hak_heap_t *heap, unsigned index)
-{
-    if (index < load_relaxed(&heap->region_opens))
-        store_relaxed(&heap->region_opens, (uint8_t)index);
-}
 /* Forgets what the hints say of a region: others held its units for a while, or hints lag. */
 HAK_INLINE void heap_look_again(hak_heap_t *heap, unsigned index)
 {
     region_look_again(heap_region(heap, index));
     heap_note_hole(heap, index, REGION_ROOM);
-    heap_note_closed(heap, index);
 }
 /* Those that have a granule.
  *     FOR_REGIONS (region, heap) look(region);

@@ -26,12 +26,11 @@ static void move_tail(hak_heap_t *heap, uint32_t index)
     heap_note_hole(heap, before, region_room(heap_region(heap, before)));
 }
 
-/* Opens a page of the first region that has one to open. Where it goes on with the region's tail,
- * so do blocks that find no hole. False: none has. */
-static bool open_page(hak_heap_t *heap)
+/* Opens a page of the first region, from one on to before another, that has one to open. Where it
+ * goes on with the region's tail, so do blocks that find no hole. False: none has. */
+static bool open_page_of(hak_heap_t *heap, uint32_t from, uint32_t end)
 {
-    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
-    for (uint32_t index = load_relaxed(&heap->region_opens); index < regions; index++) {
+    for (uint32_t index = from; index < end; index++) {
         region_t *region = heap_region(heap, index);
         if (!region_may_open(region) || !region_open(region, &heap->guard)) continue;
         store_relaxed(&heap->region_opens, (uint8_t)index);
@@ -40,6 +39,16 @@ static bool open_page(hak_heap_t *heap)
         return true;
     }
     return false;
+}
+
+/* The same of all. Those before the hint are looked at last: others may have closed a page there
+ * since. */
+static bool open_page(hak_heap_t *heap)
+{
+    uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
+    uint32_t from = load_relaxed(&heap->region_opens);
+    if (open_page_of(heap, from, regions)) return true;
+    return open_page_of(heap, 0, (uint32_t)hak_min(from, regions));
 }
 
 /* A hole in an open page: the lowest. A region that has none that is aligned may have others. */
@@ -108,8 +117,7 @@ static void give_pages_back(hak_heap_t *heap)
     size_t keep = 0;
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
     for (uint32_t at = 0; at < regions; at++) {
-        if (region_release(heap_region(heap, at), false, &keep, os_purge))
-            heap_note_closed(heap, at);
+        (void)region_release(heap_region(heap, at), false, &keep, os_purge);
         heap_note_hole(heap, at, region_room(heap_region(heap, at)));
     }
 }

@@ -490,10 +490,13 @@ static void note_open(region_t *region, unsigned page)
     unsigned first = page * PAGE_WORDS, end = first + PAGE_WORDS;
     if (first * WORD_UNITS == load_relaxed(&region->tail_end)) {
         unsigned tail = load_relaxed(&region->tail);
+        unsigned most = (unsigned)hak_max(first * WORD_UNITS, region->record_end);
         if (tail < region->record_end) {
             rooms_raise(&region->rooms, 0, region->record);
             raise_room(region, region->record);
             store_relaxed(&region->tail, region->record_end);
+        } else if (tail > most) { /* by a thread that left the tail while another closed pages */
+            store_relaxed(&region->tail, (uint16_t)most);
         }
         store_relaxed(&region->tail_end, (uint16_t)(end * WORD_UNITS));
     } else {

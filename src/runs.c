@@ -234,7 +234,6 @@ bool runs_take_region(hak_heap_t *heap)
     registry_set_region(base, heap, runs_code(heap, CODE_REGION), index);
     heap->runs++;
     region_attach(region, base);
-    heap_note_closed(heap, index);
     return true;
 }
 

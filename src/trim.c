@@ -358,7 +358,6 @@ static size_t release_regions(hak_heap_t *heap, size_t *stay)
     for (uint32_t at = 0; at < load_acquire(&heap->regions); at++) {
         pages += region_release(heap_region(heap, at), true, stay, os_purge);
         heap_note_hole(heap, at, REGION_ROOM); /* what was held meanwhile is there */
-        heap_note_closed(heap, at);
     }
     return pages;
 }

@@ -621,6 +621,21 @@ Test(region, a_long_rest_of_a_region_is_a_hole_and_a_short_one_is_not)
     }
 }
 
+/* A thread leaves the tail while another gives back all pages: what it writes hides none of them. */
+Test(region, a_tail_that_was_left_meanwhile_hides_no_page)
+{
+    static const unsigned ends[][2] = {{0, 0}, {8, 100}, {8, 300}};
+    for (size_t i = 0; i < CONTRACT_LENGTH(ends); i++) {
+        begin(0, ends[i][0], ends[i][1]);
+        store_relaxed(&shadow.region.tail, (uint16_t)REGION_UNITS);
+        open_all();
+        unsigned taken = 0;
+        while (take(1, 1) < REGION_UNITS) taken++;
+        cr_assert(taken >= REGION_UNITS - ends[i][1], "%u units", taken);
+        must_be_as_known();
+    }
+}
+
 /* ---- Pages ---- */
 
 static void one_block_in(unsigned page)
