@@ -195,9 +195,9 @@ void *request_malloc(hak_heap_t *heap, size_t size, size_t alignment, size_t *di
     if (!heap || !heap_is_valid(heap)) return request_fail(HAK_ERROR_ARGUMENT, EINVAL);
     if (request_is_too_large(size)) return request_fail(HAK_ERROR_SIZE, ENOMEM);
     if (HAK_UNLIKELY(heap_is_closed(heap))) return turn_away(heap, HAK_ERROR_CLOSED, ESHUTDOWN);
-    if (gate_enter(true) != GATE_IN) return reenter(heap);
     int before = errno;
     uint32_t error = hak_tls.last_error;
+    if (gate_enter(true) != GATE_IN) return reenter(heap);
     void *ptr = allocate_once(heap, size, alignment, dirty, false);
     if (HAK_LIKELY(ptr)) {
         /* One rung may be refused and the next one answer: that is no error. */

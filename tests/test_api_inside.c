@@ -9,6 +9,7 @@
 #include "heap.h"
 #include "support_must.h"
 #include "support_os.h"
+#include "support_stall.h"
 
 TestSuite(api_inside, .timeout = 600);
 
@@ -191,5 +192,34 @@ Test(api_inside, a_heap_has_room_for_every_number_of_cpus)
         }
         for (size_t i = 0; i < CONTRACT_LENGTH(heaps); i++)
             cr_assert(hak_heap_destroy(heaps[i]) == 0);
+    }
+}
+
+static void wait_in_vain(void *ctx)
+{
+    (void)ctx;
+    errno = EAGAIN;
+}
+
+/* The wait for a fork's end sets errno: no malloc that has a block shows that. */
+Test(api_inside, a_wait_at_the_gate_leaves_errno_alone)
+{
+    NEEDS_POINTS();
+    static stall_t stall = {.run = wait_in_vain, .nth = 1};
+    static const size_t sizes[] = {16, 1024, 4000, 30000, 100000, 3 << 20};
+    for (int level = 0; level < CONTRACT_LEVELS; level++) {
+        hak_heap_t *heap = contract_heap(level, "waits");
+        for (size_t i = 0; i < CONTRACT_LENGTH(sizes); i++) {
+            store_relaxed(&stall.visits, 0u);
+            stall_arm(STALL_gate_counted, &stall);
+            errno = ENOENT;
+            void *ptr = hak_heap_malloc(heap, sizes[i]);
+            cr_assert(ptr && errno == ENOENT, "%zu: %d", sizes[i], errno);
+            stall_arm(STALL_gate_counted, NULL);
+            hak_heap_free(heap, ptr);
+        }
+        cr_assert(load_relaxed(&stall.visits) > 0);
+        must_be_sound(heap, 0);
+        cr_assert(hak_heap_destroy(heap) == 0);
     }
 }
