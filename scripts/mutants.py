@@ -63,7 +63,7 @@ OPTIONAL = {"after", "planted", "survives"}
 SLOW_SUITES = "docs|fuzz|programs|fault|stress|debugger|plugins|examples"
 # The suites that know most of a module, where that is not just the one of its name.
 SUITES = {"area": "@(home|adapt|limits)", "drain": "@(home|adapt|coarse|region|limits|windows)",
-          "refill": "@(home|api|coarse|large|region|limits|giveback)",
+          "refill": "@(home|api|coarse|large|region|limits|giveback|pocket)",
           "trim": "@(flush_trim|windows|coarse|region|limits|ends|kept)",
           "runs": "@(giveback|home|region)", "mapping": "@(large|misuse|api|windows|kept)",
           "record": "meta", "life": "@(api|home|kept)", "resize": "@(api|limits)",

@@ -138,6 +138,9 @@ static size_t blocks_in_regions(hak_heap_t *heap)
     return blocks;
 }
 
+/* Bytes of a class that are not many: a page, but none where no pocket makes it quick. */
+static size_t most_of(unsigned cls) { return cls < POCKET_CLASSES ? BUSY_BYTES : 0; }
+
 /* Classes that have many blocks at each of several looks move to slabs. One that only has them at
  * times would leave slabs behind that are nearly empty. */
 static void look_for_many(hak_heap_t *heap)
@@ -145,7 +148,7 @@ static void look_for_many(hak_heap_t *heap)
     uint64_t many = 0;
     for (unsigned cls = 0; cls < REGION_CLASSES; cls++) {
         size_t bytes = (size_t)load_relaxed(&heap->region_blocks[cls]) * size_classes[cls].bytes;
-        if (bytes > BUSY_BYTES) many |= (uint64_t)1 << cls;
+        if (bytes > most_of(cls)) many |= (uint64_t)1 << cls;
     }
     /* Relaxed: about. */
     if (load_relaxed(&heap->committed) > BUSY_HEAP) many = UINT64_MAX;

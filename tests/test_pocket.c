@@ -253,6 +253,26 @@ Test(pocket, a_class_with_many_blocks_moves_to_slabs)
     }
 }
 
+/* No pocket makes a class of long blocks quick: in a busy heap slabs do, however few there are. */
+Test(pocket, a_class_of_long_blocks_moves_to_slabs)
+{
+    for (int level = 0; level < CONTRACT_LEVELS; level++)
+        for (size_t bytes = 1025; bytes <= REGION_BLOCK_MAX; bytes += 1023) {
+            hak_heap_t *heap = contract_heap(level, "long");
+            void *block = hak_heap_malloc(heap, bytes), *other = hak_heap_malloc(heap, bytes);
+            cr_assert(is_in_region(block));
+            size_t pairs = 0;
+            for (; is_in_region(block) && pairs < 10000; pairs++) {
+                hak_heap_free(heap, block);
+                block = hak_heap_malloc(heap, bytes);
+            }
+            cr_assert(pairs < 10000, "%zu bytes", bytes);
+            must_be_sound(heap, 2);
+            hak_heap_free(heap, other), hak_heap_free(heap, block);
+            cr_assert(hak_heap_destroy(heap) == 0);
+        }
+}
+
 /* ---- Misuse ---- */
 
 static void free_twice(void *arg)
