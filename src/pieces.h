@@ -21,7 +21,7 @@
  */
 enum {
     PIECES_MOST = 256,
-    PIECES_STAY = 192, /* where there are more the shortest goes, so that there is room */
+    PIECES_STAY = 64, /* where there are more the shortest goes, so that there is room */
     PARTS_MOST = 4,
     PARTS_FROM = 4 * HAK_MIB, /* a shorter block is served in place or mapped afresh: to put it
                                * together takes as long as the faults of some 50 pages */
