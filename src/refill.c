@@ -51,10 +51,13 @@ static bool open_page(hak_heap_t *heap)
     return open_page_of(heap, 0, (uint32_t)hak_min(from, regions));
 }
 
+/* What a hint says of a hole for so many units, at least. */
+static unsigned hint_of(unsigned units) { return (unsigned)hak_min(units, REGION_ROOM); }
+
 /* A hole in an open page: the lowest. A region that has none that is aligned may have others. */
 static void *take_hole(hak_heap_t *heap, unsigned units, unsigned alignment)
 {
-    unsigned hint = (unsigned)hak_min(units, REGION_ROOM);
+    unsigned hint = hint_of(units);
     if (heap_has_no_hole(heap, hint)) return NULL;
     rooms_t *rooms = &heap->region_rooms;
     uint32_t regions = load_acquire(&heap->regions); /* pairs with the release in made_region */
@@ -225,8 +228,7 @@ HAK_INLINE void count_take(hak_heap_t *heap)
 void *refill_hole(hak_heap_t *heap, unsigned cls, size_t alignment)
 {
     unsigned units = size_classes[cls].bytes / REGION_UNIT;
-    bool behind =
-        alignment <= REGION_UNIT && heap_has_no_hole(heap, (unsigned)hak_min(units, REGION_ROOM));
+    bool behind = alignment <= REGION_UNIT && heap_has_no_hole(heap, hint_of(units));
     if (!behind) count_take(heap);
     void *ptr = behind ? take_behind(heap, units) : take_hole(heap, units, units_of(alignment));
     if (HAK_UNLIKELY(!ptr)) ptr = take_from_regions(heap, cls, units_of(alignment));

@@ -235,11 +235,16 @@ HAK_INLINE unsigned first_of(region_t *region, unsigned at, unsigned n, uint32_t
     return at * WORD_UNITS + bit;
 }
 
-/* Units of the hole that begins in a word and reaches its end; 0: none does. */
-static unsigned hole_at_end(const region_t *region, unsigned at)
+/* Free units at the end of a word. */
+static unsigned free_at_end(const region_t *region, unsigned at)
 {
     uint32_t taken = ~free_of(word_at(region, at));
-    unsigned n = taken ? (unsigned)__builtin_clz(taken) : WORD_UNITS;
+    return taken ? (unsigned)__builtin_clz(taken) : WORD_UNITS;
+}
+
+/* Units of the hole that begins with so many at the end of a word. */
+static unsigned hole_from(const region_t *region, unsigned at, unsigned n)
+{
     while (n && ++at < REGION_WORDS) {
         uint32_t ends = ~free_of(word_at(region, at));
         if (ends) return n + (unsigned)__builtin_ctz(ends);
@@ -253,9 +258,8 @@ static HAK_NOINLINE unsigned find_long(region_t *region, unsigned n, unsigned al
 {
     for (unsigned at = 0;
          (at = rooms_next(&region->rooms, at, REGION_WORDS, REGION_ROOM)) < REGION_WORDS; at++) {
-        unsigned have = hole_at_end(region, at), end = (at + 1) * WORD_UNITS;
-        uint32_t taken = ~free_of(word_at(region, at));
-        unsigned first = taken ? end - (unsigned)__builtin_clz(taken) : at * WORD_UNITS;
+        unsigned last = free_at_end(region, at), have = hole_from(region, at, last);
+        unsigned end = (at + 1) * WORD_UNITS, first = end - last;
         unsigned unit = (unsigned)hak_round_up(first, alignment);
         if (unit < end && unit + n <= first + have) return unit;
         /* Shorter holes of the word may be as long as the hint says only if this one is. */

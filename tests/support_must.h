@@ -15,6 +15,14 @@ __attribute__((unused)) static void must_be_sound(const hak_heap_t *heap, size_t
               hak_percpu_mode(), line, contract_stats(heap).live_blocks, live_blocks);
 }
 
+/* Returns the heap. */
+__attribute__((unused)) static hak_heap_t *must_create(const hak_heap_config_t *config)
+{
+    hak_heap_t *heap = hak_heap_create(config);
+    cr_assert(heap != NULL, "%s", hak_error_text(hak_last_error()));
+    return heap;
+}
+
 /* Returns the block. */
 __attribute__((unused)) static void *must_have(void *ptr, size_t size)
 {

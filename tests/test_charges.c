@@ -9,6 +9,7 @@
 #include "heap.h"
 #include "os.h"
 #include "support_contract.h"
+#include "support_must.h"
 #include "support_random.h"
 #include "tls.h"
 #include "validate.h"
@@ -33,9 +34,7 @@ static hak_heap_t *make(int level)
     config.name = "charged";
     config.live_limit = 1 << 30;
     config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
-    hak_heap_t *heap = hak_heap_create(&config);
-    cr_assert(heap != NULL);
-    return heap;
+    return must_create(&config);
 }
 
 /* What is wrong with a heap, or NULL. */

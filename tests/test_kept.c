@@ -4,6 +4,7 @@
 
 #include "heap.h"
 #include "support_contract.h"
+#include "support_must.h"
 
 TestSuite(kept, .timeout = 600);
 
@@ -24,9 +25,7 @@ static hak_heap_t *make(hak_heap_t *parent, size_t live, size_t committed)
     config.live_limit = live;
     config.committed_limit = committed;
     config.on_pressure = parent ? NULL : tell;
-    hak_heap_t *heap = hak_heap_create(&config);
-    cr_assert(heap != NULL, "%s", hak_error_text(hak_last_error()));
-    return heap;
+    return must_create(&config);
 }
 
 static size_t sum_of(const hak_heap_t *heap, unsigned measure)

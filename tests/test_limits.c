@@ -6,6 +6,7 @@
 
 #include "pointer.h"
 #include "support_contract.h"
+#include "support_must.h"
 #include "support_os.h"
 #include "support_random.h"
 #include "support_run.h"
@@ -22,9 +23,7 @@ static hak_heap_t *make(hak_heap_t *parent, size_t limit, int level)
     config.live_limit = limit;
     config.region_bytes = region_bytes;
     config.level = level ? HAK_LEVEL_CHECKED : HAK_LEVEL_FAST;
-    hak_heap_t *heap = hak_heap_create(&config);
-    cr_assert(heap != NULL, "%s", hak_error_text(hak_last_error()));
-    return heap;
+    return must_create(&config);
 }
 
 static hak_usage_t usage_of(const hak_heap_t *heap)

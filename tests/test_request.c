@@ -6,6 +6,7 @@
 
 #include "os.h"
 #include "support_contract.h"
+#include "support_must.h"
 #include "tls.h"
 
 static os_table_t table;
@@ -46,9 +47,7 @@ static hak_heap_t *make(size_t limit)
     hak_heap_config_t config = HAK_HEAP_CONFIG_INIT;
     config.name = "requested";
     config.live_limit = limit;
-    hak_heap_t *heap = hak_heap_create(&config);
-    cr_assert(heap != NULL);
-    return heap;
+    return must_create(&config);
 }
 
 /* The greatest size leaves room for a rounding and an alignment below the end of addresses. */
